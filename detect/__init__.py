@@ -1,0 +1,1 @@
+"""The R-CNN family as one pipeline: train, evaluate, compare, predict, export."""

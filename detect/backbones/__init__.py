@@ -1,0 +1,1 @@
+"""Networks, each cut into a backbone and a trunk."""

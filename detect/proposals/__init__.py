@@ -1,0 +1,1 @@
+"""Where regions come from, and how good they are."""
