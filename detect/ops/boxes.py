@@ -1,0 +1,41 @@
+"""Boxes are plain tensors: xyxy, absolute pixels, float32, x2 and y2 exclusive (no "+1")."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def area(boxes: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b"]:
+    """Width times height, in square pixels; zero for an inverted box."""
+    width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).unbind(-1)
+    return width * height
+
+
+def intersection_matrix(a: Float[Tensor, "*b n 4"], b: Float[Tensor, "*b m 4"]) -> Float[Tensor, "*b n m"]:
+    """Area that each box of `a` shares with each box of `b`, in square pixels."""
+    ax1, ay1, ax2, ay2 = a.unsqueeze(-2).unbind(-1)
+    bx1, by1, bx2, by2 = b.unsqueeze(-3).unbind(-1)
+    # One coordinate at a time: the temporaries are matrices, never matrices of points.
+    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_(min=0)
+    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp_(min=0)
+    return width.mul_(height)
+
+
+def iou_matrix(a: Float[Tensor, "*b n 4"], b: Float[Tensor, "*b m 4"]) -> Float[Tensor, "*b n m"]:
+    """Intersection over union of each box of `a` with each box of `b`; zero where both are empty."""
+    intersection = intersection_matrix(a, b)
+    union = area(a).unsqueeze(-1) + area(b).unsqueeze(-2) - intersection
+    return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
+
+
+def clip(boxes: Float[Tensor, "B n 4"], sizes: Int[Tensor, "B 2"]) -> Float[Tensor, "B n 4"]:
+    """Boxes cut at the borders of their image; `sizes` holds heights and widths."""
+    limits = sizes.to(boxes.dtype).flip(-1).repeat(1, 2)[:, None]
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def large_enough(boxes: Float[Tensor, "*b 4"], min_size: float) -> Bool[Tensor, "*b"]:
+    """Whether both sides are at least `min_size` pixels."""
+    return ((boxes[..., 2:] - boxes[..., :2]) >= min_size).all(dim=-1)

@@ -1,0 +1,83 @@
+"""Greedy non-maximum suppression of many padded lists at once, without a data-dependent shape.
+
+Equal to `torchvision.ops.nms` on each list. On the CPU a compiled loop skips what is suppressed already; elsewhere the
+same answer is the fixpoint of one matrix operation, so that the GPU is never waited for.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from detect.ops.boxes import iou_matrix
+
+# Sweep k settles every box whose chain of suppressors is at most k long: thousands of real boxes need fewer than ten.
+SWEEPS = 32
+
+
+def nms(
+    boxes: Float[Tensor, "*b n 4"],
+    valid: Bool[Tensor, "*b n"],
+    iou_threshold: float,
+    groups: Int[Tensor, "*b n"] | None = None,
+) -> Bool[Tensor, "*b n"]:
+    """Which boxes survive, in each list by itself.
+
+    Args:
+        boxes: xyxy, **best first** within each list.
+        valid: padding and boxes that are out of the game are False: they neither survive nor suppress.
+        iou_threshold: a box goes when its IoU with a better survivor is greater than this.
+        groups: boxes suppress each other only within a group (a class, say).
+    """
+    if groups is None:
+        groups = torch.zeros_like(valid, dtype=torch.int64)
+    boxes = boxes.detach().float()
+    if boxes.device.type == "cpu":
+        return _nms_cpu(boxes, valid, groups, iou_threshold)
+    return _nms_fixpoint(boxes, valid, groups, iou_threshold)
+
+
+def _nms_fixpoint(boxes: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """A box is kept unless a kept, better one suppresses it: iterated from "all are kept" until nothing changes."""
+    suppresses = (iou_matrix(boxes, boxes) > iou_threshold) & (groups.unsqueeze(-1) == groups.unsqueeze(-2))
+    suppresses = suppresses.triu_(diagonal=1)
+    keep = valid
+    for _ in range(SWEEPS):
+        keep = valid & ~(suppresses & keep.unsqueeze(-1)).any(dim=-2)
+    return keep
+
+
+@torch.library.custom_op("detect::nms_cpu", mutates_args=(), device_types="cpu")
+def _nms_cpu(boxes: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    shape = valid.shape
+    sides = boxes.reshape(-1, shape[-1], 4).permute(2, 0, 1).contiguous().numpy()
+    keep = valid.reshape(-1, shape[-1]).clone()
+    _greedy(*sides, groups.reshape(-1, shape[-1]).contiguous().numpy(), np.float32(iou_threshold), keep.numpy())
+    return keep.reshape(shape)
+
+
+@_nms_cpu.register_fake
+def _(boxes: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    return torch.empty_like(valid)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _greedy(x1, y1, x2, y2, groups, threshold, keep):
+    """Clears `keep` of what a better survivor suppresses. Branch-free inside, so that it becomes SIMD."""
+    zero = np.float32(0)
+    for row in range(keep.shape[0]):
+        kept, group = keep[row], groups[row]
+        left, top, right, bottom = x1[row], y1[row], x2[row], y2[row]
+        area = (right - left) * (bottom - top)
+        for i in range(kept.size):
+            if not kept[i]:
+                continue
+            for j in range(i + 1, kept.size):
+                width = max(zero, min(right[i], right[j]) - max(left[i], left[j]))
+                height = max(zero, min(bottom[i], bottom[j]) - max(top[i], top[j]))
+                shared = width * height
+                overlaps = shared / (area[i] + area[j] - shared) > threshold
+                kept[j] &= not (overlaps & (group[i] == group[j]))

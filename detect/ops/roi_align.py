@@ -1,0 +1,260 @@
+"""RoIAlign over several feature levels at once (He et al. 2017, Mask R-CNN, §3), without a data-dependent shape.
+
+Equal to `torchvision.ops.roi_align` on the level of each region. On the CPU a compiled kernel reads channels-last
+features, whose channels are contiguous, and uses every core. Elsewhere all levels are laid side by side on one canvas, so
+that a single call of torchvision's kernel pools them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+
+def multilevel_roi_align(
+    features: Sequence[Float[Tensor, "B C _ _"]],
+    strides: Sequence[int],
+    boxes: Float[Tensor, "B S 4"],
+    levels: Int[Tensor, "B S"],
+    size: int,
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+) -> Float[Tensor, "N C p p"]:
+    """Pools `size` × `size` bilinear averages from each box, N = B · S.
+
+    Args:
+        features: one map a level, of the same B and C.
+        strides: pixels of the image a cell of each level.
+        boxes: xyxy in pixels of the image, within the image.
+        levels: the level that each box is pooled from.
+        sampling_ratio: samples a bin, along each side; 0 takes as many as the bin has cells.
+        aligned: shift the samples by half a cell, which is the exact place (detectron2's "RoIAlign v2").
+    """
+    scales = torch.tensor([1 / stride for stride in strides], device=boxes.device)
+    regions = boxes.float() * scales[levels].unsqueeze(-1) - (0.5 if aligned else 0.0)
+    if boxes.device.type == "cpu":
+        maps = [level.float() for level in features]
+        pooled = _pool_cpu(maps, regions, levels, size, sampling_ratio, aligned)
+    else:
+        pooled = _pool_on_canvas(features, regions, levels, size, sampling_ratio, aligned)
+    return pooled.to(features[0].dtype)
+
+
+# ---- one canvas for all levels, one call -----------------------------------------------------------------------------
+
+
+def _pool_on_canvas(
+    features: Sequence[Tensor], regions: Tensor, levels: Tensor, size: int, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    """Level 0 at the left, the smaller ones below each other at its right, each within its own replicated border.
+
+    A bilinear sample may lie up to one cell outside a map, where it takes the border's value: hence the border.
+    """
+    framed = [F.pad(level, (1, 1, 1, 1), mode="replicate") for level in features]
+    first, rest = framed[0], framed[1:]
+    origins = [(1, 1)]
+    if rest:
+        width = max(level.shape[-1] for level in rest)
+        column = torch.cat([F.pad(level, (0, width - level.shape[-1])) for level in rest], dim=-2)
+        height = max(first.shape[-2], column.shape[-2])
+        columns = [F.pad(part, (0, 0, 0, height - part.shape[-2])) for part in (first, column)]
+        top = 1
+        for level in rest:
+            origins.append((first.shape[-1] + 1, top))
+            top += level.shape[-2]
+        canvas = torch.cat(columns, dim=-1)
+    else:
+        canvas = first
+    # torchvision's kernel takes off the half cell itself.
+    shift = torch.tensor(origins, device=regions.device, dtype=regions.dtype)[levels] + (0.5 if aligned else 0.0)
+    image = torch.arange(len(regions), device=regions.device, dtype=regions.dtype)[:, None].expand(levels.shape)
+    rois = torch.cat([image[..., None], regions + shift.repeat(1, 1, 2)], dim=-1).flatten(0, 1)
+    return roi_align(canvas, rois.to(canvas.dtype), size, 1.0, sampling_ratio, aligned)
+
+
+# ---- the kernel for the CPU ------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("detect::roi_align_cpu", mutates_args=(), device_types="cpu")
+def _pool_cpu(
+    features: Sequence[Tensor], regions: Tensor, levels: Tensor, size: int, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    maps = tuple(_channels_last(level) for level in features)
+    count, channels = levels.numel(), features[0].shape[1]
+    pooled = np.zeros((count, size, size, channels), np.float32)
+    rois, images, level_of = _flat(regions, levels)
+    _in_threads(
+        count,
+        lambda start, stop: _pool(maps, rois, images, level_of, pooled, sampling_ratio, aligned, start, stop),
+    )
+    return torch.from_numpy(pooled).permute(0, 3, 1, 2)
+
+
+@_pool_cpu.register_fake
+def _(features, regions, levels, size, sampling_ratio, aligned):
+    return regions.new_empty(levels.numel(), size, size, features[0].shape[1]).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("detect::roi_align_cpu_backward", mutates_args=(), device_types="cpu")
+def _pool_cpu_backward(
+    gradient: Tensor,
+    regions: Tensor,
+    levels: Tensor,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> list[Tensor]:
+    channels = gradient.shape[1]
+    maps = tuple(
+        np.zeros((len(regions), height, width, channels), np.float32)
+        for height, width in zip(heights, widths, strict=True)
+    )
+    rois, images, level_of = _flat(regions, levels)
+    upstream = _channels_last(gradient)
+    # The threads share the maps, so each takes some of the channels.
+    _in_threads(
+        channels,
+        lambda start, stop: _scatter(maps, rois, images, level_of, upstream, sampling_ratio, aligned, start, stop),
+    )
+    return [torch.from_numpy(level).permute(0, 3, 1, 2) for level in maps]
+
+
+@_pool_cpu_backward.register_fake
+def _(gradient, regions, levels, heights, widths, sampling_ratio, aligned):
+    return [
+        gradient.new_empty(len(regions), height, width, gradient.shape[1]).permute(0, 3, 1, 2)
+        for height, width in zip(heights, widths, strict=True)
+    ]
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    features, regions, levels, _, ctx.sampling_ratio, ctx.aligned = inputs
+    ctx.save_for_backward(regions, levels)
+    ctx.sizes = [level.shape[-2] for level in features], [level.shape[-1] for level in features]
+
+
+def _backward(ctx, gradient):
+    regions, levels = ctx.saved_tensors
+    gradients = _pool_cpu_backward(gradient, regions, levels, *ctx.sizes, ctx.sampling_ratio, ctx.aligned)
+    return gradients, None, None, None, None, None
+
+
+_pool_cpu.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _channels_last(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _flat(regions: Tensor, levels: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The regions one after the other, with the image and the level of each."""
+    images = torch.arange(len(levels))[:, None].expand(levels.shape)
+    return regions.detach().reshape(-1, 4).numpy(), images.reshape(-1).numpy(), levels.reshape(-1).numpy()
+
+
+@cache
+def _pool_of_threads(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="roi_align")
+
+
+def _in_threads(count: int, work: Callable[[int, int], None]) -> None:
+    """Runs `work(start, stop)` over parts of `range(count)`, on as many threads as torch uses."""
+    threads = max(1, min(torch.get_num_threads(), count))
+    bounds = [count * part // threads for part in range(threads + 1)]
+    if threads == 1:
+        work(0, count)
+    else:
+        list(_pool_of_threads(threads).map(work, bounds[:-1], bounds[1:]))
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _bin(roi, size, sampling_ratio, aligned):
+    """Corner, side of a bin and samples a bin of one region, along y and x."""
+    width, height = roi[2] - roi[0], roi[3] - roi[1]
+    if not aligned:
+        width, height = max(width, np.float32(1)), max(height, np.float32(1))
+    bin_h, bin_w = height / np.float32(size), width / np.float32(size)
+    if sampling_ratio > 0:
+        return bin_h, bin_w, sampling_ratio, sampling_ratio
+    return bin_h, bin_w, max(1, int(np.ceil(bin_h))), max(1, int(np.ceil(bin_w)))
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _position(corner, side, index, sample, samples):
+    """Where a sample of bin `index` lies, in cells."""
+    return corner + np.float32(index) * side + (np.float32(sample) + np.float32(0.5)) * side / np.float32(samples)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _taps(position, length):
+    """The two cells around a sample and their weights; no weight far outside (or for NaN)."""
+    if not (position >= -1.0 and position <= length):
+        return 0, 0, np.float32(0), np.float32(0)
+    position = max(position, np.float32(0))
+    low = int(position)
+    if low >= length - 1:
+        return length - 1, length - 1, np.float32(1), np.float32(0)
+    fraction = np.float32(position - np.float32(low))
+    return low, low + 1, np.float32(1) - fraction, fraction
+
+
+@numba.njit(cache=True, nogil=True)
+def _pool(maps, rois, images, level_of, pooled, sampling_ratio, aligned, start, stop):
+    """Fills `pooled[start:stop]`; a sample is four rows of channels, each added with its weight."""
+    size, channels = pooled.shape[1], pooled.shape[3]
+    for n in range(start, stop):
+        roi, level = rois[n], maps[level_of[n]]
+        image, height, width = level[images[n]], level.shape[1], level.shape[2]
+        bin_h, bin_w, samples_h, samples_w = _bin(roi, size, sampling_ratio, aligned)
+        share = np.float32(1) / np.float32(samples_h * samples_w)
+        for row in range(size):
+            for column in range(size):
+                out = pooled[n, row, column]
+                for i in range(samples_h):
+                    y = _position(roi[1], bin_h, row, i, samples_h)
+                    y0, y1, top, bottom = _taps(y, height)
+                    for j in range(samples_w):
+                        x = _position(roi[0], bin_w, column, j, samples_w)
+                        x0, x1, left, right = _taps(x, width)
+                        a, b = top * left * share, top * right * share
+                        c, d = bottom * left * share, bottom * right * share
+                        for k in range(channels):
+                            out[k] += a * image[y0, x0, k] + b * image[y0, x1, k]
+                            out[k] += c * image[y1, x0, k] + d * image[y1, x1, k]
+
+
+@numba.njit(cache=True, nogil=True)
+def _scatter(maps, rois, images, level_of, gradient, sampling_ratio, aligned, start, stop):
+    """Adds the gradient of the channels start … stop to the cells that `_pool` read."""
+    size = gradient.shape[1]
+    for n in range(len(rois)):
+        roi, level = rois[n], maps[level_of[n]]
+        image, height, width = level[images[n]], level.shape[1], level.shape[2]
+        bin_h, bin_w, samples_h, samples_w = _bin(roi, size, sampling_ratio, aligned)
+        share = np.float32(1) / np.float32(samples_h * samples_w)
+        for row in range(size):
+            for column in range(size):
+                upstream = gradient[n, row, column]
+                for i in range(samples_h):
+                    y = _position(roi[1], bin_h, row, i, samples_h)
+                    y0, y1, top, bottom = _taps(y, height)
+                    for j in range(samples_w):
+                        x = _position(roi[0], bin_w, column, j, samples_w)
+                        x0, x1, left, right = _taps(x, width)
+                        a, b = top * left * share, top * right * share
+                        c, d = bottom * left * share, bottom * right * share
+                        for k in range(start, stop):
+                            image[y0, x0, k] += a * upstream[k]
+                            image[y0, x1, k] += b * upstream[k]
+                            image[y1, x0, k] += c * upstream[k]
+                            image[y1, x1, k] += d * upstream[k]
