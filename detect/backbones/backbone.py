@@ -1,0 +1,110 @@
+"""What every network gives: features of the image, and a trunk that turns the features of a region into a vector.
+
+A CNN is trunk ∘ backbone. The backbone runs once an image, the trunk once a region; where a network is cut is the
+choice of its own file. A new network is a new file with a description (`CNN`), a `Backbone` and, maybe, a `Trunk`.
+
+Letters of the shapes: B images, H and W pixels of the canvas, N regions, p cells of a pooled region,
+c channels, h and w cells of a feature map.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detect.backbones.norm import freeze
+from detect.errors import UserError
+
+TrainStages = Literal[0, 1, 2, 3, 4, 5]
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureInfo:
+    """What one feature map of a backbone looks like."""
+
+    channels: int
+    stride: int
+    """Pixels of the canvas from one cell to the next, along each axis."""
+
+
+class Backbone(nn.Module):
+    """The part of a network that sees the whole image.
+
+    It takes pixels that are normalised already, (RGB - mean) / std. The two are buffers, so that a checkpoint carries
+    them; by default they are ImageNet's, with which torchvision trained all the weights that `weights:` can name.
+    """
+
+    mean: Float[Tensor, " 3"]
+    """Of each channel, on the scale 0 … 255."""
+    std: Float[Tensor, " 3"]
+    """Of each channel, on the scale 0 … 255."""
+
+    def __init__(self, features: tuple[FeatureInfo, ...]) -> None:
+        super().__init__()
+        self.features = features
+        """One entry for each map that `forward` gives, finest first."""
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD))
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _c _h _w"]]:
+        """The feature maps. H and W must be multiples of 32; a map of stride s has ⌈H / s⌉ × ⌈W / s⌉ cells."""
+        raise NotImplementedError
+
+
+class SingleScaleBackbone(Backbone):
+    """A backbone that gives the output of its last stage only, at stride 16."""
+
+    def __init__(self, stages: OrderedDict[str, nn.Sequential], channels: int) -> None:
+        super().__init__((FeatureInfo(channels, stride=16),))
+        self.body = nn.Sequential(stages)
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _c _h _w"]]:
+        """One map at stride 16."""
+        return [self.body(pixels)]
+
+
+class Trunk(nn.Module):
+    """The part of a network that sees one pooled region.
+
+    A region has `channels_in` channels and `pooled` × `pooled` cells; it becomes a vector of `channels` numbers.
+    """
+
+    def __init__(self, channels_in: int, pooled: int, channels: int) -> None:
+        super().__init__()
+        self.channels_in = channels_in
+        self.pooled = pooled
+        self.channels = channels
+
+    def forward(self, regions: Float[Tensor, "N c p p"]) -> Float[Tensor, "N channels"]:
+        """One vector a region; N may be 0."""
+        raise NotImplementedError
+
+
+class CNN(ABC):
+    """The description of a network, to be filled from YAML; each network is a frozen dataclass of its own."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def build(self) -> tuple[Backbone, Trunk | None]:
+        """The network, cut in two. There is no trunk where the box head brings its own layers (FPN).
+
+        Raises `UserError` where the weights cannot be had or do not fit.
+        """
+
+
+def freeze_bottom(stages: list[nn.Sequential], train_stages: TrainStages) -> None:
+    """Freeze, in place, all stages but the last `train_stages`."""
+    if not 0 <= train_stages <= len(stages):
+        raise UserError(f"train_stages: {train_stages}: the network has {len(stages)} stages; give 0 … {len(stages)}")
+    for stage in stages[: len(stages) - train_stages]:
+        freeze(stage)

@@ -1,0 +1,95 @@
+"""ResNet (He et al. 2016), cut after stage 4 (C4, the paper's appendix A) or given whole to a pyramid."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision import models
+
+from detect.backbones.backbone import (
+    CNN,
+    Backbone,
+    FeatureInfo,
+    SingleScaleBackbone,
+    TrainStages,
+    Trunk,
+    freeze_bottom,
+)
+from detect.backbones.fpn import FPN
+from detect.backbones.norm import Norm, norm_layer
+from detect.backbones.weights import load_weights
+
+
+@dataclass(frozen=True, slots=True)
+class ResNet(CNN):
+    """ResNet of 18 … 152 layers, in torchvision's form: the 3×3 convolution of a bottleneck has the stride."""
+
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    fpn: bool = True
+    """With the pyramid: maps at strides 4, 8, 16, 32 and 64, and no trunk. Without: one map at stride 16 (C4), and
+    stage 5 with its average pool as the trunk, which takes regions of 14×14."""
+    norm: Norm = "frozen"
+    """Frozen statistics mean something only with weights, or in a checkpoint; from scratch, take `batch` or `group`.
+    The pyramid has the norm of the network, but none where that is frozen, as published detectors have it."""
+    train_stages: TrainStages = 3
+    """How many of the five stages learn, counted from res5; the others stay as loaded. The first is conv1."""
+    weights: str | None = None
+    """A name of torchvision's (`IMAGENET1K_V1`), a file with a state dict of torchvision's ResNet, or nothing."""
+
+    def build(self) -> tuple[Backbone, Trunk | None]:
+        """The network with a pyramid and no trunk, or cut in two after stage 4."""
+        name = f"resnet{self.depth}"
+        network = models.get_model(name, norm_layer=norm_layer(self.norm))
+        if self.weights is not None:
+            load_weights(network, self.weights, name)
+
+        stages = _stages(network)
+        freeze_bottom(list(stages.values()), self.train_stages)
+        channels = [64, 128, 256, 512] if self.depth < 50 else [256, 512, 1024, 2048]
+        if self.fpn:
+            return ResNetFPN(stages, FPN(channels, norm=None if self.norm == "frozen" else self.norm)), None
+        _, res5 = stages.popitem()
+        return SingleScaleBackbone(stages, channels[-2]), ResNetTrunk(res5, channels[-2], channels[-1])
+
+
+class ResNetFPN(Backbone):
+    """C2 … C5 of a ResNet, made P2 … P6 by a pyramid."""
+
+    def __init__(self, stages: OrderedDict[str, nn.Sequential], fpn: FPN) -> None:
+        super().__init__(tuple(FeatureInfo(fpn.channels, stride) for stride in (4, 8, 16, 32, 64)))
+        self.body = nn.ModuleDict(stages)
+        self.fpn = fpn
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _c _h _w"]]:
+        """Five maps of 256 channels at strides 4, 8, 16, 32 and 64."""
+        c1 = self.body["stem"](pixels)
+        c2 = self.body["layer1"](c1)
+        c3 = self.body["layer2"](c2)
+        c4 = self.body["layer3"](c3)
+        c5 = self.body["layer4"](c4)
+        return self.fpn([c2, c3, c4, c5])
+
+
+class ResNetTrunk(Trunk):
+    """Stage 5, which halves 14×14 to 7×7, and the mean over what remains."""
+
+    def __init__(self, res5: nn.Sequential, channels_in: int, channels: int) -> None:
+        super().__init__(channels_in, pooled=14, channels=channels)
+        self.layer4 = res5
+
+    def forward(self, regions: Float[Tensor, "N c p p"]) -> Float[Tensor, "N channels"]:
+        """The averaged res5 of every region."""
+        return self.layer4(regions).mean(dim=(2, 3))
+
+
+def _stages(network: models.ResNet) -> OrderedDict[str, nn.Sequential]:
+    """The five stages, by torchvision's names; the stem's own layers have them too."""
+    stem = OrderedDict((name, getattr(network, name)) for name in ("conv1", "bn1", "relu", "maxpool"))
+    stages = OrderedDict(stem=nn.Sequential(stem))
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        stages[name] = getattr(network, name)
+    return stages

@@ -1,0 +1,66 @@
+"""VGG (Simonyan and Zisserman 2015), cut as in Fast R-CNN (Girshick 2015, §2.2): before the last max-pool."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import get_model
+
+from detect.backbones.backbone import CNN, SingleScaleBackbone, TrainStages, Trunk, freeze_bottom
+from detect.backbones.norm import freeze_batch_norms
+from detect.backbones.weights import load_weights
+
+
+@dataclass(frozen=True, slots=True)
+class VGG(CNN):
+    """VGG of 11, 13, 16 or 19 layers. Region pooling, 7×7, takes the place of the last max-pool."""
+
+    depth: Literal[11, 13, 16, 19] = 16
+    norm: Literal["none", "frozen", "batch"] = "none"
+    """The paper has no norm. Frozen statistics mean something only with weights, or in a checkpoint."""
+    train_stages: TrainStages = 3
+    """How many of the stages conv1 … conv5 learn, counted from conv5; the others stay as loaded. fc6 and fc7 always
+    learn. The default is Fast R-CNN's: conv3_1 and up (§4.5)."""
+    weights: str | None = None
+    """A name of torchvision's (`IMAGENET1K_V1`), a file with a state dict of torchvision's VGG, or nothing."""
+
+    def build(self) -> tuple[SingleScaleBackbone, VGGTrunk]:
+        """The network as a backbone of stride 16 and 512 channels, and a trunk that gives 4096."""
+        name = f"vgg{self.depth}" if self.norm == "none" else f"vgg{self.depth}_bn"
+        network = get_model(name, init_weights=self.weights is None)
+        if self.weights is not None:
+            load_weights(network, self.weights, name)
+        if self.norm == "frozen":
+            freeze_batch_norms(network)
+
+        stages = _stages(network.features)
+        freeze_bottom(list(stages.values()), self.train_stages)
+        return SingleScaleBackbone(stages, channels=512), VGGTrunk(network.classifier)
+
+
+class VGGTrunk(Trunk):
+    """fc6 and fc7, each with ReLU and dropout."""
+
+    def __init__(self, classifier: nn.Sequential) -> None:
+        super().__init__(channels_in=512, pooled=7, channels=4096)
+        self.fc6, self.fc7 = classifier[0], classifier[3]
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, regions: Float[Tensor, "N 512 7 7"]) -> Float[Tensor, "N 4096"]:
+        """fc7 of every region."""
+        vectors = self.dropout(F.relu(self.fc6(regions.flatten(1))))
+        return self.dropout(F.relu(self.fc7(vectors)))
+
+
+def _stages(layers: nn.Sequential) -> OrderedDict[str, nn.Sequential]:
+    """conv1 … conv5; all but the first begin with the max-pool that halves their input."""
+    pools = [place for place, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    starts = [0, *pools[:-1]]
+    return OrderedDict(
+        (f"conv{i}", layers[start:end]) for i, (start, end) in enumerate(zip(starts, pools, strict=True), start=1)
+    )

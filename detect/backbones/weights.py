@@ -1,0 +1,107 @@
+"""Weights of a whole network, from a file: torchvision's, fetched beforehand, or the user's own."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from detect.errors import UserError
+
+FILES = (".pth", ".pt", ".safetensors")
+CLASSIFIER = ("fc.", "classifier.6.")
+"""The layer that names ImageNet's classes, in a ResNet and in a VGG: no detector has it."""
+
+
+def load_weights(network: nn.Module, weights: str, architecture: str) -> None:
+    """Fill a network of torchvision's, in place, all but its last layer.
+
+    `weights` is a file with a state dict that has torchvision's keys, or the name of published weights, with or without
+    its class: `ResNet50_Weights.IMAGENET1K_V1`, `IMAGENET1K_V1`, `DEFAULT`. A name is looked up in torch.hub's folder
+    of checkpoints and never downloaded. `architecture` is torchvision's name of the network, as `resnet50`.
+
+    Raises `UserError` where there is no such name or file, where the file is no plain state dict (it is never
+    unpickled), and where keys, shapes or values do not fit.
+    """
+    is_file = weights.endswith(FILES)
+    path = Path(weights).expanduser() if is_file else _published(weights, architecture, network)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a state dict as {', '.join(FILES)}, or a name of torchvision's")
+    state = {key: value for key, value in _read(path).items() if not key.startswith(CLASSIFIER)}
+    _check(network, state, path, architecture)
+    network.load_state_dict(state, strict=False)
+
+
+def _published(name: str, architecture: str, network: nn.Module) -> Path:
+    """Where torch.hub keeps the weights of that name."""
+    names = get_model_weights(architecture)
+    # Weights without categories have no fully connected layers either, and VGG's trunk needs those.
+    published = {key: entry for key, entry in names.__members__.items() if entry.meta["categories"]}
+    entry = published.get(name.removeprefix(f"{names.__name__}."))
+    if entry is None:
+        raise UserError(f"weights: {name}: give one of {', '.join(published)}, or a {', '.join(FILES)} file")
+    if any(isinstance(module, nn.GroupNorm) for module in network.modules()):
+        raise UserError(f"weights: {name} are for batch norm; set norm to frozen or batch, or give a file")
+    path = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
+    if not path.is_file():
+        raise UserError(f"weights: {name} are not on this machine; download {entry.url} to {path}")
+    return path
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            _refuse_compressed(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path}: to read this format, pip install safetensors, or save the weights as .pth") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever a parser of foreign bytes may raise
+        raise UserError(f"{path}: no readable weights ({type(error).__name__}); get the file again") from error
+
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided and value.is_cpu
+        for key, value in state.items()
+    ):
+        raise UserError(f"{path}: holds more than a state dict of tensors; save the network's state_dict() alone")
+    return state
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch.save never compresses: a zip that says it unpacks to more than it holds is made to fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise UserError(f"{path}: unpacks to more than its size, which torch.save never writes; get another file")
+
+
+def _check(network: nn.Module, state: dict[str, Tensor], path: Path, architecture: str) -> None:
+    wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(CLASSIFIER)}
+    # Files older than batch norm's count of batches lack it, and frozen batch norm has none.
+    missing, unexpected = (
+        [key for key in keys if key not in others and not key.endswith("num_batches_tracked")]
+        for keys, others in ((wanted, state), (state, wanted))
+    )
+    if missing or unexpected:
+        counts = [
+            f"{len(keys)} keys are {what}, {keys[0]!r} first"
+            for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
+            if keys
+        ]
+        raise UserError(f"{path}: does not fit {architecture}: {'; '.join(counts)}; check depth and norm")
+
+    for key in wanted.keys() & state.keys():
+        value, shape = state[key], wanted[key].shape
+        if value.shape != shape or value.is_complex():
+            raise UserError(f"{path}: {key} is {value.dtype} {[*value.shape]}, not {[*shape]}; check depth and norm")
+        if not value.float().isfinite().all():
+            raise UserError(f"{path}: {key} holds values that are not finite; get another file")
