@@ -35,7 +35,7 @@ def evaluate_voc(dataset: Dataset, predictions: Sequence[Prediction], *, iou: fl
 
     A detection belongs to the truth of its class that it overlaps most. It is right if the overlap is at least `iou`
     and no detection of a higher score took that truth before. Difficult truths, and crowd regions, count neither way:
-    they are not missed, and what belongs to them is no mistake. Equal scores keep the order of the images, and that within each.
+    they are not missed, and what belongs to them is no mistake. Equal scores keep the order of the images.
 
     Returns:
         `VOC07`: the precision averaged over the recalls 0, 0.1 … 1, as until 2009; `VOC`: the area under the curve, as

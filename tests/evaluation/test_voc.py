@@ -142,7 +142,5 @@ def test_against_the_devkits_loop(case_of, seed):
             )
             for p in predictions
         }
-        found = {
-            r.id: found[r.id] for r in dataset.records if r.id in found
-        }  # equal scores: in the order of the images
+        found = {r.id: found[r.id] for r in dataset.records if r.id in found}  # as equal scores are ordered
         assert per_class[name] == pytest.approx(devkit(truths, found, 0.4), abs=1e-12)
