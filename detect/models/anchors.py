@@ -1,0 +1,61 @@
+"""Anchors: the boxes of fixed sizes and ratios at every cell of the feature maps (Ren et al. 2015, §3.1.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class AnchorGenerator(nn.Module):
+    """The anchors of all levels, one level after the other, each in the order row, column, shape.
+
+    Args:
+        strides: pixels a cell, one for each level.
+        sizes: square roots of the anchors' areas in pixels, a tuple for each level. Feature pyramids have one size
+            a level (Lin et al. 2017, §4.1), a single map has several.
+        ratios: height over width, the same on every level.
+        offset: where in its cell an anchor is centred, 0 its corner and 0.5 its middle.
+        rounded: round the shapes to whole pixels, as torchvision does.
+    """
+
+    def __init__(
+        self,
+        strides: Sequence[int],
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        offset: float = 0.0,
+        rounded: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(strides) != len(sizes):
+            raise ValueError(f"{len(strides)} levels need as many tuples of anchor sizes, not {len(sizes)}")
+        if len({len(level) for level in sizes}) != 1:
+            raise ValueError("every level needs the same number of anchor sizes")
+        self.strides = tuple(strides)
+        self.offset = offset
+        self.per_cell = len(sizes[0]) * len(ratios)
+        shapes = torch.stack([_shapes(level, ratios) for level in sizes])
+        self.register_buffer("shapes", shapes.round() if rounded else shapes, persistent=False)
+
+    def forward(self, features: Sequence[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "A 4"]:
+        """The anchors for maps of these sizes, xyxy in pixels of the canvas; some reach beyond it."""
+        levels = []
+        for level, stride, shapes in zip(features, self.strides, self.shapes, strict=True):
+            height, width = level.shape[-2:]
+            y = (torch.arange(height, device=shapes.device) + self.offset) * stride
+            x = (torch.arange(width, device=shapes.device) + self.offset) * stride
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
+            levels.append((centres + shapes).reshape(-1, 4))
+        return torch.cat(levels)
+
+
+def _shapes(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:
+    """Anchors around the origin: for each ratio every size."""
+    size = torch.tensor(sizes, dtype=torch.float32)
+    stretch = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]
+    height, width = (stretch * size).flatten(), (size / stretch).flatten()
+    return torch.stack([-width, -height, width, height], dim=-1) / 2

@@ -1,0 +1,43 @@
+"""Boxes as offsets from reference boxes (Girshick et al. 2014, R-CNN, Appendix C)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# The largest log-scale that is decoded: a box 62.5 times its reference. Keeps exp() finite in early training.
+MAX_LOG_SCALE = math.log(1000 / 16)
+
+
+@dataclass(frozen=True, slots=True)
+class BoxCoder:
+    """Encodes boxes as (dx, dy, dw, dh) relative to references, times `weights`, and back."""
+
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+
+    def encode(self, boxes: Float[Tensor, "*b 4"], references: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
+        """The deltas that lead from `references` to `boxes`; sides are held above a thousandth of a pixel."""
+        cx, cy, w, h = _centre_form(boxes)
+        rx, ry, rw, rh = _centre_form(references)
+        deltas = torch.stack([(cx - rx) / rw, (cy - ry) / rh, (w / rw).log(), (h / rh).log()], dim=-1)
+        return deltas * deltas.new_tensor(self.weights)
+
+    def decode(self, deltas: Float[Tensor, "*b 4"], references: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
+        """The boxes to which `deltas` lead from `references`, in float32."""
+        dx, dy, dw, dh = (deltas.float() / deltas.new_tensor(self.weights, dtype=torch.float32)).unbind(-1)
+        x1, y1, x2, y2 = references.float().unbind(-1)
+        w, h = x2 - x1, y2 - y1
+        cx, cy = dx * w + (x1 + 0.5 * w), dy * h + (y1 + 0.5 * h)
+        half_w, half_h = 0.5 * w * dw.clamp(max=MAX_LOG_SCALE).exp(), 0.5 * h * dh.clamp(max=MAX_LOG_SCALE).exp()
+        return torch.stack([cx - half_w, cy - half_h, cx + half_w, cy + half_h], dim=-1)
+
+
+def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centre and sides. Padded boxes have no sides: a floor keeps their deltas, which nobody uses, finite."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    w, h = (x2 - x1).clamp(min=1e-3), (y2 - y1).clamp(min=1e-3)
+    return x1 + 0.5 * w, y1 + 0.5 * h, w, h

@@ -1,0 +1,185 @@
+"""The R-CNN family on one screen: proposals → region pooling → trunk → scores and boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detect.backbones import Backbone, Trunk
+from detect.models.box_coder import BoxCoder
+from detect.models.box_head import BoxPredictor
+from detect.models.losses import box_regression_loss, classification_loss
+from detect.models.matcher import Matcher, match
+from detect.models.postprocess import PostprocessOptions, postprocess
+from detect.models.region_pooling import RegionPooling
+from detect.models.rpn import RPN, ProposalCounts, RPNOutput
+from detect.models.sampler import Sampler
+from detect.structures import Batch, Detections, Images, Proposals, Samples, Targets
+
+Part = Literal["rpn", "boxes"]
+Losses = dict[str, Float[Tensor, ""]]
+
+
+@dataclass(frozen=True, slots=True)
+class BoxOptions:
+    """What can be chosen of the second stage.
+
+    Args:
+        samples: regions an image in the loss.
+        positive_fraction: the largest share of objects among them.
+        positive_iou: regions with at least this IoU with a truth are objects.
+        negative_iou: regions below this IoU are background.
+        class_wise: four deltas for every class, or the same four for all.
+        delta_weights: factors of (dx, dy, dw, dh) that give the targets unit variance.
+        beta: where smooth L1 turns from square to straight.
+    """
+
+    samples: int = 512
+    positive_fraction: float = 0.25
+    positive_iou: float = 0.5
+    negative_iou: float = 0.5
+    class_wise: bool = True
+    delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    beta: float = 1 / 9
+
+
+class Detector(nn.Module):
+    """The stages of every R-CNN; the members of the family differ only in what they put here.
+
+    Args:
+        num_classes: C, without background.
+        backbone: features of the whole image.
+        rpn: proposes regions from the features; without it they come with the batch.
+        pooling: features of each region.
+        trunk: a vector from the features of a region.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Backbone,
+        rpn: RPN | None,
+        pooling: RegionPooling,
+        trunk: Trunk,
+        boxes: BoxOptions | None = None,
+        detections: PostprocessOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.options = boxes or BoxOptions()
+        self.detections = detections or PostprocessOptions()
+        self.backbone, self.rpn, self.pooling, self.trunk = backbone, rpn, pooling, trunk
+        self.predictor = BoxPredictor(trunk.channels, num_classes, self.options.class_wise)
+        self.coder = BoxCoder(self.options.delta_weights)
+        self.matcher = Matcher(self.options.positive_iou, self.options.negative_iou)
+        self.sampler = Sampler(self.options.samples, self.options.positive_fraction)
+
+    # ---- what is asked of a detector ---------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, parts: Sequence[Part] = ("rpn", "boxes")) -> Losses:
+        """The losses by name, to be summed; `parts` chooses whose, for training in alternation."""
+        features = self.features(batch.images)
+        return self._losses(features, self._rpn(features), batch, parts)
+
+    @torch.no_grad()
+    def detect(self, images: Images, proposals: Proposals | None = None) -> Detections:
+        """The detections of each image, in pixels of the canvas."""
+        features = self.features(images)
+        return self._detections(
+            features, self._proposals(self._rpn(features), images, proposals, training=False), images
+        )
+
+    @torch.no_grad()
+    def propose(self, images: Images) -> Proposals:
+        """The RPN's proposals, as many as in training."""
+        return self._proposals(self._rpn(self.features(images)), images, None, training=True)
+
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> tuple[Losses, Detections, Proposals]:
+        """Losses, detections and the proposals that these were made from, with one pass of backbone and RPN."""
+        features = self.features(batch.images)
+        output = self._rpn(features)
+        losses = self._losses(features, output, batch, ("rpn", "boxes"))
+        proposals = self._proposals(output, batch.images, batch.proposals, training=False)
+        return losses, self._detections(features, proposals, batch.images), proposals
+
+    # ---- the stages --------------------------------------------------------------------------------------------------
+
+    def features(self, images: Images) -> list[Float[Tensor, "B C _ _"]]:
+        """The backbone's maps of the normalised images; beyond an image's border its canvas is zero."""
+        mean, std = self.backbone.mean[:, None, None], self.backbone.std[:, None, None]
+        pixels = (images.pixels.to(mean.dtype) - mean) / std
+        height, width = (images.sizes[:, side, None] for side in (0, 1))
+        rows = torch.arange(pixels.shape[2], device=pixels.device) < height
+        columns = torch.arange(pixels.shape[3], device=pixels.device) < width
+        pixels = pixels * (rows[:, None, :, None] & columns[:, None, None, :])
+        return self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+
+    def heads(
+        self, features: list[Float[Tensor, "B C _ _"]], boxes: Float[Tensor, "B S 4"]
+    ) -> tuple[Float[Tensor, "B S K"], Float[Tensor, "B S C 4"]]:
+        """Logits and deltas of each box."""
+        logits, deltas = self.predictor(self.trunk(self.pooling(features, boxes)))
+        return logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
+
+    @torch.no_grad()
+    def sample(self, proposals: Proposals, targets: Targets) -> Samples:
+        """Proposals to train on, the truths among them, each with its class (background is C) and its truth's box."""
+        truth = targets.valid & ~targets.crowd
+        boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
+        matched, labels = match(boxes, targets, self.matcher)
+        labels = labels.where(torch.cat([proposals.valid, truth], dim=1), -1)
+        indices, valid = self.sampler(labels)
+        labels, matched = labels.gather(1, indices), matched.gather(1, indices)
+        classes = torch.where(labels == 1, targets.labels.gather(1, matched), self.num_classes)
+        return Samples(_take(boxes, indices), classes, _take(targets.boxes, matched), valid)
+
+    def _rpn(self, features: list[Tensor]) -> RPNOutput | None:
+        return None if self.rpn is None else self.rpn(features)
+
+    def _proposals(
+        self, output: RPNOutput | None, images: Images, given: Proposals | None, training: bool
+    ) -> Proposals:
+        """The proposals that came with the batch, else the RPN's."""
+        if given is not None:
+            return given
+        if self.rpn is None or output is None:
+            raise ValueError("a detector without an RPN needs proposals in its batch")
+        counts: ProposalCounts = self.rpn.options.training if training else self.rpn.options.testing
+        return self.rpn.propose(output, images.sizes, counts)
+
+    def _losses(self, features: list[Tensor], output: RPNOutput | None, batch: Batch, parts: Sequence[Part]) -> Losses:
+        losses: Losses = {}
+        if "rpn" in parts and self.rpn is not None and output is not None:
+            losses |= self.rpn.loss(output, batch.images.sizes, batch.targets)
+        if "boxes" in parts:
+            proposals = self._proposals(output, batch.images, batch.proposals, training=True)
+            samples = self.sample(proposals, batch.targets)
+            losses |= self._box_losses(*self.heads(features, samples.boxes), samples)
+        return losses
+
+    def _box_losses(self, logits: Tensor, deltas: Tensor, samples: Samples) -> Losses:
+        positive = samples.labels < self.num_classes
+        own_class = samples.labels.clamp(max=self.num_classes - 1)[..., None, None].expand(-1, -1, 1, 4)
+        goals = self.coder.encode(samples.matched_boxes, samples.boxes)
+        return {
+            "classification": classification_loss(
+                logits.flatten(0, 1), samples.labels.flatten(), samples.valid.flatten()
+            ),
+            "boxes": box_regression_loss(
+                deltas.gather(2, own_class).squeeze(2), goals, positive, samples.valid, self.options.beta
+            ),
+        }
+
+    def _detections(self, features: list[Tensor], proposals: Proposals, images: Images) -> Detections:
+        logits, deltas = self.heads(features, proposals.boxes)
+        return postprocess(logits, deltas, proposals, images.sizes, self.coder, self.detections)
+
+
+def _take(values: Float[Tensor, "B n 4"], indices: Tensor) -> Float[Tensor, "B m 4"]:
+    return values.gather(1, indices.unsqueeze(-1).expand(-1, -1, 4))

@@ -1,0 +1,173 @@
+"""The region proposal network (Ren et al. 2015, Faster R-CNN, §3).
+
+features   L maps [B, C, h, w]
+    │ head: 3×3 convolution, then for each of the k anchors of a cell one score and four deltas
+RPNOutput  logits [B, A]   deltas [B, A, 4]   anchors [A, 4]       A = Σ over levels of h · w · k
+    ├ loss:    match anchors with truths, sample 256 an image, log loss + smooth L1
+    └ propose: top-k a level, decode, clip, drop the tiny, NMS a level, top-k → Proposals [B, R]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from detect.models.anchors import AnchorGenerator
+from detect.models.box_coder import BoxCoder
+from detect.models.losses import box_regression_loss, objectness_loss
+from detect.models.matcher import Matcher, match
+from detect.models.sampler import Sampler
+from detect.ops.boxes import clip, large_enough
+from detect.ops.nms import nms
+from detect.structures import Proposals, Targets
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalCounts:
+    """How many boxes a level enter NMS, and how many an image leave it."""
+
+    before_nms: int
+    after_nms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RPNOptions:
+    """What can be chosen of a region proposal network; the defaults are those of feature pyramids.
+
+    Args:
+        anchor_sizes: square roots of the anchors' areas in pixels: one size a level, or all sizes of a single level.
+        anchor_ratios: height over width.
+        anchor_offset: where in its cell an anchor is centred, 0 its corner and 0.5 its middle.
+        anchors_rounded: round the anchors' shapes to whole pixels.
+        convolutions: 3×3 convolutions before the two output layers.
+        training: counts of proposals in training.
+        testing: counts of proposals in evaluation and prediction.
+        nms_iou: IoU above which the worse of two proposals goes.
+        min_size: proposals with a side shorter than this many pixels go.
+        positive_iou: anchors with at least this IoU are objects, as are the best anchors of every truth.
+        negative_iou: anchors below this IoU are background.
+        samples: anchors an image in the loss.
+        positive_fraction: the largest share of objects among them.
+        border: anchors that reach further than this many pixels over the image's border are not trained on; the
+            paper has 0, feature pyramids train on all (null).
+        beta: where smooth L1 turns from square to straight.
+    """
+
+    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_offset: float = 0.0
+    anchors_rounded: bool = True
+    convolutions: int = 1
+    training: ProposalCounts = field(default_factory=lambda: ProposalCounts(2000, 2000))
+    testing: ProposalCounts = field(default_factory=lambda: ProposalCounts(1000, 1000))
+    nms_iou: float = 0.7
+    min_size: float = 1e-3
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    samples: int = 256
+    positive_fraction: float = 0.5
+    border: float | None = None
+    beta: float = 1 / 9
+
+
+@dataclass(frozen=True, slots=True)
+class RPNOutput:
+    """The head's raw output for every anchor, before sigmoid and decoding."""
+
+    logits: Float[Tensor, "B A"]
+    deltas: Float[Tensor, "B A 4"]
+    anchors: Float[Tensor, "A 4"]
+    level_sizes: tuple[int, ...]
+
+
+class RPN(nn.Module):
+    """Scores and refines anchors; the same head slides over every level."""
+
+    def __init__(self, channels: int, strides: Sequence[int], options: RPNOptions) -> None:
+        super().__init__()
+        self.options = options
+        sizes = options.anchor_sizes
+        levels = [tuple(sizes)] if len(strides) == 1 else [(size,) for size in sizes]
+        self.anchors = AnchorGenerator(
+            strides, levels, options.anchor_ratios, options.anchor_offset, options.anchors_rounded
+        )
+        self.convolutions = nn.Sequential()
+        for _ in range(options.convolutions):
+            self.convolutions.append(nn.Conv2d(channels, channels, 3, padding=1))
+            self.convolutions.append(nn.ReLU(inplace=True))
+        self.objectness = nn.Conv2d(channels, self.anchors.per_cell, 1)
+        self.deltas = nn.Conv2d(channels, self.anchors.per_cell * 4, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)
+        self.coder = BoxCoder()
+        self.matcher = Matcher(options.positive_iou, options.negative_iou, best_is_positive=True)
+        self.sampler = Sampler(options.samples, options.positive_fraction)
+
+    def forward(self, features: Sequence[Float[Tensor, "B C _ _"]]) -> RPNOutput:
+        """Applies the head to each level."""
+        logits, deltas = [], []
+        for level in features:
+            hidden = self.convolutions(level)
+            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4))
+        level_sizes = tuple(level.shape[1] for level in logits)
+        return RPNOutput(
+            torch.cat(logits, dim=1).float(), torch.cat(deltas, dim=1).float(), self.anchors(features), level_sizes
+        )
+
+    def loss(self, output: RPNOutput, sizes: Int[Tensor, "B 2"], targets: Targets) -> dict[str, Float[Tensor, ""]]:
+        """Log loss of objectness and smooth L1 of the deltas over the sampled anchors."""
+        anchors = output.anchors.expand(len(sizes), -1, -1)
+        matched, labels = match(anchors, targets, self.matcher)
+        if self.options.border is not None:
+            labels = labels.where(_within(output.anchors, sizes, self.options.border), -1)
+        indices, valid = self.sampler(labels)
+        labels, matched = labels.gather(1, indices), matched.gather(1, indices)
+        goals = self.coder.encode(_take(targets.boxes, matched), _take(anchors, indices))
+        logits, deltas = output.logits.gather(1, indices), _take(output.deltas, indices)
+        return {
+            "rpn_objectness": objectness_loss(logits, labels, valid),
+            "rpn_boxes": box_regression_loss(deltas, goals, labels == 1, valid, self.options.beta),
+        }
+
+    @torch.no_grad()
+    def propose(self, output: RPNOutput, sizes: Int[Tensor, "B 2"], counts: ProposalCounts) -> Proposals:
+        """The best boxes of each image after NMS within each level, by falling score."""
+        boxes, scores, valid = [], [], []
+        levels = zip(
+            output.logits.split(output.level_sizes, dim=1),
+            output.deltas.split(output.level_sizes, dim=1),
+            output.anchors.split(output.level_sizes),
+            strict=True,
+        )
+        for logits, deltas, anchors in levels:
+            top, indices = logits.topk(min(counts.before_nms, logits.shape[1]))
+            decoded = clip(self.coder.decode(_take(deltas, indices), anchors[indices]), sizes)
+            real = large_enough(decoded, self.options.min_size)
+            # Whatever is not real is harmless for what follows, NaN included.
+            decoded = decoded.where(real.unsqueeze(-1), 0.0)
+            boxes.append(decoded)
+            scores.append(top)
+            valid.append(real & nms(decoded, real, self.options.nms_iou))
+        score = torch.cat(scores, dim=1).masked_fill(~torch.cat(valid, dim=1), -torch.inf)
+        best, indices = score.topk(min(counts.after_nms, score.shape[1]))
+        kept = best > -torch.inf
+        return Proposals(_take(torch.cat(boxes, dim=1), indices), best.where(kept, 0.0).sigmoid() * kept, kept)
+
+
+def _take(values: Float[Tensor, "B n 4"], indices: Int[Tensor, "B m"]) -> Float[Tensor, "B m 4"]:
+    return values.gather(1, indices.unsqueeze(-1).expand(-1, -1, 4))
+
+
+def _within(boxes: Float[Tensor, "A 4"], sizes: Int[Tensor, "B 2"], border: float) -> Tensor:
+    """Which boxes lie inside each image, `border` pixels of tolerance around it: [B, A]."""
+    height, width = sizes.unbind(-1)
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    inside = (x1 >= -border) & (y1 >= -border)
+    return inside & (x2 <= width[:, None] + border) & (y2 <= height[:, None] + border)
