@@ -102,7 +102,7 @@ class CNN(ABC):
         """
 
 
-def freeze_bottom(stages: list[nn.Sequential], train_stages: TrainStages) -> None:
+def freeze_bottom(stages: list[nn.Sequential], train_stages: int) -> None:
     """Freeze, in place, all stages but the last `train_stages`."""
     if not 0 <= train_stages <= len(stages):
         raise UserError(f"train_stages: {train_stages}: the network has {len(stages)} stages; give 0 … {len(stages)}")

@@ -1,0 +1,178 @@
+import copy
+
+import jaxtyping
+import pytest
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torchvision.models import get_model
+
+from detect.backbones import FeatureInfo, ResNet
+from detect.backbones.backbone import freeze_bottom
+from detect.backbones.norm import FrozenBatchNorm2d
+from detect.errors import UserError
+
+DEPTHS = [18, 34, 50, 101, 152]
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_pyramid_channels_and_strides_are_true(depth):
+    with torch.device("meta"):
+        backbone, trunk = ResNet(depth).build()
+        for images in (1, 2):
+            maps = backbone(torch.empty(images, 3, 64, 160))
+            expected = [(images, 256, 16, 40), (images, 256, 8, 20), (images, 256, 4, 10), (images, 256, 2, 5)]
+            assert [tuple(features.shape) for features in maps] == [*expected, (images, 256, 1, 3)]
+    assert backbone.features == tuple(FeatureInfo(256, stride) for stride in (4, 8, 16, 32, 64))
+    assert trunk is None
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_c4_channels_and_strides_are_true(depth):
+    with torch.device("meta"):
+        backbone, trunk = ResNet(depth, fpn=False).build()
+        (features,) = backbone(torch.empty(2, 3, 64, 96))
+        assert features.shape == (2, backbone.features[0].channels, 4, 6)
+        for regions in (0, 1, 5):
+            pooled = torch.empty(regions, trunk.channels_in, trunk.pooled, trunk.pooled)
+            assert trunk(pooled).shape == (regions, trunk.channels)
+    assert backbone.features == (FeatureInfo(256 if depth < 50 else 1024, stride=16),)
+    assert (trunk.pooled, trunk.channels) == (14, 512 if depth < 50 else 2048)
+
+
+def network_and_file(depth, folder):
+    """A network of torchvision's with statistics that matter, and its file."""
+    network = get_model(f"resnet{depth}").eval()
+    generator = torch.Generator().manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.1, 0.1, generator=generator)
+            layer.running_var.uniform_(0.5, 1.5, generator=generator)
+    torch.save(network.state_dict(), folder / "network.pth")
+    return network, str(folder / "network.pth")
+
+
+@pytest.mark.parametrize(("depth", "norm"), [(18, "frozen"), (18, "batch"), (50, "frozen")])
+def test_trunk_after_backbone_is_the_network_up_to_its_classifier(depth, norm, tmp_path):
+    network, file = network_and_file(depth, tmp_path)
+    network.fc = nn.Identity()
+    backbone, trunk = ResNet(depth, fpn=False, norm=norm, weights=file).build()
+    pixels = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        (features,) = backbone.eval()(pixels)
+        assert features.shape[-2:] == (trunk.pooled, trunk.pooled)
+        torch.testing.assert_close(trunk.eval()(features), network(pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_the_pyramid_stands_on_the_networks_stages(tmp_path):
+    network, file = network_and_file(18, tmp_path)
+    backbone, _ = ResNet(18, weights=file).build()
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        stages, x = [], network.maxpool(network.relu(network.bn1(network.conv1(pixels))))
+        for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
+            x = layer(x)
+            stages.append(x)
+        torch.testing.assert_close(backbone(pixels), backbone.fpn(stages), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("train_stages", [0, 2, 3, 5])
+@pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
+def test_the_last_stages_learn(train_stages, norm):
+    with torch.device("meta"):
+        backbone, trunk = ResNet(18, fpn=False, norm=norm, train_stages=train_stages).build()
+    for place, stage in enumerate([*backbone.body, trunk]):
+        learns = place >= 5 - train_stages
+        assert all(parameter.requires_grad == learns for parameter in stage.parameters())
+        assert any(isinstance(layer, nn.BatchNorm2d) for layer in stage.modules()) == (learns and norm == "batch")
+
+
+def test_a_pyramid_always_learns():
+    with torch.device("meta"):
+        backbone, _ = ResNet(18, train_stages=0).build()
+    assert all(parameter.requires_grad for parameter in backbone.fpn.parameters())
+    assert not any(parameter.requires_grad for parameter in backbone.body.parameters())
+
+
+@pytest.mark.parametrize("train_stages", [-1, 6])
+def test_only_five_stages_can_learn(train_stages):
+    with pytest.raises(UserError, match=rf"train_stages: {train_stages}: .*give 0 … 5"):
+        freeze_bottom([nn.Sequential()] * 5, train_stages)
+
+
+def test_a_step_moves_only_what_learns():
+    torch.manual_seed(0)
+    backbone, _ = ResNet(18, norm="batch", train_stages=2).build()
+    before = copy.deepcopy(backbone.state_dict())
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
+    backbone.train()
+    maps = backbone(torch.randn(2, 3, 64, 64))
+    sum((features * torch.randn_like(features)).sum() for features in maps).backward()
+    optimizer.step()
+
+    changed = {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
+    frozen = ("mean", "std", "body.stem.", "body.layer1.", "body.layer2.")
+    assert changed == {key for key in before if not key.startswith(frozen)}
+
+
+def norms(module):
+    kinds = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.GroupNorm)
+    return {type(layer) for layer in module.modules() if isinstance(layer, kinds)}
+
+
+@pytest.mark.parametrize(
+    ("norm", "in_body", "in_pyramid"),
+    [
+        ("frozen", FrozenBatchNorm2d, None),
+        ("batch", nn.BatchNorm2d, nn.BatchNorm2d),
+        ("group", nn.GroupNorm, nn.GroupNorm),
+    ],
+)
+def test_norms(norm, in_body, in_pyramid):
+    with torch.device("meta"):
+        backbone, _ = ResNet(18, norm=norm, train_stages=5).build()
+    assert norms(backbone.body) == {in_body}
+    assert norms(backbone.fpn) == ({in_pyramid} if in_pyramid else set())
+
+
+def test_normalisation_is_imagenets_and_travels_in_the_state():
+    backbone, _ = ResNet(18).build()
+    torch.testing.assert_close(backbone.state_dict()["mean"] / 255, torch.tensor([0.485, 0.456, 0.406]))
+    torch.testing.assert_close(backbone.state_dict()["std"] / 255, torch.tensor([0.229, 0.224, 0.225]))
+
+
+def test_channels_last_stays_and_gives_the_same():
+    backbone, _ = ResNet(18).build()
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = backbone(pixels)
+        backbone = backbone.to(memory_format=torch.channels_last)
+        maps = backbone(pixels.to(memory_format=torch.channels_last))
+    assert all(features.is_contiguous(memory_format=torch.channels_last) for features in maps)
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
+def test_trains_under_autocast(norm):
+    backbone, _ = ResNet(18, norm=norm).build()
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = backbone(torch.randn(2, 3, 64, 64))
+    assert {features.dtype for features in maps} <= {torch.bfloat16, torch.float32}
+    sum(features.float().square().mean() for features in maps).backward()
+    gradients = [p.grad for p in backbone.parameters() if p.requires_grad]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+def test_nothing_depends_on_values():
+    with FakeTensorMode():
+        backbone, _ = ResNet(18).build()
+        sum(features.sum() for features in backbone(torch.randn(2, 3, 64, 64))).backward()
+
+
+@pytest.mark.parametrize("fpn", [False, True])
+def test_compiles_as_one_graph(fpn, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # no checks of shapes inside the graph
+    backbone, _ = ResNet(18, fpn=fpn).build()
+    compiled = torch.compile(backbone, fullgraph=True, backend="eager")
+    pixels = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(compiled(pixels), backbone(pixels))
