@@ -397,7 +397,7 @@ def _files(file: Path, *, zipped: bool) -> Iterator[tuple[str, Callable[[], IO[b
         for member in archive:
             _check(member.name, plain=member.isreg() or member.isdir())
             if member.isreg():
-                yield member.name, partial(archive.extractfile, member)
+                yield member.name, partial(archive.extractfile, member)  # type: ignore[misc]  # None for folders only
 
 
 def _check(name: str, *, plain: bool) -> None:

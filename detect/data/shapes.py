@@ -48,7 +48,8 @@ def make_shapes(
         images: how many images each split gets, by the split's name. A single number is that of `train`, and `val`
             gets a fifth of it.
         size: the least and the greatest height and width in pixels; each side of each image is drawn from this range.
-        seed: an image depends on the seed, its split and its index only, not on how many others there are.
+        seed: an image depends on the seed, its split and its index only, not on how many others there are; the same
+            versions of NumPy and OpenCV give the same bytes.
         progress: show a bar.
 
     Raises:
@@ -84,7 +85,8 @@ def _check(splits: dict[str, int], size: tuple[int, int], seed: int) -> None:
 def _make_split(folder: Path, split: str, count: int, size: tuple[int, int], seed: int, progress: bool) -> dict:
     """Writes the images of a split and returns its COCO dictionary."""
     folder.mkdir(parents=True)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     steps = track(range(count), f"shapes {split}", console=Console(stderr=True), disable=not progress)
     for index in steps:
         rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
@@ -195,7 +197,7 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> Float32[np.nda
     second = _colour(hue + rng.uniform(-0.2, 0.2), rng.uniform(0.05, 0.3), value + rng.uniform(-0.25, 0.25))
     mix = _texture(rng, height, width, scale=rng.uniform(0.1, 0.4) * min(height, width))[..., None]
     light = 1 + 0.15 * (2 * _ramp(rng, height, width) - 1)[..., None]
-    grain = 1 + 0.10 * (2 * _clouds(rng, height, width, scale=8) - 1)[..., None]
+    grain = 1 + 0.10 * (2 * _clouds(rng, height, width, scale=8.0) - 1)[..., None]
     return ((first * (1 - mix) + second * mix) * light * grain).astype(np.float32)
 
 
