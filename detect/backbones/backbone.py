@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,9 +64,9 @@ class Backbone(nn.Module):
 class SingleScaleBackbone(Backbone):
     """A backbone that gives the output of its last stage only, at stride 16."""
 
-    def __init__(self, stages: OrderedDict[str, nn.Sequential], channels: int) -> None:
+    def __init__(self, stages: Mapping[str, nn.Sequential], channels: int) -> None:
         super().__init__((FeatureInfo(channels, stride=16),))
-        self.body = nn.Sequential(stages)
+        self.body = nn.Sequential(OrderedDict(stages))
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _c _h _w"]]:
         """One map at stride 16."""

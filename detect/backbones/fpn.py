@@ -38,7 +38,6 @@ class FPN(nn.Module):
 def _convolution(channels_in: int, channels: int, size: int, norm: Norm | None) -> nn.Sequential:
     convolution = nn.Conv2d(channels_in, channels, size, padding=size // 2, bias=norm is None)
     nn.init.kaiming_uniform_(convolution.weight, a=1)
-    if norm is None:
+    if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)
-        return nn.Sequential(convolution)
-    return nn.Sequential(convolution, norm_layer(norm)(channels))
+    return nn.Sequential(convolution) if norm is None else nn.Sequential(convolution, norm_layer(norm)(channels))
