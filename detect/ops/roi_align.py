@@ -1,8 +1,8 @@
 """RoIAlign over several feature levels at once (He et al. 2017, Mask R-CNN, §3), without a data-dependent shape.
 
 Equal to `torchvision.ops.roi_align` on the level of each region. On the CPU a compiled kernel reads channels-last
-features, whose channels are contiguous, and uses every core. Elsewhere all levels are laid side by side on one canvas, so
-that a single call of torchvision's kernel pools them all.
+features, whose channels are contiguous, and uses every core. Elsewhere all levels are laid side by side on one canvas,
+so that a single call of torchvision's kernel pools them all.
 """
 
 from __future__ import annotations
@@ -228,9 +228,9 @@ def _pool(maps, rois, images, level_of, pooled, sampling_ratio, aligned, start, 
                         x0, x1, left, right = _taps(x, width)
                         a, b = top * left * share, top * right * share
                         c, d = bottom * left * share, bottom * right * share
+                        p, q, r, s = image[y0, x0], image[y0, x1], image[y1, x0], image[y1, x1]
                         for k in range(channels):
-                            out[k] += a * image[y0, x0, k] + b * image[y0, x1, k]
-                            out[k] += c * image[y1, x0, k] + d * image[y1, x1, k]
+                            out[k] += a * p[k] + b * q[k] + c * r[k] + d * s[k]
 
 
 @numba.njit(cache=True, nogil=True)
