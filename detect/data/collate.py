@@ -1,0 +1,66 @@
+"""Padding: images of one batch onto one canvas, truths onto one length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
+
+from detect.data.canvases import Size
+from detect.errors import UserError
+from detect.structures import Batch, Images, Targets
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image at the network's scale, with the boxes in its pixels."""
+
+    id: int
+    image: UInt8[np.ndarray, "h w 3"]
+    boxes: Float32[np.ndarray, "n 4"]
+    labels: Int64[np.ndarray, " n"]
+    crowd: Bool[np.ndarray, " n"]
+    scale: tuple[float, float]
+    """Pixels here for each pixel of the file, along x and along y."""
+    canvas: Size
+
+
+def collate(samples: Sequence[Sample], max_objects: int) -> Batch:
+    """One padded batch. The truths' length is the next power of two, so that few lengths occur.
+
+    Raises `UserError` when an image has more than `max_objects` truths: nothing is cut in silence.
+    """
+    count, (height, width) = len(samples), samples[0].canvas
+    # Channels last in memory, as cv2 gives them and as the network wants them.
+    pixels = np.zeros((count, height, width, 3), np.uint8)
+    length = _padded_length(samples, max_objects)
+    boxes, labels = np.zeros((count, length, 4), np.float32), np.zeros((count, length), np.int64)
+    valid, crowd = np.zeros((count, length), bool), np.zeros((count, length), bool)
+    for row, sample in enumerate(samples):
+        h, w = sample.image.shape[:2]
+        pixels[row, :h, :w] = sample.image
+        n = len(sample.boxes)
+        boxes[row, :n], labels[row, :n], crowd[row, :n] = sample.boxes, sample.labels, sample.crowd
+        valid[row, :n] = True
+    sizes = torch.tensor([sample.image.shape[:2] for sample in samples])
+    return Batch(
+        images=Images(torch.from_numpy(pixels).permute(0, 3, 1, 2), sizes),
+        targets=Targets(*(torch.from_numpy(array) for array in (boxes, labels, valid, crowd))),
+        ids=torch.tensor([sample.id for sample in samples]),
+        scales=torch.tensor([sample.scale for sample in samples], dtype=torch.float32),
+    )
+
+
+def _padded_length(samples: Sequence[Sample], max_objects: int) -> int:
+    fullest = max(samples, key=lambda sample: len(sample.boxes))
+    if len(fullest.boxes) > max_objects:
+        raise UserError(
+            f"image {fullest.id}: {len(fullest.boxes)} objects, but data.max_objects is {max_objects}; raise it"
+        )
+    length = 1
+    while length < len(fullest.boxes):
+        length *= 2
+    return length

@@ -1,0 +1,175 @@
+"""The splits of a data folder as loaders of padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from lightning import LightningDataModule
+from torch import distributed
+from torch.utils import data
+
+from detect.data.canvases import CanvasBatchSampler, Item
+from detect.data.collate import Sample, collate
+from detect.data.dataset import Dataset
+from detect.data.decode import decode
+from detect.data.read import read
+from detect.data.transforms import Augmentation, Resize, resize
+from detect.structures import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """Where images and boxes come from, and how they reach the network.
+
+    Args:
+        root: the data folder; COCO, VOC or YOLO is found out.
+        train: the split to train on.
+        val: the split that chooses the best checkpoint, or null for none: the last one is then taken.
+        test: the split that is evaluated once at the end; null takes `val`.
+        short_side: pixels of the short side; of several, each training batch draws one and evaluation takes the largest.
+        long_side: the most pixels of the long side.
+        batch_size: images a training step, on each device.
+        eval_batch_size: images a step of evaluation, on each device.
+        workers: processes that load images, on each device; 0 loads in the main process.
+        augment: albumentations by name, applied in training before resizing.
+        canvases: sizes of canvas for each short side; more of them pad less, fewer compile less.
+        max_objects: the most truths an image.
+        skip_unreadable: leave missing and damaged images out (counted and told) instead of stopping.
+    """
+
+    root: Path = Path("data")
+    train: str = "train"
+    val: str | None = "val"
+    test: str | None = None
+    short_side: tuple[int, ...] = (800,)
+    long_side: int = 1333
+    batch_size: int = 2
+    eval_batch_size: int = 1
+    workers: int = 2
+    augment: tuple[dict[str, Any], ...] = field(default_factory=lambda: ({"HorizontalFlip": {"p": 0.5}},))
+    canvases: int = 4
+    max_objects: int = 1024
+    skip_unreadable: bool = False
+
+
+class DetectionData(LightningDataModule):
+    """Reads and checks the splits at once, so that a defect ends the program before the first step.
+
+    Args:
+        options: see there.
+        classes: those of a trained model; by default the data's own.
+        seed: shuffles and augmentations follow from it.
+    """
+
+    def __init__(self, options: DataOptions, classes: Sequence[str] | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.options, self.seed = options, seed
+        self._read = partial(read, options.root, skip_unreadable=options.skip_unreadable)
+        self._classes = tuple(classes) if classes is not None else None
+        self._augmentation = Augmentation(options.augment)
+        self._resizes = [Resize(short_side, options.long_side) for short_side in options.short_side]
+        self._splits: dict[str, Dataset] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the labels 0 … C-1."""
+        if self._classes is None:
+            self._classes = self.split(self.options.train).classes
+        return self._classes
+
+    def split(self, name: str) -> Dataset:
+        """A split by its name, read once; its labels follow `classes`."""
+        if name not in self._splits:
+            self._splits[name] = self._read(name, classes=self._classes)
+        return self._splits[name]
+
+    @property
+    def train(self) -> Dataset:
+        """The split to train on."""
+        classes = self.classes
+        dataset = self.split(self.options.train)
+        assert dataset.classes == classes
+        return dataset
+
+    @property
+    def val(self) -> Dataset | None:
+        """The split that chooses the best checkpoint."""
+        self.classes  # noqa: B018  the training split decides on them
+        return None if self.options.val is None else self.split(self.options.val)
+
+    def train_dataloader(self) -> data.DataLoader:
+        """Shuffled, augmented, full batches."""
+        return self._loader(self.train, self.options.batch_size, self._resizes, self._augmentation)
+
+    def val_dataloader(self) -> data.DataLoader | list:
+        """The validation split, or nothing."""
+        return [] if self.val is None else self.eval_loader(self.val)
+
+    def eval_loader(self, dataset: Dataset) -> data.DataLoader:
+        """Each image of a split once, on one of the processes, as it is."""
+        largest = max(self._resizes, key=lambda one: one.short_side)
+        return self._loader(dataset, self.options.eval_batch_size, [largest], None)
+
+    def _loader(
+        self, dataset: Dataset, batch_size: int, resizes: Sequence[Resize], augmentation: Augmentation | None
+    ) -> data.DataLoader[Batch]:
+        parallel = distributed.is_available() and distributed.is_initialized()
+        sampler = CanvasBatchSampler(
+            sizes=[(record.height, record.width) for record in dataset.records],
+            batch_size=batch_size,
+            resizes=resizes,
+            most_canvases=self.options.canvases,
+            training=augmentation is not None,
+            seed=self.seed,
+            rank=distributed.get_rank() if parallel else 0,
+            world_size=distributed.get_world_size() if parallel else 1,
+        )
+        return data.DataLoader(
+            _Loading(dataset, augmentation),
+            batch_sampler=sampler,
+            collate_fn=partial(collate, max_objects=self.options.max_objects),
+            num_workers=self.options.workers,
+            persistent_workers=self.options.workers > 0 and augmentation is not None,
+            worker_init_fn=_one_thread,
+        )
+
+
+class _Loading(data.Dataset):
+    """Decodes, augments and resizes one image at a time."""
+
+    def __init__(self, dataset: Dataset, augmentation: Augmentation | None) -> None:
+        self.dataset, self.augmentation = dataset, augmentation
+
+    def __getitem__(self, item: Item) -> Sample:
+        record = self.dataset.records[item.index]
+        image, boxes, kept = decode(record.path), record.boxes, np.arange(len(record.boxes))
+        if self.augmentation is not None:
+            image, boxes, kept = self.augmentation(image, boxes, item.seed)
+        height, width = _fit(item.resize.size(*image.shape[:2]), item.canvas)
+        scale = (width / image.shape[1], height / image.shape[0])
+        return Sample(
+            id=record.id,
+            image=resize(image, (height, width)),
+            boxes=boxes * np.array(scale * 2, np.float32),
+            labels=record.labels[kept],
+            crowd=record.crowd[kept],
+            scale=scale,
+            canvas=item.canvas,
+        )
+
+
+def _fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    """A size that augmentation has turned or stretched is shrunk into the canvas of its batch."""
+    shrink = min(1.0, canvas[0] / size[0], canvas[1] / size[1])
+    return max(1, int(size[0] * shrink)), max(1, int(size[1] * shrink))
+
+
+def _one_thread(worker: int) -> None:
+    """Workers are parallel by themselves."""
+    cv2.setNumThreads(0)
