@@ -93,8 +93,6 @@ class Trunk(nn.Module):
 class CNN(ABC):
     """The description of a network, to be filled from YAML; each network is a frozen dataclass of its own."""
 
-    __slots__ = ()
-
     @abstractmethod
     def build(self) -> tuple[Backbone, Trunk | None]:
         """The network, cut in two. There is no trunk where the box head brings its own layers (FPN).

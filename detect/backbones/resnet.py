@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import field
 from typing import Literal
 
 from jaxtyping import Float
@@ -22,12 +22,14 @@ from detect.backbones.backbone import (
 from detect.backbones.fpn import FPN
 from detect.backbones.norm import Norm, norm_layer
 from detect.backbones.weights import load_weights
+from detect.options import options
 
 
-@dataclass(frozen=True, slots=True)
+@options
 class ResNet(CNN):
     """ResNet of 18 … 152 layers, in torchvision's form: the 3×3 convolution of a bottleneck has the stride."""
 
+    name: Literal["resnet"] = field(default="resnet", kw_only=True)
     depth: Literal[18, 34, 50, 101, 152] = 50
     fpn: bool = True
     """With the pyramid: maps at strides 4, 8, 16, 32 and 64, and no trunk. Without: one map at stride 16 (C4), and

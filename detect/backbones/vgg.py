@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import field
 from typing import Literal
 
 from jaxtyping import Float
@@ -14,12 +14,14 @@ from torchvision.models import get_model
 from detect.backbones.backbone import CNN, SingleScaleBackbone, TrainStages, Trunk, freeze_bottom
 from detect.backbones.norm import freeze_batch_norms
 from detect.backbones.weights import load_weights
+from detect.options import options
 
 
-@dataclass(frozen=True, slots=True)
+@options
 class VGG(CNN):
     """VGG of 11, 13, 16 or 19 layers. Region pooling, 7×7, takes the place of the last max-pool."""
 
+    name: Literal["vgg"] = field(default="vgg", kw_only=True)
     depth: Literal[11, 13, 16, 19] = 16
     norm: Literal["none", "frozen", "batch"] = "none"
     """The paper has no norm. Frozen statistics mean something only with weights, or in a checkpoint."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.data.read import read
 from detect.data.transforms import Augmentation, Resize, resize
+from detect.options import options
 from detect.structures import Batch
 
 
-@dataclass(frozen=True, slots=True)
+@options
 class DataOptions:
     """Where images and boxes come from, and how they reach the network.
 
@@ -32,7 +33,7 @@ class DataOptions:
         train: the split to train on.
         val: the split that chooses the best checkpoint, or null for none: the last one is then taken.
         test: the split that is evaluated once at the end; null takes `val`.
-        short_side: pixels of the short side; of several, each training batch draws one and evaluation takes the largest.
+        short_side: pixels of the short side; of several, training draws one a batch and evaluation takes the largest.
         long_side: the most pixels of the long side.
         batch_size: images a training step, on each device.
         eval_batch_size: images a step of evaluation, on each device.

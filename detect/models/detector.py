@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,13 +18,14 @@ from detect.models.postprocess import PostprocessOptions, postprocess
 from detect.models.region_pooling import RegionPooling
 from detect.models.rpn import RPN, ProposalCounts, RPNOutput
 from detect.models.sampler import Sampler
+from detect.options import options
 from detect.structures import Batch, Detections, Images, Proposals, Samples, Targets
 
 Part = Literal["rpn", "boxes"]
 Losses = dict[str, Float[Tensor, ""]]
 
 
-@dataclass(frozen=True, slots=True)
+@options
 class BoxOptions:
     """What can be chosen of the second stage.
 

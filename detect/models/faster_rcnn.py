@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from detect.backbones import CNN, Backbone, ResNet, Trunk
@@ -11,9 +10,10 @@ from detect.models.detector import BoxOptions, Detector
 from detect.models.postprocess import PostprocessOptions
 from detect.models.region_pooling import RegionPooling
 from detect.models.rpn import RPN, RPNOptions
+from detect.options import options
 
 
-@dataclass(frozen=True, slots=True)
+@options
 class PoolingOptions:
     """How regions are pooled; their size is the trunk's.
 
@@ -28,7 +28,7 @@ class PoolingOptions:
     aligned: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@options
 class HeadOptions:
     """The layers between pooling and prediction where the backbone, a feature pyramid, leaves no trunk.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,10 +9,11 @@ from torch import Tensor
 from detect.models.box_coder import BoxCoder
 from detect.ops.boxes import clip, large_enough
 from detect.ops.nms import nms
+from detect.options import options
 from detect.structures import Detections, Proposals
 
 
-@dataclass(frozen=True, slots=True)
+@options
 class PostprocessOptions:
     """How detections are chosen.
 

@@ -23,10 +23,11 @@ from detect.models.matcher import Matcher, match
 from detect.models.sampler import Sampler
 from detect.ops.boxes import clip, large_enough
 from detect.ops.nms import nms
+from detect.options import options
 from detect.structures import Proposals, Targets
 
 
-@dataclass(frozen=True, slots=True)
+@options
 class ProposalCounts:
     """How many boxes a level enter NMS, and how many an image leave it."""
 
@@ -34,7 +35,7 @@ class ProposalCounts:
     after_nms: int
 
 
-@dataclass(frozen=True, slots=True)
+@options
 class RPNOptions:
     """What can be chosen of a region proposal network; the defaults are those of feature pyramids.
 
