@@ -55,5 +55,6 @@ class BoxPredictor(nn.Module):
 
     def forward(self, vectors: Float[Tensor, "N c"]) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N C 4"]]:
         """Logits of the C classes and, last, background (K = C + 1); deltas, the same for all where class-agnostic."""
+        vectors = vectors.to(self.scores.weight.dtype)  # the trunk may be in half precision
         deltas = self.deltas(vectors).float().unflatten(1, (-1, 4))
         return self.scores(vectors).float(), deltas.expand(-1, self.num_classes, -1)

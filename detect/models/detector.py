@@ -86,13 +86,16 @@ class Detector(nn.Module):
         features = self.features(batch.images)
         return self._losses(features, self._rpn(features), batch, parts)
 
-    @torch.no_grad()
     def detect(self, images: Images, proposals: Proposals | None = None) -> Detections:
         """The detections of each image, in pixels of the canvas."""
+        return self.propose_and_detect(images, proposals)[1]
+
+    @torch.no_grad()
+    def propose_and_detect(self, images: Images, proposals: Proposals | None = None) -> tuple[Proposals, Detections]:
+        """The detections, and the proposals that they were made from."""
         features = self.features(images)
-        return self._detections(
-            features, self._proposals(self._rpn(features), images, proposals, training=False), images
-        )
+        proposals = self._proposals(self._rpn(features), images, proposals, training=False)
+        return proposals, self._detections(features, proposals, images)
 
     @torch.no_grad()
     def propose(self, images: Images) -> Proposals:
@@ -118,7 +121,8 @@ class Detector(nn.Module):
         rows = torch.arange(pixels.shape[2], device=pixels.device) < height
         columns = torch.arange(pixels.shape[3], device=pixels.device) < width
         pixels = pixels * (rows[:, None, :, None] & columns[:, None, None, :])
-        return self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        pixels = pixels.to(next(self.backbone.parameters()).dtype, memory_format=torch.channels_last)
+        return self.backbone(pixels)
 
     def heads(
         self, features: list[Float[Tensor, "B C _ _"]], boxes: Float[Tensor, "B S 4"]

@@ -1,0 +1,69 @@
+"""What a checkpoint holds, and reading one without executing anything."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detect.config import Config, config_from_dict, config_to_dict
+from detect.data.dataset import Dataset
+from detect.errors import UserError
+from detect.models import Detector
+
+VERSIONS = ("detect", "torch", "torchvision", "lightning")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A trained detector and what is needed to use it."""
+
+    model: Detector
+    config: Config
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+def model_card(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint says beside its weights, as plain values."""
+    return {
+        "config": config_to_dict(config),
+        "classes": list(dataset.classes),
+        "category_ids": list(dataset.category_ids),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+    }
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The detector of a checkpoint that `detect train` wrote, on the CPU and in eval mode.
+
+    Nothing in the file is executed. Raises `UserError` where it is no such checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        card, state = content["detect"], content["state_dict"]
+        config = config_from_dict(card["config"], source=str(path))
+        classes, category_ids = tuple(map(str, card["classes"])), tuple(map(int, card["category_ids"]))
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror or 'cannot be read'}; give a checkpoint such as RUN/checkpoints/best.ckpt"
+        ) from None
+    except UserError:
+        raise
+    except Exception:  # torch.load raises whatever its readers do
+        raise UserError(f"{path}: no checkpoint of detect; give one such as RUN/checkpoints/best.ckpt") from None
+    # The weights are in the checkpoint: the file that they began from is not needed.
+    options = replace(config.model, backbone=replace(config.model.backbone, weights=None))
+    model = options.build(len(classes))
+    weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: its weights do not fit its own config: {str(error).splitlines()[1].strip()}"
+        ) from None
+    return Checkpoint(model.to(memory_format=torch.channels_last).eval(), config, classes, category_ids)

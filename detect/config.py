@@ -1,0 +1,206 @@
+"""One YAML file is one experiment: the model, the data, the training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from detect.backbones import VGG, ResNet
+from detect.data.options import DataOptions
+from detect.errors import UserError
+from detect.models import (
+    BoxOptions,
+    Detector,
+    FasterRCNN,
+    HeadOptions,
+    PoolingOptions,
+    PostprocessOptions,
+    RPNOptions,
+)
+from detect.options import options
+
+BackboneOptions = Annotated[ResNet | VGG, Field(discriminator="name")]
+
+
+@options
+class FasterRCNNOptions:
+    """The arguments of `FasterRCNN`."""
+
+    name: Literal["faster_rcnn"] = "faster_rcnn"
+    backbone: BackboneOptions = field(default_factory=ResNet)
+    rpn: RPNOptions = field(default_factory=RPNOptions)
+    pooling: PoolingOptions = field(default_factory=PoolingOptions)
+    head: HeadOptions = field(default_factory=HeadOptions)
+    boxes: BoxOptions = field(default_factory=BoxOptions)
+    detections: PostprocessOptions = field(default_factory=PostprocessOptions)
+
+    def build(self, num_classes: int) -> Detector:
+        """The model, with its weights initialised or loaded as `backbone.weights` says."""
+        return FasterRCNN(
+            num_classes,
+            backbone=self.backbone,
+            rpn=self.rpn,
+            pooling=self.pooling,
+            head=self.head,
+            boxes=self.boxes,
+            detections=self.detections,
+        )
+
+
+@options
+class TrainingOptions:
+    """How a detector is optimised.
+
+    Args:
+        epochs: passes over the training split.
+        learning_rate: of the weights, after warm-up.
+        momentum: of SGD.
+        nesterov: Nesterov's momentum.
+        weight_decay: of convolutions and linear layers; norms and biases have none.
+        bias_rate: factor of the learning rate for biases; 2 in the papers' code.
+        warmup_steps: steps over which the rate rises from `warmup_start` of itself.
+        warmup_start: see there.
+        schedule: `steps` divides the rate by ten at each milestone, `cosine` lets it fall to zero, `constant` keeps it.
+        milestones: epochs, which may be fractions, for `steps`.
+        clip_norm: the largest norm of all gradients together; null for no limit.
+        precision: `fp32`, or mixed with `bf16` or `fp16`.
+        ema: decay of the exponential moving average of the weights that is evaluated and kept; null for none.
+        compile: run the loss through torch.compile.
+        alternating: the paper's four-step training (Ren et al. 2015, §3.2); each step has `epochs` passes.
+        validate_every: epochs from one validation to the next.
+        patience: validations without a better AP after which training ends; null for never.
+        seed: of initialisation, shuffles, augmentations and sampling.
+        accelerator, devices: as Lightning names them.
+    """
+
+    epochs: int = 12
+    learning_rate: float = 0.02
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    bias_rate: float = 1.0
+    warmup_steps: int = 500
+    warmup_start: float = 0.001
+    schedule: Literal["steps", "cosine", "constant"] = "steps"
+    milestones: tuple[float, ...] = (8, 11)
+    clip_norm: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: float | None = None
+    compile: bool = False
+    alternating: bool = False
+    validate_every: int = 1
+    patience: int | None = None
+    seed: int = 0
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+
+
+@options
+class Config:
+    """What `detect train` does, and what a checkpoint remembers.
+
+    Args:
+        model: the network.
+        data: the images.
+        training: the optimisation.
+        deviations: where this departs from the paper that it follows; printed before training.
+    """
+
+    model: FasterRCNNOptions = field(default_factory=FasterRCNNOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    deviations: tuple[str, ...] = ()
+
+
+_ADAPTER = TypeAdapter(Config)
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The experiment of a YAML file, with overrides such as `--data.root=DIR` or `--data.root DIR`.
+
+    Raises `UserError` with the file, the key and what was expected there.
+    """
+    values = {} if path is None else _read_yaml(path)
+    for key, text in _pairs(overrides):
+        _assign(values, key, text)
+    return config_from_dict(values, source=str(path) if path else "options")
+
+
+def config_from_dict(values: dict[str, Any], source: str) -> Config:
+    """The experiment that a nested dictionary describes; `source` is named in errors."""
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_first_mistake(error)}") from None
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The experiment as plain numbers, strings, lists and dictionaries."""
+    return _ADAPTER.dump_python(config, mode="json")
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the experiment as YAML that `load_config` reads."""
+    path.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; give the path of a config, such as configs/bccd/faster_rcnn.yaml"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a mapping with the keys model, data and training")
+    return values
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """(key, text) of each `--key=text` or `--key text`."""
+    pairs, rest = [], list(overrides)
+    while rest:
+        word = rest.pop(0)
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not (equals or rest):
+            raise UserError(f"{word}: options are given as --section.key VALUE, for example --data.root DIR")
+        pairs.append((key, text if equals else rest.pop(0)))
+    return pairs
+
+
+def _assign(values: dict[str, Any], key: str, text: str) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--{key}: {section} is a value, not a section")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values[last] = text
+
+
+def _first_mistake(error: ValidationError) -> str:
+    """The first error in one line: the key, what is wrong and what would be right."""
+    mistake = error.errors(include_url=False)[0]
+    tags = {"resnet", "vgg", "faster_rcnn"}  # the tag of a union stands in pydantic's path, but not in the file
+    place = [str(part) for part in mistake["loc"] if part not in tags]
+    if mistake["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        near = get_close_matches(place[-1], _all_keys(), n=1)
+        return f"{'.'.join(place)}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
+    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{'.'.join(place)}: {mistake['msg']}, not {mistake['input']!r:.80}{more}"
+
+
+def _all_keys() -> set[str]:
+    schema = _ADAPTER.json_schema()
+    parts = [schema, *schema.get("$defs", {}).values()]
+    return {key for part in parts for key in part.get("properties", {})}

@@ -1,0 +1,44 @@
+"""What can be chosen of the data."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from detect.options import options
+
+
+@options
+class DataOptions:
+    """Where images and boxes come from, and how they reach the network.
+
+    Args:
+        root: the data folder; COCO, VOC or YOLO is found out.
+        train: the split to train on.
+        val: the split that chooses the best checkpoint, or null for none: the last one is then taken.
+        test: the split that is evaluated once at the end; null takes `val`.
+        short_side: pixels of the short side; of several, training draws one a batch and evaluation takes the largest.
+        long_side: the most pixels of the long side.
+        batch_size: images a training step, on each device.
+        eval_batch_size: images a step of evaluation, on each device.
+        workers: processes that load images, on each device; 0 loads in the main process.
+        augment: albumentations by name, applied in training before resizing.
+        canvases: sizes of canvas for each short side; more of them pad less, fewer compile less.
+        max_objects: the most truths an image.
+        skip_unreadable: leave missing and damaged images out (counted and told) instead of stopping.
+    """
+
+    root: Path = Path("data")
+    train: str = "train"
+    val: str | None = "val"
+    test: str | None = None
+    short_side: tuple[int, ...] = (800,)
+    long_side: int = 1333
+    batch_size: int = 2
+    eval_batch_size: int = 1
+    workers: int = 2
+    augment: tuple[dict[str, Any], ...] = field(default_factory=lambda: ({"HorizontalFlip": {"p": 0.5}},))
+    canvases: int = 4
+    max_objects: int = 1024
+    skip_unreadable: bool = False

@@ -1,0 +1,47 @@
+"""A trained detector over a split: figures and predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from detect.data.dataset import Dataset
+from detect.evaluation.coco import coco_results
+from detect.evaluation.evaluator import Evaluator
+from detect.models import Detector
+
+
+@torch.no_grad()
+def evaluate(
+    model: Detector,
+    loader: DataLoader,
+    dataset: Dataset,
+    device: torch.device,
+    engine: Literal["pycocotools", "fast"] = "pycocotools",
+) -> tuple[dict[str, Any], Evaluator]:
+    """Runs a prepared detector over the loader of a split, with a progress bar.
+
+    Under torchrun each process sees its part of the images, once, and all of them return the same figures.
+    """
+    evaluator = Evaluator(dataset)
+    console = Console(stderr=True)
+    for batch in track(loader, f"evaluating {dataset.split}", console=console, disable=not console.is_terminal):
+        proposals, detections = model.propose_and_detect(batch.images.to(device))
+        evaluator.update(batch, detections.to("cpu"), proposals.to("cpu"))
+    evaluator.gather()
+    return evaluator.compute(engine), evaluator
+
+
+def write_results(out: Path, metrics: dict[str, Any], evaluator: Evaluator) -> None:
+    """Writes `metrics.json` and the COCO-format `predictions.json` into a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    results = coco_results(evaluator.predictions, evaluator.dataset)
+    for name, content in (("metrics.json", metrics), ("predictions.json", results)):
+        indent = 2 if name == "metrics.json" else None
+        (out / name).write_text(json.dumps(content, indent=indent, allow_nan=False), encoding="utf-8")

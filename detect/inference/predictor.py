@@ -1,0 +1,60 @@
+"""A trained detector, made fast for the device it runs on."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from detect.backbones.norm import FrozenBatchNorm2d
+from detect.checkpoint import Checkpoint, load_checkpoint
+from detect.models import Detector
+
+Precision = Literal["fp32", "bf16"]
+
+
+def load(path: str | Path, device: str = "cpu", precision: Precision = "fp32") -> Checkpoint:
+    """A trained detector ready to predict, with its class names and config.
+
+    Raises `UserError` where the file is no checkpoint of ours. See `prepare` for `precision`.
+    """
+    checkpoint = load_checkpoint(Path(path))
+    return replace(checkpoint, model=prepare(checkpoint.model.to(device), precision))
+
+
+def prepare(model: Detector, precision: Precision = "fp32", compile: bool = False) -> Detector:
+    """A copy for prediction alone: norms folded into convolutions, channels last, weights in `precision`.
+
+    Boxes, scores and all that is done with them stay in float32. With `compile`, backbone and RPN run through
+    `torch.compile`, anew for each size of canvas.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    fold_norms(model)
+    if precision == "bf16":
+        for part in (model.backbone, model.trunk, *([model.rpn] if model.rpn else [])):
+            for parameter in part.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
+    model = model.to(memory_format=torch.channels_last)
+    if compile:
+        model.backbone.compile(dynamic=False)
+    return model
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Replaces, in place, every convolution that a batch norm follows by one that does both (eval mode)."""
+    children = list(module.named_children())
+    for (_, first), (name, second) in pairwise(children):
+        if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d | FrozenBatchNorm2d):
+            assert second.running_mean is not None and second.running_var is not None
+            statistics = second.running_mean, second.running_var, second.eps
+            weight, bias = fuse_conv_bn_weights(first.weight, first.bias, *statistics, second.weight, second.bias)
+            first.weight, first.bias = weight, bias
+            setattr(module, name, nn.Identity())
+    for _, child in children:
+        fold_norms(child)

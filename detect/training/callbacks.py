@@ -1,0 +1,125 @@
+"""What happens around the steps: a progress bar, and the end of a run whose loss is no number."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from detect.errors import UserError
+from detect.structures import Batch
+
+
+class StopOnNaN(Callback):
+    """Ends training within a step of a loss that is NaN or infinite, and names the images.
+
+    On CUDA the loss of a step is looked at after the next one has been queued, so that the GPU is not waited for.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[Tensor, Tensor, int] | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Looks at the loss, or at the one before."""
+        loss = outputs["loss"].detach()
+        current = loss.to("cpu", non_blocking=True), batch.ids, trainer.global_step
+        if loss.device.type == "cpu":
+            self._check(*current)
+        else:
+            if self._pending is not None:
+                self._check(*self._pending)
+            self._pending = current
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at the last loss of the epoch."""
+        if self._pending is not None:
+            torch.cuda.synchronize()
+            self._check(*self._pending)
+            self._pending = None
+
+    def _check(self, loss: Tensor, ids: Tensor, step: int) -> None:
+        if not torch.isfinite(loss):
+            images = ", ".join(map(str, ids.tolist()))
+            raise UserError(
+                f"step {step}: the loss is {loss.item()} on the images with ids {images}; look at them, lower "
+                "--training.learning_rate, or set --training.clip_norm 10"
+            )
+
+
+class ProgressBar(Callback):
+    """One bar over the whole run: epoch, steps, losses, the last AP, time gone and time to go.
+
+    Where the output is no terminal, one line an epoch.
+    """
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._last_shown = 0.0
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the bar, at the place where a resumed run goes on."""
+        self._started = time.monotonic()
+        total = int(trainer.estimated_stepping_batches)
+        self._task = self.bar.add_task("training", total=total, completed=trainer.global_step, figures="")
+        self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Moves on; the losses are read once a second only, for reading them waits for the device."""
+        description = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.bar.update(self._task, completed=trainer.global_step, description=description)
+        if self.console.is_terminal and time.monotonic() - self._last_shown > 1:
+            self._last_shown = time.monotonic()
+            self.bar.update(self._task, figures=self._figures(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows the AP at once."""
+        if not trainer.sanity_checking:
+            self._epoch_line(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A line for the log, where nothing is validated."""
+        if not trainer.enable_validation:
+            self._epoch_line(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Closes the bar."""
+        self.bar.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Closes the bar, so that the error is legible."""
+        self.bar.stop()
+
+    def _epoch_line(self, trainer: Trainer) -> None:
+        if not self.console.is_terminal:
+            minutes = (time.monotonic() - self._started) / 60
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            print(f"{epoch}  {minutes:.1f} min  {self._figures(trainer)}", file=sys.stderr, flush=True)
+        else:
+            self.bar.update(self._task, figures=self._figures(trainer))
+
+    def _figures(self, trainer: Trainer) -> str:
+        shown = ("loss", "rpn_objectness", "rpn_boxes", "classification", "boxes", "val_loss", "AP", "AP50")
+        metrics = trainer.callback_metrics
+        return "  ".join(f"{name} {float(metrics[name]):.3f}" for name in shown if name in metrics)

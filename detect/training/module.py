@@ -1,0 +1,94 @@
+"""The training step and the validation step; the loop around them is Lightning's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, distributed
+
+from detect.config import TrainingOptions
+from detect.data.dataset import Dataset
+from detect.evaluation.evaluator import Evaluator
+from detect.models import Detector
+from detect.models.detector import Losses, Part
+from detect.structures import Batch
+from detect.training.optimization import schedule, sgd
+
+
+class DetectorModule(LightningModule):
+    """Minimises the sum of a detector's losses.
+
+    Args:
+        model: the detector.
+        training: how it is optimised.
+        val: the truths of the validation batches.
+        card: what a checkpoint says of the model beside its weights.
+        parts: the losses to minimise.
+        proposer: another detector that proposes the regions, in place of the model's own RPN.
+    """
+
+    def __init__(
+        self,
+        model: Detector,
+        training: TrainingOptions,
+        val: Dataset | None = None,
+        card: dict[str, Any] | None = None,
+        parts: Sequence[Part] = ("rpn", "boxes"),
+        proposer: Detector | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last)
+        self.training_options, self.card, self.parts = training, card or {}, tuple(parts)
+        self.evaluator = None if val is None else Evaluator(val)
+        # In a tuple, so that it is no submodule: neither trained nor saved.
+        self.proposer = () if proposer is None else (proposer.eval(),)
+        self.loss = torch.compile(model.loss, fullgraph=True) if training.compile else model.loss
+
+    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        """The sum of the losses, and each of them."""
+        for proposer in self.proposer:
+            batch = replace(batch, proposals=proposer.to(self.device).propose(batch.images))
+        losses: Losses = self.loss(batch, self.parts)
+        total = torch.stack(list(losses.values())).sum()
+        logged = {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
+        self.log_dict(logged, batch_size=len(batch))
+        return {"loss": total}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """SGD and the learning rate of each step."""
+        optimizer = sgd(self.model, self.training_options)
+        steps = int(self.trainer.estimated_stepping_batches) // max(1, self.training_options.epochs)
+        scheduler = schedule(optimizer, self.training_options, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins anew; every process evaluates the first one's running statistics."""
+        assert self.evaluator is not None
+        self.evaluator = Evaluator(self.evaluator.dataset)
+        if distributed.is_available() and distributed.is_initialized():
+            for buffer in self.model.buffers():
+                distributed.broadcast(buffer, 0)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Losses and detections from one forward pass."""
+        assert self.evaluator is not None
+        losses, detections, proposals = self.model.validate(batch)
+        self.evaluator.update(batch, detections, proposals, losses)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the figures; `AP` chooses the best checkpoint."""
+        assert self.evaluator is not None
+        self.evaluator.gather()
+        metrics = self.evaluator.compute()
+        figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        figures.setdefault("AP", 0.0)  # no truth in the whole split
+        losses = {f"val_{name}": value for name, value in metrics["losses"].items()}
+        self.log_dict(figures | losses, rank_zero_only=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts class names, preprocessing and versions beside the weights."""
+        checkpoint["detect"] = self.card

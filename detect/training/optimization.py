@@ -1,0 +1,47 @@
+"""Stochastic gradient descent as detectors are trained: parameter groups, warm-up and schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+
+from detect.config import TrainingOptions
+
+
+def sgd(model: nn.Module, training: TrainingOptions) -> SGD:
+    """SGD over the parameters that learn, in three groups: weights, biases, and the scales of norms."""
+    weights, biases, scales = [], [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                is_norm = parameter.ndim == 1
+                (scales if is_norm and name == "weight" else biases if name == "bias" else weights).append(parameter)
+    rate = training.learning_rate
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "lr": rate, "weight_decay": training.weight_decay},
+        {"params": biases, "lr": rate * training.bias_rate, "weight_decay": 0.0},
+        {"params": scales, "lr": rate, "weight_decay": 0.0},
+    ]
+    return SGD([group for group in groups if group["params"]], momentum=training.momentum, nesterov=training.nesterov)
+
+
+def schedule(optimizer: torch.optim.Optimizer, training: TrainingOptions, steps_per_epoch: int) -> LambdaLR:
+    """The learning rate of each step: linear warm-up times the chosen schedule."""
+    total = max(1, training.epochs * steps_per_epoch)
+    drops = [milestone * steps_per_epoch for milestone in training.milestones]
+
+    def factor(step: int) -> float:
+        progress = min(1.0, (step + 1) / max(1, training.warmup_steps))
+        warmup = training.warmup_start + (1 - training.warmup_start) * progress
+        if training.schedule == "cosine":
+            return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+        if training.schedule == "steps":
+            return warmup * 0.1 ** sum(step >= drop for drop in drops)
+        return warmup
+
+    return LambdaLR(optimizer, factor)
