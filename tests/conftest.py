@@ -1,0 +1,51 @@
+"""Shapes are types: within the tests every annotated call of the package is checked."""
+
+import functools
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import beartype.typing
+import jaxtyping
+import numba
+import pytest
+import torch
+
+
+def _unchecked(compiler):
+    """`compiler`, given the functions themselves: it cannot read the wrappers that check their types."""
+
+    @functools.wraps(compiler)
+    def wrapper(*args, **kwargs):
+        made = compiler(*args, **kwargs)
+        if any(map(callable, args)):  # not as a decorator with arguments
+            return made
+        return lambda function: made(getattr(function, "__wrapped__", function))
+
+    return wrapper
+
+
+numba.njit = _unchecked(numba.njit)
+torch.library.custom_op = _unchecked(torch.library.custom_op)
+
+# An int is a float, a list is judged by the same item each time, and two hints that beartype cannot judge are anything:
+# `Self` in a method alone, and `BinaryIO`, which BytesIO does not inherit from.
+_CONF = (
+    "is_pep484_tower=True, is_random=False, hint_overrides=beartype.FrozenDict("
+    "{beartype.typing.Self: beartype.typing.Any, beartype.typing.BinaryIO: beartype.typing.Any})"
+)
+jaxtyping.install_import_hook("detect", f"beartype.beartype(conf=beartype.BeartypeConf({_CONF}))")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Each test draws the same numbers, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Switches the checks off: Dynamo cannot trace them."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
