@@ -132,6 +132,14 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     return config_from_dict(values, source=str(path) if path else "options")
 
 
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """The experiment with some of its options changed."""
+    values = config_to_dict(config)
+    for key, text in _pairs(overrides):
+        _assign(values, key, text)
+    return config_from_dict(values, source="options")
+
+
 def config_from_dict(values: dict[str, Any], source: str) -> Config:
     """The experiment that a nested dictionary describes; `source` is named in errors."""
     try:

@@ -1,0 +1,268 @@
+"""The `detect` command. Nothing heavy is imported before a command needs it: help comes at once."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detect.errors import UserError
+
+if TYPE_CHECKING:
+    from detect.checkpoint import Checkpoint
+    from detect.config import Config
+    from detect.data.datamodule import DetectionData
+
+OPTIONS_NOTE = """\
+Any option of the config can be changed after it, as --section.key VALUE:
+  --data.root DIR  --data.short_side [600]  --data.batch_size 8  --training.epochs 24
+  --training.precision bf16  --model.backbone.weights IMAGENET1K_V1
+The folder of a run holds config.yaml with all of them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; a user's mistake is one line on stderr and exit code 2."""
+    parser = _parser()
+    options, overrides = parser.parse_known_args(arguments)
+    if overrides and not options.takes_overrides:
+        parser.error(f"unrecognised: {' '.join(overrides)}")
+    try:
+        options.run(options, overrides)
+    except Exception as error:
+        message = _user_message(error)
+        if message is None:
+            raise
+        print(f"detect: error: {message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="detect", description="The R-CNN family: train, evaluate, ship.", epilog="example: detect demo"
+    )
+    parser.set_defaults(takes_overrides=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = _command(commands, "demo", _demo, "make data, train on it, evaluate and draw, in minutes", "detect demo")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="a new folder (default: %(default)s)")
+
+    train = _command(
+        commands,
+        "train",
+        _train,
+        "fit a detector, then evaluate its best checkpoint",
+        "detect train -c configs/bccd/faster_rcnn.yaml --data.root data/bccd\n\n" + OPTIONS_NOTE,
+    )
+    train.add_argument("-c", "--config", type=Path, help="the experiment, a YAML file; see configs/")
+    train.add_argument("--out", type=Path, help="the folder of the run (default: a new one under runs/)")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    train.set_defaults(takes_overrides=True)
+
+    evaluate = _command(
+        commands,
+        "eval",
+        _eval,
+        "COCO and VOC figures of a checkpoint",
+        "detect eval --ckpt runs/bccd/checkpoints/best.ckpt --data.root data/bccd --split test",
+    )
+    evaluate.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of detect train")
+    evaluate.add_argument("--split", help="the split to evaluate (default: the config's test, else val)")
+    evaluate.add_argument("--out", type=Path, help="where the results go (default: eval/ beside checkpoints/)")
+    evaluate.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the weights")
+    evaluate.add_argument("--engine", choices=("pycocotools", "fast"), default="pycocotools", help="equal figures")
+    evaluate.set_defaults(takes_overrides=True)
+
+    data = commands.add_parser("data", help="make, fetch data sets").add_subparsers(required=True, metavar="COMMAND")
+    shapes = _command(
+        data,
+        "shapes",
+        _shapes,
+        "a made data set of drawn shapes, in COCO layout",
+        "detect data shapes --out data/shapes",
+    )
+    shapes.add_argument("--out", type=Path, required=True, help="a new folder")
+    shapes.add_argument("--images", type=int, default=300, help="training images; a fifth for validation")
+    shapes.add_argument("--seed", type=int, default=0)
+    download = _command(
+        data,
+        "download",
+        _download,
+        "fetch a public data set; the only command that uses the network",
+        "detect data download bccd --root data",
+    )
+    download.add_argument("name", help="bccd, voc2007, voc2012, coco, or a part such as coco/val2017")
+    download.add_argument("--root", type=Path, default=Path("data"), help="the folder of data sets (default: data)")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def _demo(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.data.shapes import make_shapes
+    from detect.demo import demo_config
+
+    _refuse_used(options.out)
+    data = make_shapes(options.out / "data", images={"train": 400, "val": 60})
+    metrics = _train_and_evaluate(demo_config(data), options.out)
+    print(f"AP50 {metrics['AP50']:.3f}. Detections beside the truths: {options.out / 'eval' / 'pictures'}")
+
+
+def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.config import load_config
+
+    if options.resume:
+        if options.out is None:
+            raise UserError("--resume goes on with the run in --out DIR: name that folder")
+        config = load_config(options.config or options.out / "config.yaml", overrides)
+        out = options.out
+    else:
+        config = load_config(options.config, overrides)
+        out = options.out or _new_run(options.config)
+        if _is_first_process():
+            _refuse_used(out)
+    _train_and_evaluate(config, out, options.resume)
+
+
+def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.checkpoint import load_checkpoint
+    from detect.config import override
+
+    checkpoint = load_checkpoint(options.ckpt)
+    config = override(checkpoint.config, overrides)
+    split = options.split or config.data.test or config.data.val
+    if split is None:
+        raise UserError("--split: the config names no test and no val split; name the one to evaluate")
+    out = options.out or options.ckpt.resolve().parent.parent / "eval"
+    _evaluate(checkpoint, _data(config, checkpoint.classes), split, out, options.precision, options.engine)
+
+
+def _shapes(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.data.shapes import make_shapes
+
+    print(make_shapes(options.out, images=options.images, seed=options.seed))
+
+
+def _download(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.data.download import download
+
+    print(download(options.name, options.root))
+
+
+# ---- what they share -------------------------------------------------------------------------------------------------
+
+
+def _train_and_evaluate(config: Config, out: Path, resume: bool = False) -> dict[str, Any]:
+    _calm()
+    from detect.checkpoint import load_checkpoint
+    from detect.training.fit import fit
+
+    data = _data(config)
+    final = config.data.test or config.data.val
+    _tell(data, [data.train, *([data.val] if data.val else []), *([data.split(final)] if final else [])])
+    for deviation in config.deviations:
+        _print(f"deviates from the paper: {deviation}")
+    best, seconds = fit(config, data, out, resume)
+    _print(f"trained in {seconds:.0f} s: {best}")
+    if final is None:
+        return {}
+    return _evaluate(load_checkpoint(best), data, final, out / "eval")
+
+
+def _evaluate(
+    checkpoint: Checkpoint,
+    data: DetectionData,
+    split: str,
+    out: Path,
+    precision: Any = "fp32",
+    engine: Any = "pycocotools",
+) -> dict[str, Any]:
+    import torch
+
+    from detect.allocator import keep_pages
+    from detect.evaluation.pictures import write_pictures
+    from detect.evaluation.table import print_metrics
+    from detect.inference.evaluate import evaluate, write_results
+    from detect.inference.predictor import prepare
+
+    keep_pages()
+    place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    dataset = data.split(split)
+    model = prepare(checkpoint.model.to(place), precision)
+    metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, torch.device(place), engine)
+    if _is_first_process():
+        write_results(out, metrics, evaluator)
+        write_pictures(out / "pictures", dataset, evaluator.predictions)
+        print_metrics(metrics)
+        print(f"{dataset.root} {split}: {out / 'metrics.json'}, {out / 'predictions.json'}, {out / 'pictures'}")
+    return metrics
+
+
+def _data(config: Config, classes: Sequence[str] | None = None) -> DetectionData:
+    from detect.allocator import keep_pages
+    from detect.data.datamodule import DetectionData
+
+    keep_pages()
+    return DetectionData(config.data, classes, seed=config.training.seed)
+
+
+def _tell(data: DetectionData, datasets: Sequence[Any]) -> None:
+    """What was read and mended, before the first step."""
+    from detect.data.defects import summary
+
+    for name in dict.fromkeys(dataset.split for dataset in datasets):
+        _print(summary(data.split(name)))
+
+
+def _new_run(config: Path | None) -> Path:
+    if "RANK" in os.environ:
+        raise UserError("--out: several processes need one folder by its name; give --out DIR")
+    name = "_".join(config.with_suffix("").parts[-2:]) if config else "run"
+    numbers = (Path("runs") / f"{name}_{number}" for number in range(1, 10**6))
+    return next(folder for folder in numbers if not folder.exists())
+
+
+def _refuse_used(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        raise UserError(
+            f"{out}: the folder is not empty; give another --out, or remove it (a run goes on with --resume)"
+        )
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print(text: str) -> None:
+    if _is_first_process():
+        print(text, flush=True)
+
+
+def _calm() -> None:
+    """Keeps Lightning's advice and advertisements from the terminal."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _user_message(error: Exception) -> str | None:
+    """The one line of a `UserError`, also where a worker wraps it in its traceback; None for a bug of ours."""
+    if not isinstance(error, UserError):
+        return None
+    return str(error).strip().splitlines()[-1].rpartition("detect.errors.UserError: ")[2]

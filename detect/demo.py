@@ -1,0 +1,37 @@
+"""The experiment of `detect demo`: small enough for a laptop without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detect.backbones import ResNet
+from detect.config import Config, FasterRCNNOptions, TrainingOptions
+from detect.data.options import DataOptions
+from detect.models import BoxOptions, HeadOptions, ProposalCounts, RPNOptions
+
+
+def demo_config(root: Path) -> Config:
+    """Faster R-CNN with ResNet-18 and FPN, from scratch, on the data set that `detect data shapes` makes."""
+    model = FasterRCNNOptions(
+        backbone=ResNet(depth=18, norm="batch", train_stages=5),
+        rpn=RPNOptions(
+            anchor_sizes=(16, 32, 64, 96, 128),
+            training=ProposalCounts(500, 300),
+            testing=ProposalCounts(300, 100),
+        ),
+        head=HeadOptions(layers=1, channels=512),
+        boxes=BoxOptions(samples=64),
+    )
+    data = DataOptions(root=root, short_side=(128,), long_side=176, batch_size=8, eval_batch_size=8, workers=1)
+    training = TrainingOptions(
+        epochs=12,
+        learning_rate=0.02,
+        weight_decay=5e-4,
+        warmup_steps=50,
+        schedule="cosine",
+        clip_norm=10.0,
+        precision="bf16",
+        ema=0.99,
+        validate_every=4,
+    )
+    return Config(model=model, data=data, training=training)
