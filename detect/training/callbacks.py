@@ -93,15 +93,14 @@ class ProgressBar(Callback):
             self._last_shown = time.monotonic()
             self.bar.update(self._task, figures=self._figures(trainer))
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the AP at once."""
-        if not trainer.sanity_checking:
-            self._epoch_line(trainer)
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A line for the log, where nothing is validated."""
-        if not trainer.enable_validation:
-            self._epoch_line(trainer)
+        """Shows the epoch's losses, and the figures of the last validation."""
+        if self.console.is_terminal:
+            self.bar.update(self._task, figures=self._figures(trainer))
+        else:
+            minutes = (time.monotonic() - self._started) / 60
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            print(f"{epoch}  {minutes:.1f} min  {self._figures(trainer)}", file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes the bar."""
@@ -110,14 +109,6 @@ class ProgressBar(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Closes the bar, so that the error is legible."""
         self.bar.stop()
-
-    def _epoch_line(self, trainer: Trainer) -> None:
-        if not self.console.is_terminal:
-            minutes = (time.monotonic() - self._started) / 60
-            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            print(f"{epoch}  {minutes:.1f} min  {self._figures(trainer)}", file=sys.stderr, flush=True)
-        else:
-            self.bar.update(self._task, figures=self._figures(trainer))
 
     def _figures(self, trainer: Trainer) -> str:
         shown = ("loss", "rpn_objectness", "rpn_boxes", "classification", "boxes", "val_loss", "AP", "AP50")
