@@ -1,0 +1,279 @@
+"""torchvision's own Faster R-CNN trained on blood cells, alone or in turns with `detect train`.
+
+    python tools/benchmarks/bccd.py --data.root data/bccd
+    python tools/benchmarks/bccd.py --data.root data/bccd \
+        --beside "detect train -c configs/bccd/faster_rcnn.yaml --data.root data/bccd"
+
+The recipe is that of configs/bccd/faster_rcnn.yaml: ResNet-18-FPN from scratch with batch norm, short side 320, batches
+of 4, horizontal flips, 12 passes over `trainval`, SGD with a one-cycle rate; evaluated on `test` by the same code.
+
+With `--beside` the two commands take turns of 20 seconds. The one whose turn it is not is stopped, workers and all, so
+that each has the machine to itself and a slow phase of the machine hits both. What counts is a command's own running
+time, start-up included, until it prints a line that begins with "trained": its evaluation afterwards is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils import data
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+from detect.data.dataset import Dataset
+from detect.data.decode import decode
+from detect.data.read import read
+from detect.evaluation.coco import Prediction, evaluate_coco
+from detect.evaluation.table import print_metrics
+
+TURN = 20.0
+"""Seconds for which one command runs while the other stands still."""
+
+# glibc's malloc would give back every large block and fetch it anew at the next step: on either side, keep them.
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33)}
+
+
+# ---- taking turns ----------------------------------------------------------------------------------------------------
+
+
+class Contestant:
+    """A command as a process group of its own that is stopped, continued, and timed while it runs."""
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self.name, self.command = name, command
+        self.trained: float | None = None
+        self.process: subprocess.Popen[str] | None = None
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._lock = threading.Lock()
+        self._before_this_turn, self._turn_began = 0.0, 0.0
+        self._running = False
+
+    def seconds(self) -> float:
+        """How long the command has run so far, without the time that it was stopped."""
+        with self._lock:
+            return self._before_this_turn + (time.monotonic() - self._turn_began if self._running else 0.0)
+
+    def run(self, turn: float | None) -> bool:
+        """Lets the command run, for a turn or to its end; tells whether it ended. Exits where it failed."""
+        with self._lock:
+            self._running, self._turn_began = True, time.monotonic()
+        if self.process is None:
+            self._start()
+        else:
+            os.killpg(self.process.pid, signal.SIGCONT)
+        assert self.process is not None
+        try:
+            code = self.process.wait(turn)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGSTOP)
+            self._pause()
+            return False
+        self._pause()
+        self._reader.join(timeout=10)
+        if code:
+            sys.exit(f"{self.name} ended with code {code}: {shlex.join(self.command)}")
+        return True
+
+    def kill(self) -> None:
+        """Ends the command and its workers, if it still runs."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _start(self) -> None:
+        environment = {**os.environ, **ALLOCATOR, "PYTHONUNBUFFERED": "1"}
+        if shutil.which(self.command[0]) is None:
+            sys.exit(f"{self.command[0]}: there is no such command; give its path")
+        self.process = subprocess.Popen(
+            self.command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            env=environment,
+        )
+        self._reader.start()
+
+    def _pause(self) -> None:
+        with self._lock:
+            self._before_this_turn += time.monotonic() - self._turn_began
+            self._running = False
+
+    def _read(self) -> None:
+        assert self.process is not None and self.process.stdout is not None
+        for line in self.process.stdout:
+            # A line that is read late, when the command stands still, costs nothing: its clock stands still too.
+            if line.startswith("trained") and self.trained is None:
+                self.trained = self.seconds()
+            print(f"{self.name:>11} {self.seconds():6.0f} s | {line.rstrip()}", flush=True)
+
+
+def take_turns(contestants: Sequence[Contestant]) -> None:
+    """Runs the commands to their ends, `TURN` seconds of one after `TURN` seconds of another."""
+    running = list(contestants)
+    try:
+        while running:
+            for contestant in list(running):
+                if contestant.run(TURN if len(running) > 1 else None):
+                    running.remove(contestant)
+    finally:
+        for contestant in contestants:
+            contestant.kill()
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Trains torchvision's side in a process, maybe beside another command, and prints the times."""
+    arguments = ["--data.root", options.root, "--passes", options.passes, "--seed", options.seed]
+    own = [sys.executable, __file__, "--side", "torchvision", "--device", options.device, *map(str, arguments)]
+    contestants = [Contestant("torchvision", own)]
+    if options.beside:
+        contestants.append(Contestant("beside", shlex.split(options.beside)))
+    take_turns(contestants)
+    for contestant in contestants:
+        if contestant.trained is None:
+            sys.exit(f'{contestant.name}: no line began with "trained", so its training time is unknown')
+        print(f"{contestant.name}: trained in {contestant.trained:.1f} s of its own running time")
+    if options.beside:
+        ours, theirs = contestants[1].trained, contestants[0].trained
+        assert ours is not None and theirs is not None
+        print(f"torchvision / beside: {theirs / ours:.2f}")
+
+
+# ---- torchvision's side ----------------------------------------------------------------------------------------------
+
+
+def train_torchvision(root: Path, passes: float, seed: int, device_name: str) -> None:
+    """Trains and evaluates torchvision's model in this process."""
+    torch.manual_seed(seed)
+    device = torch.device(device_name)
+    train, test = read(root, "trainval"), read(root, "test")
+    model = _model(len(train.classes)).to(device)
+    loader: data.DataLoader = data.DataLoader(
+        _Photographs(train),
+        batch_size=4,
+        shuffle=True,
+        drop_last=True,
+        num_workers=2,
+        persistent_workers=True,
+        collate_fn=_as_lists,
+    )
+    steps = max(1, round(passes * len(loader)))
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=0.02,
+        momentum=0.9,
+        weight_decay=5e-4,
+    )
+    scheduler = OneCycleLR(optimizer, max_lr=0.02, total_steps=steps, cycle_momentum=False)
+
+    model.train()
+    for step, (images, targets) in enumerate(_batches(loader, steps), start=1):
+        images = [image.to(device) for image in images]
+        targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
+        loss = sum(model(images, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        if step % 50 == 0 or step == steps:
+            print(f"step {step} of {steps}: loss {loss.item():.3f}")
+    print(f"trained {steps} steps of 4 images")
+    print_metrics(evaluate_coco(test, _predict(model, test, device)))
+
+
+def _model(num_classes: int) -> FasterRCNN:
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
+    )
+    return FasterRCNN(backbone, num_classes + 1, min_size=320)  # torchvision counts background as a class
+
+
+class _Photographs(data.Dataset):
+    """Images and targets as torchvision's model takes them, half of them mirrored."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, dict[str, Tensor]]:
+        record = self.dataset.records[place]
+        image = _as_tensor(decode(record.path))
+        boxes = torch.from_numpy(record.boxes[~record.crowd])
+        labels = torch.from_numpy(record.labels[~record.crowd]) + 1
+        if torch.rand(()) < 0.5:
+            image = image.flip(-1)
+            boxes = torch.stack([record.width - boxes[:, 2], boxes[:, 1], record.width - boxes[:, 0], boxes[:, 3]], 1)
+        return image, {"boxes": boxes, "labels": labels}
+
+
+def _as_lists(samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)
+
+
+def _batches(loader: data.DataLoader, steps: int) -> Iterator[Any]:
+    """The first `steps` batches of as many passes as these need."""
+    while steps > 0:
+        for batch in loader:
+            yield batch
+            steps -= 1
+            if steps == 0:
+                return
+
+
+def _predict(model: FasterRCNN, dataset: Dataset, device: torch.device) -> list[Prediction]:
+    model.eval()
+    predictions = []
+    with torch.inference_mode():
+        for record in dataset.records:
+            (found,) = model([_as_tensor(decode(record.path)).to(device)])
+            boxes, scores, labels = (found[name].cpu().numpy() for name in ("boxes", "scores", "labels"))
+            predictions.append(Prediction(record.id, boxes, scores, labels - 1))
+    return predictions
+
+
+def _as_tensor(image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
+    """Float in 0 … 1 and channels first, as torchvision wants it."""
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=__doc__.split("\n", 1)[1],
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("--data.root", dest="root", type=Path, default=Path("data/bccd"), help="the data set's folder")
+    parser.add_argument("--passes", type=float, default=12, help="passes over trainval (default 12)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and flips (default 0)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--beside", metavar="COMMAND", help="a training to run in turns with torchvision's")
+    parser.add_argument("--side", choices=["torchvision"], help="train in this process, untimed")
+    options = parser.parse_args()
+    if options.side:
+        train_torchvision(options.root, options.passes, options.seed, options.device)
+    else:
+        compare(options)
+
+
+if __name__ == "__main__":
+    main()
