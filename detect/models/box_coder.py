@@ -23,12 +23,14 @@ class BoxCoder:
         """The deltas that lead from `references` to `boxes`; sides are held above a thousandth of a pixel."""
         cx, cy, w, h = _centre_form(boxes)
         rx, ry, rw, rh = _centre_form(references)
-        deltas = torch.stack([(cx - rx) / rw, (cy - ry) / rh, (w / rw).log(), (h / rh).log()], dim=-1)
-        return deltas * deltas.new_tensor(self.weights)
+        wx, wy, ww, wh = self.weights
+        deltas = [wx * (cx - rx) / rw, wy * (cy - ry) / rh, ww * (w / rw).log(), wh * (h / rh).log()]
+        return torch.stack(deltas, dim=-1)
 
     def decode(self, deltas: Float[Tensor, "*b 4"], references: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
         """The boxes to which `deltas` lead from `references`, in float32."""
-        dx, dy, dw, dh = (deltas.float() / deltas.new_tensor(self.weights, dtype=torch.float32)).unbind(-1)
+        # One number at a time: a tensor of the weights would be copied to the GPU, which waits.
+        dx, dy, dw, dh = (delta / weight for delta, weight in zip(deltas.float().unbind(-1), self.weights, strict=True))
         x1, y1, x2, y2 = references.float().unbind(-1)
         w, h = x2 - x1, y2 - y1
         cx, cy = dx * w + (x1 + 0.5 * w), dy * h + (y1 + 0.5 * h)

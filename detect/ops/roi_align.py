@@ -39,14 +39,22 @@ def multilevel_roi_align(
         sampling_ratio: samples a bin, along each side; 0 takes as many as the bin has cells.
         aligned: shift the samples by half a cell, which is the exact place (detectron2's "RoIAlign v2").
     """
-    scales = torch.tensor([1 / stride for stride in strides], device=boxes.device)
-    regions = boxes.float() * scales[levels].unsqueeze(-1) - (0.5 if aligned else 0.0)
+    scales = _of_level(levels, [1 / stride for stride in strides])
+    regions = boxes.float() * scales.unsqueeze(-1) - (0.5 if aligned else 0.0)
     if boxes.device.type == "cpu":
         maps = [level.float() for level in features]
         pooled = _pool_cpu(maps, regions, levels, size, sampling_ratio, aligned)
     else:
         pooled = _pool_on_canvas(features, regions, levels, size, sampling_ratio, aligned)
     return pooled.to(features[0].dtype)
+
+
+def _of_level(levels: Int[Tensor, "B S"], values: Sequence[float]) -> Float[Tensor, "B S"]:
+    """The value of each level, without a table: copying one to the GPU would wait for it."""
+    out = torch.full_like(levels, values[0], dtype=torch.float32)
+    for level, value in enumerate(values[1:], start=1):
+        out = out.masked_fill(levels == level, value)
+    return out
 
 
 # ---- one canvas for all levels, one call -----------------------------------------------------------------------------
@@ -75,7 +83,8 @@ def _pool_on_canvas(
     else:
         canvas = first
     # torchvision's kernel takes off the half cell itself.
-    shift = torch.tensor(origins, device=regions.device, dtype=regions.dtype)[levels] + (0.5 if aligned else 0.0)
+    shift = torch.stack([_of_level(levels, side) for side in zip(*origins, strict=True)], dim=-1)
+    shift = shift + (0.5 if aligned else 0.0)
     image = torch.arange(len(regions), device=regions.device, dtype=regions.dtype)[:, None].expand(levels.shape)
     rois = torch.cat([image[..., None], regions + shift.repeat(1, 1, 2)], dim=-1).flatten(0, 1)
     return roi_align(canvas, rois.to(canvas.dtype), size, 1.0, sampling_ratio, aligned)
