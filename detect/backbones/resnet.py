@@ -34,6 +34,8 @@ class ResNet(CNN):
     fpn: bool = True
     """With the pyramid: maps at strides 4, 8, 16, 32 and 64, and no trunk. Without: one map at stride 16 (C4), and
     stage 5 with its average pool as the trunk, which takes regions of 14×14."""
+    fpn_channels: int = 256
+    """Width of the pyramid; the paper has 256."""
     norm: Norm = "frozen"
     """Frozen statistics mean something only with weights, or in a checkpoint; from scratch, take `batch` or `group`.
     The pyramid has the norm of the network, but none where that is frozen, as published detectors have it."""
@@ -53,7 +55,8 @@ class ResNet(CNN):
         freeze_bottom(list(stages.values()), self.train_stages)
         channels = [64, 128, 256, 512] if self.depth < 50 else [256, 512, 1024, 2048]
         if self.fpn:
-            return ResNetFPN(stages, FPN(channels, norm=None if self.norm == "frozen" else self.norm)), None
+            norm = None if self.norm == "frozen" else self.norm
+            return ResNetFPN(stages, FPN(channels, self.fpn_channels, norm)), None
         _, res5 = stages.popitem()
         return SingleScaleBackbone(stages, channels[-2]), ResNetTrunk(res5, channels[-2], channels[-1])
 
@@ -67,7 +70,7 @@ class ResNetFPN(Backbone):
         self.fpn = fpn
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _c _h _w"]]:
-        """Five maps of 256 channels at strides 4, 8, 16, 32 and 64."""
+        """Five maps, 256 channels wide unless chosen otherwise, at strides 4, 8, 16, 32 and 64."""
         c1 = self.body["stem"](pixels)
         c2 = self.body["layer1"](c1)
         c3 = self.body["layer2"](c2)
