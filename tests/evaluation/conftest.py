@@ -61,17 +61,22 @@ def random_case(seed: int) -> tuple[Dataset, list[Prediction]]:
     for number in random.permutation(40)[:8].tolist():
         drawn = boxes(int(random.integers(0, 9) * (random.random() < 0.8)))
         marks = random.choice(["", "", "", "", "crowd"], len(drawn)).tolist()
-        images[number] = list(zip(rounded(drawn), random.integers(0, 3, len(drawn)).tolist(), marks, strict=True))
-        if random.random() < 0.2:
+        classes = random.integers(0, 3, len(drawn))
+        images[number] = list(zip(rounded(drawn.copy()), classes.tolist(), marks, strict=True))
+        if random.random() < 0.1:
             continue
         n = int(random.integers(0, 40))
-        found = boxes(n)
+        found, labels = boxes(n), random.integers(0, 4, n)
         if len(drawn) and n:
-            near = drawn[random.integers(0, len(drawn), n)] + random.normal(0, 4, (n, 4))
-            found = np.where(random.random((n, 1)) < 0.7, near, found)
-        scores = np.where(random.random(n) < 0.5, random.random(n).round(1), random.random(n)).tolist()
-        labels = random.integers(0, 4, n).tolist()
-        predictions.append(make_prediction(number, list(zip(rounded(found), labels, scores, strict=True))))
+            of = random.integers(0, len(drawn), n)
+            sides = np.tile(drawn[of, 2:] - drawn[of, :2], 2)
+            near = drawn[of] + random.normal(0, 0.08, (n, 4)) * sides
+            found = np.where(random.random((n, 1)) < 0.8, near, found)
+            labels = np.where(random.random(n) < 0.8, classes[of], labels)
+        scores = np.where(random.random(n) < 0.5, random.random(n).round(1), random.random(n))
+        predictions.append(
+            make_prediction(number, list(zip(rounded(found), labels.tolist(), scores.tolist(), strict=True)))
+        )
     return make_dataset(images, ("a", "b", "c", "none"), (90, 1, 17, 4)), predictions
 
 
