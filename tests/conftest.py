@@ -5,7 +5,7 @@ import os
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import beartype.typing
+import beartype.typing  # noqa: F401 - for the names in _CONF
 import jaxtyping
 import numba
 import pytest
