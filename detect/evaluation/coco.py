@@ -77,7 +77,8 @@ def coco_truth(dataset: Dataset) -> dict[str, Any]:
     Boxes are x, y, width, height in pixels. Annotations are numbered from 1, as pycocotools takes number 0 for "not
     matched". File names are relative to the root of the data set. COCO knows no "difficult": those are ordinary truths.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for record in dataset.records:
         inside = record.path.is_relative_to(dataset.root)
         name = record.path.relative_to(dataset.root).as_posix() if inside else record.path.name

@@ -62,8 +62,8 @@ def _match(dataset: Dataset, predictions: dict[int, Prediction]) -> _Matches:
     first = 0
     for record in dataset.records:
         if one := predictions.get(record.id):
-            iou = iou_matrix(*(torch.from_numpy(boxes.astype(np.float64)) for boxes in (one.boxes, record.boxes)))
-            iou = np.where(one.labels[:, None] == record.labels, iou.numpy(), 0.0)
+            both = (torch.from_numpy(boxes.astype(np.float64)) for boxes in (one.boxes, record.boxes))
+            iou = np.where(one.labels[:, None] == record.labels, iou_matrix(*both).numpy(), 0.0)
             iou = np.pad(iou, ((0, 0), (0, 1)))  # a last column of zeros, for images without truths
             parts.append((one.scores, one.labels, first + iou.argmax(axis=1), iou.max(axis=1)))
         first += len(record.labels)

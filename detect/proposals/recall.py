@@ -45,8 +45,8 @@ class ProposalRecall:
         """Adds a batch; boxes are in pixels of the canvas, proposals best first. Crowd regions are left out."""
         best = proposals.valid.int().argsort(dim=1, descending=True, stable=True)[:, : self.limits[-1]].cpu()
         boxes = proposals.boxes.detach().cpu().double().gather(1, best[..., None].expand(-1, -1, 4))
-        iou = iou_matrix(boxes, targets.boxes.detach().cpu().double())
-        iou = (iou * proposals.valid.cpu().gather(1, best)[..., None]).numpy()
+        overlaps = iou_matrix(boxes, targets.boxes.detach().cpu().double())
+        iou = (overlaps * proposals.valid.cpu().gather(1, best)[..., None]).numpy()
         truth = (targets.valid & ~targets.crowd).cpu().numpy()
         ranks = _ranks(iou, truth, THRESHOLDS)
         self._extend(targets.labels.cpu().numpy()[truth], ranks[truth], iou.max(axis=1, initial=0.0)[truth])

@@ -38,7 +38,8 @@ def test_a_box_is_drawn_along_its_inner_edge_in_its_colour():
 
 
 def test_colours_are_repeated_after_the_last():
-    one, other = (draw_boxes(grey(50, 50), np.array([[9, 20, 40, 40]]), np.array([i]), ["a"]) for i in (1, 8))
+    box = np.array([[9, 20, 40, 40]], np.float32)
+    one, other = (draw_boxes(grey(50, 50), box, np.array([label]), ["a"]) for label in (1, 1 + len(COLOURS)))
     np.testing.assert_array_equal(one, other)
 
 
