@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import field
 from difflib import get_close_matches
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from detect.backbones import VGG, ResNet
 from detect.data.options import DataOptions
@@ -79,24 +80,24 @@ class TrainingOptions:
         accelerator, devices: as Lightning names them.
     """
 
-    epochs: int = 12
-    learning_rate: float = 0.02
-    momentum: float = 0.9
+    epochs: PositiveInt = 12
+    learning_rate: PositiveFloat = 0.02
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
-    weight_decay: float = 1e-4
-    bias_rate: float = 1.0
-    warmup_steps: int = 500
-    warmup_start: float = 0.001
+    weight_decay: NonNegativeFloat = 1e-4
+    bias_rate: NonNegativeFloat = 1.0
+    warmup_steps: NonNegativeInt = 500
+    warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.001
     schedule: Literal["steps", "cosine", "constant"] = "steps"
-    milestones: tuple[float, ...] = (8, 11)
-    clip_norm: float | None = None
+    milestones: tuple[NonNegativeFloat, ...] = (8, 11)
+    clip_norm: PositiveFloat | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ema: float | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     compile: bool = False
     alternating: bool = False
-    validate_every: int = 1
-    patience: int | None = None
-    seed: int = 0
+    validate_every: PositiveInt = 1
+    patience: PositiveInt | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     accelerator: str = "auto"
     devices: int | str = "auto"
 
@@ -204,8 +205,10 @@ def _first_mistake(error: ValidationError) -> str:
     if mistake["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         near = get_close_matches(place[-1], _all_keys(), n=1)
         return f"{'.'.join(place)}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
+    if mistake["type"] == "union_tag_not_found":
+        return f"{'.'.join(place)}.name: it is missing; say which one is meant"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{'.'.join(place)}: {mistake['msg']}, not {mistake['input']!r:.80}{more}"
+    return f"{'.'.join(place)}: {mistake['msg']}, not {reprlib.repr(mistake['input'])}{more}"
 
 
 def _all_keys() -> set[str]:

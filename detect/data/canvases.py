@@ -83,10 +83,13 @@ class CanvasBatchSampler(Sampler[list[Item]]):
         self.batch_size, self.resizes, self.training = batch_size, tuple(resizes), training
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
-        resized = [np.array([resize.size(*size) for size in sizes]).reshape(-1, 2) for resize in self.resizes]
-        self.canvases = [plan_canvases(of_scale, most_canvases) for of_scale in resized]
-        self.groups = [
-            assign_canvases(of_scale, canvases) for of_scale, canvases in zip(resized, self.canvases, strict=True)
+        resized = [np.array([resize.size(*size) for size in sizes]) for resize in self.resizes]
+        # Images are grouped as the first scale has them. At the other scales the same images share a canvas, so that
+        # there are never more of these than were asked for.
+        planned = assign_canvases(resized[0], plan_canvases(resized[0], most_canvases))
+        self.groups = np.unique(planned, return_inverse=True)[1]
+        self.canvases = [
+            [_canvas(of_scale[self.groups == group]) for group in range(self.groups.max() + 1)] for of_scale in resized
         ]
 
     @property
@@ -99,31 +102,28 @@ class CanvasBatchSampler(Sampler[list[Item]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        per_canvas = np.bincount(self.groups[0], minlength=1)
-        batches = int(np.ceil(per_canvas / self.batch_size).sum())
+        batches = int(np.ceil(np.bincount(self.groups) / self.batch_size).sum())
         if self.training:
             return -(-batches // self.world_size)
         return len(range(self.rank, batches, self.world_size))
 
     def __iter__(self) -> Iterator[list[Item]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        # Images are grouped as the first scale has them; a scale that groups them otherwise takes the canvas they need.
         batches = [
-            chunk
+            (group, chunk)
             for group in range(len(self.canvases[0]))
-            for chunk in self._chunks(np.flatnonzero(self.groups[0] == group), rng)
+            for chunk in self._chunks(np.flatnonzero(self.groups == group), rng)
         ]
         if self.training:
-            batches = [batches[place] for place in rng.permutation(len(batches))]
-            batches += batches[: -len(batches) % self.world_size]
+            order = rng.permutation(len(batches))
+            # Each process gets as many: where they run out, they begin anew.
+            batches = [batches[place] for place in np.resize(order, len(self) * self.world_size)]
         scales = rng.integers(len(self.resizes), size=len(batches)) if self.training else np.zeros(len(batches), int)
         seeds = rng.integers(2**32, size=(len(batches), self.batch_size))
         for place in range(self.rank, len(batches), self.world_size):
-            scale, images = scales[place], batches[place]
-            needed = np.array([self.canvases[scale][self.groups[scale][image]] for image in images]).max(0)
-            canvas = (int(needed[0]), int(needed[1]))
+            scale, (group, images) = scales[place], batches[place]
             yield [
-                Item(int(image), self.resizes[scale], canvas, int(seed))
+                Item(int(image), self.resizes[scale], self.canvases[scale][group], int(seed))
                 for image, seed in zip(images, seeds[place], strict=False)
             ]
 
@@ -132,3 +132,9 @@ class CanvasBatchSampler(Sampler[list[Item]]):
             images = rng.permutation(images)
             images = np.concatenate([images, rng.choice(images, -len(images) % self.batch_size)])
         return [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
+
+
+def _canvas(sizes: Int[np.ndarray, "n 2"]) -> Size:
+    """The smallest canvas that holds all images of these heights and widths."""
+    height, width = -(-sizes.max(axis=0) // MULTIPLE) * MULTIPLE
+    return int(height), int(width)

@@ -7,6 +7,7 @@ from functools import partial
 
 import cv2
 import numpy as np
+import torch
 from lightning import LightningDataModule
 from torch import distributed
 from torch.utils import data
@@ -18,6 +19,7 @@ from detect.data.decode import decode
 from detect.data.options import DataOptions
 from detect.data.read import read
 from detect.data.transforms import Augmentation, Resize, resize
+from detect.errors import UserError
 from detect.structures import Batch
 
 
@@ -68,7 +70,12 @@ class DetectionData(LightningDataModule):
 
     def train_dataloader(self) -> data.DataLoader:
         """Shuffled, augmented, full batches."""
-        return self._loader(self.train, self.options.batch_size, self._resizes, self._augmentation)
+        loader = self._loader(self.train, self.options.batch_size, self._resizes, self._augmentation)
+        if self.trainer is not None:
+            # Workers begin before Lightning tells the epoch: a run that goes on would repeat the first one's batches.
+            assert isinstance(loader.batch_sampler, CanvasBatchSampler)
+            loader.batch_sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        return loader
 
     def val_dataloader(self) -> data.DataLoader | list:
         """The validation split, or nothing."""
@@ -82,6 +89,8 @@ class DetectionData(LightningDataModule):
     def _loader(
         self, dataset: Dataset, batch_size: int, resizes: Sequence[Resize], augmentation: Augmentation | None
     ) -> data.DataLoader[Batch]:
+        if not len(dataset):
+            raise UserError(f"{dataset.root}: the split {dataset.split} has no images; name another one")
         parallel = distributed.is_available() and distributed.is_initialized()
         sampler = CanvasBatchSampler(
             sizes=[(record.height, record.width) for record in dataset.records],
@@ -99,6 +108,9 @@ class DetectionData(LightningDataModule):
             collate_fn=partial(collate, max_objects=self.options.max_objects),
             num_workers=self.options.workers,
             persistent_workers=self.options.workers > 0 and augmentation is not None,
+            pin_memory=torch.cuda.is_available(),
+            # Its own, so that what the model draws depends neither on the workers nor on when they start.
+            generator=torch.Generator().manual_seed(self.seed),
             worker_init_fn=_one_thread,
         )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from detect.options import options
 
@@ -33,12 +35,12 @@ class DataOptions:
     train: str = "train"
     val: str | None = "val"
     test: str | None = None
-    short_side: tuple[int, ...] = (800,)
-    long_side: int = 1333
-    batch_size: int = 2
-    eval_batch_size: int = 1
-    workers: int = 2
+    short_side: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (800,)
+    long_side: PositiveInt = 1333
+    batch_size: PositiveInt = 2
+    eval_batch_size: PositiveInt = 1
+    workers: NonNegativeInt = 2
     augment: tuple[dict[str, Any], ...] = field(default_factory=lambda: ({"HorizontalFlip": {"p": 0.5}},))
-    canvases: int = 4
-    max_objects: int = 1024
+    canvases: PositiveInt = 4
+    max_objects: PositiveInt = 1024
     skip_unreadable: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,7 +18,8 @@ from detect.errors import UserError
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import below looks for updates on the network
 import albumentations as A
 
-Step = Mapping[str, Mapping[str, Any] | None]
+Step = Mapping[str, Any]
+"""A transform's name with its arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,9 @@ class Augmentation:
         transforms = [_transform(name, arguments or {}) for step in steps for name, arguments in step.items()]
         # Labels would come back as float32: the boxes carry their places instead.
         boxes = A.BboxParams(format="pascal_voc", label_fields=["places"], clip=True, min_area=1.0)
-        self.compose = A.Compose(transforms, bbox_params=boxes) if transforms else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # steps that leave all boxes where they are, are no mistake
+            self.compose = A.Compose(transforms, bbox_params=boxes) if transforms else None
 
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], boxes: Float32[np.ndarray, "n 4"], seed: int
@@ -55,8 +59,13 @@ class Augmentation:
             return image, boxes, places
         self.compose.set_random_seed(seed % 2**32)
         out = self.compose(image=image, bboxes=boxes, places=places)
-        kept = np.asarray(out["places"], dtype=np.int64).reshape(-1)
-        return out["image"], np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4), kept
+        image, kept = out["image"], np.asarray(out["places"], dtype=np.int64).reshape(-1)
+        if image.dtype != np.uint8 or image.shape[2:] != (3,):
+            raise UserError(
+                f"data.augment: makes {image.dtype} images of shape {image.shape}, not RGB of 8 bits; leave out what "
+                "normalises or converts them"
+            )
+        return image, np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4), kept
 
 
 def resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
@@ -67,7 +76,7 @@ def resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _transform(name: str, arguments: Mapping[str, Any]) -> A.BasicTransform:
+def _transform(name: str, arguments: Any) -> A.BasicTransform:
     transform = getattr(A, name, None)
     if not (isinstance(transform, type) and issubclass(transform, A.BasicTransform)):
         names = [n for n, t in vars(A).items() if isinstance(t, type) and issubclass(t, A.BasicTransform)]
@@ -75,6 +84,8 @@ def _transform(name: str, arguments: Mapping[str, Any]) -> A.BasicTransform:
         hint = f"did you mean {' or '.join(near)}?" if near else "the names are those of albumentations"
         raise UserError(f"data.augment: albumentations has no transform named {name!r}; {hint}")
     try:
-        return transform(**arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"data.augment: {name}: {str(error).splitlines()[0]}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # all it has for an argument that it does not know
+            return transform(**arguments)
+    except (TypeError, ValueError, UserWarning) as error:
+        raise UserError(f"data.augment: {name}: {' '.join(str(error).split()):.200}") from error

@@ -1,0 +1,153 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from detect.data.canvases import Item
+from detect.data.datamodule import DetectionData
+from detect.data.options import DataOptions
+from detect.data.shapes import make_shapes
+from detect.data.transforms import Resize
+from detect.errors import UserError
+
+ROTATE = ({"RandomRotate90": {"p": 1.0}}, {"HorizontalFlip": {"p": 0.5}}, {"ColorJitter": {"p": 1.0}})
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    return make_shapes(folder, images={"train": 8, "val": 3, "none": 0}, size=(64, 96), progress=False)
+
+
+def data(root: Path, **options) -> DetectionData:
+    defaults = {"short_side": (48, 64), "long_side": 96, "batch_size": 2, "eval_batch_size": 2, "workers": 0}
+    return DetectionData(DataOptions(root=root, **(defaults | options)), seed=3)
+
+
+def epochs(source: DetectionData, count: int) -> list:
+    loader = source.train_dataloader()
+    batches = []
+    for epoch in range(count):
+        loader.batch_sampler.set_epoch(epoch)
+        batches.append(list(loader))
+    return batches
+
+
+@pytest.fixture(scope="module")
+def two_epochs(shapes) -> dict[int, list]:
+    """Two epochs, by the number of workers."""
+    return {workers: epochs(data(shapes, augment=ROTATE, workers=workers), 2) for workers in (0, 1, 2)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(two_epochs, workers):
+    for alone, shared in zip(two_epochs[0], two_epochs[workers], strict=True):
+        for one, other in zip(alone, shared, strict=True):
+            assert torch.equal(one.ids, other.ids) and torch.equal(one.images.pixels, other.images.pixels)
+            assert torch.equal(one.targets.boxes, other.targets.boxes)
+
+
+def test_two_workers_repeat_no_augmentation_in_two_epochs(two_epochs):
+    seen = Counter()
+    for batch in (batch for epoch in two_epochs[2] for batch in epoch):
+        for id, pixels, (height, width) in zip(batch.ids, batch.images.pixels, batch.images.sizes, strict=True):
+            seen[int(id), pixels[:, :height, :width].numpy().tobytes()] += 1
+    assert len(seen) >= 16 and set(seen.values()) == {1}
+
+
+def test_every_epoch_shows_every_image_in_another_order(two_epochs):
+    orders = [[id for batch in epoch for id in batch.ids.tolist()] for epoch in two_epochs[0]]
+    assert set(orders[0]) == set(orders[1]) == set(range(1, 9)) and orders[0] != orders[1]
+    assert all(len(batch) == 2 for epoch in two_epochs[0] for batch in epoch)
+
+
+def test_turned_images_stay_within_their_canvas_with_their_boxes(two_epochs):
+    for batch in (batch for epoch in two_epochs[0] for batch in epoch):
+        canvas = batch.images.pixels.shape[2:]
+        for size, boxes, valid in zip(batch.images.sizes, batch.targets.boxes, batch.targets.valid, strict=True):
+            assert (size <= torch.tensor(canvas)).all()
+            inside = boxes[valid]
+            assert (inside >= 0).all() and (inside <= size.flip(0).repeat(2) + 1e-3).all()
+            assert (inside[:, 2:] > inside[:, :2]).all()
+
+
+def test_evaluation_shows_every_image_once_as_it_is(shapes):
+    source = data(shapes, augment=ROTATE)
+    dataset = source.split("val")
+    batches = list(source.eval_loader(dataset))
+    assert sorted(id for batch in batches for id in batch.ids.tolist()) == [1, 2, 3]
+    records = {record.id: record for record in dataset.records}
+    for batch in batches:
+        for place, id in enumerate(batch.ids.tolist()):
+            record = records[id]
+            assert tuple(batch.images.sizes[place]) == Resize(64, 96).size(record.height, record.width)
+            boxes = batch.targets.boxes[place][batch.targets.valid[place]] / batch.scales[place].repeat(2)
+            np.testing.assert_allclose(boxes, record.boxes, atol=1e-4)
+
+
+def coco(root: Path, annotations: list[dict], size=(40, 60)) -> Path:
+    """A data set of one black image."""
+    (root / "annotations").mkdir(parents=True)
+    (root / "train").mkdir()
+    cv2.imwrite(str(root / "train" / "1.png"), np.zeros((*size, 3), np.uint8))
+    defaults = {"image_id": 1, "area": 1, "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "height": size[0], "width": size[1]}],
+        "annotations": [defaults | {"id": 1 + place} | one for place, one in enumerate(annotations)],
+        "categories": [{"id": 4, "name": "a"}, {"id": 9, "name": "b"}],
+    }
+    (root / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    return root
+
+
+def test_crowds_and_labels_follow_their_boxes(tmp_path):
+    boxes = [
+        {"bbox": [1, 1, 5, 5], "category_id": 9},
+        {"bbox": [30, 10, 10, 20], "category_id": 4, "iscrowd": 1},
+        {"bbox": [40, 10, 12, 20], "category_id": 9},
+    ]
+    crop = ({"Crop": {"x_min": 20, "y_min": 0, "x_max": 60, "y_max": 40, "p": 1.0}}, {"HorizontalFlip": {"p": 1.0}})
+    source = data(coco(tmp_path, boxes), augment=crop, short_side=(80,), long_side=200, batch_size=1)
+    assert source.classes == ("a", "b")
+    (batch,) = list(source.train_dataloader())
+    targets = batch.targets
+    # The crop is 40 × 40 and grows to 80 × 80 (though planned as 80 × 120); x → 2 · (40 - (x - 20)).
+    assert batch.images.sizes.tolist() == [[80, 80]]
+    np.testing.assert_allclose(targets.boxes[0], [[40, 20, 60, 60], [16, 20, 40, 60]], atol=1e-3)
+    assert targets.labels.tolist() == [[0, 1]] and targets.crowd.tolist() == [[True, False]]
+
+
+def test_a_turned_image_is_shrunk_into_its_canvas(tmp_path):
+    source = data(coco(tmp_path, [{"bbox": [0, 0, 60, 40], "category_id": 4}]), augment=({"Transpose": {"p": 1.0}},))
+    sample = source.train_dataloader().dataset[Item(0, Resize(40, 60), canvas=(32, 64), seed=0)]
+    # Upright it is 60 × 40, and 32 × 21 on a canvas of 32 × 64.
+    assert sample.image.shape[:2] == (32, 21) and sample.scale == (21 / 40, 32 / 60)
+    np.testing.assert_allclose(sample.boxes, [[0, 0, 21, 32]], atol=1e-3)
+
+
+def test_an_image_without_objects_is_trained_on(tmp_path):
+    (batch,) = list(data(coco(tmp_path, []), batch_size=1).train_dataloader())
+    assert batch.ids.tolist() == [1] and not batch.targets.valid.any()
+
+
+def test_labels_follow_the_classes_of_a_model(tmp_path):
+    root = coco(tmp_path, [{"bbox": [1, 1, 5, 5], "category_id": 9}])
+    source = DetectionData(DataOptions(root=root, workers=0), classes=("b", "a"))
+    assert source.train.records[0].labels.tolist() == [0] and source.classes == ("b", "a")
+
+
+def test_too_many_objects_in_a_worker_are_one_mistake(tmp_path):
+    root = coco(tmp_path, [{"bbox": [1, 1, 5, 5], "category_id": 9}] * 3)
+    loader = data(root, max_objects=2, workers=1).train_dataloader()
+    with pytest.raises(UserError, match=r"^(?s:.*)image 1: 3 objects, but data.max_objects is 2; raise it$"):
+        list(loader)
+
+
+def test_a_split_without_images_is_a_mistake(shapes):
+    source = data(shapes)
+    with pytest.raises(UserError, match="the split none has no images"):
+        source.eval_loader(source.split("none"))

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+
+from detect.data.transforms import Augmentation, Resize, resize
+from detect.errors import UserError
+
+NONE = np.zeros((0, 4), np.float32)
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (600, 800, (300, 400)),  # the short side decides
+        (800, 600, (400, 300)),
+        (300, 900, (167, 500)),  # the long side decides: 500 / 900 · 300 = 166.7
+        (150, 150, (300, 300)),  # grows
+        (1, 9000, (1, 500)),  # never to nothing
+    ],
+)
+def test_the_size_follows_the_short_side_unless_the_long_one_is_too_long(height, width, expected):
+    assert Resize(short_side=300, long_side=500).size(height, width) == expected
+
+
+@pytest.mark.parametrize("size", [(10, 20), (20, 40), (40, 80)])
+def test_a_resized_image_has_the_size_and_a_constant_stays_constant(size):
+    assert (resize(np.full((20, 40, 3), 77, np.uint8), size) == 77).all()
+    assert resize(picture(20, 40), size).shape == (*size, 3)
+
+
+def test_halving_averages_each_four_pixels():
+    image = picture(8, 12)
+    means = image.reshape(4, 2, 6, 2, 3).mean(axis=(1, 3))
+    assert np.abs(resize(image, (4, 6)) - means).max() <= 1
+
+
+def test_without_steps_nothing_changes():
+    image, boxes = picture(8, 10), np.array([[1, 2, 3, 4]], np.float32)
+    out, out_boxes, kept = Augmentation([])(image, boxes, seed=3)
+    assert out is image and out_boxes is boxes and kept.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "expected"),
+    [
+        ("HorizontalFlip", lambda image: image[:, ::-1], [[6, 2, 9, 5]]),  # of width 10: x → 10 - x
+        ("VerticalFlip", lambda image: image[::-1], [[1, 3, 4, 6]]),  # of height 8
+        ("Transpose", lambda image: image.transpose(1, 0, 2), [[2, 1, 5, 4]]),
+    ],
+)
+def test_boxes_follow_the_pixels(name, pixels, expected):
+    image, boxes = picture(8, 10), np.array([[1, 2, 4, 5]], np.float32)
+    out, out_boxes, kept = Augmentation([{name: {"p": 1.0}}])(image, boxes, seed=0)
+    assert (out == pixels(image)).all()
+    np.testing.assert_allclose(out_boxes, expected, atol=1e-4)
+    assert kept.tolist() == [0]
+
+
+def test_an_image_without_boxes_is_augmented_too():
+    out, boxes, kept = Augmentation([{"HorizontalFlip": {"p": 1.0}}])(picture(8, 10), NONE, seed=0)
+    assert out.shape == (8, 10, 3) and boxes.shape == (0, 4) and kept.shape == (0,)
+
+
+def test_the_places_of_the_boxes_that_remain_are_told():
+    crop = Augmentation([{"Crop": {"x_min": 10, "y_min": 0, "x_max": 20, "y_max": 20, "p": 1.0}}])
+    boxes = np.array([[1, 1, 5, 5], [12, 3, 30, 9], [8, 0, 14, 4]], np.float32)  # outside, cut right, cut left
+    image, out, kept = crop(picture(20, 40), boxes, seed=0)
+    assert image.shape == (20, 10, 3) and kept.tolist() == [1, 2]
+    np.testing.assert_allclose(out, [[2, 3, 10, 9], [0, 0, 4, 4]], atol=1e-4)
+
+
+def test_the_seed_alone_decides():
+    steps = [{"HorizontalFlip": {"p": 0.5}}, {"ColorJitter": {"p": 1.0}}, {"RandomRotate90": {"p": 0.5}}]
+    image, boxes = picture(16, 24), np.array([[1, 2, 9, 7]], np.float32)
+    augmentation = Augmentation(steps)
+    first = [augmentation(image, boxes, seed) for seed in (1, 2, 2**40 + 3)]
+    for seed, (pixels, out, _) in zip((2**40 + 3, 2, 1), reversed(first), strict=True):
+        again = Augmentation(steps)(image, boxes, seed)
+        assert (again[0] == pixels).all() and (again[1] == out).all()
+    assert first[0][0].tobytes() != first[1][0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (
+            {"HorizontlFlip": {}},
+            "data.augment: albumentations has no transform named 'HorizontlFlip'; did you mean ",
+        ),
+        ({"Xyzzy": None}, "no transform named 'Xyzzy'; the names are those of albumentations"),
+        ({"Compose": {}}, "no transform named 'Compose'"),
+        ({"HorizontalFlip": {"p": 2}}, "data.augment: HorizontalFlip: .*less than or equal to 1"),
+        ({"HorizontalFlip": {"prob": 1}}, "data.augment: HorizontalFlip: .*prob"),
+        ({"HorizontalFlip": 0.5}, "data.augment: HorizontalFlip: .*mapping"),
+    ],
+)
+def test_a_wrong_step_is_a_mistake_in_one_line(step, message):
+    with pytest.raises(UserError, match=message) as caught:
+        Augmentation([step])
+    assert "\n" not in str(caught.value)
+
+
+def test_steps_may_leave_the_boxes_alone():
+    image, boxes = picture(8, 10), np.array([[1, 2, 3, 4]], np.float32)
+    out, out_boxes, _ = Augmentation([{"InvertImg": {"p": 1.0}}])(image, boxes, seed=0)
+    assert (out == 255 - image).all()
+    np.testing.assert_allclose(out_boxes, boxes, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Normalize", "ToFloat"])
+def test_an_image_that_is_no_longer_8_bits_is_a_mistake(name):
+    with pytest.raises(UserError, match="not RGB of 8 bits"):
+        Augmentation([{name: {"p": 1.0}}])(picture(8, 8), NONE, seed=0)
