@@ -53,9 +53,10 @@ def _nms_fixpoint(boxes: Tensor, valid: Tensor, groups: Tensor, iou_threshold: f
 @torch.library.custom_op("detect::nms_cpu", mutates_args=(), device_types="cpu")
 def _nms_cpu(boxes: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     shape = valid.shape
-    sides = boxes.reshape(-1, shape[-1], 4).permute(2, 0, 1).contiguous().numpy()
-    keep = valid.reshape(-1, shape[-1]).clone()
-    _greedy(*sides, groups.reshape(-1, shape[-1]).contiguous().numpy(), np.float32(iou_threshold), keep.numpy())
+    lists, n = shape[:-1].numel(), shape[-1]
+    sides = boxes.reshape(lists, n, 4).permute(2, 0, 1).contiguous().numpy()
+    keep = valid.reshape(lists, n).clone(memory_format=torch.contiguous_format)
+    _greedy(*sides, groups.reshape(lists, n).contiguous().numpy(), np.float32(iou_threshold), keep.numpy())
     return keep.reshape(shape)
 
 
