@@ -1,0 +1,176 @@
+"""A folder of images and boxes, in any of the known formats, to a `Dataset`."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from jaxtyping import Int64
+from rich.console import Console
+from rich.progress import track
+
+from detect.data import coco, voc, yolo
+from detect.data.dataset import Dataset, Record
+from detect.data.decode import check_image, orientation
+from detect.data.defects import Annotations, Findings, mend
+from detect.errors import UserError
+
+_FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
+_BAR_FROM = 200
+"""Images from which on the checks take long enough for a progress bar."""
+
+
+def splits(root: Path | str) -> tuple[str, ...]:
+    """The names of the splits that a data folder holds. Raises `UserError` where no known format is found."""
+    root = Path(root)
+    return _FORMATS[_format(root)].splits(root)
+
+
+def read(
+    root: Path | str,
+    split: str,
+    *,
+    classes: Sequence[str] | None = None,
+    skip_unreadable: bool = False,
+    progress: bool = True,
+) -> Dataset:
+    """One split of a data folder, with every box checked and every image looked at, in the order of its files.
+
+    The format is found out: COCO (`annotations/instances_{split}.json`, or `{split}/_annotations.coco.json` as Roboflow
+    has it), VOC (`ImageSets/Main/{split}.txt`) or YOLO (`data.yaml`). A split's name may go without the year that the
+    files give it, `train` for `train2017`, where there is only one.
+
+    Args:
+        root: The data folder.
+        split: One of `splits(root)`.
+        classes: The classes of a trained model, whose order the labels then follow; by default the data's own.
+        skip_unreadable: Leave images out that are missing or damaged, and count them as mended.
+        progress: Show a progress bar on a terminal.
+
+    Raises:
+        UserError: Nothing is found under that name, or there are defects that `defects.RULES` refuses. Of these, one
+            line names the count, the first case and the remedy of each kind.
+    """
+    root = Path(root)
+    format = _format(root)
+    split = _resolve(root, split, _FORMATS[format].splits(root))
+    findings = Findings(root, split, skip_unreadable=skip_unreadable)
+    with _collector_paused():
+        annotations = _FORMATS[format].parse(root, split, classes, findings)
+    sizes = _check_images(annotations, findings, progress)
+    annotations = mend(annotations, sizes, findings)
+    findings.raise_refused()
+    return Dataset(
+        root=root,
+        split=split,
+        format=format,
+        classes=annotations.classes,
+        category_ids=annotations.category_ids,
+        records=_records(annotations, sizes),
+        mended=findings.mended,
+    )
+
+
+def _format(root: Path) -> str:
+    if not root.is_dir():
+        raise UserError(f"{root}: there is no such folder; check the path of the data")
+    for name, module in _FORMATS.items():
+        if module.splits(root):
+            return name
+    wanted = ", ".join(module.LOOKED_FOR for module in _FORMATS.values())
+    there = sorted(path.name for path in root.iterdir())
+    listing = ", ".join(there[:10]) + (" …" if len(there) > 10 else "") or "nothing"
+    raise UserError(f"{root}: no data set of a known format: looked for {wanted}; there is {listing}")
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Parsing makes millions of objects and not one cycle: looking for cycles would take more time than parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _resolve(root: Path, split: str, names: tuple[str, ...]) -> str:
+    """The split's full name: `split` itself, or the only one that adds a year to it."""
+    dated = re.compile(re.escape(split) + r"\d{4}")
+    candidates = [split] if split in names else [name for name in names if dated.fullmatch(name)]
+    if len(candidates) != 1:
+        raise UserError(f"{root}: there is no split {split}; name one of {', '.join(names)}")
+    return candidates[0]
+
+
+def _check_images(annotations: Annotations, findings: Findings, progress: bool) -> Int64[np.ndarray, "i 2"]:
+    """Width and height of each image, 0 where it cannot be read; what is wrong with the images becomes defects."""
+    paths = annotations.paths
+    sizes = np.zeros((len(paths), 2), dtype=np.int64)
+    console = Console(stderr=True)
+    shown = progress and console.is_terminal and len(paths) > _BAR_FROM
+    # Closing the generator cancels what is not begun, so that an interrupt does not wait for all the images.
+    with ThreadPoolExecutor() as pool, closing(pool.map(_look_at, paths)) as results:
+        checks = track(results, "Checking images", total=len(paths), console=console, disable=not shown)
+        for place, (size, rule, detail) in enumerate(checks):
+            if size is None:
+                source = annotations.sources[place]
+                findings.add(rule, paths[place], f"{detail} (an image of {source})")
+            else:
+                sizes[place] = size
+                _compare_sizes(annotations, place, size, findings)
+    return sizes
+
+
+def _look_at(path: Path) -> tuple[tuple[int, int] | None, str, str]:
+    """Size of an image, or None with the rule that it falls under and the reason."""
+    if not path.is_file():
+        return None, "missing-image", "there is no such file"
+    try:
+        return check_image(path), "", ""
+    except UserError as error:
+        return None, "unreadable-image", str(error).removeprefix(f"{path}: ")
+
+
+def _compare_sizes(annotations: Annotations, place: int, size: tuple[int, int], findings: Findings) -> None:
+    declared, path = annotations.declared[place], annotations.paths[place]
+    if declared is None or tuple(declared) == size:
+        return
+    said = " × ".join(f"{side:g}" if isinstance(side, float) else str(side)[:20] for side in declared)
+    detail = f"{path.name} is {size[0]} × {size[1]}, not {said}"
+    if tuple(declared) == size[::-1] and orientation(path) >= 5:
+        detail += ": its EXIF orientation swaps them, and its boxes may be meant for the image before that"
+    findings.add("size-mismatch", annotations.sources[place], detail)
+
+
+def _records(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> tuple[Record, ...]:
+    ids = _ids(annotations.paths) if annotations.ids is None else annotations.ids
+    order = np.argsort(annotations.image, kind="stable")
+    boxes = annotations.boxes[order].astype(np.float32)
+    labels, areas = annotations.labels[order], annotations.areas[order]
+    crowd, difficult = annotations.crowd[order], annotations.difficult[order]
+    bounds = np.searchsorted(annotations.image[order], np.arange(len(sizes) + 1))
+    records = []
+    for place, path in enumerate(annotations.paths):
+        width, height = map(int, sizes[place])
+        if not width:  # it could not be read, and the user chose to leave it out
+            continue
+        own = slice(bounds[place], bounds[place + 1])
+        columns = (boxes[own], labels[own], crowd[own], difficult[own], areas[own])
+        records.append(Record(ids[place], path, width, height, *columns))
+    return tuple(records)
+
+
+def _ids(paths: Sequence[Path]) -> list[int]:
+    """Ids for images that have none: the digits of their names where these tell them apart, else 1, 2, …"""
+    digits = [re.sub(r"[^0-9]", "", path.stem) for path in paths]
+    if all(0 < len(digit) <= 18 for digit in digits) and len(set(map(int, digits))) == len(digits):
+        return list(map(int, digits))
+    return list(range(1, len(paths) + 1))

@@ -1,0 +1,178 @@
+"""YOLO's folders, as Ultralytics defines them: `data.yaml`, images, and beside `images` the folder `labels`.
+
+Format: https://docs.ultralytics.com/datasets/detect. A line of a label file is a class and the box's centre, width and
+height, or a class and the corners of a polygon, all as fractions of the image's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from detect.data.defects import Annotations, Findings, choose_classes, inside
+from detect.errors import UserError
+
+LOOKED_FOR = "data.yaml (YOLO)"
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def splits(root: Path) -> tuple[str, ...]:
+    """Those of `train`, `val` and `test` that `data.yaml` names."""
+    if not (root / "data.yaml").is_file():
+        return ()
+    document = _load(root / "data.yaml")
+    return tuple(split for split in ("train", "val", "test") if document.get(split))
+
+
+def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findings) -> Annotations:
+    """What the label files of a split say. `classes` are as for `read`; by default `names` of `data.yaml`, by index."""
+    path = root / "data.yaml"
+    document = _load(path)
+    names = _names(document, path)
+    chosen, category_ids, label_of = choose_classes(names, classes)
+    images = _images(root, document, split, findings)
+    sources = [_label_file(root, image) for image in images]
+
+    boxes, image, labels, places = [], [], [], []
+    for place, source in enumerate(sources):
+        for number, category, box in _read(source, findings):
+            if category not in label_of:
+                name = names.get(category, "which names in data.yaml lacks")
+                findings.add("unknown-category", source, f"line {number}: class {category}, {name}")
+            boxes.append(box)
+            image.append(place)
+            labels.append(label_of.get(category, -1))
+            places.append(f"line {number}")
+    return Annotations(
+        classes=chosen,
+        category_ids=category_ids,
+        paths=images,
+        sources=sources,
+        declared=[None] * len(images),
+        ids=None,
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        image=np.array(image, dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64),
+        crowd=np.zeros(len(boxes), dtype=bool),
+        difficult=np.zeros(len(boxes), dtype=bool),
+        areas=np.full(len(boxes), np.nan),
+        places=places,
+        normalised=True,
+    )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        # Aliases of aliases make gigabytes of a few lines, and no data set needs them.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise UserError(f"{path}: it has YAML aliases; write them out")
+        document = yaml.safe_load(text)  # not libyaml's loader: deep nesting ends it in a segmentation fault
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: it is no YAML ({' '.join(str(error).split())}); correct the file") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: it holds no names and no splits; write names: and train: into it")
+    return document
+
+
+def _names(document: dict[str, Any], path: Path) -> dict[int, str]:
+    names = document.get("names")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not all(type(index) is int and index >= 0 for index in names):
+        raise UserError(f"{path}: names is neither a list nor index: name; write the names of the classes there")
+    if any(isinstance(name, (dict, list, set)) or name is None for name in names.values()):
+        raise UserError(f"{path}: one of the names is no text; write the names of the classes there")
+    named = {index: str(names[index]) for index in sorted(names)}
+    if len(set(named.values())) < len(named):
+        raise UserError(f"{path}: two of the names are the same; give every class its own")
+    return named
+
+
+def _images(root: Path, document: dict[str, Any], split: str, findings: Findings) -> list[Path]:
+    """The images of a split: sorted where a folder is given, in the order of the file where a list is."""
+    path = root / "data.yaml"
+    base = inside(root, root, str(document.get("path") or ""))
+    base = base if base and base.is_dir() else root  # `path` often names a folder of the machine the data comes from
+    entries = document[split] if isinstance(document[split], list) else [document[split]]
+    images: dict[Path, None] = {}
+    for entry in entries:
+        # Roboflow writes ../train/images and means train/images.
+        place = inside(root, base, str(entry).removeprefix("../"))
+        if place is None:
+            findings.stop("path-outside-root", path, f"{split}: {entry}")
+        if place.is_dir():
+            found = (image for image in sorted(place.rglob("*")) if image.suffix.lower() in _SUFFIXES)
+            images.update(dict.fromkeys(image for image in found if not image.name.startswith(".")))
+        elif place.is_file():
+            for image in _listed(root, base, place, findings):
+                if image in images:
+                    findings.add("duplicate-image-id", place, f"{image} stands there twice")
+                images[image] = None
+        else:
+            raise UserError(f"{path}: {split} names {place}, which is not there; correct the entry or add the folder")
+    return list(images)
+
+
+def _listed(root: Path, base: Path, path: Path, findings: Findings) -> Iterator[Path]:
+    """The images that a list names, by their path from the list's folder (`./`) or from the data folder."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        findings.stop("broken-file", path, f"it is no list of images: {error}")
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if line:
+            image = inside(root, path.parent if line.startswith("./") else base, line)
+            if image is None:
+                findings.add("path-outside-root", path, f"line {number}: {line}")
+            else:
+                yield image
+
+
+def _label_file(root: Path, image: Path) -> Path:
+    """The label file of an image: `labels` in the place of the last folder `images`, or beside the image."""
+    parts = list(image.absolute().relative_to(root.absolute()).parts)
+    for place in range(len(parts) - 2, -1, -1):
+        if parts[place] == "images":
+            parts[place] = "labels"
+            break
+    return (root / Path(*parts)).with_suffix(".txt")
+
+
+def _read(path: Path, findings: Findings) -> Iterator[tuple[int, int, tuple[float, ...]]]:
+    """Line number, class and xyxy as fractions of the image's size. No file means no objects."""
+    if not path.is_file():
+        return
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        findings.add("broken-file", path, f"it is no text: {error}")
+        return
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            category, *values = map(float, words)
+            if category != int(category):
+                raise ValueError
+            box = _box(values)
+        except (ValueError, OverflowError):
+            what = "a class and four numbers, or a class and the corners of a polygon"
+            findings.add("broken-file", path, f"line {number} is not {what}: {line[:60]}")
+            continue
+        yield number, int(category), box
+
+
+def _box(values: list[float]) -> tuple[float, ...]:
+    """The xyxy of centre, width and height, or of the corners of a polygon."""
+    if len(values) == 4:
+        x, y, width, height = values
+        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+    if len(values) < 6 or len(values) % 2:
+        raise ValueError
+    return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
