@@ -1,8 +1,8 @@
 """RoIAlign over several feature levels at once (He et al. 2017, Mask R-CNN, §3), without a data-dependent shape.
 
-Equal to `torchvision.ops.roi_align` on the level of each region. On the CPU a compiled kernel reads channels-last
-features, whose channels are contiguous, and uses every core. Elsewhere all levels are laid side by side on one canvas,
-so that a single call of torchvision's kernel pools them all.
+Equal to `torchvision.ops.roi_align` in float32 on the level of each region. On the CPU a compiled kernel reads
+channels-last features, whose channels are contiguous, and uses every core. Elsewhere all levels are laid side by side
+on one canvas, so that a single call of torchvision's kernel pools them all.
 """
 
 from __future__ import annotations
@@ -65,9 +65,12 @@ def _pool_on_canvas(
 ) -> Tensor:
     """Level 0 at the left, the smaller ones below each other at its right, each within its own replicated border.
 
-    A bilinear sample may lie up to one cell outside a map, where it takes the border's value: hence the border.
+    A bilinear sample may lie up to one cell outside a map, where it takes the border's value: hence the border. It has
+    a second cell at the far ends, since bins are at least a cell's width where `aligned` is False: the samples of a
+    narrower box at the border may lie further out. They take the border's value, too; torchvision has zero for them.
     """
-    framed = [F.pad(level, (1, 1, 1, 1), mode="replicate") for level in features]
+    # float32 throughout: in half precision a corner would move by up to a cell, and the kernel takes one dtype.
+    framed = [F.pad(level.float(), (1, 2, 1, 2), mode="replicate") for level in features]
     first, rest = framed[0], framed[1:]
     origins = [(1, 1)]
     if rest:
@@ -87,7 +90,7 @@ def _pool_on_canvas(
     shift = shift + (0.5 if aligned else 0.0)
     image = torch.arange(len(regions), device=regions.device, dtype=regions.dtype)[:, None].expand(levels.shape)
     rois = torch.cat([image[..., None], regions + shift.repeat(1, 1, 2)], dim=-1).flatten(0, 1)
-    return roi_align(canvas, rois.to(canvas.dtype), size, 1.0, sampling_ratio, aligned)
+    return roi_align(canvas, rois, size, 1.0, sampling_ratio, aligned)
 
 
 # ---- the kernel for the CPU ------------------------------------------------------------------------------------------
@@ -195,7 +198,7 @@ def _bin(roi, size, sampling_ratio, aligned):
     bin_h, bin_w = height / np.float32(size), width / np.float32(size)
     if sampling_ratio > 0:
         return bin_h, bin_w, sampling_ratio, sampling_ratio
-    return bin_h, bin_w, max(1, int(np.ceil(bin_h))), max(1, int(np.ceil(bin_w)))
+    return bin_h, bin_w, int(np.ceil(bin_h)), int(np.ceil(bin_w))
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -225,7 +228,7 @@ def _pool(maps, rois, images, level_of, pooled, sampling_ratio, aligned, start, 
         roi, level = rois[n], maps[level_of[n]]
         image, height, width = level[images[n]], level.shape[1], level.shape[2]
         bin_h, bin_w, samples_h, samples_w = _bin(roi, size, sampling_ratio, aligned)
-        share = np.float32(1) / np.float32(samples_h * samples_w)
+        share = np.float32(1) / np.float32(max(1, samples_h * samples_w))
         for row in range(size):
             for column in range(size):
                 out = pooled[n, row, column]
@@ -250,7 +253,7 @@ def _scatter(maps, rois, images, level_of, gradient, sampling_ratio, aligned, st
         roi, level = rois[n], maps[level_of[n]]
         image, height, width = level[images[n]], level.shape[1], level.shape[2]
         bin_h, bin_w, samples_h, samples_w = _bin(roi, size, sampling_ratio, aligned)
-        share = np.float32(1) / np.float32(samples_h * samples_w)
+        share = np.float32(1) / np.float32(max(1, samples_h * samples_w))
         for row in range(size):
             for column in range(size):
                 upstream = gradient[n, row, column]
