@@ -36,6 +36,7 @@ from torch.utils import data
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
+from detect.allocator import keep_pages
 from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.data.read import read
@@ -44,9 +45,6 @@ from detect.evaluation.table import print_metrics
 
 TURN = 20.0
 """Seconds for which one command runs while the other stands still."""
-
-# glibc's malloc would give back every large block and fetch it anew at the next step: on either side, keep them.
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33)}
 
 
 # ---- taking turns ----------------------------------------------------------------------------------------------------
@@ -96,7 +94,7 @@ class Contestant:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def _start(self) -> None:
-        environment = {**os.environ, **ALLOCATOR, "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if shutil.which(self.command[0]) is None:
             sys.exit(f"{self.command[0]}: there is no such command; give its path")
         self.process = subprocess.Popen(
@@ -160,6 +158,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def train_torchvision(root: Path, passes: float, seed: int, device_name: str) -> None:
     """Trains and evaluates torchvision's model in this process."""
+    keep_pages()  # as `detect train` does: on the CPU it makes up to 1.9 times the speed
     torch.manual_seed(seed)
     device = torch.device(device_name)
     train, test = read(root, "trainval"), read(root, "test")
