@@ -17,6 +17,7 @@ from detect.data.defects import Annotations, Findings, choose_classes, inside
 from detect.errors import UserError
 
 LOOKED_FOR = "data.yaml (YOLO)"
+_MAX_DEPTH = 16
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -68,15 +69,22 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findi
 def _load(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        # Aliases of aliases make gigabytes of a few lines, and no data set needs them.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise UserError(f"{path}: it has YAML aliases; write them out")
-        document = yaml.safe_load(text)  # not libyaml's loader: deep nesting ends it in a segmentation fault
+        _refuse_bombs(text, path)
+        document = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: it is no YAML ({' '.join(str(error).split())}); correct the file") from None
     if not isinstance(document, dict):
         raise UserError(f"{path}: it holds no names and no splits; write names: and train: into it")
     return document
+
+
+def _refuse_bombs(text: str, path: Path) -> None:
+    """Raises `UserError` for what no data set needs: aliases of aliases make gigabytes of a few lines, nesting hours."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH or isinstance(event, yaml.AliasEvent):
+            raise UserError(f"{path}: it has YAML aliases or deep nesting; write the names and paths out")
 
 
 def _names(document: dict[str, Any], path: Path) -> dict[int, str]:

@@ -118,6 +118,13 @@ def test_cmyk_jpeg():
     np.testing.assert_allclose(decode(data).astype(int), RGB, atol=6)
 
 
+def test_of_several_pictures_the_first_counts(save):
+    others = {"save_all": True, "append_images": [Image.new("RGB", (5, 5))]}
+    for format in ("MPO", "GIF", "TIFF"):
+        path = save(encode(Image.fromarray(GREY), format, **others))
+        assert decode(path).shape == RGB.shape and check_image(path) == (32, 24)
+
+
 # The stored picture of an upright "F"-like mark (row by row) for each value, from the EXIF standard's own drawing.
 F = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0, 0]], dtype=np.uint8)
 STORED = {

@@ -1,0 +1,257 @@
+"""Every rule, on the smallest file that breaks it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detect.data.dataset import Dataset
+from detect.data.defects import RULES, Annotations, Findings, choose_classes, inside, mend, summary
+from detect.data.read import read
+from detect.errors import UserError
+
+GOOD = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}
+
+
+def without(field):
+    return {key: value for key, value in GOOD.items() if key != field}
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes a COCO folder with one image, 40 × 30, and the given entries, and gives its path."""
+
+    def write(*annotations, images=({"id": 1, "file_name": "a.png", "width": 40, "height": 30},)):
+        (tmp_path / "annotations").mkdir()
+        categories = [{"id": 1, "name": "cat"}]
+        document = {"images": list(images), "annotations": list(annotations), "categories": categories}
+        (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(document))
+        Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+        return tmp_path
+
+    return write
+
+
+def test_a_good_file_has_no_defect(save):
+    assert read(save(GOOD), "train").mended == ()
+
+
+@pytest.mark.parametrize(
+    ("rule", "entry", "box", "area"),
+    [
+        ("zero-area", GOOD | {"bbox": [1, 2, 0, 4]}, None, None),
+        ("zero-area", GOOD | {"bbox": [1, 2, 3, 0]}, None, None),
+        ("zero-area", GOOD | {"bbox": [1, 2, 5e-4, 4]}, None, None),
+        ("negative-size", GOOD | {"bbox": [5, 5, -3, 4]}, None, None),
+        ("outside-image", GOOD | {"bbox": [40, 2, 3, 4]}, None, None),
+        ("outside-image", GOOD | {"bbox": [-9, 2, 9, 4]}, None, None),
+        ("outside-image", GOOD | {"bbox": [1, 100, 3, 4]}, None, None),
+        ("outside-image", GOOD | {"bbox": [1e30, 100, 1e30, 4]}, None, None),
+        ("clipped", GOOD | {"bbox": [-1, 2, 3, 4]}, [0, 2, 2, 6], 12),
+        ("clipped", GOOD | {"bbox": [30, 20, 11, 11]}, [30, 20, 40, 30], 12),
+        ("clipped", GOOD | {"bbox": [-1e30, -1e30, 2e30, 2e30]}, [0, 0, 40, 30], 12),
+        ("missing-area", without("area"), [1, 2, 4, 6], 12),
+        ("missing-area", GOOD | {"area": None}, [1, 2, 4, 6], 12),
+        ("missing-iscrowd", without("iscrowd"), [1, 2, 4, 6], 12),
+        ("annotation-id-zero", GOOD | {"id": 0}, [1, 2, 4, 6], 12),
+        ("unknown-image", GOOD | {"image_id": 2}, None, None),
+    ],
+)
+def test_mended(save, rule, entry, box, area):
+    dataset = read(save(entry), "train")
+    assert RULES[rule].verdict == "mended"
+    assert [defect.rule for defect in dataset.mended] == [rule]
+    assert dataset.mended[0].path.name == "instances_train.json" and "annotation" in dataset.mended[0].detail
+    (record,) = dataset.records  # an image stays when its boxes go
+    np.testing.assert_array_equal(record.boxes, np.array([] if box is None else [box]).reshape(-1, 4))
+    np.testing.assert_array_equal(record.areas, [] if area is None else [area])
+
+
+def test_duplicate_annotation_ids_are_kept_and_counted(save):
+    dataset = read(save(GOOD, GOOD | {"bbox": [5, 5, 5, 5]}, GOOD), "train")
+    assert [defect.rule for defect in dataset.mended] == ["duplicate-annotation-id"] * 2
+    assert len(dataset.records[0].boxes) == 3
+
+
+def test_identical_boxes_are_no_defect(save):
+    dataset = read(save(GOOD, GOOD | {"id": 2}), "train")
+    assert dataset.mended == () and len(dataset.records[0].boxes) == 2
+
+
+def test_a_size_other_than_the_images(save):
+    image = {"id": 1, "file_name": "a.png", "width": 30, "height": 40}
+    dataset = read(save(GOOD, images=[image]), "train")
+    assert (dataset.records[0].width, dataset.records[0].height) == (40, 30)
+    (defect,) = dataset.mended
+    assert (defect.rule, defect.detail) == ("size-mismatch", "a.png is 40 × 30, not 30 × 40")
+
+
+def test_a_size_that_is_not_given_is_no_defect(save):
+    assert read(save(images=[{"id": 1, "file_name": "a.png", "width": None}]), "train").mended == ()
+
+
+@pytest.mark.parametrize(
+    ("rule", "entries", "images", "place"),
+    [
+        ("nan-box", [GOOD | {"bbox": [1, float("nan"), 3, 4]}], None, "annotation 1 of image 1"),
+        ("nan-box", [GOOD | {"bbox": [1, 2, float("inf"), 4]}], None, "annotation 1 of image 1"),
+        ("nan-box", [GOOD | {"bbox": [1e308, 2, 1e308, 4]}], None, "annotation 1 of image 1"),
+        ("unknown-category", [GOOD | {"category_id": 2}], None, "annotation 1 of image 1: category 2"),
+        ("broken-file", [without("bbox")], None, r"annotations\[0\]: bbox is missing"),
+        ("broken-file", [], [{"id": "x", "file_name": "a.png"}], r"images\[0\]: id is x"),
+        ("duplicate-image-id", [], [{"id": 1, "file_name": "a.png"}] * 2, "image a.png"),
+        ("path-outside-root", [], [{"id": 1, "file_name": "../a.png"}], r"image 1 is \.\./a\.png"),
+        ("path-outside-root", [], [{"id": 1, "file_name": "/etc/passwd"}], "image 1 is /etc/passwd"),
+        ("path-outside-root", [], [{"id": 1, "file_name": "a\0.png"}], r"image 1 is a\?\.png"),
+        ("missing-image", [], [{"id": 1, "file_name": "b.png"}], r"b\.png: there is no such file"),
+    ],
+)
+def test_refused(save, rule, entries, images, place):
+    root = save(*entries, images=images) if images else save(*entries)
+    assert RULES[rule].verdict == "refused"
+    with pytest.raises(UserError, match=f"1 × {rule}, first .*{place}") as error:
+        read(root, "train")
+    assert "\n" not in str(error.value) and RULES[rule].action in str(error.value)
+
+
+def test_missing_annotation_is_refused(tmp_path):
+    """Only VOC has a file for each image; its own tests hold the case."""
+    assert RULES["missing-annotation"].verdict == "refused"
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"", lambda data: b"no image"])
+def test_unreadable_images_are_refused_or_left_out(save, damage):
+    root = save(
+        GOOD, GOOD | {"id": 2, "image_id": 2}, images=[{"id": id, "file_name": f"{id}.png"} for id in (1, 2, 3)]
+    )
+    data = (root / "a.png").read_bytes()
+    (root / "1.png").write_bytes(damage(data))
+    (root / "2.png").write_bytes(data)
+    with pytest.raises(UserError, match=r"1 × missing-image, first .*3\.png.*1 × unreadable-image, first .*1\.png"):
+        read(root, "train")
+    dataset = read(root, "train", skip_unreadable=True)
+    assert [record.id for record in dataset.records] == [2] and len(dataset.records[0].boxes) == 1
+    assert sorted(defect.rule for defect in dataset.mended) == ["missing-image", "unreadable-image"]
+    assert "the image is left out" in summary(dataset)
+
+
+def test_all_that_is_refused_is_told_at_once(save):
+    bad = GOOD | {"bbox": [float("nan")] * 4}
+    with pytest.raises(UserError) as error:
+        read(save(bad, bad | {"id": 2}, GOOD | {"id": 3, "category_id": 9}), "train")
+    assert "2 × nan-box" in str(error.value) and "1 × unknown-category" in str(error.value)
+
+
+def test_every_rule_says_what_is_done():
+    for name, (verdict, action) in RULES.items():
+        assert verdict in ("refused", "mended") and len(action) > 20, name
+
+
+def test_findings():
+    findings = Findings(Path("data"), "train")
+    findings.raise_refused()
+    findings.add("clipped", Path("a.xml"), "object 1")
+    findings.raise_refused()
+    assert [defect.rule for defect in findings.mended] == ["clipped"]
+    with pytest.raises(UserError, match=r"^data, split train: 1 × broken-file, first b\.xml: line \?1 \("):
+        findings.stop("broken-file", Path("b.xml"), "line \x1b1")
+
+
+def test_choose_classes():
+    names = {3: "cat", 7: "dog"}
+    assert choose_classes({}, None) == ((), (), {})
+    assert choose_classes(names, None) == (("cat", "dog"), (3, 7), {3: 0, 7: 1})
+    assert choose_classes(names, ("ox", "dog", "ant")) == (("ox", "dog", "ant"), (8, 7, 9), {7: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("a.jpg", True),
+        ("b/a.jpg", True),
+        ("./a.jpg", True),
+        ("../a.jpg", False),
+        ("b/../a.jpg", False),
+        ("/a.jpg", False),
+    ],
+)
+def test_inside(name, good):
+    root = Path("data")
+    assert inside(root, root / "images", name) == (root / "images" / name if good else None)
+
+
+def raw(boxes, image, count, normalised=False):
+    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    zeros = np.zeros(len(boxes), dtype=np.int64)
+    return Annotations(
+        classes=("cat",),
+        category_ids=(1,),
+        paths=[Path(f"{number}.jpg") for number in range(count)],
+        sources=[Path(f"{number}.txt") for number in range(count)],
+        declared=[None] * count,
+        ids=None,
+        boxes=boxes,
+        image=np.array(image, dtype=np.int64),
+        labels=zeros,
+        crowd=zeros.astype(bool),
+        difficult=zeros.astype(bool),
+        areas=np.full(len(boxes), np.nan),
+        places=[f"line {number}" for number in range(len(boxes))],
+        normalised=normalised,
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_mend_no_boxes(count):
+    findings = Findings(Path(), "train")
+    assert mend(raw([], [], count), np.full((count, 2), 10), findings).boxes.shape == (0, 4)
+    assert findings.mended == ()
+
+
+def test_mend_keeps_the_columns_together():
+    findings = Findings(Path(), "train")
+    boxes = [[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 2, 2], [0, 0, 1, 1], [-1, 0, 3, 1]]
+    mended = mend(raw(boxes, [1, 0, 0, 2, 1], 3), np.array([[10, 10], [20, 20], [0, 0]]), findings)
+    np.testing.assert_array_equal(mended.boxes, [[0, 0, 1, 1], [0, 0, 2, 2], [0, 0, 3, 1]])
+    np.testing.assert_array_equal(mended.areas, [1, 4, 3])
+    assert mended.image.tolist() == [1, 0, 1] and mended.places == ["line 0", "line 2", "line 4"]
+    assert [(defect.rule, defect.path.name) for defect in findings.mended] == [
+        ("zero-area", "0.txt"),
+        ("clipped", "1.txt"),
+    ]
+
+
+def test_mended_boxes_hold_what_a_record_promises():
+    """Any numbers at all: boxes inside the image, of positive area, or gone."""
+    rng = np.random.default_rng(0)
+    corners = rng.choice([-1e300, -5, -1e-9, 0, 1e-9, 0.5, 3, 7.3, 9.9999999, 10, 10.0001, 1e300], (500, 4))
+    findings = Findings(Path(), "train")
+    mended = mend(raw(corners, np.zeros(500), 1), np.array([[10, 10]]), findings).boxes.astype(np.float32)
+    assert 0 < len(mended) < 500
+    assert (mended >= 0).all() and (mended <= 10).all() and (mended[:, 2:] > mended[:, :2]).all()
+
+
+def test_normalised_boxes_are_scaled_by_their_image():
+    mended = mend(
+        raw([[0, 0, 0.5, 1]] * 2, [0, 1], 2, normalised=True), np.array([[10, 20], [40, 8]]), Findings(Path(), "x")
+    )
+    np.testing.assert_array_equal(mended.boxes, [[0, 0, 5, 20], [0, 0, 20, 8]])
+    assert not mended.normalised
+
+
+def test_summary(save):
+    dataset = read(save(GOOD, GOOD | {"id": 2, "bbox": [0, 0, 0, 0]}), "train")
+    lines = summary(dataset).splitlines()
+    assert lines[1:4] == [
+        "  1 images, 0 of them without a box",
+        "  1 boxes, 0 of them crowds, 0 difficult",
+        "  1 classes: cat 1",
+    ]
+    assert lines[4].startswith("  1 × zero-area") and "annotation 2 of image 1" in lines[5]
+
+
+def test_summary_of_nothing():
+    lines = summary(Dataset(Path("data"), "train", "coco", (), (), ())).splitlines()
+    assert lines[1] == "  0 images, 0 of them without a box"

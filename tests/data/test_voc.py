@@ -1,0 +1,176 @@
+"""VOC's folders and the pixels it counts from 1."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detect.data.read import read, splits
+from detect.errors import UserError
+
+
+def item(name="cat", box=(2, 3, 10, 20), difficult=0):
+    corners = "".join(
+        f"<{tag}>{value}</{tag}>" for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{corners}</bndbox></object>"
+
+
+def save(base, images, split="train"):
+    """Writes the images, given as stem → list of objects, and lists them for a split."""
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    for stem, objects in images.items():
+        Image.new("RGB", (40, 30)).save(base / "JPEGImages" / f"{stem}.jpg")
+        text = f"<annotation><size><width>40</width><height>30</height></size>{''.join(objects)}</annotation>"
+        (base / "Annotations" / f"{stem}.xml").write_text(text)
+    (base / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in images))
+
+
+def test_no_image(tmp_path):
+    save(tmp_path, {})
+    dataset = read(tmp_path, "train")
+    assert len(dataset) == 0 and dataset.classes == () and dataset.format == "voc"
+
+
+def test_an_image_without_boxes_is_kept(tmp_path):
+    save(tmp_path, {"000001": []})
+    (record,) = read(tmp_path, "train").records
+    assert record.boxes.shape == (0, 4) and record.id == 1
+
+
+def test_corners_count_from_1_and_belong_to_the_box(tmp_path):
+    save(tmp_path, {"000012": [item(box=(1, 1, 40, 30)), item("dog", (2, 3.5, 10, 20), difficult=1)]})
+    dataset = read(tmp_path, "train")
+    (record,) = dataset.records
+    np.testing.assert_array_equal(record.boxes, [[0, 0, 40, 30], [1, 2.5, 10, 20]])
+    np.testing.assert_array_equal(record.areas, [1200, 9 * 17.5])
+    assert record.labels.tolist() == [0, 1] and record.difficult.tolist() == [False, True] and not record.crowd.any()
+    assert record.path == tmp_path / "JPEGImages" / "000012.jpg" and dataset.mended == ()
+
+
+@pytest.mark.parametrize(
+    ("box", "rule"),
+    [
+        ((5, 5, 5, 5), "zero-area"),
+        ((5, 5, 5, 9), "zero-area"),
+        ((9, 5, 4, 9), "negative-size"),
+        ((0, 1, 9, 9), "clipped"),
+    ],
+)
+def test_corners_that_are_no_box(tmp_path, box, rule):
+    save(tmp_path, {"1": [item(box=box)]})
+    dataset = read(tmp_path, "train")
+    assert [defect.rule for defect in dataset.mended] == [rule]
+    assert len(dataset.records[0].boxes) == (rule == "clipped")
+
+
+def test_classes_are_those_of_the_whole_folder(tmp_path):
+    save(tmp_path, {"a": [item("zebra")], "b": [item("ant")]})
+    save(tmp_path, {"c": [item("cat")]}, split="val")
+    for split in ("train", "val"):
+        dataset = read(tmp_path, split)
+        assert dataset.classes == ("ant", "cat", "zebra") and dataset.category_ids == (1, 2, 3)
+    assert read(tmp_path, "val").records[0].labels.tolist() == [1]
+
+
+def test_labels_follow_given_classes(tmp_path):
+    save(tmp_path, {"a": [item("dog"), item("cat")]})
+    dataset = read(tmp_path, "train", classes=("cat", "dog", "horse"))
+    assert dataset.records[0].labels.tolist() == [1, 0] and dataset.classes == ("cat", "dog", "horse")
+    with pytest.raises(UserError, match=r"1 × unknown-category, first .*a\.xml: object 2 \(cat\)"):
+        read(tmp_path, "train", classes=("dog",))
+
+
+@pytest.mark.parametrize("folder", ["VOC2007", "VOCdevkit/VOC2007", "VOC2012"])
+def test_the_year_may_lie_below_the_root(tmp_path, folder):
+    save(tmp_path / folder, {"a": [item()]})
+    assert splits(tmp_path) == ("train",)
+    assert read(tmp_path, "train").records[0].path == tmp_path / folder / "JPEGImages" / "a.jpg"
+
+
+def test_two_years_are_ambiguous(tmp_path):
+    for year in ("VOC2007", "VOC2012"):
+        save(tmp_path / year, {"a": []})
+    with pytest.raises(UserError, match="VOC2007 and VOC2012"):
+        read(tmp_path, "train")
+
+
+def test_lists_of_a_single_class_are_no_splits(tmp_path):
+    for split in ("train", "val", "cat_train", "cat_val", "my_own"):
+        save(tmp_path, {}, split=split)
+    assert splits(tmp_path) == ("my_own", "train", "val")
+
+
+@pytest.mark.parametrize(
+    ("stems", "ids"),
+    [
+        (("2008_000003", "2008_000001"), [2008000003, 2008000001]),
+        (("a1", "b1"), [1, 2]),
+        (("a", "1"), [1, 2]),
+        (("9" * 20, "1"), [1, 2]),
+    ],
+)
+def test_ids(tmp_path, stems, ids):
+    save(tmp_path, {stem: [] for stem in stems})
+    assert [record.id for record in read(tmp_path, "train").records] == ids
+
+
+def test_extensions(tmp_path):
+    save(tmp_path, {"a": []})
+    Image.new("RGB", (40, 30)).save(tmp_path / "JPEGImages" / "b.png")
+    (tmp_path / "JPEGImages" / "a.jpg").rename(tmp_path / "JPEGImages" / "a.JPEG")
+    (tmp_path / "Annotations" / "b.xml").write_text("<annotation/>")
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a.JPEG\r\nb\r\n\r\n")
+    assert [record.path.name for record in read(tmp_path, "train").records] == ["a.JPEG", "b.png"]
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;">]><annotation>&c;</annotation>'
+
+
+@pytest.mark.parametrize("text", ["", "<annotation>", BOMB, '<?xml version="1.0" encoding="none"?><a/>', "\0", "{}"])
+def test_files_that_are_no_xml(tmp_path, text):
+    save(tmp_path, {"a": []})
+    (tmp_path / "Annotations" / "a.xml").write_text(text)
+    with pytest.raises(UserError, match=r"1 × broken-file, first .*a\.xml: it is no XML") as error:
+        read(tmp_path, "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<object/>",
+        "<object><name> </name></object>",
+        "<object><name>cat</name></object>",
+        item(box=(1, 2, 3, "")),
+        item(box=(1, 2, 3, "4 px")),
+    ],
+)
+def test_objects_that_are_none(tmp_path, text):
+    save(tmp_path, {"a": [item(), text]})
+    with pytest.raises(UserError, match=r"1 × broken-file, first .*a\.xml: object 2"):
+        read(tmp_path, "train")
+
+
+def test_an_image_without_its_xml(tmp_path):
+    save(tmp_path, {"a": []})
+    (tmp_path / "Annotations" / "a.xml").unlink()
+    with pytest.raises(UserError, match=r"1 × missing-annotation, first .*a\.xml"):
+        read(tmp_path, "train")
+    with pytest.raises(UserError, match="missing-annotation"):
+        read(tmp_path, "train", classes=("cat",))
+
+
+def test_a_line_twice(tmp_path):
+    save(tmp_path, {"a": []})
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\na\n")
+    with pytest.raises(UserError, match=r"1 × duplicate-image-id, first .*train\.txt: line 2: a"):
+        read(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd"])
+def test_names_that_lead_out(tmp_path, name):
+    save(tmp_path, {"a": []})
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(f"a\n{name}\n")
+    with pytest.raises(UserError, match=r"1 × path-outside-root, first .*train\.txt: line 2"):
+        read(tmp_path, "train")

@@ -1,0 +1,185 @@
+"""YOLO's folders: data.yaml, images and labels."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detect.data.read import read, splits
+from detect.errors import UserError
+
+YAML = "names: [cat, dog]\ntrain: images/train\nval: images/val\n"
+
+
+def save_image(path, size=(40, 20)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A data folder with one image in the split train, and none in val."""
+    (tmp_path / "data.yaml").write_text(YAML)
+    save_image(tmp_path / "images" / "train" / "a.jpg")
+    (tmp_path / "images" / "val").mkdir()
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    return tmp_path
+
+
+def label(root, text, name="a"):
+    (root / "labels" / "train" / f"{name}.txt").write_text(text)
+
+
+def test_no_image(root):
+    dataset = read(root, "val")
+    assert len(dataset) == 0 and dataset.classes == ("cat", "dog") and dataset.format == "yolo"
+
+
+@pytest.mark.parametrize("text", [None, "", "\n\n"])
+def test_an_image_without_labels_is_empty(root, text):
+    if text is not None:
+        label(root, text)
+    (record,) = read(root, "train").records
+    assert record.boxes.shape == (0, 4) and (record.width, record.height, record.id) == (40, 20, 1)
+
+
+def test_boxes_and_polygons(root):
+    label(root, "1 0.5 0.5 0.5 0.25\n0 0.25 0.25 0.5 0.125 0.375 0.75\n\n0.0 0.5 0.5 1 1 \n")
+    dataset = read(root, "train")
+    (record,) = dataset.records
+    np.testing.assert_array_equal(record.boxes, [[10, 7.5, 30, 12.5], [10, 2.5, 20, 15], [0, 0, 40, 20]])
+    np.testing.assert_array_equal(record.labels, [1, 0, 0])
+    np.testing.assert_array_equal(record.areas, [100, 125, 800])
+    assert dataset.mended == () and dataset.category_ids == (0, 1)
+
+
+def test_the_rounding_of_the_file_is_no_defect(root):
+    label(root, "0 0.333333 0.5 0.666667 1.0000002")
+    dataset = read(root, "train")
+    assert dataset.mended == () and dataset.records[0].boxes.min() == 0
+
+
+def test_names_as_a_dict_need_not_be_dense(root):
+    (root / "data.yaml").write_text("names: {4: 1, 2: cat}\ntrain: images/train\n")
+    label(root, "4 0.5 0.5 0.5 0.5\n2 0.5 0.5 0.5 0.5")
+    dataset = read(root, "train")
+    assert (dataset.classes, dataset.category_ids) == (("cat", "1"), (2, 4))
+    assert dataset.records[0].labels.tolist() == [1, 0]
+
+
+def test_labels_follow_given_classes(root):
+    label(root, "0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.5")
+    dataset = read(root, "train", classes=("bird", "dog", "cat"))
+    assert dataset.records[0].labels.tolist() == [2, 1] and dataset.category_ids == (2, 1, 0)
+    with pytest.raises(UserError, match=r"1 × unknown-category, first .*a\.txt: line 2: class 1, dog"):
+        read(root, "train", classes=("cat",))
+
+
+def test_splits_are_those_that_are_named(root):
+    (root / "data.yaml").write_text(YAML + "test:\n")
+    assert splits(root) == ("train", "val")
+
+
+@pytest.mark.parametrize("entry", ["../train/images", "train/images", "./train/images"])
+def test_images_and_labels_within_the_folder_of_the_split(root, entry):
+    save_image(root / "train" / "images" / "deep" / "x.png")
+    save_image(root / "train" / "images" / "._x.png")
+    (root / "train" / "labels" / "deep").mkdir(parents=True)
+    (root / "train" / "labels" / "deep" / "x.txt").write_text("1 0.5 0.5 1 1")
+    (root / "data.yaml").write_text(f"names: [cat, dog]\ntrain: {entry}\n")
+    (record,) = read(root, "train").records
+    assert record.path == root / "train" / "images" / "deep" / "x.png" and record.labels.tolist() == [1]
+
+
+def test_several_folders(root):
+    save_image(root / "images" / "more" / "b.jpg")
+    (root / "data.yaml").write_text("names: [cat]\ntrain: [images/train, images/more]\n")
+    assert [record.path.name for record in read(root, "train").records] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("line", ["./images/train/a.jpg", "images/train/a.jpg"])
+def test_a_list_of_images(root, line):
+    label(root, "1 0.5 0.5 1 1")
+    (root / "train.txt").write_text(f"{line}\n\n")
+    (root / "data.yaml").write_text("names: [cat, dog]\ntrain: train.txt\n")
+    (record,) = read(root, "train").records
+    assert record.path == root / "images" / "train" / "a.jpg" and record.labels.tolist() == [1]
+
+
+def test_a_list_may_name_whole_paths_within_the_root(root):
+    (root / "train.txt").write_text(f"{root / 'images' / 'train' / 'a.jpg'}\n")
+    (root / "data.yaml").write_text("names: [cat]\ntrain: train.txt\n")
+    assert len(read(root, "train")) == 1
+
+
+def test_a_list_that_names_an_image_twice(root):
+    (root / "train.txt").write_text("images/train/a.jpg\nimages/train/a.jpg\n")
+    (root / "data.yaml").write_text("names: [cat]\ntrain: train.txt\n")
+    with pytest.raises(UserError, match="1 × duplicate-image-id"):
+        read(root, "train")
+
+
+@pytest.mark.parametrize("path", [".", "/somewhere/else", "../datasets/cats"])
+def test_path_of_another_machine_is_ignored(root, path):
+    (root / "data.yaml").write_text(f"path: {path}\n{YAML}")
+    assert len(read(root, "train")) == 1
+
+
+def test_path_within_the_root(root):
+    save_image(root / "cats" / "images" / "b.jpg")
+    (root / "data.yaml").write_text("path: cats\nnames: [cat]\ntrain: images\n")
+    assert read(root, "train").records[0].path.name == "b.jpg"
+
+
+@pytest.mark.parametrize("line", ["../../secret.jpg", "/etc/secret.jpg"])
+def test_names_that_lead_out(root, line):
+    (root / "train.txt").write_text(line)
+    (root / "data.yaml").write_text("names: [cat]\ntrain: train.txt\n")
+    with pytest.raises(UserError, match="1 × path-outside-root"):
+        read(root, "train")
+    (root / "data.yaml").write_text("names: [cat]\ntrain: ../../elsewhere\n")
+    with pytest.raises(UserError, match="1 × path-outside-root"):
+        read(root, "train")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["0", "0 1 2 3", "0 1 2 3 4 5", "0 1 2 3 4 5 6 7", "cat 1 2 3 4", "0.5 0.5 0.5 1 1", "nan 1 1 1 1", "inf 1 1 1 1"],
+)
+def test_lines_that_are_no_box(root, line):
+    label(root, f"0 0.5 0.5 1 1\n{line}\n")
+    with pytest.raises(UserError, match=r"1 × broken-file, first .*a\.txt: line 2"):
+        read(root, "train")
+
+
+def test_labels_that_are_no_text(root):
+    (root / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(UserError, match=r"1 × broken-file, first .*a\.txt"):
+        read(root, "train")
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\ntrain: images/train\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "7",
+        "names: [",
+        "[" * 5000,
+        "!!python/object/apply:os.getcwd []",
+        BOMB,
+        "train: images/train",
+        "train: images/train\nnames: cat",
+        "train: images/train\nnames: [cat, cat]",
+        "train: images/train\nnames: [[cat]]",
+        "train: images/train\nnames: {cat: 0}",
+        "names: [cat]\ntrain: nowhere",
+        "\0",
+    ],
+)
+def test_yaml_that_describes_no_data_set(root, text):
+    (root / "data.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"data\.yaml") as error:
+        read(root, "train")
+    assert "\n" not in str(error.value)
