@@ -120,7 +120,7 @@ class Annotations:
     """The image files, which may not exist."""
     sources: list[Path]
     """The file that holds the boxes of each image."""
-    declared: list[tuple[Any, Any] | None]
+    declared: list[tuple[Any, ...] | None]
     """Width and height of each image according to its source, None where it is silent."""
     ids: list[int] | None
     """The ids of the images, None where the format has none."""

@@ -117,7 +117,7 @@ def _check_images(annotations: Annotations, findings: Findings, progress: bool) 
     console = Console(stderr=True)
     shown = progress and console.is_terminal and len(paths) > _BAR_FROM
     # Closing the generator cancels what is not begun, so that an interrupt does not wait for all the images.
-    with ThreadPoolExecutor() as pool, closing(pool.map(_look_at, paths)) as results:
+    with ThreadPoolExecutor() as pool, closing(pool.map(_look_at, paths)) as results:  # type: ignore[type-var]
         checks = track(results, "Checking images", total=len(paths), console=console, disable=not shown)
         for place, (size, rule, detail) in enumerate(checks):
             if size is None:

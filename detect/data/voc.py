@@ -77,7 +77,7 @@ class _Object(NamedTuple):
 
 
 class _Image(NamedTuple):
-    size: tuple[float, float] | None
+    size: tuple[float, ...] | None
     objects: list[_Object]
 
 
@@ -143,8 +143,7 @@ def _read(path: Path, findings: Findings) -> _Image:
             findings.add("broken-file", path, f"{place} has no bndbox of four numbers")
         else:
             objects.append(_Object(name, corners, (element.findtext("difficult") or "").strip() == "1", place))
-    size = _numbers(tree.find("size"), ("width", "height"))
-    return _Image(size and (size[0], size[1]), objects)
+    return _Image(_numbers(tree.find("size"), ("width", "height")), objects)
 
 
 def _numbers(element: Element | None, names: Sequence[str]) -> tuple[float, ...] | None:

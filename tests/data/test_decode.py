@@ -119,9 +119,8 @@ def test_cmyk_jpeg():
 
 
 def test_of_several_pictures_the_first_counts(save):
-    others = {"save_all": True, "append_images": [Image.new("RGB", (5, 5))]}
     for format in ("MPO", "GIF", "TIFF"):
-        path = save(encode(Image.fromarray(GREY), format, **others))
+        path = save(encode(GREY, format, save_all=True, append_images=[Image.new("RGB", (5, 5))]))
         assert decode(path).shape == RGB.shape and check_image(path) == (32, 24)
 
 
