@@ -39,22 +39,25 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findi
     _check_ids(annotations, path, findings)
     boxes, image, labels, crowd, areas, places = [], [], [], [], [], []
     for entry in annotations:
-        where = f"annotation {entry.get('id', 'without id')} of image {entry['image_id']}"
+        where = f"annotation {_short(entry.get('id', 'without id'))} of image {entry['image_id']}"
         if entry["image_id"] not in place_of:
             findings.add("unknown-image", path, where)
             continue
         category = entry["category_id"]
         if category not in label_of:
             findings.add("unknown-category", path, f"{where}: category {category} {names.get(category, '')}".rstrip())
-        for field in ("area", "iscrowd"):
-            if not _is_number(entry.get(field)):
-                findings.add(f"missing-{field}", path, where)
+        area = float(entry["area"]) if _is_number(entry.get("area")) else np.nan
+        if not 0 <= area < np.inf:
+            findings.add("missing-area", path, where)
+            area = np.nan
+        if entry.get("iscrowd") not in (0, 1):
+            findings.add("missing-iscrowd", path, where)
         x, y, width, height = map(float, entry["bbox"])
         boxes.append((x, y, x + width, y + height))
         image.append(place_of[entry["image_id"]])
         labels.append(label_of.get(category, -1))
         crowd.append(entry.get("iscrowd") == 1)
-        areas.append(float(entry["area"]) if _is_number(entry.get("area")) else np.nan)
+        areas.append(area)
         places.append(where)
 
     return Annotations(

@@ -52,7 +52,7 @@ RULES: dict[str, Rule] = {
     "annotation-id-zero": Rule(
         "mended", "an annotation with the id 0, which pycocotools scores wrong, is numbered anew"
     ),
-    "missing-area": Rule("mended", "an annotation without area is given that of its box"),
+    "missing-area": Rule("mended", "an annotation without a finite area is given that of its box"),
     "missing-iscrowd": Rule("mended", "an annotation without iscrowd is taken for one object"),
 }
 """Every kind of defect the readers look for. Identical boxes of one image are no defect: they are kept."""

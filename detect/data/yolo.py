@@ -79,7 +79,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _refuse_bombs(text: str, path: Path) -> None:
-    """Refuses what no data set needs: aliases of aliases make gigabytes of a few lines, and deep nesting takes hours."""
+    """Refuses what no data set needs: aliases of aliases make gigabytes of a few lines, deep nesting takes hours."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

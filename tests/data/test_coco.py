@@ -74,6 +74,13 @@ def test_boxes_labels_crowds_and_areas(tmp_path):
     assert dtypes == [np.float32, np.int64, bool, bool, np.float64]
 
 
+def test_iscrowd_may_be_a_boolean(tmp_path):
+    official(tmp_path, [annotation(1, iscrowd=True), annotation(2, iscrowd=False)])
+    save_image(tmp_path / "train" / "a.jpg")
+    dataset = read(tmp_path, "train")
+    assert dataset.records[0].crowd.tolist() == [True, False] and dataset.mended == ()
+
+
 @pytest.mark.parametrize("folder", ["train2017", "images/train2017", "images", "."])
 def test_places_of_the_images(tmp_path, folder):
     official(tmp_path, split="train2017")

@@ -54,6 +54,8 @@ def test_a_good_file_has_no_defect(save):
         ("clipped", GOOD | {"bbox": [-1e30, -1e30, 2e30, 2e30]}, [0, 0, 40, 30], 12),
         ("missing-area", without("area"), [1, 2, 4, 6], 12),
         ("missing-area", GOOD | {"area": None}, [1, 2, 4, 6], 12),
+        ("missing-area", GOOD | {"area": float("nan")}, [1, 2, 4, 6], 12),
+        ("missing-area", GOOD | {"area": -1}, [1, 2, 4, 6], 12),
         ("missing-iscrowd", without("iscrowd"), [1, 2, 4, 6], 12),
         ("annotation-id-zero", GOOD | {"id": 0}, [1, 2, 4, 6], 12),
         ("unknown-image", GOOD | {"image_id": 2}, None, None),
