@@ -353,7 +353,8 @@ def serve(connection: Connection, name: str, case: Case, folder: Path | None, th
         while (question := connection.recv()) is not None:
             connection.send(getattr(side, question)())
     except Exception as error:  # it goes to the table: the other cases are worth having
-        connection.send(RuntimeError(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}"))
+        reason = " ".join(str(error).split())[:200]
+        connection.send(RuntimeError(f"{name}: {type(error).__name__}: {reason}"))
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
