@@ -55,13 +55,13 @@ def torchvision_options(state: Mapping[str, Tensor]) -> FasterRCNNOptions:
     `fasterrcnn_resnet50_fpn` has frozen norms, a pyramid without norms, one convolution in the RPN and two layers in
     the box head. In `fasterrcnn_resnet50_fpn_v2` (Li et al. 2021, "Benchmarking Detection Transfer Learning with Vision
     Transformers") the norms learn, the pyramid has them too, the RPN has two convolutions and the box head four and one
-    layer. In all else the two are what our defaults are.
+    layer. In all else but the places of the anchors the two are what our defaults are.
     """
     if "roi_heads.box_head.fc6.weight" in state:
-        return FasterRCNNOptions(backbone=ResNet(50, norm="frozen"))
+        return FasterRCNNOptions(backbone=ResNet(50, norm="frozen"), rpn=RPNOptions(anchors_fitted=True))
     return FasterRCNNOptions(
         backbone=ResNet(50, norm="batch"),
-        rpn=RPNOptions(convolutions=2),
+        rpn=RPNOptions(convolutions=2, anchors_fitted=True),
         head=HeadOptions(convolutions=4, layers=1),
     )
 

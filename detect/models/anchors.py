@@ -19,6 +19,8 @@ class AnchorGenerator(nn.Module):
         ratios: height over width, the same on every level.
         offset: where in its cell an anchor is centred, 0 its corner and 0.5 its middle.
         rounded: round the shapes to whole pixels, as torchvision does.
+        fitted: spread the cells of a level over the canvas, ⌊side of the canvas / cells⌋ apart, as torchvision does.
+            That differs from the stride where the canvas is no multiple of it: 13 cells at stride 64 span 800 pixels.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class AnchorGenerator(nn.Module):
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         offset: float = 0.0,
         rounded: bool = True,
+        fitted: bool = False,
     ) -> None:
         super().__init__()
         if len(strides) != len(sizes):
@@ -35,18 +38,20 @@ class AnchorGenerator(nn.Module):
         if len({len(level) for level in sizes}) != 1:
             raise ValueError("every level needs the same number of anchor sizes")
         self.strides = tuple(strides)
-        self.offset = offset
+        self.offset, self.fitted = offset, fitted
         self.per_cell = len(sizes[0]) * len(ratios)
         shapes = torch.stack([_shapes(level, ratios) for level in sizes])
         self.register_buffer("shapes", shapes.round() if rounded else shapes, persistent=False)
 
     def forward(self, features: Sequence[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "A 4"]:
         """The anchors for maps of these sizes, xyxy in pixels of the canvas; some reach beyond it."""
+        canvas_height, canvas_width = (cells * self.strides[0] for cells in features[0].shape[-2:])
         levels = []
         for level, stride, shapes in zip(features, self.strides, self.shapes, strict=True):
             height, width = level.shape[-2:]
-            y = (torch.arange(height, device=shapes.device) + self.offset) * stride
-            x = (torch.arange(width, device=shapes.device) + self.offset) * stride
+            down, right = (canvas_height // height, canvas_width // width) if self.fitted else (stride, stride)
+            y = (torch.arange(height, device=shapes.device) + self.offset) * down
+            x = (torch.arange(width, device=shapes.device) + self.offset) * right
             y, x = torch.meshgrid(y, x, indexing="ij")
             centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
             levels.append((centres + shapes).reshape(-1, 4))

@@ -49,8 +49,9 @@ def match(
     """`matcher` on boxes and truths; background that lies in a crowd region is ignored."""
     # Truths along the rows: reductions over truths then run along contiguous boxes, which is several times faster.
     shared = intersection_matrix(targets.boxes, boxes)
-    crowd = (targets.valid & targets.crowd).to(shared.dtype)
-    in_crowd = (crowd.unsqueeze(-2) @ shared).squeeze(-2) >= CROWD_SHARE * area(boxes).clamp(min=1e-6)
+    crowd = (targets.valid & targets.crowd).unsqueeze(-1)
+    # A sum, not a matrix product: autocast would make that in half precision, in which large areas are infinite.
+    in_crowd = (shared * crowd).sum(dim=-2) >= CROWD_SHARE * area(boxes).clamp(min=1e-6)
     union = area(targets.boxes).unsqueeze(-1) + area(boxes).unsqueeze(-2) - shared
     iou = shared.div_(union.clamp_(min=1e-6))
     indices, labels = matcher(iou.mT, targets.valid & ~targets.crowd)

@@ -44,6 +44,7 @@ class RPNOptions:
         anchor_ratios: height over width.
         anchor_offset: where in its cell an anchor is centred, 0 its corner and 0.5 its middle.
         anchors_rounded: round the anchors' shapes to whole pixels.
+        anchors_fitted: spread the cells of a level over the canvas, as torchvision does, instead of a stride apart.
         convolutions: 3×3 convolutions before the two output layers.
         training: counts of proposals in training.
         testing: counts of proposals in evaluation and prediction.
@@ -62,6 +63,7 @@ class RPNOptions:
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     anchor_offset: float = 0.0
     anchors_rounded: bool = True
+    anchors_fitted: bool = False
     convolutions: int = 1
     training: ProposalCounts = field(default_factory=lambda: ProposalCounts(2000, 2000))
     testing: ProposalCounts = field(default_factory=lambda: ProposalCounts(1000, 1000))
@@ -94,7 +96,12 @@ class RPN(nn.Module):
         sizes = options.anchor_sizes
         levels = [tuple(sizes)] if len(strides) == 1 else [(size,) for size in sizes]
         self.anchors = AnchorGenerator(
-            strides, levels, options.anchor_ratios, options.anchor_offset, options.anchors_rounded
+            strides,
+            levels,
+            options.anchor_ratios,
+            options.anchor_offset,
+            options.anchors_rounded,
+            options.anchors_fitted,
         )
         self.convolutions = nn.Sequential()
         for _ in range(options.convolutions):
