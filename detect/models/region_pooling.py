@@ -50,9 +50,9 @@ class RegionPooling(nn.Module):
     ) -> Float[Tensor, "N C p p"]:
         """The pooled regions, image after image, N = B · S."""
         if self.kind == "pool":
-            return roi_pool(
-                features[0].contiguous(), _with_image(boxes).to(features[0].dtype), self.size, 1 / self.strides[0]
-            )
+            # float32: in half precision a corner would move by several pixels, and the kernel takes one dtype.
+            pooled = roi_pool(features[0].float().contiguous(), _with_image(boxes), self.size, 1 / self.strides[0])
+            return pooled.to(features[0].dtype)
         return multilevel_roi_align(
             features[: len(self.strides)],
             self.strides,
