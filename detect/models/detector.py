@@ -113,7 +113,7 @@ class Detector(nn.Module):
 
     # ---- the stages --------------------------------------------------------------------------------------------------
 
-    def features(self, images: Images) -> list[Float[Tensor, "B C _ _"]]:
+    def features(self, images: Images) -> list[Float[Tensor, "B c _ _"]]:
         """The backbone's maps of the normalised images; beyond an image's border its canvas is zero."""
         mean, std = self.backbone.mean[:, None, None], self.backbone.std[:, None, None]
         pixels = (images.pixels.to(mean.dtype) - mean) / std
@@ -125,7 +125,7 @@ class Detector(nn.Module):
         return self.backbone(pixels)
 
     def heads(
-        self, features: list[Float[Tensor, "B C _ _"]], boxes: Float[Tensor, "B S 4"]
+        self, features: list[Float[Tensor, "B c _ _"]], boxes: Float[Tensor, "B S 4"]
     ) -> tuple[Float[Tensor, "B S K"], Float[Tensor, "B S C 4"]]:
         """Logits and deltas of each box."""
         logits, deltas = self.predictor(self.trunk(self.pooling(features, boxes)))
