@@ -4,8 +4,9 @@
     python tools/benchmarks/bccd.py --data.root data/bccd \
         --beside "detect train -c configs/bccd/faster_rcnn.yaml --data.root data/bccd"
 
-The recipe is that of configs/bccd/faster_rcnn.yaml: ResNet-18-FPN from scratch with batch norm, short side 320, batches
-of 4, horizontal flips, 12 passes over `trainval`, SGD with a one-cycle rate; evaluated on `test` by the same code.
+torchvision's side: ResNet-18-FPN from scratch with batch norm, short side 320, batches of 4, horizontal flips, 12
+passes over `trainval`, SGD with a one-cycle rate up to 0.02, momentum 0.9 and weight decay 5e-4, float32; evaluated on
+`test` by the code that evaluates ours. The other command runs as given; its config tells how the recipes differ.
 
 With `--beside` the two commands take turns of 20 seconds. The one whose turn it is not is stopped, workers and all, so
 that each has the machine to itself and a slow phase of the machine hits both. What counts is a command's own running
