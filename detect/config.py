@@ -17,7 +17,6 @@ from detect.data.options import DataOptions
 from detect.errors import UserError
 from detect.models import (
     BoxOptions,
-    Detector,
     FasterRCNN,
     HeadOptions,
     PoolingOptions,
@@ -41,7 +40,7 @@ class FasterRCNNOptions:
     boxes: BoxOptions = field(default_factory=BoxOptions)
     detections: PostprocessOptions = field(default_factory=PostprocessOptions)
 
-    def build(self, num_classes: int) -> Detector:
+    def build(self, num_classes: int) -> FasterRCNN:
         """The model, with its weights initialised or loaded as `backbone.weights` says."""
         return FasterRCNN(
             num_classes,

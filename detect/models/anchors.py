@@ -43,6 +43,9 @@ class AnchorGenerator(nn.Module):
         shapes = torch.stack([_shapes(level, ratios) for level in sizes])
         self.register_buffer("shapes", shapes.round() if rounded else shapes, persistent=False)
 
+    shapes: Float[Tensor, "L k 4"]
+    """The anchors of each level around the origin."""
+
     def forward(self, features: Sequence[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "A 4"]:
         """The anchors for maps of these sizes, xyxy in pixels of the canvas; some reach beyond it."""
         canvas_height, canvas_width = (cells * self.strides[0] for cells in features[0].shape[-2:])

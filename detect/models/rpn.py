@@ -112,6 +112,7 @@ class RPN(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
         self.coder = BoxCoder()
         self.matcher = Matcher(options.positive_iou, options.negative_iou, best_is_positive=True)

@@ -54,9 +54,10 @@ def _nms_fixpoint(boxes: Tensor, valid: Tensor, groups: Tensor, iou_threshold: f
 def _nms_cpu(boxes: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     shape = valid.shape
     lists, n = shape[:-1].numel(), shape[-1]
-    sides = boxes.reshape(lists, n, 4).permute(2, 0, 1).contiguous().numpy()
+    x1, y1, x2, y2 = boxes.reshape(lists, n, 4).permute(2, 0, 1).contiguous().numpy()
     keep = valid.reshape(lists, n).clone(memory_format=torch.contiguous_format)
-    _greedy(*sides, groups.reshape(lists, n).contiguous().numpy(), np.float32(iou_threshold), keep.numpy())
+    groups = groups.reshape(lists, n).contiguous()
+    _greedy(x1, y1, x2, y2, groups.numpy(), np.float32(iou_threshold), keep.numpy())
     return keep.reshape(shape)
 
 
