@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--engine", choices=("pycocotools", "fast"), default="pycocotools", help="equal figures")
     evaluate.set_defaults(takes_overrides=True)
 
-    data = commands.add_parser("data", help="make, fetch data sets").add_subparsers(required=True, metavar="COMMAND")
+    sets = commands.add_parser("data", help="make, fetch data sets", epilog="example: detect data download bccd")
+    data = sets.add_subparsers(required=True, metavar="COMMAND")
     shapes = _command(
         data,
         "shapes",
@@ -203,6 +204,7 @@ def _evaluate(
     from detect.inference.predictor import prepare
 
     keep_pages()
+    _join_processes()
     place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     dataset = data.split(split)
     model = prepare(checkpoint.model.to(place), precision)
@@ -232,14 +234,20 @@ def _tell(data: DetectionData, datasets: Sequence[Any]) -> None:
 
 
 def _new_run(config: Path | None) -> Path:
-    if "RANK" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("--out: several processes need one folder by its name; give --out DIR")
+    if not _is_first_process():
+        return Path(os.environ["DETECT_RUN"])
     name = "_".join(config.with_suffix("").parts[-2:]) if config else "run"
     numbers = (Path("runs") / f"{name}_{number}" for number in range(1, 10**6))
-    return next(folder for folder in numbers if not folder.exists())
+    folder = next(folder for folder in numbers if not folder.exists())
+    os.environ["DETECT_RUN"] = str(folder)  # for the processes that Lightning starts, one for each device
+    return folder
 
 
 def _refuse_used(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: this is a file; give another --out")
     if out.exists() and any(out.iterdir()):
         raise UserError(
             f"{out}: the folder is not empty; give another --out, or remove it (a run goes on with --resume)"
@@ -247,7 +255,19 @@ def _refuse_used(out: Path) -> None:
 
 
 def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    """True but in the second and later processes of torchrun (RANK) or of Lightning (LOCAL_RANK)."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def _join_processes() -> None:
+    """Under torchrun, lets the processes share the evaluation; after training they are joined already."""
+    import torch
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_torchelastic_launched() and not distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group()
 
 
 def _print(text: str) -> None:

@@ -35,10 +35,10 @@ class Evaluator:
 
     def gather(self) -> None:
         """Joins what every process has seen; afterwards each of them computes the same figures."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return
-        parts: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(parts, (self.predictions, self.recall, dict(self.losses)))
+        parts: list[Any] = [(self.predictions, self.recall, dict(self.losses))]
+        if distributed.is_available() and distributed.is_initialized():
+            parts *= distributed.get_world_size()
+            distributed.all_gather_object(parts, parts[0])
         self.predictions, self.recall, self.losses = [], ProposalRecall(self.recall.limits), defaultdict(float)
         for predictions, recall, losses in parts:
             self.predictions += predictions

@@ -71,7 +71,6 @@ class ProgressBar(Callback):
             TimeRemainingColumn(elapsed_when_finished=False),
             TextColumn("{task.fields[figures]}"),
             console=self.console,
-            disable=not self.console.is_terminal,
         )
         self._last_shown = 0.0
         self._started = 0.0
@@ -79,6 +78,7 @@ class ProgressBar(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the bar, at the place where a resumed run goes on."""
         self._started = time.monotonic()
+        self.bar.disable = not (self.console.is_terminal and trainer.is_global_zero)
         total = int(trainer.estimated_stepping_batches)
         self._task = self.bar.add_task("training", total=total, completed=trainer.global_step, figures="")
         self.bar.start()
@@ -89,15 +89,15 @@ class ProgressBar(Callback):
         """Moves on; the losses are read once a second only, for reading them waits for the device."""
         description = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self.bar.update(self._task, completed=trainer.global_step, description=description)
-        if self.console.is_terminal and time.monotonic() - self._last_shown > 1:
+        if not self.bar.disable and time.monotonic() - self._last_shown > 1:
             self._last_shown = time.monotonic()
             self.bar.update(self._task, figures=self._figures(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the epoch's losses, and the figures of the last validation."""
-        if self.console.is_terminal:
+        if not self.bar.disable:
             self.bar.update(self._task, figures=self._figures(trainer))
-        else:
+        elif trainer.is_global_zero:
             minutes = (time.monotonic() - self._started) / 60
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             print(f"{epoch}  {minutes:.1f} min  {self._figures(trainer)}", file=sys.stderr, flush=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import time
 import warnings
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from detect.checkpoint import model_card
 from detect.config import Config, TrainingOptions, save_config
@@ -32,33 +35,31 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     The folder `out` then holds `config.yaml`, `metrics.csv`, `tensorboard/` and `checkpoints/{best,last}.ckpt`. With
     `resume` the run goes on after the folder's last checkpoint.
     """
-    _check(config.training)
-    seed_everything(config.training.seed, verbose=False)
-    out.mkdir(parents=True, exist_ok=True)
-    save_config(config, out / "config.yaml")
+    _check(config.training, out, resume)
     started = time.monotonic()
-    if config.training.alternating:
-        _fit_alternating(config, data, out)
+    seed_everything(config.training.seed, verbose=False)
+    # All that can be wrong with the config is found before there is a folder.
+    model, *other = (config.model.build(len(data.classes)) for _ in range(2 if config.training.alternating else 1))
+    card = model_card(config, data.train)
+    _begin_folder(config, out)
+    if other:
+        _fit_alternating(model, other[0], config.training, data, card, out)
     else:
-        model = config.model.build(len(data.classes))
-        _fit(DetectorModule(model, config.training, data.val, model_card(config, data.train)), data, out, resume)
+        _fit(DetectorModule(model, config.training, data.val, card), data, out, resume)
     best, last = (out / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     return best if best.exists() else last, time.monotonic() - started
 
 
 def _fit(module: DetectorModule, data: DetectionData, out: Path, resume: bool = False) -> None:
     """Lightning's loop with our callbacks."""
-    training, validates = module.training_options, data.val is not None
-    last = out / "checkpoints" / "last.ckpt"
-    if resume and not last.exists():
-        raise UserError(f"{last}: there is no checkpoint to resume from; start anew without --resume")
+    training, validates = module.training_options, module.evaluator is not None
+    metrics = CSVLogger(out, name="", version="")
     with warnings.catch_warnings():
         # Advice on the number of workers, and Lightning's own use of what torch deprecates, help no user.
         warnings.filterwarnings("ignore", module="lightning")
         trainer = Trainer(
             accelerator=training.accelerator,
-            devices=training.devices,
-            strategy=_strategy(training),
+            **_processes(training),
             precision=LIGHTNING_PRECISION[training.precision],
             max_epochs=training.epochs,
             gradient_clip_val=training.clip_norm,
@@ -67,25 +68,27 @@ def _fit(module: DetectorModule, data: DetectionData, out: Path, resume: bool = 
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             callbacks=_callbacks(training, out, validates),
-            logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="", version="tensorboard")],
+            logger=[metrics, TensorBoardLogger(out, name="", version="tensorboard")],
             plugins=[AtomicCheckpointIO()],
             log_every_n_steps=10,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
+        if resume:
+            _keep_rows(metrics, out / "metrics.csv")
+        trainer.fit(module, datamodule=data, ckpt_path=_last(out) if resume else None, weights_only=True)
 
 
 def _callbacks(training: TrainingOptions, out: Path, validates: bool) -> list[Callback]:
-    best = {"monitor": "AP", "mode": "max", "filename": "best"} if validates else {"filename": "last"}
+    keep = partial(ModelCheckpoint, dirpath=out / "checkpoints", enable_version_counter=False)
     callbacks: list[Callback] = [
         ProgressBar(),
         StopOnNaN(),
         LearningRateMonitor(logging_interval="step"),
-        ModelCheckpoint(
-            dirpath=out / "checkpoints", save_last=validates, save_top_k=1, enable_version_counter=False, **best
-        ),
+        keep(filename="last", save_on_train_epoch_end=True),
     ]
+    if validates:
+        callbacks.append(keep(filename="best", monitor="AP", mode="max", save_on_train_epoch_end=False))
     if training.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=training.ema))
     if training.patience is not None and validates:
@@ -97,48 +100,70 @@ class _DDP(DDPStrategy):
     """Validates without DDP's wrapper, whose broadcasts would hang where processes have unequal shares of images."""
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.lightning_module is not None
         return self.lightning_module.validation_step(*args, **kwargs)
 
 
-def _strategy(training: TrainingOptions) -> DDPStrategy | str:
-    several = torch.distributed.is_torchelastic_launched() or training.devices not in ("auto", 1, "1")
-    if not several and torch.cuda.device_count() < 2:
-        return "auto"
+def _processes(training: TrainingOptions) -> dict[str, Any]:
+    """How many processes there are: as torchrun started them, else as the config says."""
     # With alternation only a part of the parameters is trained in each phase.
-    return _DDP(find_unused_parameters=training.alternating)
+    parallel = _DDP(find_unused_parameters=training.alternating)
+    if torch.distributed.is_torchelastic_launched():
+        here, machines = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+        return {"devices": here, "num_nodes": machines, "strategy": parallel}
+    several = training.devices not in ("auto", 1, "1") or torch.cuda.device_count() > 1
+    return {"devices": training.devices, "strategy": parallel if several else "auto"}
 
 
-def _check(training: TrainingOptions) -> None:
+@rank_zero_only
+def _keep_rows(metrics: CSVLogger, file: Path) -> None:
+    """Lightning begins `metrics.csv` anew; a run that goes on keeps the rows that are there."""
+    if file.exists():
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+        metrics.experiment.metrics += rows
+
+
+def _last(out: Path) -> Path:
+    return out / "checkpoints" / "last.ckpt"
+
+
+@rank_zero_only
+def _begin_folder(config: Config, out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / "config.yaml")
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}; choose another folder with --out") from None
+
+
+def _check(training: TrainingOptions, out: Path, resume: bool) -> None:
     if training.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("training.precision: fp16 needs a CUDA device; choose bf16 or fp32")
+    if resume and training.alternating:
+        raise UserError("--resume: alternating training cannot go on; start anew without it")
+    if resume and not _last(out).exists():
+        raise UserError(f"{_last(out)}: there is no checkpoint to resume from; start anew without --resume")
 
 
 # ---- the paper's four steps ------------------------------------------------------------------------------------------
 
 
-def _fit_alternating(config: Config, data: DetectionData, out: Path) -> None:
+def _fit_alternating(
+    first: Detector, second: Detector, training: TrainingOptions, data: DetectionData, card: dict[str, Any], out: Path
+) -> None:
     """Alternating training (Ren et al. 2015, §3.2): in the end RPN and detector share one backbone.
 
     1. An RPN is trained from the initial weights. 2. A detector is trained from the initial weights on its proposals;
     the two share nothing yet. 3. An RPN is trained on the detector's backbone, which is frozen. 4. The detector's own
     layers are trained on the proposals of that RPN, with backbone and RPN frozen.
     """
-    first, second = (config.model.build(len(data.classes)) for _ in range(2))
-    card = model_card(config, data.train)
-
-    def phase(number: int, model: Detector, part: Any, proposer: Detector | None = None) -> None:
-        module = DetectorModule(model, config.training, data.val if number == 4 else None, card, [part], proposer)
-        _fit(module, data if number == 4 else _without_validation(data), out if number == 4 else out / f"step{number}")
-
-    phase(1, first, "rpn")
-    phase(2, second, "boxes", proposer=first)
     assert first.rpn is not None and second.rpn is not None
+    _fit(DetectorModule(first, training, None, card, ["rpn"]), data, out / "step1")
+    _fit(DetectorModule(second, training, None, card, ["boxes"], proposer=first), data, out / "step2")
     second.rpn.load_state_dict(first.rpn.state_dict())
-    second.backbone.requires_grad_(False)
-    phase(3, second, "rpn")
+    # In eval mode, in which Lightning leaves it, so that the statistics of batch norms stay as well.
+    second.backbone.requires_grad_(False).eval()
+    _fit(DetectorModule(second, training, None, card, ["rpn"]), data, out / "step3")
     second.rpn.requires_grad_(False)
-    phase(4, second, "boxes")
-
-
-def _without_validation(data: DetectionData) -> DetectionData:
-    return DetectionData(replace(data.options, val=None), data.classes, data.seed)
+    _fit(DetectorModule(second, training, data.val, card, ["boxes"]), data, out)

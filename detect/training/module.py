@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, distributed
 
 from detect.config import TrainingOptions
@@ -58,10 +59,11 @@ class DetectorModule(LightningModule):
         self.log_dict(logged, batch_size=len(batch))
         return {"loss": total}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD and the learning rate of each step."""
         optimizer = sgd(self.model, self.training_options)
-        steps = int(self.trainer.estimated_stepping_batches) // max(1, self.training_options.epochs)
+        # Lightning's own estimate would start the workers, in a run that goes on before it knows its epoch.
+        steps = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         scheduler = schedule(optimizer, self.training_options, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -89,6 +91,19 @@ class DetectorModule(LightningModule):
         losses = {f"val_{name}": value for name, value in metrics["losses"].items()}
         self.log_dict(figures | losses, rank_zero_only=False)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """From page-locked memory, while the device computes."""
+        return batch.to(device, non_blocking=True)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts class names, preprocessing and versions beside the weights."""
+        """Puts class names, preprocessing and versions beside the weights, and the random state that the run left."""
         checkpoint["detect"] = self.card
+        checkpoint["random"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            checkpoint["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run that goes on draws what it would have drawn."""
+        torch.set_rng_state(checkpoint["random"]["cpu"])
+        if "cuda" in checkpoint["random"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(checkpoint["random"]["cuda"])

@@ -15,7 +15,9 @@ from detect.config import TrainingOptions
 
 def sgd(model: nn.Module, training: TrainingOptions) -> SGD:
     """SGD over the parameters that learn, in three groups: weights, biases, and the scales of norms."""
-    weights, biases, scales = [], [], []
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    scales: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:

@@ -1,0 +1,42 @@
+import errno
+
+import pytest
+import torch
+
+from detect.errors import UserError
+from detect.training.checkpoints import AtomicCheckpointIO
+
+
+def test_a_checkpoint_comes_back(tmp_path):
+    path = tmp_path / "new" / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"x": torch.arange(3)}, path)
+    AtomicCheckpointIO().save_checkpoint({"x": torch.arange(4)}, path)
+    assert torch.load(path, weights_only=True)["x"].tolist() == [0, 1, 2, 3]
+    assert [file.name for file in path.parent.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), UserError),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), UserError),
+        (RuntimeError("a bug"), RuntimeError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_write_that_fails_midway_leaves_the_former_file_and_nothing_else(tmp_path, monkeypatch, failure, expected):
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"x": 1}, path)
+
+    def fail(content, file):
+        file.write(b"half of a checkp")
+        raise failure
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(expected) as caught:
+        AtomicCheckpointIO().save_checkpoint({"x": 2}, path)
+    if expected is UserError:
+        assert str(caught.value).startswith(f"{path}: the checkpoint could not be written: ")
+        assert "\n" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+    assert torch.load(path, weights_only=True) == {"x": 1}

@@ -1,0 +1,176 @@
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import seed_everything
+
+from detect.checkpoint import load_checkpoint
+from detect.config import Config, load_config
+from detect.data.datamodule import DetectionData
+from detect.errors import UserError
+from detect.models import Detector
+from detect.training.fit import fit
+from detect.training.module import DetectorModule
+
+VALIDATED = {"val": "val"}
+
+
+def run(config: Config, out: Path, **options) -> Path:
+    return fit(config, DetectionData(config.data), out, **options)[0]
+
+
+def saved(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_equal_states(one: dict, other: dict, part: str = "") -> None:
+    keys = {key for key in one if part in key}
+    assert keys and keys == {key for key in other if part in key}
+    for key in keys:
+        assert torch.equal(one[key], other[key]), key
+
+
+@pytest.fixture(scope="module")
+def whole(changed, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run, validated, with averaged weights."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run(changed(VALIDATED, ema=0.5, schedule="cosine"), out)
+    return out
+
+
+def test_a_run_leaves_config_metrics_and_checkpoints(whole, changed):
+    assert load_config(whole / "config.yaml") == changed(VALIDATED, ema=0.5, schedule="cosine")
+    assert {path.name for path in (whole / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert list((whole / "tensorboard").iterdir())
+    validations = [row for row in rows(whole) if row["AP"]]
+    assert [row["epoch"] for row in validations] == ["0", "1"]
+    assert all(0 <= float(row["AP"]) <= 1 and float(row["val_loss"]) > 0 for row in validations)
+
+
+def test_a_checkpoint_tells_what_it_is(whole):
+    card = saved(whole / "checkpoints" / "best.ckpt")["detect"]
+    assert card["classes"] == ["circle", "square", "triangle", "star", "cross", "ring"]
+    assert card["category_ids"] == [1, 2, 3, 4, 5, 6]
+    assert {"python", "detect", "torch", "torchvision", "lightning"} == set(card["versions"])
+    checkpoint = load_checkpoint(whole / "checkpoints" / "best.ckpt")
+    assert checkpoint.config == load_config(whole / "config.yaml") and not checkpoint.model.training
+
+
+def test_a_run_that_goes_on_ends_where_the_whole_one_does(whole, changed, tmp_path, monkeypatch):
+    # With a worker, though the whole run had none: it must not repeat the first epoch's batches.
+    config = changed(VALIDATED | {"workers": 1}, ema=0.5, schedule="cosine")
+    with monkeypatch.context() as patch:
+
+        def stop_in_second_epoch(self) -> None:
+            if self.current_epoch == 1:
+                raise RuntimeError("the power went")
+
+        patch.setattr(DetectorModule, "on_train_epoch_start", stop_in_second_epoch)
+        with pytest.raises(RuntimeError, match="the power went"):
+            run(config, tmp_path)
+    run(config, tmp_path, resume=True)
+    ours, theirs = (saved(folder / "checkpoints" / "last.ckpt") for folder in (tmp_path, whole))
+    assert_equal_states(ours["current_model_state"], theirs["current_model_state"])
+    assert_equal_states(ours["state_dict"], theirs["state_dict"])
+    assert [row["AP"] for row in rows(tmp_path)] == [row["AP"] for row in rows(whole)]
+
+
+def test_the_average_of_the_weights_is_kept(changed, tmp_path, monkeypatch):
+    seen = []
+    weight = lambda module: module.model.predictor.scores.weight.detach().clone()  # noqa: E731
+    monkeypatch.setattr(DetectorModule, "on_train_batch_end", lambda self, *_: seen.append(weight(self)))
+    path = run(changed(ema=0.75), tmp_path)
+    average, *later = seen
+    for one in later:
+        average = 0.75 * average + 0.25 * one
+    assert len(seen) == 4
+    torch.testing.assert_close(saved(path)["state_dict"]["model.predictor.scores.weight"], average)
+    torch.testing.assert_close(load_checkpoint(path).model.predictor.scores.weight.detach(), average)
+
+
+def test_the_last_checkpoint_is_of_the_last_epoch_though_it_was_not_validated(changed, tmp_path):
+    best = run(changed(VALIDATED, validate_every=2, epochs=3), tmp_path)
+    assert best.name == "best.ckpt" and saved(best)["epoch"] == 1
+    assert saved(best.with_name("last.ckpt"))["epoch"] == 2
+
+
+def test_training_ends_when_the_figures_no_longer_rise(changed, tmp_path):
+    run(changed(VALIDATED, patience=1, epochs=9, learning_rate=1e-9), tmp_path)
+    assert [row["epoch"] for row in rows(tmp_path) if row["AP"]] == ["0", "1"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_images(changed, tmp_path, monkeypatch):
+    loss = Detector.loss
+    monkeypatch.setattr(Detector, "loss", lambda *args: {name: one * torch.nan for name, one in loss(*args).items()})
+    with pytest.raises(UserError, match=r"^step 1: the loss is nan on the images with ids (1, 2|2, 1); "):
+        run(changed({"train": "val"}), tmp_path)
+
+
+def test_the_gradient_is_clipped(changed, tmp_path):
+    config = changed({"batch_size": 4}, epochs=1, clip_norm=0.01, momentum=0.0, weight_decay=0.0, learning_rate=2.0)
+    trained = saved(run(config, tmp_path))
+    seed_everything(config.training.seed, verbose=False)
+    before = dict(config.model.build(num_classes=6).named_parameters())
+    moved = [trained["state_dict"][f"model.{name}"] - parameter.detach() for name, parameter in before.items()]
+    assert trained["global_step"] == 1
+    assert torch.cat([one.flatten() for one in moved]).norm().item() == pytest.approx(2.0 * 0.01, rel=1e-3)
+
+
+def test_bf16_trains(changed, tmp_path):
+    state = saved(run(changed(epochs=1, precision="bf16"), tmp_path))["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+
+
+def test_the_loss_is_compiled_when_asked(changed, tmp_path, monkeypatch):
+    asked, called = [], []
+
+    def compile(function, **options):
+        asked.append((function.__qualname__, options))
+        return lambda *args: called.append(1) or function(*args)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    run(changed(epochs=1, compile=True), tmp_path)
+    assert asked == [("Detector.loss", {"fullgraph": True})] and len(called) == 2
+
+
+def test_alternating_training_ends_in_one_backbone(changed, tmp_path):
+    run(changed(VALIDATED, epochs=1, alternating=True), tmp_path)
+    folders = (tmp_path / "step1", tmp_path / "step2", tmp_path / "step3", tmp_path)
+    first, second, third, last = (saved(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in folders)
+    name = "model.backbone.body.layer1.0.conv1.weight"
+    assert not torch.equal(first[name], second[name])
+    for state in (third, last):  # statistics of batch norms included
+        assert_equal_states(second, state, part="model.backbone.")
+    assert_equal_states(third, last, part="model.rpn.")
+    assert_equal_states(second, third, part="model.trunk.")
+    assert not torch.equal(first["model.rpn.deltas.bias"], third["model.rpn.deltas.bias"])
+    assert not torch.equal(third["model.predictor.scores.bias"], last["model.predictor.scores.bias"])
+    assert any(row["AP"] for row in rows(tmp_path)) and (tmp_path / "checkpoints" / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("training", "resume", "message"),
+    [
+        ({}, True, r"last\.ckpt: there is no checkpoint to resume from; start anew without --resume$"),
+        ({"alternating": True}, True, "^--resume: alternating training cannot go on"),
+        ({"precision": "fp16"}, False, r"^training\.precision: fp16 needs a CUDA device"),
+    ],
+)
+def test_what_cannot_be_done_is_told_at_once(changed, tmp_path, monkeypatch, training, resume, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=message):
+        run(changed(**training), tmp_path / "run", resume=resume)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_mistake(config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/run: Not a directory; choose another folder with --out"):
+        run(config, tmp_path / "file" / "run")

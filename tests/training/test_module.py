@@ -1,0 +1,53 @@
+import torch
+
+from detect.data.datamodule import DetectionData
+from detect.models import Detector
+from detect.training.module import DetectorModule
+
+
+def made(config) -> tuple[DetectorModule, DetectionData]:
+    data = DetectionData(config.data)
+    return DetectorModule(config.model.build(len(data.classes)), config.training, data.split("val")), data
+
+
+def passes_through_the_backbone(model: Detector) -> list:
+    passes = []
+    model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    return passes
+
+
+def test_validation_has_losses_and_detections_from_one_pass(config):
+    module, data = made(config)
+    module.eval()
+    passes = passes_through_the_backbone(module.model)
+    (batch,) = [batch for batch in data.eval_loader(data.split("val")) if len(batch) == 1][:1]
+    module.validation_step(batch, 0)
+    assert len(passes) == 1
+    assert set(module.evaluator.losses) == {"rpn_objectness", "rpn_boxes", "classification", "boxes"}
+    assert [prediction.image_id for prediction in module.evaluator.predictions] == batch.ids.tolist()
+
+
+def test_validation_detects_what_detect_does_and_loses_what_loss_does(config):
+    module, data = made(config)
+    model = module.model.eval()
+    batch = next(iter(data.eval_loader(data.split("val"))))
+    torch.manual_seed(1)
+    losses, detections, _ = model.validate(batch)
+    torch.manual_seed(1)
+    for name, loss in model.loss(batch).items():
+        torch.testing.assert_close(losses[name], loss.detach())
+    expected = model.detect(batch.images)
+    torch.testing.assert_close(detections.boxes, expected.boxes)
+    torch.testing.assert_close(detections.scores, expected.scores)
+
+
+def test_the_proposer_is_neither_trained_nor_saved(config):
+    data = DetectionData(config.data)
+    model, proposer = (config.model.build(len(data.classes)) for _ in range(2))
+    module = DetectorModule(model, config.training, parts=["boxes"], proposer=proposer)
+    module.log_dict = lambda *args, **kwargs: None
+    assert {key.split(".")[0] for key in module.state_dict()} == {"model"}
+    module.training_step(next(iter(data.train_dataloader())), 0)["loss"].backward()
+    assert all(parameter.grad is None for parameter in proposer.parameters())
+    assert all(parameter.grad is None for parameter in model.rpn.parameters())
+    assert not any(part.training for part in proposer.modules())

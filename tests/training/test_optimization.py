@@ -1,0 +1,79 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from detect.config import TrainingOptions
+from detect.training.optimization import schedule, sgd
+
+OPTIONS = TrainingOptions(
+    epochs=4,
+    learning_rate=0.1,
+    weight_decay=0.01,
+    bias_rate=2.0,
+    warmup_steps=0,
+    schedule="constant",
+    milestones=(2, 3),
+)
+
+
+def rates(steps: int, **options) -> list[float]:
+    """The learning rate of each of the first steps; an epoch has ten."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+    scheduler = schedule(optimizer, replace(OPTIONS, **options), steps_per_epoch=10)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_weights_biases_and_norms_are_three_groups():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Linear(4, 2))
+    group = {id(parameter): group for group in sgd(model, OPTIONS).param_groups for parameter in group["params"]}
+    settings = {name: (group[id(p)]["lr"], group[id(p)]["weight_decay"]) for name, p in model.named_parameters()}
+    weight, scale, bias = (0.1, 0.01), (0.1, 0.0), (0.2, 0.0)
+    assert settings == {
+        "0.weight": weight, "0.bias": bias, "1.weight": scale, "1.bias": bias,
+        "2.weight": scale, "2.bias": bias, "3.weight": weight, "3.bias": bias,
+    }  # fmt: skip
+
+
+def test_what_is_frozen_is_in_no_group():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    parameters = [parameter for group in sgd(model, OPTIONS).param_groups for parameter in group["params"]]
+    assert {id(one) for one in parameters} == {id(one) for one in model[1].parameters()}
+
+
+def test_one_step_by_hand():
+    layer = nn.Linear(1, 1)
+    nn.init.constant_(layer.weight, 3.0), nn.init.constant_(layer.bias, 1.0)
+    optimizer = sgd(layer, OPTIONS)
+    layer(torch.tensor([2.0])).backward()  # d/dw = 2, d/db = 1
+    optimizer.step()
+    assert layer.weight.item() == pytest.approx(3 - 0.1 * (2 + 0.01 * 3))
+    assert layer.bias.item() == pytest.approx(1 - 0.2 * 1)
+
+
+def test_warm_up_rises_by_equal_steps():
+    seen = rates(7, warmup_steps=4, warmup_start=0.2)
+    assert seen == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0])
+
+
+def test_steps_divide_by_ten_at_the_milestones():
+    seen = rates(40, schedule="steps", milestones=(2, 3.5))
+    assert seen == pytest.approx([1.0] * 20 + [0.1] * 15 + [0.01] * 5)
+
+
+def test_cosine_falls_from_one_to_zero():
+    seen = rates(41, schedule="cosine")
+    assert [seen[place] for place in (0, 10, 20, 30, 40)] == pytest.approx(
+        [1.0, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0.0], abs=1e-12
+    )
+
+
+def test_a_constant_rate_stays():
+    assert rates(40) == [1.0] * 40
