@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from detect.backbones.weights import _refuse_compressed
 from detect.config import Config, config_from_dict, config_to_dict
 from detect.data.dataset import Dataset
 from detect.errors import UserError
@@ -44,10 +45,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Nothing in the file is executed. Raises `UserError` where it is no such checkpoint.
     """
     try:
+        _refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        card, state = content["detect"], content["state_dict"]
+        card, state = content["detect"], content["state_dict"].items()
         config = config_from_dict(card["config"], source=str(path))
         classes, category_ids = tuple(map(str, card["classes"])), tuple(map(int, card["category_ids"]))
+        weights = {key.removeprefix("model."): value for key, value in state if key.startswith("model.")}
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror or 'cannot be read'}; give a checkpoint such as RUN/checkpoints/best.ckpt"
@@ -59,7 +62,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     # The weights are in the checkpoint: the file that they began from is not needed.
     options = replace(config.model, backbone=replace(config.model.backbone, weights=None))
     model = options.build(len(classes))
-    weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

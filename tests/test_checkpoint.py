@@ -1,0 +1,124 @@
+import os
+import pickle
+import re
+import zipfile
+
+import pytest
+import torch
+
+from detect.backbones import ResNet
+from detect.checkpoint import load_checkpoint, model_card
+from detect.config import Config, FasterRCNNOptions
+from detect.data.dataset import Dataset
+from detect.errors import UserError
+from detect.models import HeadOptions, RPNOptions
+from detect.structures import Images
+
+CONFIG = Config(
+    model=FasterRCNNOptions(
+        # Weights that are not there: a checkpoint must not need them.
+        backbone=ResNet(depth=18, norm="batch", train_stages=5, weights="gone.pth"),
+        rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64)),
+        head=HeadOptions(layers=1, channels=16),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory) -> dict:
+    """What Lightning would save, near enough."""
+    backbone = ResNet(depth=18, norm="batch", train_stages=5)
+    options = FasterRCNNOptions(backbone=backbone, rpn=CONFIG.model.rpn, head=CONFIG.model.head)
+    state = options.build(num_classes=2).state_dict()
+    dataset = Dataset(tmp_path_factory.mktemp("data"), "train", "coco", ("cat", "dog"), (17, 18), ())
+    return {
+        "state_dict": {f"model.{key}": value for key, value in state.items()},
+        "detect": model_card(CONFIG, dataset),
+        "epoch": 3,
+    }
+
+
+def test_a_detector_comes_back(content, tmp_path):
+    torch.save(content, tmp_path / "a.ckpt")
+    checkpoint = load_checkpoint(tmp_path / "a.ckpt")
+    assert checkpoint.classes == ("cat", "dog") and checkpoint.category_ids == (17, 18)
+    assert checkpoint.config == CONFIG and not checkpoint.model.training
+    state = checkpoint.model.state_dict()
+    assert all(torch.equal(state[key.removeprefix("model.")], value) for key, value in content["state_dict"].items())
+
+
+def test_two_readings_detect_the_same(content, tmp_path):
+    torch.save(content, tmp_path / "a.ckpt")
+    images = Images(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[60, 64]]))
+    one, other = (load_checkpoint(tmp_path / "a.ckpt").model.detect(images) for _ in range(2))
+    assert torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", ["torch", "pickle"])
+def test_nothing_is_executed(content, tmp_path, protocol):
+    path, trace = tmp_path / "a.ckpt", tmp_path / "trace"
+    if protocol == "torch":
+        torch.save(content | {"loops": Malicious(str(trace))}, path)
+    else:
+        path.write_bytes(pickle.dumps(Malicious(str(trace))))
+    with pytest.raises(UserError, match="no checkpoint of detect; give one such as"):
+        load_checkpoint(path)
+    assert not trace.exists()
+
+
+def without(content: dict, key: str) -> dict:
+    return {name: value for name, value in content.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda whole: without(whole, "detect"), "no checkpoint of detect"),
+        (lambda whole: without(whole, "state_dict"), "no checkpoint of detect"),
+        (lambda whole: whole | {"state_dict": [1, 2]}, "no checkpoint of detect"),
+        (lambda whole: whole | {"detect": without(whole["detect"], "classes")}, "no checkpoint of detect"),
+        (lambda whole: [whole], "no checkpoint of detect"),
+        (lambda whole: whole | {"detect": whole["detect"] | {"config": {"model": 3}}}, "model: Input should be a"),
+        (lambda whole: whole | {"detect": whole["detect"] | {"classes": ["a"]}}, "do not fit its own config: size"),
+        (lambda whole: whole | {"state_dict": {}}, "do not fit its own config: Missing key"),
+    ],
+)
+def test_what_is_no_checkpoint_is_a_mistake_in_one_line(content, tmp_path, change, message):
+    path = tmp_path / "a.ckpt"
+    torch.save(change(content), path)
+    with pytest.raises(UserError, match=message) as caught:
+        load_checkpoint(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_a_file_made_to_fill_the_memory_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "a.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.ckpt") as whole,
+        zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in whole.namelist():
+            bomb.writestr(name, bytes(10**6) if name.endswith("data/0") else whole.read(name))
+    with pytest.raises(UserError, match=r"b\.ckpt: unpacks to more than its size"):
+        load_checkpoint(tmp_path / "b.ckpt")
+
+
+@pytest.mark.parametrize("text", [b"", b"no checkpoint", b"PK\x03\x04"])
+def test_bytes_that_are_no_checkpoint(tmp_path, text):
+    (tmp_path / "a.ckpt").write_bytes(text)
+    with pytest.raises(UserError, match=r"a\.ckpt: no checkpoint of detect"):
+        load_checkpoint(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("missing.ckpt", "No such file"), ("", "Is a directory")])
+def test_a_file_that_cannot_be_read(tmp_path, name, reason):
+    with pytest.raises(UserError, match=f"{re.escape(str(tmp_path / name))}: {reason}"):
+        load_checkpoint(tmp_path / name)

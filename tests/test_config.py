@@ -1,0 +1,111 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from detect.config import Config, config_from_dict, config_to_dict, load_config, override, save_config
+from detect.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
+
+
+def test_there_are_configs():
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_a_config_loads_and_comes_back(path, tmp_path):
+    config = load_config(ROOT / path)
+    assert config_from_dict(config_to_dict(config), source="itself") == config
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_a_config_builds_a_model(path):
+    config = load_config(ROOT / path, ["--model.backbone.weights=null"])
+    assert config.model.build(num_classes=3).num_classes == 3
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_a_config_says_how_it_is_run_and_what_came_out(path):
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    head = "\n".join(line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+    assert f"detect train -c {path.as_posix()} " in head
+    assert re.search(r"^# Result: \S", head, re.MULTILINE)
+
+
+def test_a_config_of_plain_values_is_yaml(tmp_path):
+    save_config(Config(), tmp_path / "config.yaml")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config_to_dict(Config())
+
+
+def test_options_change_a_config():
+    config = load_config(
+        ROOT / "configs/bccd/faster_rcnn.yaml",
+        [
+            *("--data.root", "some where", "--data.short_side=[64, 96]", "--data.val", "val"),
+            *("--training.learning_rate=1e-3", "--training.ema=null", "--model.backbone.depth=34"),
+        ],
+    )
+    assert config.data.root == Path("some where") and config.data.short_side == (64, 96) and config.data.val == "val"
+    assert config.training.learning_rate == 1e-3 and config.training.ema is None
+    assert config.model.backbone.depth == 34 and config.model.backbone.norm == "batch"
+    changed = override(config, ["--training.epochs", "3"])
+    assert changed.training.epochs == 3 and changed.data == config.data
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--training.epohcs=3"], r"^options: training\.epohcs: there is no such option; did you mean epochs\?$"),
+        (["--xyzzy=3"], r"^options: xyzzy: there is no such option$"),
+        (["--data.batch_size=0"], r"data\.batch_size: Input should be greater than 0, not 0$"),
+        (["--data.workers=-1"], r"data\.workers: Input should be greater than or equal to 0, not -1$"),
+        (["--data.short_side=[]"], r"data\.short_side: .*at least 1 item"),
+        (["--training.schedule=step"], r"training\.schedule: Input should be 'steps', 'cosine' .*, not 'step'$"),
+        (["--training.ema=1"], r"training\.ema: Input should be less than 1, not 1$"),
+        (["--training.learning_rate=.nan"], r"training\.learning_rate: .*greater than 0, not nan$"),
+        (["--model.rpn.anchor_sizes=[8, a]"], r"model\.rpn\.anchor_sizes\.1: .*number.*not 'a'$"),
+        (["--model.backbone.depth=18"], r"model\.backbone\.name: it is missing; say which one is meant$"),
+        (["--model.backbone={name: resnet, depth: 19}"], r"model\.backbone\.depth: Input should be 18, 34, .*not 19$"),
+        (["--model.backbone={name: resent}"], r"model\.backbone: .*'resent'.* expected tags: 'resnet', 'vgg'"),
+        (["--data=3"], r"data: Input should be a dictionary .*not 3$"),
+        (["--data.root.folder=3", "--data.root.folder.x=3"], r"--data\.root\.folder\.x: folder is a value"),
+        (["data.root", "x"], r"^data\.root: options are given as --section\.key VALUE, for example --data\.root DIR$"),
+        (["--data.root"], r"^--data\.root: options are given as"),
+        (["--training.epochs=0", "--training.momentum=1"], r"training\.epochs: .*not 0 \(1 more\)$"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_key(given, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(None, given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "no valid YAML: .*line 1"),
+        ("- a", "a config is a mapping with the keys model, data and training"),
+        ("", "a config is a mapping"),
+        ("training:", "training: Input should be a dictionary"),
+        ("training: {epochs: many}", r"training\.epochs: .*not 'many'"),
+        ("x: !!python/object/apply:os.getcwd []", "no valid YAML: "),
+        ("\x00", "no valid YAML: "),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, message):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("missing.yaml", "No such file"), ("", "Is a directory")])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, reason):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / name))}: {reason}.*give the path of a config"):
+        load_config(tmp_path / name)
