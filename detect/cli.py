@@ -171,10 +171,10 @@ def _download(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _train_and_evaluate(config: Config, out: Path, resume: bool = False) -> dict[str, Any]:
-    _calm()
     from detect.checkpoint import load_checkpoint
     from detect.training.fit import fit
 
+    _calm()
     data = _data(config)
     final = config.data.test or config.data.val
     _tell(data, [data.train, *([data.val] if data.val else []), *([data.split(final)] if final else [])])
@@ -276,7 +276,7 @@ def _print(text: str) -> None:
 
 
 def _calm() -> None:
-    """Keeps Lightning's advice and advertisements from the terminal."""
+    """Keeps Lightning's advice and advertisements from the terminal, once it is imported."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

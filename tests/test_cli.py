@@ -1,0 +1,275 @@
+"""The command, most of it within this process; help and several processes in their own."""
+
+import json
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from detect.cli import _parser, main
+from detect.data.shapes import make_shapes
+from detect.evaluation.coco import FIGURES
+
+TINY = {
+    "model": {
+        "backbone": {"name": "resnet", "depth": 18, "norm": "batch", "train_stages": 5},
+        "rpn": {
+            "anchor_sizes": [8, 16, 32, 48, 64],
+            "training": {"before_nms": 100, "after_nms": 20},
+            "testing": {"before_nms": 100, "after_nms": 20},
+        },
+        "head": {"layers": 1, "channels": 32},
+        "boxes": {"samples": 16},
+        "detections": {"score": 0.01},
+    },
+    "data": {"short_side": [64], "long_side": 96, "canvases": 1, "workers": 0, "batch_size": 4, "eval_batch_size": 2},
+    "training": {"epochs": 1, "warmup_steps": 0, "learning_rate": 0.01, "accelerator": "cpu"},
+}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    return make_shapes(folder, images={"train": 4, "val": 3, "test": 7}, size=(64, 96), progress=False)
+
+
+@pytest.fixture(scope="module")
+def config(shapes, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY | {"data": TINY["data"] | {"root": str(shapes)}}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory) -> Path:
+    """The folder of a trained run."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", "-c", str(config), "--out", str(out)]) == 0
+    return out
+
+
+def commands(parser=None) -> list[tuple[str, ...]]:
+    """Every command with its subcommands, read from the parser."""
+    parser = parser or _parser()
+    subparsers = next((action.choices for action in parser._actions if isinstance(action.choices, dict)), {})
+    return [()] + [(name, *rest) for name, one in subparsers.items() for rest in commands(one)]
+
+
+# ---- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_all_the_commands_are_there():
+    assert {" ".join(names) for names in commands()} >= {"demo", "train", "eval", "data shapes", "data download"}
+
+
+@pytest.mark.parametrize("names", commands(), ids=" ".join)
+def test_every_help_has_an_example(names, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*names, "--help"])
+    assert caught.value.code == 0 and f"example: detect {' '.join(names)}" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from detect.cli import main\n"
+        "for arguments in (['--help'], ['train', '--help']):\n"
+        "    try: main(arguments)\n"
+        "    except SystemExit: pass\n"
+        "print(*{'torch', 'numpy', 'lightning', 'cv2', 'pydantic', 'rich'} & set(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == "\n" and "usage: detect train" in done.stdout
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_all_that_is_needed_to_repeat_and_judge_it(run, shapes):
+    files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert files >= {
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "eval/metrics.json",
+        "eval/predictions.json",
+    }
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["root"] == str(shapes)
+
+
+def test_metrics_are_the_twelve_of_coco(run):
+    metrics = json.loads((run / "eval" / "metrics.json").read_text())
+    assert list(metrics)[:12] == list(FIGURES)
+    assert all(metrics[name] is None or 0 <= metrics[name] <= 1 for name in FIGURES)
+    assert metrics["AP"] is not None and set(metrics["per_class"]) <= {
+        *("circle", "square", "triangle", "star", "cross", "ring")
+    }
+
+
+def test_predictions_are_in_coco_format(run):
+    predictions = json.loads((run / "eval" / "predictions.json").read_text())
+    assert predictions and {prediction["image_id"] for prediction in predictions} <= {1, 2, 3}
+    for prediction in predictions:
+        assert set(prediction) == {"image_id", "category_id", "bbox", "score"}
+        assert 1 <= prediction["category_id"] <= 6 and 0 < prediction["score"] <= 1
+        assert len(prediction["bbox"]) == 4 and min(prediction["bbox"][2:]) > 0
+
+
+def test_eval_repeats_the_figures_of_the_run(run, tmp_path, capsys):
+    arguments = ["eval", "--ckpt", str(run / "checkpoints" / "best.ckpt"), "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    for name in ("metrics.json", "predictions.json"):
+        assert (tmp_path / name).read_text() == (run / "eval" / name).read_text()
+    assert str(tmp_path / "metrics.json") in capsys.readouterr().out
+
+
+def test_a_run_goes_on(config, tmp_path):
+    common = ["--out", str(tmp_path / "run"), "--data.train=val", "--data.val=null"]
+    assert main(["train", "-c", str(config), *common]) == 0
+    assert main(["train", *common, "--resume", "--training.epochs=2"]) == 0
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["epoch"] == 1 and not (tmp_path / "run" / "eval").exists()
+
+
+def test_made_data_and_where_it_lies(tmp_path, capsys):
+    assert main(["data", "shapes", "--out", str(tmp_path / "new"), "--images", "1"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "new")
+    assert len(list((tmp_path / "new" / "images").rglob("*.jpg"))) == 2
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def mistake(capsys, *arguments: object) -> str:
+    """The only line on stderr of a command that ends with exit code 2."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("detect: error: ") and error.count("\n") == 1 and "Traceback" not in error
+    return error.removeprefix("detect: error: ").rstrip()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--training.epohcs", "3"], "training.epohcs: there is no such option; did you mean epochs?"),
+        (["--data.root", "nowhere"], "nowhere: there is no such folder; check the path of the data"),
+        (["--data.train", "trian"], "there is no split trian; name one of test, train, val"),
+        (["--data.augment", "[{HorizontlFlip: {}}]"], "did you mean HorizontalFlip"),
+        (["--data.max_objects", "1"], "objects, but data.max_objects is 1; raise it"),
+        (["--data.max_objects", "1", "--data.workers", "1"], "objects, but data.max_objects is 1; raise it"),
+        (["--model.backbone.weights", "IMAGENET"], "weights: IMAGENET: give one of IMAGENET1K_V1"),
+        (["--model.backbone.weights", "gone.pth"], "gone.pth: no such file"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_config(config, tmp_path, capsys, options, message):
+    assert message in mistake(capsys, "train", "-c", config, "--out", tmp_path / "run", *options)
+
+
+def test_a_mistake_in_the_config_leaves_no_folder(config, tmp_path, capsys):
+    mistake(capsys, "train", "-c", config, "--out", tmp_path / "run", "--model.backbone.weights=gone.pth")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_config(tmp_path, capsys):
+    assert "No such file" in mistake(capsys, "train", "-c", tmp_path / "no.yaml", "--out", tmp_path / "run")
+
+
+def test_a_used_folder(config, run, tmp_path, capsys):
+    assert "the folder is not empty; give another --out" in mistake(capsys, "train", "-c", config, "--out", run)
+    assert "this is a file; give another --out" in mistake(capsys, "train", "-c", config, "--out", config)
+    assert "the folder is not empty" in mistake(capsys, "demo", "--out", run)
+    assert "not empty" in mistake(capsys, "data", "shapes", "--out", run)
+
+
+def test_nothing_to_resume(config, tmp_path, capsys):
+    assert "--resume goes on with the run in --out DIR" in mistake(capsys, "train", "-c", config, "--resume")
+    lost = mistake(capsys, "train", "-c", config, "--resume", "--out", tmp_path)
+    assert lost.endswith("last.ckpt: there is no checkpoint to resume from; start anew without --resume")
+    assert "config.yaml: No such file" in mistake(capsys, "train", "--resume", "--out", tmp_path)
+
+
+def test_a_checkpoint_that_is_none(run, tmp_path, capsys):
+    for content in (b"x", pickle.dumps(print)):
+        (tmp_path / "a.ckpt").write_bytes(content)
+        assert "no checkpoint of detect" in mistake(capsys, "eval", "--ckpt", tmp_path / "a.ckpt")
+    assert "No such file" in mistake(capsys, "eval", "--ckpt", tmp_path / "b.ckpt")
+    assert "no split tset" in mistake(capsys, "eval", "--ckpt", run / "checkpoints" / "best.ckpt", "--split", "tset")
+
+
+@pytest.fixture
+def damaged(shapes, tmp_path) -> Path:
+    return shutil.copytree(shapes, tmp_path / "damaged")
+
+
+def test_a_truncated_image(config, damaged, tmp_path, capsys):
+    image = damaged / "images" / "train" / "000002.jpg"
+    image.write_bytes(image.read_bytes()[:-300])
+    error = mistake(capsys, "train", "-c", config, "--out", tmp_path / "run", "--data.root", damaged)
+    assert "000002.jpg" in error and "truncated" in error
+    left_out = [f"--data.root={damaged}", "--data.val=null", "--data.skip_unreadable=true"]
+    assert main(["train", "-c", str(config), "--out", str(tmp_path / "run"), *left_out]) == 0
+
+
+def test_a_box_that_is_no_number(config, damaged, tmp_path, capsys):
+    path = damaged / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] = np.nan
+    path.write_text(json.dumps(content))
+    error = mistake(capsys, "train", "-c", config, "--out", tmp_path / "run", "--data.root", damaged)
+    assert "instances_train.json" in error and "annotation 1 of image" in error and "nan" in error
+
+
+def test_a_loss_that_is_no_number(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("detect.models.losses.F.smooth_l1_loss", lambda *args, **_: args[0] * torch.nan)
+    error = mistake(capsys, "train", "-c", config, "--out", tmp_path / "run")
+    assert error.startswith("step 1: the loss is nan on the images with ids ")
+
+
+def test_an_option_that_a_command_does_not_have(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", "--data.root", "x"])
+    assert caught.value.code == 2 and "unrecognised: --data.root x" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("detect.config.load_config", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["train"])
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+def two_processes(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs the command under torchrun, on this machine alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    done = subprocess.run(
+        [*launcher, f"--master-port={port}", "-m", "detect", *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_processes_train_and_judge_as_one(config, tmp_path):
+    out = tmp_path / "run"
+    done = two_processes("train", "-c", config, "--out", out, "--data.test=test", "--data.batch_size=2")
+    # Each line once, and no advertisement.
+    assert done.stdout.count("trained in") == 1
+    assert [line.split("  ")[0] for line in done.stderr.splitlines()] == ["epoch 1/1"]
+    best = out / "checkpoints" / "best.ckpt"
+    assert main(["eval", "--ckpt", str(best), "--split", "test", "--out", str(tmp_path / "one")]) == 0
+    for name in ("metrics.json", "predictions.json"):
+        assert (out / "eval" / name).read_text() == (tmp_path / "one" / name).read_text()
