@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from detect.config import Config, config_from_dict, config_to_dict, load_config, override, save_config
+from detect.demo import demo_config
 from detect.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,13 @@ def test_a_config_says_how_it_is_run_and_what_came_out(path):
 def test_a_config_of_plain_values_is_yaml(tmp_path):
     save_config(Config(), tmp_path / "config.yaml")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config_to_dict(Config())
+
+
+def test_the_demo_is_an_experiment_like_any_other(tmp_path):
+    config = demo_config(tmp_path)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert config.training.epochs % config.training.validate_every == 0  # its last weights are judged
 
 
 def test_options_change_a_config():

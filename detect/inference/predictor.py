@@ -31,7 +31,7 @@ def load(path: str | Path, device: str = "cpu", precision: Precision = "fp32") -
 def prepare(model: Detector, precision: Precision = "fp32", compile: bool = False) -> Detector:
     """A copy for prediction alone: norms folded into convolutions, channels last, weights in `precision`.
 
-    Boxes, scores and all that is done with them stay in float32. With `compile`, backbone and RPN run through
+    Boxes, scores and all that is done with them stay in float32. With `compile`, the backbone runs through
     `torch.compile`, anew for each size of canvas.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)

@@ -23,27 +23,31 @@ class StopOnNaN(Callback):
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[Tensor, Tensor, int] | None = None
+        self._pending: tuple[torch.cuda.Event, Tensor, Tensor, int] | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Looks at the loss, or at the one before."""
         loss = outputs["loss"].detach()
-        current = loss.to("cpu", non_blocking=True), batch.ids, trainer.global_step
-        if loss.device.type == "cpu":
-            self._check(*current)
+        if loss.device.type == "cuda":
+            copy, copied = loss.to("cpu", non_blocking=True), torch.cuda.Event()
+            copied.record()
+            self._look_back()
+            self._pending = copied, copy, batch.ids, trainer.global_step
         else:
-            if self._pending is not None:
-                self._check(*self._pending)
-            self._pending = current
+            self._check(loss, batch.ids, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the last loss of the epoch."""
+        self._look_back()
+
+    def _look_back(self) -> None:
         if self._pending is not None:
-            torch.cuda.synchronize()
-            self._check(*self._pending)
+            copied, loss, ids, step = self._pending
             self._pending = None
+            copied.synchronize()  # until the copy is there, what it reads is whatever the memory held
+            self._check(loss, ids, step)
 
     def _check(self, loss: Tensor, ids: Tensor, step: int) -> None:
         if not torch.isfinite(loss):
