@@ -1,7 +1,9 @@
 """Shapes are types: within the tests every annotated call of the package is checked."""
 
+import dataclasses
 import functools
 import os
+import sys
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -49,3 +51,7 @@ def _seed():
 def unchecked(monkeypatch):
     """Switches the checks off: Dynamo cannot trace them."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "detect"]
+    for kind in {value for module in modules for value in vars(module).values() if dataclasses.is_dataclass(value)}:
+        if "__init__" in vars(kind) and hasattr(kind.__init__, "__wrapped__"):
+            monkeypatch.setattr(kind, "__init__", kind.__init__.__wrapped__)

@@ -1,0 +1,81 @@
+from dataclasses import FrozenInstanceError, fields
+
+import jaxtyping
+import pytest
+import torch
+
+from detect.structures import Batch, Detections, Images, Proposals, Samples, Targets, to_file_pixels
+
+
+def make_batch(images: int = 2, truths: int = 3) -> Batch:
+    valid = torch.ones(images, truths, dtype=torch.bool)
+    boxes = torch.rand(images, truths, 4)
+    return Batch(
+        images=Images(torch.zeros(images, 3, 32, 64, dtype=torch.uint8), torch.full((images, 2), 32)),
+        targets=Targets(boxes, torch.zeros(images, truths, dtype=torch.int64), valid, ~valid),
+        ids=torch.arange(images),
+        scales=torch.ones(images, 2),
+    )
+
+
+def make_detections(images: int = 2, detections: int = 5) -> Detections:
+    shape = (images, detections)
+    return Detections(
+        torch.rand(*shape, 4),
+        torch.rand(shape),
+        torch.zeros(shape, dtype=torch.int64),
+        torch.ones(shape, dtype=torch.bool),
+    )
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_length_is_the_number_of_images(images):
+    assert len(make_batch(images)) == images
+
+
+def test_moving_a_batch_moves_every_tensor():
+    batch = make_batch().to("meta")
+    assert batch.proposals is None
+    assert {batch.ids.device.type, batch.scales.device.type} == {"meta"}
+    for structure in (batch.images, batch.targets):
+        assert {getattr(structure, field.name).device.type for field in fields(structure)} == {"meta"}
+
+
+def test_moving_keeps_values_and_dtypes():
+    batch = make_batch()
+    moved = batch.to("cpu", non_blocking=True)
+    for field in fields(Targets):
+        torch.testing.assert_close(getattr(moved.targets, field.name), getattr(batch.targets, field.name))
+    assert moved.images.pixels.dtype == torch.uint8
+
+
+def test_structures_do_not_change():
+    with pytest.raises(FrozenInstanceError):
+        make_batch().ids = torch.zeros(2)
+    with pytest.raises((AttributeError, TypeError)):
+        make_batch().anything = 1  # no attributes but the fields
+
+
+@pytest.mark.parametrize(
+    ("structure", "values"),
+    [
+        (Images, (torch.zeros(2, 3, 8, 8), torch.zeros(1, 2, dtype=torch.int64))),
+        (Images, (torch.zeros(2, 1, 8, 8), torch.zeros(2, 2, dtype=torch.int64))),
+        (Proposals, (torch.zeros(2, 5, 4), torch.zeros(2, 4), torch.ones(2, 5, dtype=torch.bool))),
+        (Detections, (torch.zeros(2, 5, 4), torch.zeros(2, 5), torch.zeros(2, 5), torch.ones(2, 5, dtype=torch.bool))),
+        (Samples, (torch.zeros(2, 5, 4), torch.zeros(2, 5).long(), torch.zeros(2, 5, 2), torch.ones(2, 5).bool())),
+    ],
+)
+def test_shapes_and_dtypes_are_part_of_the_types(structure, values):
+    with pytest.raises(jaxtyping.TypeCheckError):
+        structure(*values)
+
+
+@pytest.mark.parametrize("detections", [0, 1, 5])
+def test_boxes_return_to_the_pixels_of_their_files(detections):
+    found = make_detections(2, detections)
+    scales = torch.tensor([[0.5, 0.25], [2.0, 1.0]])
+    returned = to_file_pixels(found, scales)
+    factors = torch.tensor([[2.0, 4, 2, 4], [0.5, 1, 0.5, 1]])
+    torch.testing.assert_close(returned.boxes, found.boxes * factors[:, None])
+    assert returned.scores is found.scores and returned.labels is found.labels and returned.valid is found.valid
