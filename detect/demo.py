@@ -13,7 +13,7 @@ from detect.models import BoxOptions, HeadOptions, ProposalCounts, RPNOptions
 def demo_config(root: Path) -> Config:
     """Faster R-CNN with ResNet-18 and FPN, from scratch, on the data set that `detect data shapes` makes."""
     model = FasterRCNNOptions(
-        backbone=ResNet(depth=18, norm="batch", train_stages=5),
+        backbone=ResNet(depth=18, norm="batch", train_stages=5, fpn_channels=64),
         rpn=RPNOptions(
             anchor_sizes=(16, 32, 64, 96, 128),
             training=ProposalCounts(500, 300),
@@ -24,7 +24,7 @@ def demo_config(root: Path) -> Config:
     )
     data = DataOptions(root=root, short_side=(128,), long_side=176, batch_size=8, eval_batch_size=8, workers=1)
     training = TrainingOptions(
-        epochs=12,
+        epochs=20,
         learning_rate=0.02,
         weight_decay=5e-4,
         warmup_steps=50,
@@ -32,6 +32,6 @@ def demo_config(root: Path) -> Config:
         clip_norm=10.0,
         precision="bf16",
         ema=0.99,
-        validate_every=4,
+        validate_every=5,
     )
     return Config(model=model, data=data, training=training)
