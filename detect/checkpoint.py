@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from detect.backbones.weights import _refuse_compressed
+from detect.backbones.weights import refuse_compressed
 from detect.config import Config, config_from_dict, config_to_dict
 from detect.data.dataset import Dataset
 from detect.errors import UserError
@@ -45,7 +45,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Nothing in the file is executed. Raises `UserError` where it is no such checkpoint.
     """
     try:
-        _refuse_compressed(path)
+        refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         card, state = content["detect"], content["state_dict"].items()
         config = config_from_dict(card["config"], source=str(path))

@@ -58,7 +58,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
             state = load_file(path)
         else:
-            _refuse_compressed(path)
+            refuse_compressed(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: to read this format, pip install safetensors, or save the weights as .pth") from error
@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _refuse_compressed(path: Path) -> None:
+def refuse_compressed(path: Path) -> None:
     """torch.save never compresses: a zip that says it unpacks to more than it holds is made to fill the memory."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

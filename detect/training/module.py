@@ -78,7 +78,10 @@ class DetectorModule(LightningModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         """Losses and detections from one forward pass."""
         assert self.evaluator is not None
-        losses, detections, proposals = self.model.validate(batch)
+        # The same samples at every validation, and none of the numbers that training would have drawn.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.training_options.seed)
+            losses, detections, proposals = self.model.validate(batch)
         self.evaluator.update(batch, detections, proposals, losses)
 
     def on_validation_epoch_end(self) -> None:
