@@ -121,7 +121,7 @@ def _demo(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.demo import demo_config
 
     _refuse_used(options.out)
-    data = make_shapes(options.out / "data", images={"train": 400, "val": 60})
+    data = make_shapes(options.out / "data", images={"train": 800, "val": 60})
     metrics = _train_and_evaluate(demo_config(data), options.out)
     print(f"AP50 {metrics['AP50']:.3f}. Detections beside the truths: {options.out / 'eval' / 'pictures'}")
 

@@ -22,16 +22,24 @@ def demo_config(root: Path) -> Config:
         head=HeadOptions(layers=1, channels=512),
         boxes=BoxOptions(samples=64),
     )
-    data = DataOptions(root=root, short_side=(128,), long_side=176, batch_size=8, eval_batch_size=8, workers=1)
+    data = DataOptions(
+        root=root,
+        short_side=(128,),
+        long_side=176,
+        batch_size=8,
+        eval_batch_size=8,
+        workers=1,
+        augment=({"HorizontalFlip": {"p": 0.5}}, {"RandomRotate90": {"p": 1.0}}),
+    )
     training = TrainingOptions(
-        epochs=20,
-        learning_rate=0.02,
+        epochs=12,
+        learning_rate=0.03,
         weight_decay=5e-4,
         warmup_steps=50,
         schedule="cosine",
         clip_norm=10.0,
         precision="bf16",
         ema=0.99,
-        validate_every=5,
+        validate_every=4,
     )
     return Config(model=model, data=data, training=training)

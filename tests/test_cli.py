@@ -110,7 +110,7 @@ def test_metrics_are_the_twelve_of_coco(run):
     assert list(metrics)[:12] == list(FIGURES)
     assert all(metrics[name] is None or 0 <= metrics[name] <= 1 for name in FIGURES)
     assert metrics["AP"] is not None and set(metrics["per_class"]) <= {
-        *("circle", "square", "triangle", "star", "cross", "ring")
+        *("circle", "square", "learngle", "star", "cross", "ring")
     }
 
 
@@ -162,7 +162,7 @@ def mistake(capsys, *arguments: object) -> str:
     [
         (["--training.epohcs", "3"], "training.epohcs: there is no such option; did you mean epochs?"),
         (["--data.root", "nowhere"], "nowhere: there is no such folder; check the path of the data"),
-        (["--data.train", "trian"], "there is no split trian; name one of test, train, val"),
+        (["--data.train", "learn"], "there is no split learn; name one of test, train, val"),
         (["--data.augment", "[{HorizontlFlip: {}}]"], "did you mean HorizontalFlip"),
         (["--data.max_objects", "1"], "objects, but data.max_objects is 1; raise it"),
         (["--data.max_objects", "1", "--data.workers", "1"], "objects, but data.max_objects is 1; raise it"),

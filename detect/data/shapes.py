@@ -28,7 +28,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 VISIBLE = 0.6  # of a shape, at least: with less, a star's arm is anybody's guess
 EMPTY = 0.06  # of the images
 MOST = 6  # shapes in an image
-DIAMETERS = (0.125, 0.6)  # of the shorter side; at 192 px from 24 to 115, COCO's small, medium and large
+DIAMETERS = (0.18, 0.6)  # of the shorter side; at 192 px from 35 to 115, COCO's medium and large, some small
 TRIES = 30  # to find a place for one more shape
 QUALITY = 92  # of the JPEGs
 
