@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_pool
 
 from detect.backbones import FeatureInfo
+from detect.errors import UserError
 from detect.ops.boxes import area
 from detect.ops.roi_align import multilevel_roi_align
 
@@ -42,7 +43,7 @@ class RegionPooling(nn.Module):
         super().__init__()
         self.strides = [level.stride for level in features if level.stride <= COARSEST_STRIDE]
         if kind == "pool" and len(self.strides) > 1:
-            raise ValueError("RoIPool takes one feature map; a feature pyramid needs kind: align")
+            raise UserError("model.pooling.kind: pool takes one feature map; with a feature pyramid choose align")
         self.size, self.kind, self.sampling_ratio, self.aligned = size, kind, sampling_ratio, aligned
 
     def forward(

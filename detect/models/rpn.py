@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from detect.errors import UserError
 from detect.models.anchors import AnchorGenerator
 from detect.models.box_coder import BoxCoder
 from detect.models.losses import box_regression_loss, objectness_loss
@@ -94,6 +95,8 @@ class RPN(nn.Module):
         super().__init__()
         self.options = options
         sizes = options.anchor_sizes
+        if len(strides) not in (1, len(sizes)):
+            raise UserError(f"model.rpn.anchor_sizes: {len(sizes)} sizes; give one a level, {len(strides)}")
         levels = [tuple(sizes)] if len(strides) == 1 else [(size,) for size in sizes]
         self.anchors = AnchorGenerator(
             strides,

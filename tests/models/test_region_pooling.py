@@ -6,6 +6,7 @@ import torchvision.ops
 from torchvision.ops.poolers import LevelMapper
 
 from detect.backbones import FeatureInfo
+from detect.errors import UserError
 from detect.models.region_pooling import RegionPooling
 
 HEIGHT, WIDTH, CHANNELS = 128, 192, 6
@@ -71,5 +72,5 @@ def test_half_precision_rounds_values_but_not_places(kind, dtype):
 
 
 def test_roi_pool_of_a_pyramid_is_refused():
-    with pytest.raises(ValueError, match="needs kind: align"):
+    with pytest.raises(UserError, match="with a feature pyramid choose align"):
         RegionPooling(PYRAMID, 7, "pool")

@@ -7,6 +7,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
+from detect.errors import UserError
 from detect.models.rpn import RPN, ProposalCounts, RPNOptions, RPNOutput
 from detect.structures import Targets
 
@@ -210,3 +211,8 @@ def test_crowds_are_not_trained_on():
     assert losses["rpn_boxes"] == 0
     inside = rpn.loss(output, SIZES, Targets(crowd, torch.zeros(2, 1, dtype=torch.int64), ~one, one))
     assert losses["rpn_objectness"] != inside["rpn_objectness"]
+
+
+def test_as_many_anchor_sizes_as_levels_are_asked_for():
+    with pytest.raises(UserError, match="anchor_sizes: 2 sizes; give one a level, 5"):
+        RPN(8, [4, 8, 16, 32, 64], RPNOptions(anchor_sizes=(32, 64)))
