@@ -19,27 +19,26 @@ def demo_config(root: Path) -> Config:
             training=ProposalCounts(500, 300),
             testing=ProposalCounts(300, 100),
         ),
-        head=HeadOptions(layers=1, channels=512),
+        head=HeadOptions(convolutions=1, layers=1, channels=256),
         boxes=BoxOptions(samples=64),
     )
     data = DataOptions(
         root=root,
         short_side=(128,),
         long_side=176,
-        batch_size=8,
+        batch_size=4,
         eval_batch_size=8,
         workers=1,
-        augment=({"HorizontalFlip": {"p": 0.5}}, {"RandomRotate90": {"p": 1.0}}),
     )
     training = TrainingOptions(
-        epochs=12,
-        learning_rate=0.03,
+        epochs=7,
+        learning_rate=0.02,
         weight_decay=5e-4,
-        warmup_steps=50,
+        warmup_steps=100,
         schedule="cosine",
         clip_norm=10.0,
         precision="bf16",
-        ema=0.99,
-        validate_every=4,
+        ema=0.995,
+        validate_every=7,
     )
     return Config(model=model, data=data, training=training)

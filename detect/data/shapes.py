@@ -24,11 +24,12 @@ from rich.progress import track
 from detect.data.download import new_folder
 from detect.errors import UserError
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-VISIBLE = 0.6  # of a shape, at least: with less, a star's arm is anybody's guess
+SHAPES = ("circle", "square", "triangle", "ring")
+VISIBLE = 0.75  # of a shape, at least: with less, it is anybody's guess
 EMPTY = 0.06  # of the images
 MOST = 6  # shapes in an image
-DIAMETERS = (0.18, 0.6)  # of the shorter side; at 192 px from 35 to 115, COCO's medium and large, some small
+DIAMETERS = (0.22, 0.6)  # of the shorter side; at 192 px from 42 to 115, COCO's medium and large, some small
+TILT = np.pi / 9  # to either side, in radians
 TRIES = 30  # to find a place for one more shape
 QUALITY = 92  # of the JPEGs
 
@@ -148,7 +149,7 @@ def _throw(rng: np.random.Generator, label: int, height: int, width: int) -> tup
     """A shape somewhere, of some size and rotation: how far it covers each pixel (0 … 1), and its whole area."""
     shorter = min(height, width)
     radius = shorter * np.exp(rng.uniform(*np.log(DIAMETERS))) / 2
-    angle = rng.uniform(0, 2 * np.pi)
+    angle = rng.uniform(-TILT, TILT)
     centre = rng.uniform((0, 0), (width, height))
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     contours = [outline @ turn * radius + centre for outline in outlines(SHAPES[label])]
@@ -167,23 +168,17 @@ def outlines(shape: str) -> list[Float[np.ndarray, "n 2"]]:
         case "circle":
             return [_polygon(64)]
         case "square":
-            return [_polygon(4)]
+            return [_polygon(4, first=np.pi / 4)]
         case "triangle":
             return [_polygon(3)]
-        case "star":
-            return [_polygon(10) * np.tile([[1.0], [0.45]], (5, 1))]
-        case "cross":
-            arm = np.array(
-                [[0.92, -0.3], [0.92, 0.3], [0.3, 0.3]]
-            )  # one arm and the corner after it, turned four times
-            return [np.concatenate([arm @ np.array([[c, s], [-s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))])]
         case "ring":
             return [_polygon(64), _polygon(64)[::-1] * 0.55]
     raise ValueError(shape)
 
 
-def _polygon(corners: int) -> Float[np.ndarray, "n 2"]:
-    angles = 2 * np.pi * np.arange(corners) / corners
+def _polygon(corners: int, first: float = -np.pi / 2) -> Float[np.ndarray, "n 2"]:
+    """Corners on the unit circle, the first of them at an angle, by default at the top."""
+    angles = first + 2 * np.pi * np.arange(corners) / corners
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
