@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from detect.checkpoint import model_card
+from detect.checkpoint import load_checkpoint, model_card
 from detect.config import Config, TrainingOptions, save_config
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
@@ -41,6 +41,8 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     # All that can be wrong with the config is found before there is a folder.
     model, *other = (config.model.build(len(data.classes)) for _ in range(2 if config.training.alternating else 1))
     card = model_card(config, data.train)
+    if resume:
+        _compare(config, data.classes, _last(out))
     _begin_folder(config, out)
     if other:
         _fit_alternating(model, other[0], config.training, data, card, out)
@@ -144,6 +146,15 @@ def _check(training: TrainingOptions, out: Path, resume: bool) -> None:
         raise UserError("--resume: alternating training cannot go on; start anew without it")
     if resume and not _last(out).exists():
         raise UserError(f"{_last(out)}: there is no checkpoint to resume from; start anew without --resume")
+
+
+def _compare(config: Config, classes: tuple[str, ...], last: Path) -> None:
+    """A run goes on with the classes and the network that it began with, or its folder is left as it is."""
+    before = load_checkpoint(last)
+    if before.classes != classes:
+        raise UserError(f"--resume: {last} has the classes {', '.join(before.classes)}; the data has others")
+    if before.config.model != config.model:
+        raise UserError(f"--resume: {last} has another network than the config; start a new run for another one")
 
 
 # ---- the paper's four steps ------------------------------------------------------------------------------------------
