@@ -271,3 +271,10 @@ def test_two_processes_train_and_judge_as_one(config, tmp_path):
     assert main(["eval", "--ckpt", str(best), "--split", "test", "--out", str(tmp_path / "one")]) == 0
     for name in ("metrics.json", "predictions.json"):
         assert (out / "eval" / name).read_text() == (tmp_path / "one" / name).read_text()
+
+
+def test_a_run_goes_on_only_with_its_own_network(run, capsys):
+    before = (run / "config.yaml").read_text()
+    assert main(["train", "--resume", "--out", str(run), "--model.head.channels", "16"]) == 2
+    assert "another network than the config" in capsys.readouterr().err
+    assert (run / "config.yaml").read_text() == before
