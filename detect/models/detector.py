@@ -18,6 +18,7 @@ from detect.models.postprocess import PostprocessOptions, postprocess
 from detect.models.region_pooling import RegionPooling
 from detect.models.rpn import RPN, ProposalCounts, RPNOutput
 from detect.models.sampler import Sampler
+from detect.ops.boxes import take
 from detect.options import options
 from detect.structures import Batch, Detections, Images, Proposals, Samples, Targets
 
@@ -141,7 +142,7 @@ class Detector(nn.Module):
         indices, valid = self.sampler(labels)
         labels, matched = labels.gather(1, indices), matched.gather(1, indices)
         classes = torch.where(labels == 1, targets.labels.gather(1, matched), self.num_classes)
-        return Samples(_take(boxes, indices), classes, _take(targets.boxes, matched), valid)
+        return Samples(take(boxes, indices), classes, take(targets.boxes, matched), valid)
 
     def _rpn(self, features: list[Tensor]) -> RPNOutput | None:
         return None if self.rpn is None else self.rpn(features)
@@ -183,7 +184,3 @@ class Detector(nn.Module):
     def _detections(self, features: list[Tensor], proposals: Proposals, images: Images) -> Detections:
         logits, deltas = self.heads(features, proposals.boxes)
         return postprocess(logits, deltas, proposals, images.sizes, self.coder, self.detections)
-
-
-def _take(values: Float[Tensor, "B n 4"], indices: Tensor) -> Float[Tensor, "B m 4"]:
-    return values.gather(1, indices.unsqueeze(-1).expand(-1, -1, 4))

@@ -22,7 +22,7 @@ from detect.models.box_coder import BoxCoder
 from detect.models.losses import box_regression_loss, objectness_loss
 from detect.models.matcher import Matcher, match
 from detect.models.sampler import Sampler
-from detect.ops.boxes import clip, large_enough
+from detect.ops.boxes import clip, large_enough, take
 from detect.ops.nms import nms
 from detect.options import options
 from detect.structures import Proposals, Targets
@@ -141,8 +141,8 @@ class RPN(nn.Module):
             labels = labels.where(_within(output.anchors, sizes, self.options.border), -1)
         indices, valid = self.sampler(labels)
         labels, matched = labels.gather(1, indices), matched.gather(1, indices)
-        goals = self.coder.encode(_take(targets.boxes, matched), _take(anchors, indices))
-        logits, deltas = output.logits.gather(1, indices), _take(output.deltas, indices)
+        goals = self.coder.encode(take(targets.boxes, matched), take(anchors, indices))
+        logits, deltas = output.logits.gather(1, indices), take(output.deltas, indices)
         return {
             "rpn_objectness": objectness_loss(logits, labels, valid),
             "rpn_boxes": box_regression_loss(deltas, goals, labels == 1, valid, self.options.beta),
@@ -160,7 +160,7 @@ class RPN(nn.Module):
         )
         for logits, deltas, anchors in levels:
             top, indices = logits.topk(min(counts.before_nms, logits.shape[1]))
-            decoded = clip(self.coder.decode(_take(deltas, indices), anchors[indices]), sizes)
+            decoded = clip(self.coder.decode(take(deltas, indices), anchors[indices]), sizes)
             real = large_enough(decoded, self.options.min_size)
             # Whatever is not real is harmless for what follows, NaN included.
             decoded = decoded.where(real.unsqueeze(-1), 0.0)
@@ -170,11 +170,7 @@ class RPN(nn.Module):
         score = torch.cat(scores, dim=1).masked_fill(~torch.cat(valid, dim=1), -torch.inf)
         best, indices = score.topk(min(counts.after_nms, score.shape[1]))
         kept = best > -torch.inf
-        return Proposals(_take(torch.cat(boxes, dim=1), indices), best.where(kept, 0.0).sigmoid() * kept, kept)
-
-
-def _take(values: Float[Tensor, "B n 4"], indices: Int[Tensor, "B m"]) -> Float[Tensor, "B m 4"]:
-    return values.gather(1, indices.unsqueeze(-1).expand(-1, -1, 4))
+        return Proposals(take(torch.cat(boxes, dim=1), indices), best.where(kept, 0.0).sigmoid() * kept, kept)
 
 
 def _within(boxes: Float[Tensor, "A 4"], sizes: Int[Tensor, "B 2"], border: float) -> Tensor:

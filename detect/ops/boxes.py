@@ -39,3 +39,8 @@ def clip(boxes: Float[Tensor, "B n 4"], sizes: Int[Tensor, "B 2"]) -> Float[Tens
 def large_enough(boxes: Float[Tensor, "*b 4"], min_size: float) -> Bool[Tensor, "*b"]:
     """Whether both sides are at least `min_size` pixels."""
     return ((boxes[..., 2:] - boxes[..., :2]) >= min_size).all(dim=-1)
+
+
+def take(boxes: Float[Tensor, "B n 4"], indices: Int[Tensor, "B m"]) -> Float[Tensor, "B m 4"]:
+    """The boxes, or deltas, at these places of each image."""
+    return boxes.gather(1, indices.unsqueeze(-1).expand(-1, -1, 4))
