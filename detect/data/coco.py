@@ -9,21 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from detect.data.defects import Annotations, Findings, choose_classes, inside
+from detect.data.defects import Annotations, Findings, as_json, choose_classes, inside
 
 LOOKED_FOR = "annotations/instances_*.json or */_annotations.coco.json (COCO)"
 _ROBOFLOW = "_annotations.coco.json"
 
 
 def splits(root: Path) -> tuple[str, ...]:
-    """The splits that have an annotation file below `root`; Roboflow's folder `valid` is the split `val`."""
+    """The splits that have an annotation file below `root`."""
     official = [path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json")]
     roboflow = [path.parent.name for path in root.glob(f"*/{_ROBOFLOW}")]
-    return tuple(sorted({*official, *("val" if name == "valid" else name for name in roboflow)}))
+    return tuple(sorted({*official, *roboflow}))
 
 
 def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findings) -> Annotations:
@@ -31,7 +31,7 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findi
     path, folders = _locate(root, split)
     document = _load(path, findings)
     images = _images(document, root, folders, path, findings)
-    annotations = _entries(document, "annotations", path, findings, image_id=_is_id, category_id=_is_id, bbox=_is_box)
+    annotations = _entries(document, "annotations", path, findings, image_id=_ID, category_id=_ID, bbox=_BOX)
     names = _categories(document, path, findings, used={entry["category_id"] for entry in annotations})
     chosen, category_ids, label_of = choose_classes(names, classes)
     place_of = {entry["id"]: place for place, (entry, _) in enumerate(images)}
@@ -39,13 +39,14 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findi
     _check_ids(annotations, path, findings)
     boxes, image, labels, crowd, areas, places = [], [], [], [], [], []
     for entry in annotations:
-        where = f"annotation {_short(entry.get('id', 'without id'))} of image {entry['image_id']}"
+        where = f"annotation {as_json(entry['id']) if 'id' in entry else 'without id'} of image {entry['image_id']}"
         if entry["image_id"] not in place_of:
             findings.add("unknown-image", path, where)
             continue
         category = entry["category_id"]
         if category not in label_of:
-            findings.add("unknown-category", path, f"{where}: category {category} {names.get(category, '')}".rstrip())
+            rule = "unknown-class" if category in names else "unknown-category"
+            findings.add(rule, path, f"{where}: category {category} {names.get(category, '')}".rstrip())
         area = float(entry["area"]) if _is_number(entry.get("area")) else np.nan
         if not 0 <= area < np.inf:
             findings.add("missing-area", path, where)
@@ -82,10 +83,7 @@ def _locate(root: Path, split: str) -> tuple[Path, list[Path]]:
     official = root / "annotations" / f"instances_{split}.json"
     if official.is_file():
         return official, [root / split, root / "images" / split, root / "images", root]
-    folder = root / split
-    if split == "val" and not (folder / _ROBOFLOW).is_file():
-        folder = root / "valid"
-    return folder / _ROBOFLOW, [folder]
+    return root / split / _ROBOFLOW, [root / split]
 
 
 def _load(path: Path, findings: Findings) -> dict[str, Any]:
@@ -100,12 +98,11 @@ def _load(path: Path, findings: Findings) -> dict[str, Any]:
     return document
 
 
-def _is_id(value: object) -> bool:
-    return type(value) is int and abs(value) < 2**63
+class _Kind(NamedTuple):
+    """What a field must hold."""
 
-
-def _is_name(value: object) -> bool:
-    return type(value) is str and value != ""
+    wanted: str
+    test: Callable[[object], bool]
 
 
 def _is_number(value: object) -> bool:
@@ -113,12 +110,17 @@ def _is_number(value: object) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def _is_box(value: object) -> bool:
-    return type(value) is list and len(value) == 4 and all(map(_is_number, value))
+_ID = _Kind("a whole number", lambda value: type(value) is int and abs(value) < 2**63)
+_TEXT = _Kind("a text", lambda value: type(value) is str and value != "")
+_NAME = _Kind("a text", lambda value: value is not None)
+_BOX = _Kind(
+    "four numbers [x, y, width, height]",
+    lambda value: type(value) is list and len(value) == 4 and all(map(_is_number, value)),
+)
 
 
 def _entries(
-    document: dict[str, Any], kind: str, path: Path, findings: Findings, /, **fields: Callable[[object], bool]
+    document: dict[str, Any], kind: str, path: Path, findings: Findings, /, **fields: _Kind
 ) -> list[dict[str, Any]]:
     """The entries of a list whose fields pass their tests; each of the others is a defect."""
     entries = document.get(kind)
@@ -127,20 +129,16 @@ def _entries(
     good = []
     for place, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            findings.add("broken-file", path, f"{kind}[{place}] is {_short(entry)}")
+            findings.add("broken-file", path, f"{kind}[{place}] is {as_json(entry)}, no object")
             continue
-        for field, test in fields.items():
+        for field, (wanted, test) in fields.items():
             if not test(entry.get(field)):
-                findings.add("broken-file", path, f"{kind}[{place}]: {field} is {_short(entry.get(field, 'missing'))}")
+                value = as_json(entry[field]) if field in entry else "missing"
+                findings.add("broken-file", path, f"{kind}[{place}]: {field} is {value}, wanted is {wanted}")
                 break
         else:
             good.append(entry)
     return good
-
-
-def _short(value: object) -> str:
-    """A value of the file for a message; of what may be deep or long, its kind."""
-    return type(value).__name__ if isinstance(value, (dict, list)) else str(value)[:60]
 
 
 def _images(
@@ -149,16 +147,21 @@ def _images(
     """The entry and the file of each image: the first of `folders` that has it, else where it should be."""
     images = []
     seen = set()
-    for entry in _entries(document, "images", path, findings, id=_is_id, file_name=_is_name):
+    id_of: dict[Path, int] = {}
+    for entry in _entries(document, "images", path, findings, id=_ID, file_name=_TEXT):
         name = entry["file_name"]
         likeliest = inside(root, folders[0], name)
         if entry["id"] in seen:
-            findings.add("duplicate-image-id", path, f"image {name} has the id {entry['id']}, which another has too")
+            findings.add("duplicate-image", path, f"image {name} has the id {entry['id']}, which another has too")
         elif likeliest is None:
             findings.add("path-outside-root", path, f"the file_name of image {entry['id']} is {name}")
         else:
             candidates = (folder / name for folder in folders)
-            images.append((entry, next((file for file in candidates if file.is_file()), likeliest)))
+            image = next((file for file in candidates if file.is_file()), likeliest)
+            if image in id_of:
+                findings.add("duplicate-image", path, f"the images {id_of[image]} and {entry['id']} are both {name}")
+            id_of[image] = entry["id"]
+            images.append((entry, image))
         seen.add(entry["id"])
     return images
 
@@ -173,7 +176,7 @@ def _categories(document: dict[str, Any], path: Path, findings: Findings, used: 
 
     Roboflow writes a category 0 that no box has and that all the others name as their supercategory.
     """
-    entries = _entries(document, "categories", path, findings, id=_is_id, name=lambda name: name is not None)
+    entries = _entries(document, "categories", path, findings, id=_ID, name=_NAME)
     names = {entry["id"]: str(entry["name"]) for entry in sorted(entries, key=lambda entry: entry["id"])}
     if len(set(names.values())) < len(entries):
         findings.stop("broken-file", path, "two of its categories have the same id or the same name")
@@ -184,14 +187,12 @@ def _categories(document: dict[str, Any], path: Path, findings: Findings, used: 
 
 
 def _check_ids(annotations: list[dict[str, Any]], path: Path, findings: Findings) -> None:
-    """Puts down the annotation ids that other tools stumble over. Nothing is kept of them: evaluation numbers anew."""
+    """Puts down ids that two annotations share. Nothing is kept of any id: evaluation numbers anew."""
     seen = set()
     for entry in annotations:
         id = entry.get("id")
-        if not _is_id(id):
+        if not _ID.test(id):
             continue
-        if id == 0:
-            findings.add("annotation-id-zero", path, f"annotation 0 of image {entry['image_id']}")
         if id in seen:
             findings.add("duplicate-annotation-id", path, f"annotation {id} of image {entry['image_id']}")
         seen.add(id)

@@ -16,6 +16,7 @@ from detect.data.canvases import CanvasBatchSampler, Item
 from detect.data.collate import Sample, collate
 from detect.data.dataset import Dataset
 from detect.data.decode import decode
+from detect.data.defects import refuse_without_boxes
 from detect.data.options import DataOptions
 from detect.data.read import read
 from detect.data.transforms import Augmentation, Resize, resize
@@ -51,15 +52,17 @@ class DetectionData(LightningDataModule):
     def split(self, name: str) -> Dataset:
         """A split by its name, read once; its labels follow `classes`."""
         if name not in self._splits:
-            self._splits[name] = self._read(name, classes=self._classes)
+            dataset = self._read(name, classes=self._classes)
+            self._splits[name] = self._splits[dataset.split] = dataset  # as it is asked for, and as the files name it
         return self._splits[name]
 
     @property
     def train(self) -> Dataset:
-        """The split to train on."""
+        """The split to train on. Raises `UserError` where it has no box."""
         classes = self.classes
         dataset = self.split(self.options.train)
         assert dataset.classes == classes
+        refuse_without_boxes(dataset)
         return dataset
 
     @property
@@ -125,7 +128,10 @@ class _Loading(data.Dataset):
         record = self.dataset.records[item.index]
         image, boxes, kept = decode(record.path), record.boxes, np.arange(len(record.boxes))
         if self.augmentation is not None:
-            image, boxes, kept = self.augmentation(image, boxes, item.seed)
+            try:
+                image, boxes, kept = self.augmentation(image, boxes, item.seed)
+            except UserError as error:
+                raise UserError(f"{record.path}: {error}") from error
         height, width = _fit(item.resize.size(*image.shape[:2]), item.canvas)
         scale = (width / image.shape[1], height / image.shape[0])
         return Sample(

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
+VALIDATION = ("val", "valid", "validation")
+"""What the split that chooses the best checkpoint is called: one name asks for the others where it is not there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

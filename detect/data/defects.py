@@ -6,8 +6,9 @@ gathers every defect on the way, so that the user hears of all of them at once a
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -33,13 +34,24 @@ class Rule(NamedTuple):
     """What the user should do where it is refused, what was done where it is mended."""
 
 
+_SKIP = "leave such images out with --data.skip_unreadable true"
 RULES: dict[str, Rule] = {
-    "missing-image": Rule("refused", "restore it or take its entry out, or leave such images out (skip_unreadable)"),
-    "unreadable-image": Rule("refused", "restore the image, or leave such images out (skip_unreadable)"),
+    "missing-image": Rule("refused", f"restore it or take its entry out, or {_SKIP}"),
+    "unreadable-image": Rule("refused", f"replace the image, or {_SKIP}"),
     "missing-annotation": Rule("refused", "add the file; for an image without objects, one without objects"),
     "nan-box": Rule("refused", "write finite numbers or take the box out"),
-    "unknown-category": Rule("refused", "correct the category, or add it to the classes"),
-    "duplicate-image-id": Rule("refused", "list every image once, with an id of its own"),
+    "pixel-box": Rule(
+        "refused", "YOLO wants fractions: divide x and width by the image's width, y and height by its height"
+    ),
+    "unknown-category": Rule("refused", "correct it, or name it: COCO in categories, YOLO in names of data.yaml"),
+    "unknown-class": Rule(
+        "refused",
+        "the classes are those of the training split, or of the trained model: add the class there and train with it, "
+        "or take its boxes out here",
+    ),
+    "class-count": Rule("refused", "correct nc or names, or take nc out"),
+    "class-list": Rule("refused", "write the names of the images alone, one a line, or name another split"),
+    "duplicate-image": Rule("refused", "list every image once, with an id of its own and all its boxes"),
     "broken-file": Rule("refused", "correct the file at that place"),
     "path-outside-root": Rule("refused", "name files by their path within the data folder"),
     "zero-area": Rule("mended", "a box without width or height is left out, its image is kept"),
@@ -47,17 +59,21 @@ RULES: dict[str, Rule] = {
     "outside-image": Rule("mended", "a box that lies wholly outside its image is left out, the image is kept"),
     "clipped": Rule("mended", "a box that reaches out of its image is cut at the edge"),
     "size-mismatch": Rule("mended", "the file gives another size than the image has: the image's own is used"),
+    "missing-label": Rule(
+        "mended",
+        "an image without a label file, which lies in `labels` where its image lies in `images`, counts as empty",
+    ),
     "unknown-image": Rule("mended", "a box of an image that is not listed is left out"),
     "duplicate-annotation-id": Rule("mended", "annotations that share an id are all kept and numbered anew"),
-    "annotation-id-zero": Rule(
-        "mended", "an annotation with the id 0, which pycocotools scores wrong, is numbered anew"
-    ),
     "missing-area": Rule("mended", "an annotation without a finite area is given that of its box"),
     "missing-iscrowd": Rule("mended", "an annotation without iscrowd is taken for one object"),
 }
 """Every kind of defect the readers look for. Identical boxes of one image are no defect: they are kept."""
 
 _SKIPPABLE = ("missing-image", "unreadable-image")
+_REMEDY = {name: rule.action for name, rule in RULES.items()}
+_DONE = _REMEDY | dict.fromkeys(_SKIPPABLE, "the image is left out")
+"""What was done about a defect that did not stop the reader."""
 
 
 class Findings:
@@ -89,16 +105,38 @@ class Findings:
 
     def raise_refused(self) -> None:
         """Raises one `UserError` for all that cannot be mended: for each rule the count, the first case, the remedy."""
-        refused = _by_rule(defect for defect in self._defects if defect.rule not in self._mendable)
+        refused = [defect for defect in self._defects if defect.rule not in self._mendable]
         if refused:
-            cases = "; ".join(
-                f"{len(defects)} × {rule}, first {defects[0].path}: {defects[0].detail[:200]} ({RULES[rule].action})"
-                for rule, defects in refused.items()
-            )
-            raise UserError(_one_line(f"{self._root}, split {self._split}: {cases}"))
+            raise UserError(_one_line(f"{self._root}, split {self._split}: {_cases(refused, _REMEDY)}"))
 
 
-def _by_rule(defects) -> dict[str, list[Defect]]:
+def refuse_without_boxes(dataset: Dataset) -> None:
+    """Raises `UserError` where a split has nothing to train on, with what was mended: it often tells why."""
+    if not any((~record.crowd).any() for record in dataset.records):
+        why = f": {_cases(dataset.mended, _DONE)}" if dataset.mended else ""
+        what = f"the split {dataset.split}, of {len(dataset)} images, has no box to train on"
+        remedy = "add boxes or name another split with --data.train"
+        raise UserError(_one_line(f"{dataset.root}: {what}{why}; {remedy}"))
+
+
+def as_json(value: object) -> str:
+    """A value of a file for a message, as JSON writes it; of what JSON cannot write, its kind."""
+    try:
+        # Most values are whole numbers, asked for with every annotation: `dumps` takes its time.
+        return (str(value) if type(value) is int else json.dumps(value, ensure_ascii=False))[:60]
+    except (RecursionError, TypeError, ValueError):  # YAML has dates and, in base 16, numbers of any length
+        return type(value).__name__
+
+
+def _cases(defects: Iterable[Defect], actions: Mapping[str, str]) -> str:
+    """Of each rule the count, the first case and the action."""
+    return "; ".join(
+        f"{len(of_rule)} × {rule}, first {of_rule[0].path}: {of_rule[0].detail[:200]} ({actions[rule]})"
+        for rule, of_rule in _by_rule(defects).items()
+    )
+
+
+def _by_rule(defects: Iterable[Defect]) -> dict[str, list[Defect]]:
     groups = defaultdict(list)
     for defect in defects:
         groups[defect.rule].append(defect)
@@ -230,7 +268,6 @@ def summary(dataset: Dataset) -> str:
         + ", ".join(f"{name} {number}" for name, number in zip(dataset.classes, counts, strict=True)),
     ]
     for rule, defects in _by_rule(dataset.mended).items():
-        action = "the image is left out" if rule in _SKIPPABLE else RULES[rule].action
-        lines.append(f"  {len(defects)} × {rule}: {action}")
+        lines.append(f"  {len(defects)} × {rule}: {_DONE[rule]}")
         lines.append(f"    first {defects[0].path}: {defects[0].detail}")
     return "\n".join(_one_line(line) for line in lines)

@@ -10,6 +10,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from detect.options import options
 
+Side = Annotated[int, Field(gt=0, le=8192)]
+"""Pixels. The largest canvas then takes 200 MB; what is larger ends in memory that nobody has."""
+
 
 @options
 class DataOptions:
@@ -35,8 +38,8 @@ class DataOptions:
     train: str = "train"
     val: str | None = "val"
     test: str | None = None
-    short_side: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (800,)
-    long_side: PositiveInt = 1333
+    short_side: Annotated[tuple[Side, ...], Field(min_length=1)] = (800,)
+    long_side: Side = 1333
     batch_size: PositiveInt = 2
     eval_batch_size: PositiveInt = 1
     workers: NonNegativeInt = 2

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import track
 
 from detect.data import coco, voc, yolo
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import VALIDATION, Dataset, Record
 from detect.data.decode import check_image, orientation
-from detect.data.defects import Annotations, Findings, mend
+from detect.data.defects import Annotations, Findings, as_json, mend
 from detect.errors import UserError
 
 _FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
@@ -44,7 +44,7 @@ def read(
 
     The format is found out: COCO (`annotations/instances_{split}.json`, or `{split}/_annotations.coco.json` as Roboflow
     has it), VOC (`ImageSets/Main/{split}.txt`) or YOLO (`data.yaml`). A split's name may go without the year that the
-    files give it, `train` for `train2017`, where there is only one.
+    files give it, `train` for `train2017`, and `val`, `valid` and `validation` mean the same, where there is only one.
 
     Args:
         root: The data folder.
@@ -102,11 +102,15 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _resolve(root: Path, split: str, names: tuple[str, ...]) -> str:
-    """The split's full name: `split` itself, or the only one that adds a year to it."""
-    dated = re.compile(re.escape(split) + r"\d{4}")
+    """The split's name in the files: `split` itself, or the only one that adds a year to it or to its other names."""
+    same = VALIDATION if split in VALIDATION else (split,)
+    dated = re.compile(f"({'|'.join(map(re.escape, same))})(\\d{{4}})?")
     candidates = [split] if split in names else [name for name in names if dated.fullmatch(name)]
     if len(candidates) != 1:
-        raise UserError(f"{root}: there is no split {split}; name one of {', '.join(names)}")
+        raise UserError(
+            f"{root}: there is no split {split}; name one of {', '.join(names)} with --data.train, --data.val or "
+            "--data.test (null for none)"
+        )
     return candidates[0]
 
 
@@ -122,7 +126,7 @@ def _check_images(annotations: Annotations, findings: Findings, progress: bool) 
         for place, (size, rule, detail) in enumerate(checks):
             if size is None:
                 source = annotations.sources[place]
-                findings.add(rule, paths[place], f"{detail} (an image of {source})")
+                findings.add(rule, paths[place], f"{detail}, its boxes are in {source}")
             else:
                 sizes[place] = size
                 _compare_sizes(annotations, place, size, findings)
@@ -136,15 +140,18 @@ def _look_at(path: Path) -> tuple[tuple[int, int] | None, str, str]:
     try:
         return check_image(path), "", ""
     except UserError as error:
-        return None, "unreadable-image", str(error).removeprefix(f"{path}: ")
+        # Without its remedy: the rule has one for all of them.
+        return None, "unreadable-image", str(error).removeprefix(f"{path}: ").rpartition("; ")[0]
 
 
 def _compare_sizes(annotations: Annotations, place: int, size: tuple[int, int], findings: Findings) -> None:
     declared, path = annotations.declared[place], annotations.paths[place]
     if declared is None or tuple(declared) == size:
         return
-    said = " × ".join(f"{side:g}" if isinstance(side, float) else str(side)[:20] for side in declared)
+    said = " × ".join(f"{side:g}" if isinstance(side, float) else as_json(side) for side in declared)
     detail = f"{path.name} is {size[0]} × {size[1]}, not {said}"
+    if not all(isinstance(side, (int, float)) for side in declared):
+        detail += ": wanted are whole numbers"
     if tuple(declared) == size[::-1] and orientation(path) >= 5:
         detail += ": its EXIF orientation swaps them, and its boxes may be meant for the image before that"
     findings.add("size-mismatch", annotations.sources[place], detail)

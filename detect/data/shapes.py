@@ -57,6 +57,8 @@ def make_shapes(
         UserError: `out` is not empty or cannot be written; a count, a split's name, the size or the seed is wrong.
     """
     out = Path(out)
+    if isinstance(images, int) and images < 1:
+        raise UserError(f"images={images}: make at least 1")
     splits = {"train": images, "val": -(-images // 5)} if isinstance(images, int) else images
     _check(splits, size, seed)
     try:

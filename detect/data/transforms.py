@@ -53,12 +53,22 @@ class Augmentation:
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], boxes: Float32[np.ndarray, "n 4"], seed: int
     ) -> tuple[UInt8[np.ndarray, "H W 3"], Float32[np.ndarray, "m 4"], Int64[np.ndarray, " m"]]:
-        """The image, the boxes that remain in it, and the places that these had before."""
+        """The image, the boxes that remain in it, and the places that these had before.
+
+        Raises `UserError` where a transform fails on the image, or makes something else than RGB of 8 bits of it.
+        """
         places = np.arange(len(boxes))
         if self.compose is None:
             return image, boxes, places
         self.compose.set_random_seed(seed % 2**32)
-        out = self.compose(image=image, bboxes=boxes, places=places)
+        try:
+            out = self.compose(image=image, bboxes=boxes, places=places)
+        except Exception as error:  # which kinds there are is up to the transforms
+            height, width = image.shape[:2]
+            raise UserError(
+                f"data.augment: {type(error).__name__}: {_one_line(error)} on an image of {height} × {width}; choose "
+                "arguments that fit every image, or leave the transform out"
+            ) from error
         image, kept = out["image"], np.asarray(out["places"], dtype=np.int64).reshape(-1)
         if image.dtype != np.uint8 or image.shape[2:] != (3,):
             raise UserError(
@@ -88,4 +98,8 @@ def _transform(name: str, arguments: Any) -> A.BasicTransform:
             warnings.simplefilter("error", UserWarning)  # all it has for an argument that it does not know
             return transform(**arguments)
     except (TypeError, ValueError, UserWarning) as error:
-        raise UserError(f"data.augment: {name}: {' '.join(str(error).split()):.200}") from error
+        raise UserError(f"data.augment: {name}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

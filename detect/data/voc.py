@@ -7,6 +7,7 @@ clicked without drawing: that is no object one pixel wide but a box without area
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,13 +21,15 @@ from detect.data.defects import Annotations, Findings, choose_classes, inside
 from detect.errors import UserError
 
 LOOKED_FOR = "ImageSets/Main/*.txt (VOC, here or in VOC2007, VOCdevkit/VOC2007)"
+_FLAG = re.compile(r"\S+\s+(-1|0|1)")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def splits(root: Path) -> tuple[str, ...]:
     """The lists of images in `ImageSets/Main`, without those of a single class (`aeroplane_train`)."""
-    names = {path.stem for path in (_base(root) / "ImageSets" / "Main").glob("*.txt")}
-    return tuple(sorted(name for name in names if name.rpartition("_")[2] not in names - {name}))
+    base = _base(root)
+    lists = (base / "ImageSets" / "Main").glob("*.txt")
+    return tuple(sorted(path.stem for path in lists if "_" not in path.stem or not _is_of_a_class(base, path)))
 
 
 def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findings) -> Annotations:
@@ -49,7 +52,7 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findi
     rows = [(image, entry) for image, path in enumerate(sources) for entry in trees.get(path, _NOTHING).objects]
     for image, entry in rows:
         if entry.name not in label_of:
-            findings.add("unknown-category", sources[image], f"{entry.place}: {entry.name}")
+            findings.add("unknown-class", sources[image], f"{entry.place}: {entry.name}")
     corners = np.array([entry.corners for _, entry in rows], dtype=np.float64).reshape(-1, 2, 2)
     corners[:, 0] -= corners[:, 0] < corners[:, 1]
     return Annotations(
@@ -110,13 +113,31 @@ def _listed(base: Path, split: str, findings: Findings) -> Iterator[str]:
             stem = stem.rpartition(".")[0]
         if not stem:
             continue
+        if _has_flag(base, stem):
+            what = (
+                "the list of a single class: 1 means that it is in the image, -1 that it is not, 0 that it is difficult"
+            )
+            findings.stop("class-list", path, f"line {number}: {stem}: this is {what}")
         if inside(base, base / "JPEGImages", stem) is None:
             findings.add("path-outside-root", path, f"line {number}: {stem}")
         elif stem in seen:
-            findings.add("duplicate-image-id", path, f"line {number}: {stem} stands there twice")
+            findings.add("duplicate-image", path, f"line {number}: {stem} stands there twice")
         else:
             seen.add(stem)
             yield stem
+
+
+def _is_of_a_class(base: Path, path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return _has_flag(base, file.readline().strip())
+    except OSError:  # whoever asks for it hears of that
+        return False
+
+
+def _has_flag(base: Path, line: str) -> bool:
+    """Whether a line gives an image and whether a class is on it; a name may end so, too, and then has its file."""
+    return bool(_FLAG.fullmatch(line)) and not (base / "Annotations" / f"{line}.xml").is_file()
 
 
 def _image_files(base: Path) -> dict[str, Path]:

@@ -13,20 +13,23 @@ from typing import Any
 import numpy as np
 import yaml
 
-from detect.data.defects import Annotations, Findings, choose_classes, inside
+from detect.data.dataset import VALIDATION
+from detect.data.defects import Annotations, Findings, as_json, choose_classes, inside
 from detect.errors import UserError
 
 LOOKED_FOR = "data.yaml (YOLO)"
 _MAX_DEPTH = 16
+_PIXELS = 2.0
+"""A box that reaches out of its image has fractions a little over 1; what is over this was meant as pixels."""
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def splits(root: Path) -> tuple[str, ...]:
-    """Those of `train`, `val` and `test` that `data.yaml` names."""
+    """Those of `train`, `val` (or one of its other names) and `test` that `data.yaml` names."""
     if not (root / "data.yaml").is_file():
         return ()
     document = _load(root / "data.yaml")
-    return tuple(split for split in ("train", "val", "test") if document.get(split))
+    return tuple(split for split in ("train", *VALIDATION, "test") if document.get(split))
 
 
 def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findings) -> Annotations:
@@ -34,6 +37,8 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findi
     path = root / "data.yaml"
     document = _load(path)
     names = _names(document, path)
+    if document.get("nc", len(names)) != len(names):
+        findings.add("class-count", path, f"nc is {as_json(document['nc'])}, but names has {len(names)}")
     chosen, category_ids, label_of = choose_classes(names, classes)
     images = _images(root, document, split, findings)
     sources = [_label_file(root, image) for image in images]
@@ -42,8 +47,9 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findi
     for place, source in enumerate(sources):
         for number, category, box in _read(source, findings):
             if category not in label_of:
+                rule = "unknown-class" if category in names else "unknown-category"
                 name = names.get(category, "which names in data.yaml lacks")
-                findings.add("unknown-category", source, f"line {number}: class {category}, {name}")
+                findings.add(rule, source, f"line {number}: class {category}, {name}")
             boxes.append(box)
             image.append(place)
             labels.append(label_of.get(category, -1))
@@ -119,7 +125,7 @@ def _images(root: Path, document: dict[str, Any], split: str, findings: Findings
         elif place.is_file():
             for image in _listed(root, base, place, findings):
                 if image in images:
-                    findings.add("duplicate-image-id", place, f"{image} stands there twice")
+                    findings.add("duplicate-image", place, f"{image} stands there twice")
                 images[image] = None
         else:
             raise UserError(f"{path}: {split} names {place}, which is not there; correct the entry or add the folder")
@@ -154,6 +160,7 @@ def _label_file(root: Path, image: Path) -> Path:
 def _read(path: Path, findings: Findings) -> Iterator[tuple[int, int, tuple[float, ...]]]:
     """Line number, class and xyxy as fractions of the image's size. No file means no objects."""
     if not path.is_file():
+        findings.add("missing-label", path, "there is no such file")
         return
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -173,6 +180,8 @@ def _read(path: Path, findings: Findings) -> Iterator[tuple[int, int, tuple[floa
             what = "a class and four numbers, or a class and the corners of a polygon"
             findings.add("broken-file", path, f"line {number} is not {what}: {line[:60]}")
             continue
+        if _PIXELS < max(values) < np.inf:
+            findings.add("pixel-box", path, f"line {number}: {line[:60]}")
         yield number, int(category), box
 
 

@@ -110,7 +110,7 @@ def test_roboflow(tmp_path):
     for folder in ("train", "valid"):
         save_json(tmp_path / folder / "_annotations.coco.json", [annotation()], categories=categories)
         save_image(tmp_path / folder / "a.jpg")
-    assert splits(tmp_path) == ("train", "val")
+    assert splits(tmp_path) == ("train", "valid")
     dataset = read(tmp_path, "val")
     assert dataset.records[0].path == tmp_path / "valid" / "a.jpg"
     assert (dataset.classes, dataset.category_ids) == (("cat", "dog"), (3, 7))
@@ -130,7 +130,7 @@ def test_labels_follow_given_classes(tmp_path):
     dataset = read(tmp_path, "train", classes=["horse", "dog", "cat"])
     assert dataset.records[0].labels.tolist() == [2, 1]
     assert dataset.classes == ("horse", "dog", "cat") and dataset.category_ids == (8, 7, 3)
-    with pytest.raises(UserError, match=r"1 × unknown-category, first .*: annotation 2 of image 1: category 7 dog"):
+    with pytest.raises(UserError, match=r"1 × unknown-class, first .*: annotation 2 of image 1: category 7 dog"):
         read(tmp_path, "train", classes=["cat"])
 
 

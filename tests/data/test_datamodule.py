@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from detect.data.canvases import Item
 from detect.data.datamodule import DetectionData
@@ -130,8 +131,23 @@ def test_a_turned_image_is_shrunk_into_its_canvas(tmp_path):
 
 
 def test_an_image_without_objects_is_trained_on(tmp_path):
-    (batch,) = list(data(coco(tmp_path, []), batch_size=1).train_dataloader())
+    crop = ({"Crop": {"x_min": 30, "y_min": 0, "x_max": 60, "y_max": 40, "p": 1.0}},)
+    source = data(coco(tmp_path, [{"bbox": [1, 1, 5, 5], "category_id": 9}]), batch_size=1, augment=crop)
+    (batch,) = list(source.train_dataloader())
     assert batch.ids.tolist() == [1] and not batch.targets.valid.any()
+
+
+def test_a_split_without_a_box_is_evaluated_but_not_trained_on(tmp_path):
+    source = data(coco(tmp_path, []), val="train")
+    (batch,) = list(source.val_dataloader())
+    assert not batch.targets.valid.any()
+    with pytest.raises(UserError, match=r"the split train, of 1 images, has no box to train on"):
+        source.train_dataloader()
+
+
+def test_a_split_is_read_once_whatever_its_name(shapes):
+    source = data(shapes)
+    assert source.split("valid") is source.split("val")
 
 
 def test_labels_follow_the_classes_of_a_model(tmp_path):
@@ -145,6 +161,24 @@ def test_too_many_objects_in_a_worker_are_one_mistake(tmp_path):
     loader = data(root, max_objects=2, workers=1).train_dataloader()
     with pytest.raises(UserError, match=r"^(?s:.*)image 1: 3 objects, but data.max_objects is 2; raise it$"):
         list(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_crop_larger_than_an_image_is_one_mistake(tmp_path, workers):
+    crop = ({"RandomCrop": {"height": 50, "width": 50, "p": 1.0}},)
+    root = coco(tmp_path, [{"bbox": [1, 1, 5, 5], "category_id": 9}])
+    loader = data(root, augment=crop, workers=workers).train_dataloader()
+    with pytest.raises(UserError) as error:
+        list(loader)
+    line = str(error.value).strip().splitlines()[-1]
+    assert f"{root / 'train' / '1.png'}: data.augment: CropSizeError: " in line
+    assert "on an image of 40 × 60; choose arguments" in line
+
+
+@pytest.mark.parametrize("sides", [{"short_side": (800, 8193)}, {"long_side": 100_000}, {"short_side": (0,)}])
+def test_sides_that_no_memory_holds(sides):
+    with pytest.raises(ValidationError, match=r"8192|greater than 0"):
+        DataOptions(**sides)
 
 
 def test_a_split_without_images_is_a_mistake(shapes):

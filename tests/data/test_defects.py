@@ -1,6 +1,7 @@
 """Every rule, on the smallest file that breaks it."""
 
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,17 @@ import pytest
 from PIL import Image
 
 from detect.data.dataset import Dataset
-from detect.data.defects import RULES, Annotations, Findings, choose_classes, inside, mend, summary
+from detect.data.defects import (
+    RULES,
+    Annotations,
+    Findings,
+    as_json,
+    choose_classes,
+    inside,
+    mend,
+    refuse_without_boxes,
+    summary,
+)
 from detect.data.read import read
 from detect.errors import UserError
 
@@ -34,8 +45,9 @@ def save(tmp_path):
     return write
 
 
-def test_a_good_file_has_no_defect(save):
-    assert read(save(GOOD), "train").mended == ()
+@pytest.mark.parametrize("id", [1, 0])  # pycocotools scores an id of 0 wrong, but never sees it
+def test_a_good_file_has_no_defect(save, id):
+    assert read(save(GOOD | {"id": id}), "train").mended == ()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +69,6 @@ def test_a_good_file_has_no_defect(save):
         ("missing-area", GOOD | {"area": float("nan")}, [1, 2, 4, 6], 12),
         ("missing-area", GOOD | {"area": -1}, [1, 2, 4, 6], 12),
         ("missing-iscrowd", without("iscrowd"), [1, 2, 4, 6], 12),
-        ("annotation-id-zero", GOOD | {"id": 0}, [1, 2, 4, 6], 12),
         ("unknown-image", GOOD | {"image_id": 2}, None, None),
     ],
 )
@@ -90,6 +101,13 @@ def test_a_size_other_than_the_images(save):
     assert (defect.rule, defect.detail) == ("size-mismatch", "a.png is 40 × 30, not 30 × 40")
 
 
+def test_a_size_that_is_text_is_shown_as_text(save):
+    dataset = read(save(GOOD, images=[{"id": 1, "file_name": "a.png", "width": "40", "height": 30}]), "train")
+    (defect,) = dataset.mended
+    assert defect.rule == "size-mismatch"
+    assert defect.detail == 'a.png is 40 × 30, not "40" × 30: wanted are whole numbers'
+
+
 def test_a_size_that_is_not_given_is_no_defect(save):
     assert read(save(images=[{"id": 1, "file_name": "a.png", "width": None}]), "train").mended == ()
 
@@ -101,9 +119,12 @@ def test_a_size_that_is_not_given_is_no_defect(save):
         ("nan-box", [GOOD | {"bbox": [1, 2, float("inf"), 4]}], None, "annotation 1 of image 1"),
         ("nan-box", [GOOD | {"bbox": [1e308, 2, 1e308, 4]}], None, "annotation 1 of image 1"),
         ("unknown-category", [GOOD | {"category_id": 2}], None, "annotation 1 of image 1: category 2"),
-        ("broken-file", [without("bbox")], None, r"annotations\[0\]: bbox is missing"),
-        ("broken-file", [], [{"id": "x", "file_name": "a.png"}], r"images\[0\]: id is x"),
-        ("duplicate-image-id", [], [{"id": 1, "file_name": "a.png"}] * 2, "image a.png"),
+        ("broken-file", [without("bbox")], None, r"annotations\[0\]: bbox is missing, wanted is four numbers \[x, y"),
+        ("broken-file", [GOOD | {"bbox": [1, "2", 3]}], None, r'bbox is \[1, "2", 3\], wanted is four numbers'),
+        ("broken-file", [], [{"id": "7", "file_name": "a.png"}], r'images\[0\]: id is "7", wanted is a whole number'),
+        ("broken-file", [[7, None]], None, r"annotations\[0\] is \[7, null\], no object"),
+        ("duplicate-image", [], [{"id": 1, "file_name": "a.png"}] * 2, "image a.png"),
+        ("duplicate-image", [], [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "./a.png"}], "images 1 and 2"),
         ("path-outside-root", [], [{"id": 1, "file_name": "../a.png"}], r"image 1 is \.\./a\.png"),
         ("path-outside-root", [], [{"id": 1, "file_name": "/etc/passwd"}], "image 1 is /etc/passwd"),
         ("path-outside-root", [], [{"id": 1, "file_name": "a\0.png"}], r"image 1 is a\?\.png"),
@@ -131,8 +152,12 @@ def test_unreadable_images_are_refused_or_left_out(save, damage):
     data = (root / "a.png").read_bytes()
     (root / "1.png").write_bytes(damage(data))
     (root / "2.png").write_bytes(data)
-    with pytest.raises(UserError, match=r"1 × missing-image, first .*3\.png.*1 × unreadable-image, first .*1\.png"):
+    with pytest.raises(
+        UserError, match=r"1 × missing-image, first .*3\.png.*1 × unreadable-image, first .*1\.png"
+    ) as error:
         read(root, "train")
+    remedy = "(replace the image, or leave such images out with --data.skip_unreadable true)"
+    assert str(error.value).endswith(f"instances_train.json {remedy}") and "restore the file" not in str(error.value)
     dataset = read(root, "train", skip_unreadable=True)
     assert [record.id for record in dataset.records] == [2] and len(dataset.records[0].boxes) == 1
     assert sorted(defect.rule for defect in dataset.mended) == ["missing-image", "unreadable-image"]
@@ -144,6 +169,57 @@ def test_all_that_is_refused_is_told_at_once(save):
     with pytest.raises(UserError) as error:
         read(save(bad, bad | {"id": 2}, GOOD | {"id": 3, "category_id": 9}), "train")
     assert "2 × nan-box" in str(error.value) and "1 × unknown-category" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("7", '"7"'),
+        (None, "null"),
+        ({"ä": [True, 1.5]}, '{"ä": [true, 1.5]}'),
+        ("x" * 99, '"' + "x" * 59),
+        (date(2020, 1, 2), "date"),
+    ],
+)
+def test_values_are_shown_as_json_writes_them(value, text):
+    assert as_json(value) == text
+
+
+def test_a_value_that_is_too_deep_is_its_kind():
+    value = []
+    for _ in range(10**5):
+        value = [value]
+    assert as_json(value) == "list"
+
+
+@pytest.mark.parametrize(
+    ("entries", "why"),
+    [
+        ([], ""),
+        ([GOOD | {"iscrowd": 1}], ""),
+        ([GOOD | {"bbox": [99, 99, 5, 5]}], ": 1 × outside-image, first .*: annotation 1 of image 1: .*"),
+    ],
+)
+def test_a_split_without_a_box_to_train_on(save, entries, why):
+    dataset = read(save(*entries), "train")
+    match = (
+        f"the split train, of 1 images, has no box to train on{why}; add boxes or name another split with --data.train$"
+    )
+    with pytest.raises(UserError, match=match) as error:
+        refuse_without_boxes(dataset)
+    assert str(error.value).startswith(str(dataset.root)) and "\n" not in str(error.value)
+
+
+def test_images_that_were_left_out_are_told_when_no_box_remains(save):
+    root = save(GOOD, images=[{"id": 1, "file_name": "b.png"}])
+    with pytest.raises(
+        UserError, match=r"of 0 images, .*1 × missing-image, first .*b\.png: .*\(the image is left out\); "
+    ):
+        refuse_without_boxes(read(root, "train", skip_unreadable=True))
+
+
+def test_one_box_is_enough_to_train_on(save):
+    refuse_without_boxes(read(save(GOOD, GOOD | {"id": 2, "iscrowd": 1}), "train"))
 
 
 def test_every_rule_says_what_is_done():

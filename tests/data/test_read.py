@@ -43,6 +43,18 @@ def test_a_split_that_is_not_there(tmp_path):
             read(tmp_path, name)
 
 
+def test_the_names_of_the_validation_split(tmp_path):
+    save_coco(tmp_path, 1, split="train")
+    with pytest.raises(UserError, match="there is no split valid; name one of train"):
+        read(tmp_path, "valid")
+    save_coco(tmp_path, 1, split="val2017")
+    assert [read(tmp_path, name).split for name in ("val", "valid", "validation")] == ["val2017"] * 3
+    save_coco(tmp_path, 1, split="valid")
+    assert read(tmp_path, "valid").split == "valid"
+    with pytest.raises(UserError, match="there is no split val; name one of train, val2017, valid"):
+        read(tmp_path, "val")
+
+
 def test_the_root_may_be_text(tmp_path):
     save_coco(tmp_path, 1)
     assert splits(str(tmp_path)) == ("train",)

@@ -144,7 +144,9 @@ def test_what_the_border_hides_is_thrown_anew(monkeypatch):
     ("arguments", "words"),
     [
         ({"images": {}}, "at least one split"),
-        ({"images": -1}, "no negative"),
+        ({"images": -3}, "images=-3: make at least 1"),
+        ({"images": 0}, "images=0: make at least 1"),
+        ({"images": {"train": -1}}, "no negative"),
         ({"images": {"../up": 1}}, "'../up'"),
         ({"size": (20, 64)}, "64"),
         ({"size": (128, 64)}, "least"),

@@ -110,6 +110,13 @@ def test_steps_may_leave_the_boxes_alone():
     np.testing.assert_allclose(out_boxes, boxes, atol=1e-5)
 
 
+def test_a_transform_that_fails_on_an_image_is_a_mistake_in_one_line():
+    crop = Augmentation([{"Crop": {"x_min": 0, "y_min": 0, "x_max": 9, "y_max": 9, "p": 1.0}}])
+    with pytest.raises(UserError, match=r"^data.augment: ValueError: .* on an image of 8 × 10; choose") as caught:
+        crop(picture(8, 10), NONE, seed=0)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["Normalize", "ToFloat"])
 def test_an_image_that_is_no_longer_8_bits_is_a_mistake(name):
     with pytest.raises(UserError, match="not RGB of 8 bits"):

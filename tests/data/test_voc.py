@@ -77,7 +77,7 @@ def test_labels_follow_given_classes(tmp_path):
     save(tmp_path, {"a": [item("dog"), item("cat")]})
     dataset = read(tmp_path, "train", classes=("cat", "dog", "horse"))
     assert dataset.records[0].labels.tolist() == [1, 0] and dataset.classes == ("cat", "dog", "horse")
-    with pytest.raises(UserError, match=r"1 × unknown-category, first .*a\.xml: object 2 \(cat\)"):
+    with pytest.raises(UserError, match=r"1 × unknown-class, first .*a\.xml: object 2 \(cat\)"):
         read(tmp_path, "train", classes=("dog",))
 
 
@@ -96,9 +96,21 @@ def test_two_years_are_ambiguous(tmp_path):
 
 
 def test_lists_of_a_single_class_are_no_splits(tmp_path):
-    for split in ("train", "val", "cat_train", "cat_val", "my_own"):
-        save(tmp_path, {}, split=split)
-    assert splits(tmp_path) == ("my_own", "train", "val")
+    for split in ("train", "my_train"):
+        save(tmp_path, {"000012": [], "img 1": []}, split=split)
+    for split, line in {
+        "cat_train": "000012  1",
+        "cat_trainval": "000012 -1",
+        "dog_val": "000012\t0",
+        "two_1": "img 1",
+    }.items():
+        (tmp_path / "ImageSets" / "Main" / f"{split}.txt").write_text(f"{line}\n")
+    assert splits(tmp_path) == ("my_train", "train", "two_1")
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("img 1\n000012 -1\n")
+    with pytest.raises(
+        UserError, match=r"1 × class-list, first .*train\.txt: line 2: 000012 -1: this is the list of a single"
+    ):
+        read(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +176,7 @@ def test_an_image_without_its_xml(tmp_path):
 def test_a_line_twice(tmp_path):
     save(tmp_path, {"a": []})
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\na\n")
-    with pytest.raises(UserError, match=r"1 × duplicate-image-id, first .*train\.txt: line 2: a"):
+    with pytest.raises(UserError, match=r"1 × duplicate-image, first .*train\.txt: line 2: a"):
         read(tmp_path, "train")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detect.data.defects import refuse_without_boxes
 from detect.data.read import read, splits
 from detect.errors import UserError
 
@@ -35,10 +36,13 @@ def test_no_image(root):
 
 
 @pytest.mark.parametrize("text", [None, "", "\n\n"])
-def test_an_image_without_labels_is_empty(root, text):
+def test_an_image_without_labels_is_empty_and_one_without_their_file_is_counted(root, text):
     if text is not None:
         label(root, text)
-    (record,) = read(root, "train").records
+    dataset = read(root, "train")
+    (record,) = dataset.records
+    missing = [("missing-label", root / "labels" / "train" / "a.txt")]
+    assert [(defect.rule, defect.path) for defect in dataset.mended] == (missing if text is None else [])
     assert record.boxes.shape == (0, 4) and (record.width, record.height, record.id) == (40, 20, 1)
 
 
@@ -58,6 +62,55 @@ def test_the_rounding_of_the_file_is_no_defect(root):
     assert dataset.mended == () and dataset.records[0].boxes.min() == 0
 
 
+def test_where_labels_are_looked_for_is_told_when_all_are_missing(root):
+    with pytest.raises(
+        UserError, match=r"no box to train on: 1 × missing-label, first .*/labels/train/a\.txt: .*`labels`"
+    ):
+        refuse_without_boxes(read(root, "train"))
+
+
+@pytest.mark.parametrize("line", ["0 320 240 100 80", "0 5 5 9 5 9 9", "0 0.5 0.5 2.1 1"])
+def test_boxes_in_pixels(root, line):
+    label(root, f"0 0.9 0.5 0.5 1.2\n{line}\n")
+    with pytest.raises(UserError, match=rf"1 × pixel-box, first .*a\.txt: line 2: {line} \(YOLO wants fractions"):
+        read(root, "train")
+
+
+def test_a_box_that_is_infinite_is_none_in_pixels(root):
+    label(root, "0 0.5 0.5 inf 1")
+    with pytest.raises(UserError, match="1 × nan-box"):
+        read(root, "train")
+
+
+def test_a_class_that_has_no_name(root):
+    label(root, "2 0.5 0.5 1 1")
+    with pytest.raises(
+        UserError, match=r"1 × unknown-category, first .*: line 1: class 2, which names in data.yaml lacks"
+    ):
+        read(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("nc", "shown"), [("3", "3"), ("'2'", '"2"'), ("", "null"), ("2020-01-01", "date"), ("0x1" + "0" * 5000, "int")]
+)
+def test_a_count_that_differs_from_the_names(root, nc, shown):
+    (root / "data.yaml").write_text(f"nc: {nc}\n{YAML}")
+    with pytest.raises(UserError, match=rf"1 × class-count, first .*data\.yaml: nc is {shown}, but names has 2"):
+        read(root, "train")
+
+
+def test_a_count_that_is_that_of_the_names(root):
+    (root / "data.yaml").write_text(f"nc: 2\n{YAML}")
+    assert read(root, "train").classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("key", ["val", "valid", "validation"])
+def test_the_validation_split_has_three_names(root, key):
+    (root / "data.yaml").write_text(f"names: [cat]\ntrain: images/train\n{key}: images/val\n")
+    for name in ("val", "valid", "validation"):
+        assert read(root, name).split == key
+
+
 def test_names_as_a_dict_need_not_be_dense(root):
     (root / "data.yaml").write_text("names: {4: 1, 2: cat}\ntrain: images/train\n")
     label(root, "4 0.5 0.5 0.5 0.5\n2 0.5 0.5 0.5 0.5")
@@ -70,7 +123,7 @@ def test_labels_follow_given_classes(root):
     label(root, "0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.5")
     dataset = read(root, "train", classes=("bird", "dog", "cat"))
     assert dataset.records[0].labels.tolist() == [2, 1] and dataset.category_ids == (2, 1, 0)
-    with pytest.raises(UserError, match=r"1 × unknown-category, first .*a\.txt: line 2: class 1, dog"):
+    with pytest.raises(UserError, match=r"1 × unknown-class, first .*a\.txt: line 2: class 1, dog"):
         read(root, "train", classes=("cat",))
 
 
@@ -114,7 +167,7 @@ def test_a_list_may_name_whole_paths_within_the_root(root):
 def test_a_list_that_names_an_image_twice(root):
     (root / "train.txt").write_text("images/train/a.jpg\nimages/train/a.jpg\n")
     (root / "data.yaml").write_text("names: [cat]\ntrain: train.txt\n")
-    with pytest.raises(UserError, match="1 × duplicate-image-id"):
+    with pytest.raises(UserError, match="1 × duplicate-image,"):
         read(root, "train")
 
 
