@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -39,26 +40,27 @@ def model_card(config: Config, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
     """The detector of a checkpoint that `detect train` wrote, on the CPU and in eval mode.
 
-    Nothing in the file is executed. Raises `UserError` where it is no such checkpoint.
+    Nothing in the file is executed. Overrides such as `--model.detections.score=0.3` change its config, as far as its
+    weights still fit. Raises `UserError` where it is no such checkpoint.
     """
     try:
         refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         card, state = content["detect"], content["state_dict"].items()
-        config = config_from_dict(card["config"], source=str(path))
+        config = config_from_dict(card["config"], str(path), overrides)
         classes, category_ids = tuple(map(str, card["classes"])), tuple(map(int, card["category_ids"]))
         weights = {key.removeprefix("model."): value for key, value in state if key.startswith("model.")}
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror or 'cannot be read'}; give a checkpoint such as RUN/checkpoints/best.ckpt"
-        ) from None
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise UserError(f"{path}: {error.strerror}; give a checkpoint such as RUN/checkpoints/best.ckpt") from None
     except UserError:
         raise
     except Exception:  # torch.load raises whatever its readers do
-        raise UserError(f"{path}: no checkpoint of detect; give one such as RUN/checkpoints/best.ckpt") from None
+        raise UserError(
+            f"{path}: no checkpoint of detect, or a damaged one; give one such as RUN/checkpoints/best.ckpt"
+        ) from None
     # The weights are in the checkpoint: the file that they began from is not needed.
     options = replace(config.model, backbone=replace(config.model.backbone, weights=None))
     model = options.build(len(classes))
@@ -66,6 +68,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
-            f"{path}: its weights do not fit its own config: {str(error).splitlines()[1].strip()}"
+            f"{path}: its weights do not fit {'the options' if overrides else 'its own config'}: "
+            + str(error).splitlines()[1].strip()
         ) from None
     return Checkpoint(model.to(memory_format=torch.channels_last).eval(), config, classes, category_ids)

@@ -25,13 +25,16 @@ The folder of a run holds config.yaml with all of them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; a user's mistake is one line on stderr and exit code 2."""
+    """Runs one command; a user's mistake is one line on stderr and exit code 2, an interrupt 130."""
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
     if overrides and not options.takes_overrides:
         parser.error(f"unrecognised: {' '.join(overrides)}")
     try:
         options.run(options, overrides)
+    except KeyboardInterrupt as interrupt:
+        print(f"detect: {interrupt}" if interrupt.args else "detect: interrupted", file=sys.stderr)
+        return 130
     except Exception as error:
         message = _user_message(error)
         if message is None:
@@ -45,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="detect", description="The R-CNN family: train, evaluate, ship.", epilog="example: detect demo"
     )
+    parser.add_argument("--version", action=_Version)
     parser.set_defaults(takes_overrides=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -72,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of detect train")
     evaluate.add_argument("--split", help="the split to evaluate (default: the config's test, else val)")
-    evaluate.add_argument("--out", type=Path, help="where the results go (default: eval/ beside checkpoints/)")
+    evaluate.add_argument("--out", type=Path, help="a new folder for the results (default: eval_SPLIT/ in the run)")
     evaluate.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the weights")
     evaluate.add_argument("--engine", choices=("pycocotools", "fast"), default="pycocotools", help="equal figures")
     evaluate.set_defaults(takes_overrides=True)
@@ -99,6 +103,20 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("name", help="bccd, voc2007, voc2012, coco, or a part such as coco/val2017")
     download.add_argument("--root", type=Path, default=Path("data"), help="the folder of data sets (default: data)")
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the versions of what figures depend on."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="versions of detect and of what its figures depend on")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        names = ("detect", "torch", "torchvision", "lightning", "pycocotools")
+        print(", ".join(f"{name} {version(name)}" for name in names))
+        parser.exit()
 
 
 def _command(commands: Any, name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
@@ -132,8 +150,12 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if options.resume:
         if options.out is None:
             raise UserError("--resume goes on with the run in --out DIR: name that folder")
+        if not (options.out / "config.yaml").exists():
+            raise UserError(f"--resume: {options.out} holds no run; start one without --resume")
         config = load_config(options.config or options.out / "config.yaml", overrides)
         out = options.out
+    elif options.config is None:
+        raise UserError("-c: name the experiment, for example -c configs/bccd/faster_rcnn.yaml")
     else:
         config = load_config(options.config, overrides)
         out = options.out or _new_run(options.config)
@@ -144,15 +166,23 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.checkpoint import load_checkpoint
-    from detect.config import override
 
-    checkpoint = load_checkpoint(options.ckpt)
-    config = override(checkpoint.config, overrides)
+    for word in overrides:
+        if word.startswith("--training."):
+            raise UserError(f"{word}: training is over; an evaluation has options of data and model")
+    checkpoint = load_checkpoint(options.ckpt, overrides)
+    config = checkpoint.config
     split = options.split or config.data.test or config.data.val
     if split is None:
         raise UserError("--split: the config names no test and no val split; name the one to evaluate")
-    out = options.out or options.ckpt.resolve().parent.parent / "eval"
-    _evaluate(checkpoint, _data(config, checkpoint.classes), split, out, options.precision, options.engine)
+    folder = options.ckpt.resolve().parent
+    out = options.out or _free((folder.parent if folder.name == "checkpoints" else folder) / f"eval_{split}")
+    data = _data(config, checkpoint.classes)
+    _tell(data, [data.split(split)])
+    if _is_first_process():
+        _refuse_used(out)
+        _make(out)
+    _evaluate(checkpoint, options.ckpt, data, split, out, options.precision, options.engine)
 
 
 def _shapes(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -180,15 +210,19 @@ def _train_and_evaluate(config: Config, out: Path, resume: bool = False) -> dict
     _tell(data, [data.train, *([data.val] if data.val else []), *([data.split(final)] if final else [])])
     for deviation in config.deviations:
         _print(f"deviates from the paper: {deviation}")
-    best, seconds = fit(config, data, out, resume)
+    try:
+        best, seconds = fit(config, data, out, resume)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; go on with: detect train --resume --out {out}") from None
     _print(f"trained in {seconds:.0f} s: {best}")
     if final is None:
         return {}
-    return _evaluate(load_checkpoint(best), data, final, out / "eval")
+    return _evaluate(load_checkpoint(best), best, data, final, _free(out / "eval"))
 
 
 def _evaluate(
     checkpoint: Checkpoint,
+    file: Path,
     data: DetectionData,
     split: str,
     out: Path,
@@ -210,6 +244,9 @@ def _evaluate(
     model = prepare(checkpoint.model.to(place), precision)
     metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, torch.device(place), engine)
     if _is_first_process():
+        subject = {"root": str(dataset.root), "split": dataset.split, "images": len(dataset)}
+        how = {"checkpoint": str(file), "precision": precision, "engine": engine, "device": place}
+        metrics["evaluation"] = subject | how
         write_results(out, metrics, evaluator)
         write_pictures(out / "pictures", dataset, evaluator.predictions)
         print_metrics(metrics)
@@ -233,16 +270,20 @@ def _tell(data: DetectionData, datasets: Sequence[Any]) -> None:
         _print(summary(data.split(name)))
 
 
-def _new_run(config: Path | None) -> Path:
+def _new_run(config: Path) -> Path:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("--out: several processes need one folder by its name; give --out DIR")
     if not _is_first_process():
         return Path(os.environ["DETECT_RUN"])
-    name = "_".join(config.with_suffix("").parts[-2:]) if config else "run"
-    numbers = (Path("runs") / f"{name}_{number}" for number in range(1, 10**6))
-    folder = next(folder for folder in numbers if not folder.exists())
+    folder = _free(Path("runs") / "_".join(config.with_suffix("").parts[-2:]))
     os.environ["DETECT_RUN"] = str(folder)  # for the processes that Lightning starts, one for each device
     return folder
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or where it exists the first of those with a number that does not."""
+    names = (folder, *(folder.with_name(f"{folder.name}_{number}") for number in range(2, 10**4)))
+    return next(name for name in names if not name.exists())
 
 
 def _refuse_used(out: Path) -> None:
@@ -252,6 +293,14 @@ def _refuse_used(out: Path) -> None:
         raise UserError(
             f"{out}: the folder is not empty; give another --out, or remove it (a run goes on with --resume)"
         )
+
+
+def _make(out: Path) -> None:
+    """Before the work whose results go there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}; choose another folder with --out") from None
 
 
 def _is_first_process() -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import field
 from difflib import get_close_matches
 from pathlib import Path
@@ -69,14 +70,15 @@ class TrainingOptions:
         schedule: `steps` divides the rate by ten at each milestone, `cosine` lets it fall to zero, `constant` keeps it.
         milestones: epochs, which may be fractions, for `steps`.
         clip_norm: the largest norm of all gradients together; null for no limit.
-        precision: `fp32`, or mixed with `bf16` or `fp16`.
+        precision: `fp32`, or mixed with `bf16` or `fp16`; `auto` is bf16 where the hardware multiplies it, else fp32.
         ema: decay of the exponential moving average of the weights that is evaluated and kept; null for none.
         compile: run the loss through torch.compile.
         alternating: the paper's four-step training (Ren et al. 2015, §3.2); each step has `epochs` passes.
         validate_every: epochs from one validation to the next.
         patience: validations without a better AP after which training ends; null for never.
         seed: of initialisation, shuffles, augmentations and sampling.
-        accelerator, devices: as Lightning names them.
+        accelerator: where to train; `auto` takes a GPU where there is one.
+        devices: how many of them; null takes all GPUs, or one process on the CPU.
     """
 
     epochs: PositiveInt = 12
@@ -90,15 +92,15 @@ class TrainingOptions:
     schedule: Literal["steps", "cosine", "constant"] = "steps"
     milestones: tuple[NonNegativeFloat, ...] = (8, 11)
     clip_norm: PositiveFloat | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     compile: bool = False
     alternating: bool = False
     validate_every: PositiveInt = 1
     patience: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    accelerator: str = "auto"
-    devices: int | str = "auto"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: PositiveInt | None = None
 
 
 @options
@@ -126,26 +128,21 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
     Raises `UserError` with the file, the key and what was expected there.
     """
-    values = {} if path is None else _read_yaml(path)
-    for key, text in _pairs(overrides):
+    return config_from_dict({} if path is None else _read_yaml(path), str(path or "options"), overrides)
+
+
+def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
+    """The experiment that a nested dictionary and overrides describe; `source` is named in errors of the former."""
+    values, given = deepcopy(values), _pairs(overrides)
+    for key, text in given:
         _assign(values, key, text)
-    return config_from_dict(values, source=str(path) if path else "options")
-
-
-def override(config: Config, overrides: Sequence[str]) -> Config:
-    """The experiment with some of its options changed."""
-    values = config_to_dict(config)
-    for key, text in _pairs(overrides):
-        _assign(values, key, text)
-    return config_from_dict(values, source="options")
-
-
-def config_from_dict(values: dict[str, Any], source: str) -> Config:
-    """The experiment that a nested dictionary describes; `source` is named in errors."""
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {_first_mistake(error)}") from None
+        place, mistake = _first_mistake(error)
+        if any((place + ".").startswith(key + ".") for key, _ in given):
+            raise UserError(f"--{place}: {mistake}") from None
+        raise UserError(f"{source}: {place}: {mistake}") from None
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -196,21 +193,40 @@ def _assign(values: dict[str, Any], key: str, text: str) -> None:
         values[last] = text
 
 
-def _first_mistake(error: ValidationError) -> str:
-    """The first error in one line: the key, what is wrong and what would be right."""
+def _first_mistake(error: ValidationError) -> tuple[str, str]:
+    """The key of the first error, and in one line what is wrong there and what would be right."""
     mistake = error.errors(include_url=False)[0]
     tags = {"resnet", "vgg", "faster_rcnn"}  # the tag of a union stands in pydantic's path, but not in the file
-    place = [str(part) for part in mistake["loc"] if part not in tags]
-    if mistake["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = get_close_matches(place[-1], _all_keys(), n=1)
-        return f"{'.'.join(place)}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
-    if mistake["type"] == "union_tag_not_found":
-        return f"{'.'.join(place)}.name: it is missing; say which one is meant"
+    place = ".".join(str(part) for part in mistake["loc"] if part not in tags)
+    match mistake["type"]:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            return place, "there is no such option" + _similar(place)
+        case "union_tag_not_found":
+            return f"{place}.name", "it is missing; say which one is meant"
+        case "tuple_type":
+            wanted = "Input should be a list, such as " + (f"[{mistake['input']}]" if mistake["input"] else "[1, 2]")
+        case _:
+            wanted = mistake["msg"]
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{'.'.join(place)}: {mistake['msg']}, not {reprlib.repr(mistake['input'])}{more}"
+    return place, f"{wanted}, not {reprlib.repr(mistake['input'])}{more}"
 
 
-def _all_keys() -> set[str]:
+def _similar(place: str) -> str:
+    """A question whether another option was meant: one of the same name elsewhere, else one that looks alike."""
+    name, keys = place.rpartition(".")[2], _all_keys()
+    near = [key for key in keys if key.rpartition(".")[2] == name] or get_close_matches(place, keys, n=1)
+    return f"; did you mean {' or '.join(near[:3])}?" if near else ""
+
+
+def _all_keys() -> list[str]:
+    """Every option, as `training.epochs`."""
     schema = _ADAPTER.json_schema()
-    parts = [schema, *schema.get("$defs", {}).values()]
-    return {key for part in parts for key in part.get("properties", {})}
+
+    def keys(part: dict[str, Any], prefix: str) -> Iterator[str]:
+        for name, value in part.get("properties", {}).items():
+            yield prefix + name
+            for option in value.get("oneOf", [value]):
+                if "$ref" in option:
+                    yield from keys(schema["$defs"][option["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+
+    return list(dict.fromkeys(keys(schema, "")))

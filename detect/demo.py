@@ -37,7 +37,7 @@ def demo_config(root: Path) -> Config:
         warmup_steps=100,
         schedule="cosine",
         clip_norm=10.0,
-        precision="bf16",
+        precision="auto",
         ema=0.995,
         validate_every=7,
     )

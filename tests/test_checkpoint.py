@@ -69,7 +69,7 @@ def test_nothing_is_executed(content, tmp_path, protocol):
         torch.save(content | {"loops": Malicious(str(trace))}, path)
     else:
         path.write_bytes(pickle.dumps(Malicious(str(trace))))
-    with pytest.raises(UserError, match="no checkpoint of detect; give one such as"):
+    with pytest.raises(UserError, match="no checkpoint of detect, or a damaged one; give one"):
         load_checkpoint(path)
     assert not trace.exists()
 

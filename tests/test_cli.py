@@ -129,6 +129,36 @@ def test_eval_repeats_the_figures_of_the_run(run, tmp_path, capsys):
     assert str(tmp_path / "metrics.json") in capsys.readouterr().out
 
 
+def test_eval_writes_into_new_folders_and_says_what_was_evaluated(config, run, shapes, capsys):
+    best = run / "checkpoints" / "best.ckpt"
+    for name in ("eval_val", "eval_val_2"):
+        assert main(["eval", "--ckpt", str(best), "--split", "val"]) == 0
+        about = json.loads((run / name / "metrics.json").read_text())["evaluation"]
+        assert about["root"] == str(shapes) and about["split"] == "val" and about["images"] == 3
+        assert about["checkpoint"] == str(best) and about["precision"] == "fp32" and about["engine"] == "pycocotools"
+        shutil.rmtree(run / name) if name == "eval_val_2" else None
+    assert "not empty" in mistake(capsys, "eval", "--ckpt", best, "--out", run / "eval_val")
+    assert "this is a file" in mistake(capsys, "eval", "--ckpt", best, "--out", config)
+    assert "choose another folder" in mistake(capsys, "eval", "--ckpt", best, "--out", config / "below")
+    shutil.rmtree(run / "eval_val")
+
+
+def test_eval_takes_options_of_the_model_and_refuses_those_of_training(run, tmp_path, capsys):
+    best = run / "checkpoints" / "best.ckpt"
+    assert main(["eval", "--ckpt", str(best), "--out", str(tmp_path), "--model.detections.detections=2"]) == 0
+    predictions = json.loads((tmp_path / "predictions.json").read_text())
+    assert 0 < len(predictions) <= 2 * 3
+    assert "training is over" in mistake(capsys, "eval", "--ckpt", best, "--training.epochs=3")
+    wrong = mistake(capsys, "eval", "--ckpt", best, "--model.head.channels=16")
+    assert wrong.startswith(f"{best}: its weights do not fit the options: size mismatch")
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out.startswith("detect 0.1.0, torch ")
+
+
 def test_a_run_goes_on(config, tmp_path):
     common = ["--out", str(tmp_path / "run"), "--data.train=val", "--data.val=null"]
     assert main(["train", "-c", str(config), *common]) == 0
@@ -158,7 +188,7 @@ def mistake(capsys, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--training.epohcs", "3"], "training.epohcs: there is no such option; did you mean epochs?"),
+        (["--training.epohcs", "3"], "--training.epohcs: there is no such option; did you mean training.epochs?"),
         (["--data.root", "nowhere"], "nowhere: there is no such folder; check the path of the data"),
         (["--data.train", "learn"], "there is no split learn; name one of test, train, val"),
         (["--data.augment", "[{HorizontlFlip: {}}]"], "did you mean HorizontalFlip"),
@@ -179,6 +209,7 @@ def test_a_mistake_in_the_config_leaves_no_folder(config, tmp_path, capsys):
 
 def test_a_missing_config(tmp_path, capsys):
     assert "No such file" in mistake(capsys, "train", "-c", tmp_path / "no.yaml", "--out", tmp_path / "run")
+    assert mistake(capsys, "train").startswith("-c: name the experiment, for example -c configs/")
 
 
 def test_a_used_folder(config, run, tmp_path, capsys):
@@ -190,9 +221,9 @@ def test_a_used_folder(config, run, tmp_path, capsys):
 
 def test_nothing_to_resume(config, tmp_path, capsys):
     assert "--resume goes on with the run in --out DIR" in mistake(capsys, "train", "-c", config, "--resume")
-    lost = mistake(capsys, "train", "-c", config, "--resume", "--out", tmp_path)
-    assert lost.endswith("last.ckpt: there is no checkpoint to resume from; start anew without --resume")
-    assert "config.yaml: No such file" in mistake(capsys, "train", "--resume", "--out", tmp_path)
+    for more in (["-c", config], []):
+        lost = mistake(capsys, "train", *more, "--resume", "--out", tmp_path)
+        assert lost == f"--resume: {tmp_path} holds no run; start one without --resume"
 
 
 def test_a_checkpoint_that_is_none(run, tmp_path, capsys):
@@ -241,7 +272,20 @@ def test_an_option_that_a_command_does_not_have(capsys):
 def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("detect.config.load_config", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        main(["train"])
+        main(["train", "-c", "any.yaml"])
+
+
+def test_an_interrupt_is_told_with_the_way_to_go_on(config, tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("detect.training.fit._fit", interrupt)
+    out = tmp_path / "run"
+    assert main(["train", "-c", str(config), "--out", str(out)]) == 130
+    assert capsys.readouterr().err == f"detect: interrupted; go on with: detect train --resume --out {out}\n"
+    monkeypatch.setattr("detect.data.shapes.make_shapes", interrupt)
+    assert main(["data", "shapes", "--out", str(tmp_path / "new")]) == 130
+    assert capsys.readouterr().err == "detect: interrupted\n"
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------

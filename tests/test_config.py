@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from detect.config import Config, config_from_dict, config_to_dict, load_config, override, save_config
+from detect.config import Config, config_from_dict, config_to_dict, load_config, save_config
 from detect.demo import demo_config
 from detect.errors import UserError
 
@@ -61,15 +61,19 @@ def test_options_change_a_config():
     assert config.data.root == Path("some where") and config.data.short_side == (64, 96) and config.data.val == "val"
     assert config.training.learning_rate == 1e-3 and config.training.ema is None
     assert config.model.backbone.depth == 34 and config.model.backbone.norm == "batch"
-    changed = override(config, ["--training.epochs", "3"])
+    changed = config_from_dict(config_to_dict(config), "a checkpoint", ["--training.epochs", "3"])
     assert changed.training.epochs == 3 and changed.data == config.data
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--training.epohcs=3"], r"^options: training\.epohcs: there is no such option; did you mean epochs\?$"),
-        (["--xyzzy=3"], r"^options: xyzzy: there is no such option$"),
+        (["--training.epohcs=3"], r"^--training\.epohcs: there is no such option; did you mean training\.epochs\?$"),
+        (["--epochs=3"], r"^--epochs: there is no such option; did you mean training\.epochs\?$"),
+        (["--xyzzy=3"], r"^--xyzzy: there is no such option$"),
+        (["--data.short_side=64"], r"^--data\.short_side: Input should be a list, such as \[64\], not 64$"),
+        (["--training.accelerator=banana"], r"accelerator: Input should be 'auto', 'cpu' or 'gpu', not 'banana'$"),
+        (["--training.devices=0"], r"^--training\.devices: .*greater than 0"),
         (["--data.batch_size=0"], r"data\.batch_size: Input should be greater than 0, not 0$"),
         (["--data.workers=-1"], r"data\.workers: Input should be greater than or equal to 0, not -1$"),
         (["--data.short_side=[]"], r"data\.short_side: .*at least 1 item"),
@@ -111,6 +115,14 @@ def test_a_wrong_file_is_named(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         load_config(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_the_file_is_named_where_its_own_value_is_wrong_and_not_the_option(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("training: {epochs: many}")
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: training\.epochs: "):
+        load_config(path, ["--training.ema=null"])
+    assert load_config(path, ["--training.epochs=2"]).training.epochs == 2
 
 
 @pytest.mark.parametrize(("name", "reason"), [("missing.yaml", "No such file"), ("", "Is a directory")])

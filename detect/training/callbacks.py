@@ -68,7 +68,7 @@ class ProgressBar(Callback):
         self.console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -115,6 +115,9 @@ class ProgressBar(Callback):
         self.bar.stop()
 
     def _figures(self, trainer: Trainer) -> str:
-        shown = ("loss", "rpn_objectness", "rpn_boxes", "classification", "boxes", "val_loss", "AP", "AP50")
+        """The sum of the losses and the AP, which fit into 80 columns; where there is room, each loss too."""
+        parts = ("rpn_objectness", "rpn_boxes", "classification", "boxes")
+        wide = not self.console.is_terminal or self.console.width >= 150
+        shown = ("loss", *parts, "val_loss", "AP", "AP50") if wide else ("loss", "AP")
         metrics = trainer.callback_metrics
         return "  ".join(f"{name} {float(metrics[name]):.3f}" for name in shown if name in metrics)

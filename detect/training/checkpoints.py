@@ -28,6 +28,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             draft.replace(path)
         except (OSError, RuntimeError) as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # torch's writer complains of the half-written file
+                raise error.__context__ from None
             if isinstance(error, RuntimeError) and "write" not in str(error):
                 raise
             reason = error.strerror if isinstance(error, OSError) else "the disk is full or not writable"

@@ -6,9 +6,9 @@ import csv
 import os
 import time
 import warnings
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, Trainer, seed_everything
@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, Learn
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from detect.checkpoint import load_checkpoint, model_card
 from detect.config import Config, TrainingOptions, save_config
@@ -33,9 +34,13 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     """Trains as the config says; returns the best checkpoint (the last without validation) and the seconds it took.
 
     The folder `out` then holds `config.yaml`, `metrics.csv`, `tensorboard/` and `checkpoints/{best,last}.ckpt`. With
-    `resume` the run goes on after the folder's last checkpoint.
+    `resume` the run goes on after the folder's last checkpoint, or begins where it did not come to one.
+
+    Raises `KeyboardInterrupt` when it is interrupted, with whole checkpoints.
     """
-    _check(config.training, out, resume)
+    _check(config.training, data, out, resume)
+    resume = resume and _last(out).exists()
+    config = replace(config, training=replace(config.training, precision=_precision(config.training)))
     started = time.monotonic()
     seed_everything(config.training.seed, verbose=False)
     # All that can be wrong with the config is found before there is a folder.
@@ -60,7 +65,6 @@ def _fit(module: DetectorModule, data: DetectionData, out: Path, resume: bool = 
         # Advice on the number of workers, and Lightning's own use of what torch deprecates, help no user.
         warnings.filterwarnings("ignore", module="lightning")
         trainer = Trainer(
-            accelerator=training.accelerator,
             **_processes(training),
             precision=LIGHTNING_PRECISION[training.precision],
             max_epochs=training.epochs,
@@ -77,25 +81,36 @@ def _fit(module: DetectorModule, data: DetectionData, out: Path, resume: bool = 
             enable_model_summary=False,
         )
         if resume:
-            _keep_rows(metrics, out / "metrics.csv")
-        trainer.fit(module, datamodule=data, ckpt_path=_last(out) if resume else None, weights_only=True)
+            _keep_rows(metrics, out)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=_last(out) if resume else None, weights_only=True)
+        except SystemExit:  # which is what Lightning makes of it
+            raise KeyboardInterrupt from None
 
 
 def _callbacks(training: TrainingOptions, out: Path, validates: bool) -> list[Callback]:
-    keep = partial(ModelCheckpoint, dirpath=out / "checkpoints", enable_version_counter=False)
+    folder: dict[str, Any] = {"dirpath": out / "checkpoints", "enable_version_counter": False}
     callbacks: list[Callback] = [
         ProgressBar(),
         StopOnNaN(),
         LearningRateMonitor(logging_interval="step"),
-        keep(filename="last", save_on_train_epoch_end=True),
+        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **folder),
     ]
     if validates:
-        callbacks.append(keep(filename="best", monitor="AP", mode="max", save_on_train_epoch_end=False))
+        callbacks.append(_Best(filename="best", monitor="AP", mode="max", save_on_train_epoch_end=False, **folder))
     if training.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=training.ema))
     if training.patience is not None and validates:
         callbacks.append(EarlyStopping("AP", mode="max", patience=training.patience))
     return callbacks
+
+
+class _Best(ModelCheckpoint):
+    """Keeps the epoch of the highest AP; of several, as of those at zero, the last."""
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        equal = current is not None and current == self.best_model_score
+        return bool(equal) or super().check_monitor_top_k(trainer, current)
 
 
 class _DDP(DDPStrategy):
@@ -107,23 +122,42 @@ class _DDP(DDPStrategy):
 
 
 def _processes(training: TrainingOptions) -> dict[str, Any]:
-    """How many processes there are: as torchrun started them, else as the config says."""
+    """Where training runs and in how many processes: as torchrun started them, else as the config says."""
     # With alternation only a part of the parameters is trained in each phase.
     parallel = _DDP(find_unused_parameters=training.alternating)
     if torch.distributed.is_torchelastic_launched():
         here, machines = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
-        return {"devices": here, "num_nodes": machines, "strategy": parallel}
-    several = training.devices not in ("auto", 1, "1") or torch.cuda.device_count() > 1
-    return {"devices": training.devices, "strategy": parallel if several else "auto"}
+        return {"accelerator": training.accelerator, "devices": here, "num_nodes": machines, "strategy": parallel}
+    several = _count_processes(training) > 1
+    devices = training.devices or "auto"
+    return {"accelerator": training.accelerator, "devices": devices, "strategy": parallel if several else "auto"}
+
+
+def _precision(training: TrainingOptions) -> Literal["auto", "fp32", "bf16", "fp16"]:
+    """What `auto` stands for here; the folder of the run remembers it."""
+    if training.precision != "auto":
+        return training.precision
+    if training.accelerator != "cpu" and torch.cuda.is_available():
+        multiplies_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # torch also computes bf16 on other CPUs, many times slower than fp32.
+        multiplies_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if multiplies_bf16 else "fp32"
+
+
+def _count_processes(training: TrainingOptions) -> int:
+    if torch.distributed.is_torchelastic_launched():
+        return int(os.environ["WORLD_SIZE"])
+    return training.devices or max(1, 0 if training.accelerator == "cpu" else torch.accelerator.device_count())
 
 
 @rank_zero_only
-def _keep_rows(metrics: CSVLogger, file: Path) -> None:
-    """Lightning begins `metrics.csv` anew; a run that goes on keeps the rows that are there."""
+def _keep_rows(metrics: CSVLogger, out: Path) -> None:
+    """Lightning begins `metrics.csv` anew; a run that goes on keeps the rows up to its checkpoint."""
+    file, step = out / "metrics.csv", torch.load(_last(out), weights_only=True, mmap=True)["global_step"]
     if file.exists():
         with file.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-        metrics.experiment.metrics += rows
+            metrics.experiment.metrics += [row for row in csv.DictReader(lines) if int(row["step"]) < step]
 
 
 def _last(out: Path) -> Path:
@@ -139,13 +173,26 @@ def _begin_folder(config: Config, out: Path) -> None:
         raise UserError(f"{out}: {error.strerror}; choose another folder with --out") from None
 
 
-def _check(training: TrainingOptions, out: Path, resume: bool) -> None:
+def _check(training: TrainingOptions, data: DetectionData, out: Path, resume: bool) -> None:
+    gpus, processes = torch.accelerator.device_count(), _count_processes(training)
+    if training.accelerator == "gpu" and not gpus:
+        raise UserError("training.accelerator: torch sees no GPU; choose cpu or auto")
+    if gpus and training.accelerator != "cpu" and processes > gpus * int(os.environ.get("GROUP_WORLD_SIZE", 1)):
+        raise UserError(f"training.devices: there are {gpus} GPUs here for {processes} processes; choose fewer")
     if training.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("training.precision: fp16 needs a CUDA device; choose bf16 or fp32")
+        raise UserError("training.precision: fp16 needs a CUDA device; choose auto, bf16 or fp32")
     if resume and training.alternating:
         raise UserError("--resume: alternating training cannot go on; start anew without it")
-    if resume and not _last(out).exists():
-        raise UserError(f"{_last(out)}: there is no checkpoint to resume from; start anew without --resume")
+    if resume and not (out / "config.yaml").exists():
+        raise UserError(f"--resume: {out} holds no run; start one without --resume")
+    if data.val is not None:
+        place = f"{data.val.root}: the split {data.val.split}"
+        if all(record.crowd.all() for record in data.val.records):
+            raise UserError(
+                f"{place} has no boxes, so it cannot tell the best checkpoint; name another with --data.val, or null"
+            )
+        if len(data.val) < processes:
+            raise UserError(f"{place} has {len(data.val)} images for {processes} processes; take fewer processes")
 
 
 def _compare(config: Config, classes: tuple[str, ...], last: Path) -> None:

@@ -1,5 +1,8 @@
 import csv
+import signal
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from detect.config import Config, load_config
 from detect.data.datamodule import DetectionData
 from detect.data.shapes import SHAPES
 from detect.errors import UserError
+from detect.evaluation.evaluator import Evaluator
 from detect.models import Detector
 from detect.training.fit import fit
 from detect.training.module import DetectorModule
@@ -156,16 +160,69 @@ def test_alternating_training_ends_in_one_backbone(changed, tmp_path):
     assert any(row["AP"] for row in rows(tmp_path)) and (tmp_path / "checkpoints" / "best.ckpt").exists()
 
 
+@pytest.mark.parametrize(("has", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_the_precision_is_what_the_hardware_computes(changed, tmp_path, monkeypatch, has, chosen):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    best = run(changed({"train": "val"}, epochs=1, precision="auto"), tmp_path)
+    assert load_config(tmp_path / "config.yaml").training.precision == chosen
+    assert load_checkpoint(best).config.training.precision == chosen
+
+
+def test_of_epochs_with_equal_figures_the_last_is_the_best(changed, tmp_path, monkeypatch):
+    monkeypatch.setattr(Evaluator, "compute", lambda self: {"AP": 0.0, "losses": {}})
+    assert saved(run(changed(VALIDATED), tmp_path))["epoch"] == 1
+
+
+def test_an_interrupted_run_is_told_from_a_finished_one_and_goes_on(changed, tmp_path, monkeypatch):
+    config = changed(VALIDATED)
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectorModule, "on_train_epoch_start", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(signal, "signal", Mock())  # Lightning would leave this process deaf to Ctrl-C
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path)
+    assert (tmp_path / "config.yaml").exists() and not (tmp_path / "checkpoints").exists()
+    assert saved(run(config, tmp_path, resume=True).with_name("last.ckpt"))["epoch"] == 1
+
+
+def test_a_run_that_goes_on_forgets_the_steps_after_its_checkpoint(changed, tmp_path):
+    run(changed(VALIDATED, epochs=1), tmp_path)
+    before, steps = rows(tmp_path), 2
+    assert saved(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == steps
+    with (tmp_path / "metrics.csv").open("a", newline="") as file:
+        csv.DictWriter(file, before[0]).writerow(before[0] | {"step": steps, "AP": "0.777"})
+    run(changed(VALIDATED, epochs=2), tmp_path, resume=True)
+    figures = [row["AP"] for row in rows(tmp_path) if row["AP"]]
+    assert len(figures) == 2 and "0.777" not in figures
+
+
+def test_a_validation_split_must_tell_the_best_epoch(changed, tmp_path, monkeypatch):
+    data = DetectionData(changed(VALIDATED).data)
+    columns = ("boxes", "labels", "crowd", "difficult", "areas")
+    empty = [replace(one, **{name: getattr(one, name)[:0] for name in columns}) for one in data.val.records]
+    few = data.val.records[:1]
+    for records, training, message in (
+        (empty, {}, r"the split val has no boxes, so it cannot tell the best checkpoint; .*--data\.val"),
+        (few, {"devices": 2}, r"the split val has 1 images for 2 processes; take fewer"),
+    ):
+        monkeypatch.setattr(data, "_splits", data._splits | {"val": replace(data.val, records=tuple(records))})
+        with pytest.raises(UserError, match=message):
+            fit(changed(VALIDATED, **training), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("training", "resume", "message"),
     [
-        ({}, True, r"last\.ckpt: there is no checkpoint to resume from; start anew without --resume$"),
+        ({}, True, r"^--resume: .*run holds no run; start one without --resume$"),
+        ({"accelerator": "gpu"}, False, r"^training\.accelerator: torch sees no GPU; choose cpu or auto$"),
         ({"alternating": True}, True, "^--resume: alternating training cannot go on"),
         ({"precision": "fp16"}, False, r"^training\.precision: fp16 needs a CUDA device"),
     ],
 )
 def test_what_cannot_be_done_is_told_at_once(changed, tmp_path, monkeypatch, training, resume, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
     with pytest.raises(UserError, match=message):
         run(changed(**training), tmp_path / "run", resume=resume)
     assert not (tmp_path / "run").exists()
