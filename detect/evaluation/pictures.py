@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def draw_boxes(
         pen.rectangle((left - 1, top - 1, right, bottom), outline=BLACK, width=width + 2)
         pen.rectangle((left, top, right - 1, bottom - 1), outline=_colour(label), width=width)
     taken: list[Rectangle] = []
-    for box, label, name in zip(corners, labels.tolist(), names, strict=True):
+    for box, label, name in zip(corners, labels.tolist(), map(_shorten, names), strict=True):
         place = _place(box, _text_size(name, font), taken, canvas.size)
         _write(pen, place, name, font, _colour(label))
         taken.append(place)
@@ -71,7 +72,7 @@ def draw_pair(
     """The truths on the left and the detections of at least `score` on the right, under a line that says so.
 
     Small images are drawn two or three times as large, so that lines and names stay fine; large ones are reduced to
-    1600 pixels.
+    1600 pixels. Of an image twice as wide as high, the detections are below the truths.
 
     Args:
         image: the RGB pixels of the record.
@@ -99,7 +100,7 @@ def write_pictures(
 ) -> list[Path]:
     """Writes `draw_pair` of `count` images, evenly spaced over the data set, as JPEGs into the folder `out`.
 
-    Each file bears its image's id. Returns the files in the order of the data set.
+    Each file bears its image's name, and its id where two have the same. Returns the files in the data set's order.
 
     Raises:
         UserError: an image cannot be read.
@@ -108,12 +109,14 @@ def write_pictures(
     found = by_image(predictions, dataset)
     nothing = Prediction(-1, np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
     chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
+    records = [dataset.records[place] for place in chosen]
+    stems = Counter(record.path.stem.lower() for record in records)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
-    for place in chosen:
-        record = dataset.records[place]
+    for record in records:
         pair = draw_pair(decode(record.path), record, found.get(record.id, nothing), dataset.classes, score=score)
-        paths.append(out / f"{record.id}.jpg")
+        stem = record.path.stem
+        paths.append(out / f"{stem if stems[stem.lower()] == 1 else f'{stem}_{record.id}'}.jpg")
         # Full resolution of the colours (4:4:4) keeps thin coloured lines sharp.
         Image.fromarray(pair).save(paths[-1], quality=90, subsampling=0)
     return paths
@@ -138,12 +141,14 @@ def _side_by_side(
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
     height, width = left.shape[:2]
     font = _font((width, height))
-    gap = max(4, width // 100)
+    gap = max(4, max(width, height) // 100)
     head = 2 * _text_size("", font)[1]
-    sheet = Image.new("RGB", (2 * width + gap, head + height), WHITE)
-    for x, picture, title in ((0, left, titles[0]), (width + gap, right, titles[1])):
-        sheet.paste(Image.fromarray(picture), (x, head))
-        ImageDraw.Draw(sheet).text((x + 4, head // 2), title, fill=BLACK, font=font, anchor="lm")
+    panel = max(width, *(_text_size(title, font)[0] + 2 for title in titles)), head + height
+    step = (0, panel[1] + gap) if width > 2 * height else (panel[0] + gap, 0)
+    sheet = Image.new("RGB", (panel[0] + step[0], panel[1] + step[1]), WHITE)
+    for (x, y), picture, title in (((0, 0), left, titles[0]), (step, right, titles[1])):
+        sheet.paste(Image.fromarray(picture), (x, y + head))
+        ImageDraw.Draw(sheet).text((x + 4, y + head // 2), title, fill=BLACK, font=font, anchor="lm")
     return np.array(sheet)
 
 
@@ -156,6 +161,11 @@ def _text_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) ->
     left, _, right, _ = font.getbbox(text)
     _, top, _, bottom = font.getbbox("Äg", anchor="ls")
     return round(right - left) + 6, round(bottom - top) + 4
+
+
+def _shorten(name: str, most: int = 32) -> str:
+    """The start and the end of a name, where its score stands, if it is longer than `most` letters."""
+    return name if len(name) <= most else f"{name[: most - 9]}…{name[-8:]}"
 
 
 def _colour(label: int) -> tuple[int, int, int]:

@@ -87,11 +87,31 @@ def test_a_pair_shows_truths_left_and_detections_right(dataset_of, prediction_of
     )
 
 
-def test_a_huge_picture_is_reduced(dataset_of, prediction_of):
+def test_a_huge_picture_is_reduced_and_a_wide_one_has_its_detections_below(dataset_of, prediction_of):
     dataset = dataset_of({1: [((1000, 500, 2000, 900), 0, "")]})
     pair = draw_pair(grey(1000, 3200), dataset.records[0], prediction_of(1, []), dataset.classes)
-    assert pair.shape[1] == 2 * 1600 + 16
-    assert tuple(pair[-500 + 350, 501]) == COLOURS[0]
+    panel = (pair.shape[0] - 16) // 2
+    assert pair.shape[1] == 1600 and 500 < panel < 600
+    assert tuple(pair[panel - 500 + 350, 501]) == COLOURS[0]
+    np.testing.assert_array_equal(pair[-500:], grey(500, 1600))
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 30), (30, 20), (2, 900), (900, 2)])
+def test_the_titles_are_whole_beside_the_smallest_pictures(dataset_of, prediction_of, height, width):
+    dataset = dataset_of({1: []})
+    few, many = (
+        draw_pair(grey(height, width), dataset.records[0], prediction_of(1, []), dataset.classes, score=score)
+        for score in (0.5, 0.51234)  # the longer text needs a wider sheet, or ends before the side of it
+    )
+    assert few.shape[1] < many.shape[1] or width == 900
+    assert holds(few[:, -1:], WHITE) and not holds(few[:, -2:], BLACK)
+
+
+def test_long_names_are_shortened_in_the_middle():
+    boxes = np.array([[100, 40, 190, 80]], np.float32)
+    short, long = (draw_boxes(grey(100, 900), boxes, np.array([0]), [name]) for name in ("a" * 32, "a" * 99 + " 0.50"))
+    ends = [np.nonzero((drawn == COLOURS[0]).all(axis=-1))[1].max() for drawn in (short, long)]
+    assert 250 < ends[1] <= ends[0] + 8
 
 
 def test_a_large_picture_keeps_its_size(dataset_of, prediction_of):
@@ -116,7 +136,7 @@ def test_pictures_are_spread_evenly_and_the_same_each_time(tmp_path, dataset_of,
     paths = write_pictures(tmp_path / "new" / "out", dataset, predictions, count=4)
     assert [path.name for path in paths] == ["0.jpg", "3.jpg", "6.jpg", "9.jpg"]
     with Image.open(paths[0]) as picture:
-        assert picture.size[0] == 2 * 90 + 4
+        assert picture.size[0] > 2 * 90  # the title is longer than the image
     bytes_before = paths[0].read_bytes()
     assert write_pictures(tmp_path / "new" / "out", dataset, predictions, count=4) == paths
     assert paths[0].read_bytes() == bytes_before
@@ -128,6 +148,15 @@ def test_more_pictures_than_images_or_none(tmp_path, dataset_of):
     assert [path.name for path in write_pictures(tmp_path, dataset, [], count=1)] == ["0.jpg"]
     assert write_pictures(tmp_path, dataset, [], count=0) == []
     assert write_pictures(tmp_path, dataset_of({}), []) == []
+
+
+def test_images_of_one_name_are_told_apart_by_their_ids(tmp_path, dataset_of):
+    dataset = on_disk(tmp_path, dataset_of, 3)
+    (tmp_path / "other").mkdir()
+    same = tmp_path / "other" / "0.JPG"
+    Image.fromarray(grey(20, 30)).save(same)
+    object.__setattr__(dataset.records[2], "path", same)
+    assert [path.name for path in write_pictures(tmp_path, dataset, [])] == ["0_0.jpg", "1.jpg", "0_2.jpg"]
 
 
 def test_an_image_that_is_gone(tmp_path, dataset_of):
