@@ -85,7 +85,8 @@ def test_bf16_scores_nearly_the_same():
     assert detections.boxes.dtype == detections.scores.dtype == torch.float32
     with torch.no_grad():
         full, half = (one.rpn(one.features(inputs)) for one in (prepare(model), prepared))
-        torch.testing.assert_close(half.logits, full.logits, atol=0.02, rtol=0.05)
+        error = (half.logits - full.logits).square().mean().sqrt() / full.logits.std()
+        assert 0 < error < 0.02  # of 8 bits; how they are summed is up to the machine
         boxes = torch.tensor([[10.0, 10, 50, 40]]).expand(2, 1, 4)
         (scores, deltas), (logits, _) = (one.heads(one.features(inputs), boxes) for one in (prepare(model), prepared))
     torch.testing.assert_close(logits.softmax(-1), scores.softmax(-1), atol=0.05, rtol=0)

@@ -164,9 +164,11 @@ def test_alternating_training_ends_in_one_backbone(changed, tmp_path):
 def test_the_precision_is_what_the_hardware_computes(changed, tmp_path, monkeypatch, has, chosen):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    best = run(changed({"train": "val"}, epochs=1, precision="auto"), tmp_path)
+    modules = []
+    monkeypatch.setattr("detect.training.fit._fit", lambda module, *_: modules.append(module))
+    run(changed({"train": "val"}, precision="auto"), tmp_path)
     assert load_config(tmp_path / "config.yaml").training.precision == chosen
-    assert load_checkpoint(best).config.training.precision == chosen
+    assert modules[0].training_options.precision == modules[0].card["config"]["training"]["precision"] == chosen
 
 
 def test_of_epochs_with_equal_figures_the_last_is_the_best(changed, tmp_path, monkeypatch):
