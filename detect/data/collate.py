@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 
 from detect.data.canvases import Size
 from detect.errors import UserError
-from detect.structures import Batch, Images, Targets
+from detect.structures import Batch, Images, Proposals, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,14 @@ class Sample:
     scale: tuple[float, float]
     """Pixels here for each pixel of the file, along x and along y."""
     canvas: Size
+    proposals: Float32[np.ndarray, "r 4"] | None = None
+    """Boxes of a store, best first."""
 
 
-def collate(samples: Sequence[Sample], max_objects: int) -> Batch:
+def collate(samples: Sequence[Sample], max_objects: int, max_proposals: int = 0) -> Batch:
     """One padded batch. The truths' length is the next power of two, so that few lengths occur.
+
+    Proposals, of which the best `max_proposals` are taken, are padded to that length.
 
     Raises `UserError` when an image has more than `max_objects` truths: nothing is cut in silence.
     """
@@ -51,7 +55,19 @@ def collate(samples: Sequence[Sample], max_objects: int) -> Batch:
         targets=Targets(*(torch.from_numpy(array) for array in (boxes, labels, valid, crowd))),
         ids=torch.tensor([sample.id for sample in samples]),
         scales=torch.tensor([sample.scale for sample in samples], dtype=torch.float32),
+        proposals=_proposals(samples, max_proposals),
     )
+
+
+def _proposals(samples: Sequence[Sample], length: int) -> Proposals | None:
+    """All of a batch have them or none has. What selective search ranks has no scores: they are 1."""
+    lists = [sample.proposals[:length] for sample in samples if sample.proposals is not None]
+    if not lists:
+        return None
+    boxes, valid = torch.zeros(len(samples), length, 4), torch.zeros(len(samples), length, dtype=torch.bool)
+    for row, proposals in enumerate(lists):
+        boxes[row, : len(proposals)], valid[row, : len(proposals)] = torch.from_numpy(proposals), True
+    return Proposals(boxes, valid.float(), valid)
 
 
 def _padded_length(samples: Sequence[Sample], max_objects: int) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import cached_property, partial
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,6 +24,7 @@ from detect.data.options import DataOptions
 from detect.data.read import read
 from detect.data.transforms import Augmentation, Resize, resize
 from detect.errors import UserError
+from detect.proposals.store import ProposalStore, digest
 from detect.structures import Batch
 
 
@@ -41,6 +45,7 @@ class DetectionData(LightningDataModule):
         self._augmentation = Augmentation(options.augment)
         self._resizes = [Resize(short_side, options.long_side) for short_side in options.short_side]
         self._splits: dict[str, Dataset] = {}
+        self._digests: dict[Path, bytes] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -53,6 +58,7 @@ class DetectionData(LightningDataModule):
         """A split by its name, read once; its labels follow `classes`."""
         if name not in self._splits:
             dataset = self._read(name, classes=self._classes)
+            self._digest(dataset)
             self._splits[name] = self._splits[dataset.split] = dataset  # as it is asked for, and as the files name it
         return self._splits[name]
 
@@ -89,6 +95,21 @@ class DetectionData(LightningDataModule):
         largest = max(self._resizes, key=lambda one: one.short_side)
         return self._loader(dataset, self.options.eval_batch_size, [largest], None)
 
+    def _digest(self, dataset: Dataset) -> None:
+        """Learns by what the store of proposals knows the images. Raises `UserError` where it lacks one."""
+        if self.options.proposals is None:
+            return
+        paths = [record.path for record in dataset.records]
+        with ThreadPoolExecutor() as pool:
+            found = dict(zip(paths, pool.map(digest, paths), strict=True))
+        with closing(ProposalStore(self.options.proposals)) as store:
+            if lost := store.missing(found):
+                raise UserError(
+                    f"{store.path}: has no proposals of {len(lost)} images of {dataset.root} {dataset.split}, first "
+                    f"{lost[0]}, new or changed; run detect propose {dataset.root} --out {store.path}"
+                )
+        self._digests |= found
+
     def _loader(
         self, dataset: Dataset, batch_size: int, resizes: Sequence[Resize], augmentation: Augmentation | None
     ) -> data.DataLoader[Batch]:
@@ -106,9 +127,9 @@ class DetectionData(LightningDataModule):
             world_size=distributed.get_world_size() if parallel else 1,
         )
         return data.DataLoader(
-            _Loading(dataset, augmentation),
+            _Loading(dataset, augmentation, self.options.proposals, self._digests),
             batch_sampler=sampler,
-            collate_fn=partial(collate, max_objects=self.options.max_objects),
+            collate_fn=partial(collate, max_objects=self.options.max_objects, max_proposals=self.options.max_proposals),
             num_workers=self.options.workers,
             persistent_workers=self.options.workers > 0 and augmentation is not None,
             pin_memory=torch.cuda.is_available(),
@@ -119,14 +140,30 @@ class DetectionData(LightningDataModule):
 
 
 class _Loading(data.Dataset):
-    """Decodes, augments and resizes one image at a time."""
+    """Decodes, augments and resizes one image at a time, with its boxes and, from a store, its proposals."""
 
-    def __init__(self, dataset: Dataset, augmentation: Augmentation | None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        augmentation: Augmentation | None,
+        proposals: Path | None = None,
+        digests: Mapping[Path, bytes] | None = None,
+    ) -> None:
         self.dataset, self.augmentation = dataset, augmentation
+        self.proposals, self.digests = proposals, digests or {}
+
+    @cached_property
+    def store(self) -> ProposalStore | None:
+        """Opened by each worker for itself, when it is first asked."""
+        return None if self.proposals is None else ProposalStore(self.proposals)
 
     def __getitem__(self, item: Item) -> Sample:
         record = self.dataset.records[item.index]
-        image, boxes, kept = decode(record.path), record.boxes, np.arange(len(record.boxes))
+        image, proposals = decode(record.path), np.empty((0, 4), np.float32)
+        if self.store is not None:
+            proposals = self.store.boxes(self.digests[record.path])
+        # Both kinds of boxes go where the image goes.
+        boxes, kept = np.concatenate([record.boxes, proposals]), np.arange(len(record.boxes) + len(proposals))
         if self.augmentation is not None:
             try:
                 image, boxes, kept = self.augmentation(image, boxes, item.seed)
@@ -134,14 +171,16 @@ class _Loading(data.Dataset):
                 raise UserError(f"{record.path}: {error}") from error
         height, width = _fit(item.resize.size(*image.shape[:2]), item.canvas)
         scale = (width / image.shape[1], height / image.shape[0])
+        boxes, truth = boxes * np.array(scale * 2, np.float32), kept < len(record.boxes)
         return Sample(
             id=record.id,
             image=resize(image, (height, width)),
-            boxes=boxes * np.array(scale * 2, np.float32),
-            labels=record.labels[kept],
-            crowd=record.crowd[kept],
+            boxes=boxes[truth],
+            labels=record.labels[kept[truth]],
+            crowd=record.crowd[kept[truth]],
             scale=scale,
             canvas=item.canvas,
+            proposals=None if self.store is None else boxes[~truth],
         )
 
 

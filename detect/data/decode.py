@@ -22,6 +22,9 @@ from detect.errors import UserError
 MAX_PIXELS = 2**27
 """Width times height of the largest image that is decoded: 134 million, 400 MB as RGB."""
 
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""How the names of image files end, in lower case."""
+
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _REMEDY = "restore the file or leave it out"
 _ORIENTATION = 0x0112

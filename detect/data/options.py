@@ -31,6 +31,8 @@ class DataOptions:
         augment: albumentations by name, applied in training before resizing.
         canvases: sizes of canvas for each short side; more of them pad less, fewer compile less.
         max_objects: the most truths an image.
+        proposals: a store that `detect propose` has made, for detectors without an RPN.
+        max_proposals: the best so many of them an image.
         skip_unreadable: leave missing and damaged images out (counted and told) instead of stopping.
     """
 
@@ -46,4 +48,6 @@ class DataOptions:
     augment: tuple[dict[str, Any], ...] = field(default_factory=lambda: ({"HorizontalFlip": {"p": 0.5}},))
     canvases: PositiveInt = 4
     max_objects: PositiveInt = 1024
+    proposals: Path | None = None
+    max_proposals: PositiveInt = 2000
     skip_unreadable: bool = False

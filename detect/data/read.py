@@ -17,7 +17,7 @@ from rich.progress import track
 
 from detect.data import coco, voc, yolo
 from detect.data.dataset import VALIDATION, Dataset, Record
-from detect.data.decode import check_image, orientation
+from detect.data.decode import SUFFIXES, check_image, orientation
 from detect.data.defects import Annotations, Findings, as_json, mend
 from detect.errors import UserError
 
@@ -75,6 +75,15 @@ def read(
         records=_records(annotations, sizes),
         mended=findings.mended,
     )
+
+
+def image_files(root: Path) -> list[Path]:
+    """The images that the splits of a data set list; in a folder of no known format, the image files below it."""
+    for module in _FORMATS.values():
+        if names := module.splits(root):
+            listed = (module.parse(root, name, None, Findings(root, name)).paths for name in names)
+            return list(dict.fromkeys(path for paths in listed for path in paths))
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def _format(root: Path) -> str:

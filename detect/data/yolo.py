@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from detect.data.dataset import VALIDATION
+from detect.data.decode import SUFFIXES
 from detect.data.defects import Annotations, Findings, as_json, choose_classes, inside
 from detect.errors import UserError
 
@@ -21,7 +22,6 @@ LOOKED_FOR = "data.yaml (YOLO)"
 _MAX_DEPTH = 16
 _PIXELS = 2.0
 """A box that reaches out of its image has fractions a little over 1; what is over this was meant as pixels."""
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def splits(root: Path) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ def _images(root: Path, document: dict[str, Any], split: str, findings: Findings
         if place is None:
             findings.stop("path-outside-root", path, f"{split}: {entry}")
         if place.is_dir():
-            found = (image for image in sorted(place.rglob("*")) if image.suffix.lower() in _SUFFIXES)
+            found = (image for image in sorted(place.rglob("*")) if image.suffix.lower() in SUFFIXES)
             images.update(dict.fromkeys(image for image in found if not image.name.startswith(".")))
         elif place.is_file():
             for image in _listed(root, base, place, findings):

@@ -38,12 +38,12 @@ def print_metrics(metrics: dict[str, Any], console: Console | None = None) -> No
     meanings = {**COCO_MEANING, **VOC_MEANING, **_recall_meanings(metrics), **OVERLAP_MEANING}
     overall = [(name, _figure(metrics[name]), meaning) for name, meaning in meanings.items() if name in metrics]
     if overall:
-        console.print(_table(("figure", "%", "meaning"), overall))
+        console.print(table(("figure", "%", "meaning"), overall))
     if columns := _class_columns(metrics):
         classes = next(iter(columns.values()))
         console.print()
         console.print(
-            _table(("class", *columns), [(name, *(column[name] for column in columns.values())) for name in classes])
+            table(("class", *columns), [(name, *(column[name] for column in columns.values())) for name in classes])
         )
 
 
@@ -72,14 +72,15 @@ def _recall_meanings(metrics: dict[str, Any]) -> dict[str, str]:
     return meanings
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
+def table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """Columns of words and figures, the latter in per cent."""
+    made = Table(box=None, pad_edge=False)
     for title in titles:
         words = title in ("figure", "class", "meaning")
-        table.add_column(title, justify="left" if words else "right", overflow="fold", no_wrap=not words)
+        made.add_column(title, justify="left" if words else "right", overflow="fold", no_wrap=not words)
     for row in rows:
-        table.add_row(*map(_cell, row))
-    return table
+        made.add_row(*map(_cell, row))
+    return made
 
 
 def _cell(value: str | int | float | None) -> str:

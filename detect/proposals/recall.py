@@ -39,8 +39,8 @@ class ProposalRecall:
         """The class of each truth seen so far."""
         self.ranks: Int32[np.ndarray, "n 10"] = np.empty((0, len(THRESHOLDS)), np.int32)
         """The rank of the proposal that took it, at each IoU threshold; `NEVER` for a missed truth."""
-        self.overlaps: Float64[np.ndarray, " n"] = np.empty(0, np.float64)
-        """Its best IoU with any proposal, matched or not."""
+        self.overlaps: Float64[np.ndarray, "n k"] = np.empty((0, len(self.limits)), np.float64)
+        """Its best IoU with any of the first k proposals, matched or not, for each limit k."""
 
     def update(self, proposals: Proposals, targets: Targets) -> None:
         """Adds a batch; boxes are in pixels of the canvas, proposals best first. Crowd regions are left out."""
@@ -50,7 +50,8 @@ class ProposalRecall:
         iou = (overlaps * proposals.valid.cpu().gather(1, best)[..., None]).numpy()
         truth = (targets.valid & ~targets.crowd).cpu().numpy()
         ranks = _ranks(iou, truth, THRESHOLDS)
-        self._extend(targets.labels.cpu().numpy()[truth], ranks[truth], iou.max(axis=1, initial=0.0)[truth])
+        largest = np.stack([iou[:, :limit].max(axis=1, initial=0.0)[truth] for limit in self.limits], axis=-1)
+        self._extend(targets.labels.cpu().numpy()[truth], ranks[truth], largest)
 
     def merge(self, other: ProposalRecall) -> None:
         """Adds what another one has seen, as of another process; the order does not matter.
@@ -69,18 +70,37 @@ class ProposalRecall:
         `ABO` is the mean over the truths of the best overlap, `MABO` the mean over the classes of their ABO, both with
         the largest limit.
         """
-        classes = np.unique(self.labels)
         figures = {}
-        for limit in self.limits:
-            taken = self.ranks < limit
-            figures[f"AR@{limit}"] = _mean(taken)
-            figures[f"recall@0.5@{limit}"] = _mean(taken[:, 0])
-        figures["ABO"] = _mean(self.overlaps)
-        figures["MABO"] = _mean(np.array([_mean(self.overlaps[self.labels == label]) for label in classes]))
+        for place, limit in enumerate(self.limits):
+            figures[f"AR@{limit}"] = self.average_recall(place)
+            figures[f"recall@0.5@{limit}"] = self.recall(0.5, place)
+        figures["ABO"] = self.mean_overlap()
+        figures["MABO"] = self.mabo()
         return figures
 
+    def recall(self, iou: float, place: int = -1) -> float | None:
+        """The share of the truths that one of the first `limits[place]` proposals took, at one of `THRESHOLDS`."""
+        (column,) = np.flatnonzero(np.isclose(THRESHOLDS, iou))
+        return _mean(self.ranks[:, column] < self.limits[place])
+
+    def average_recall(self, place: int = -1) -> float | None:
+        """The mean of `recall` over `THRESHOLDS`."""
+        return _mean(self.ranks < self.limits[place])
+
+    def mean_overlap(self, place: int = -1) -> float | None:
+        """The best overlap with one of the first `limits[place]` proposals, averaged over the truths."""
+        return _mean(self.overlaps[:, place])
+
+    def abo(self, place: int = -1) -> dict[int, float | None]:
+        """Of each class that was seen, the average best overlap with the first `limits[place]` proposals."""
+        return {int(one): _mean(self.overlaps[self.labels == one, place]) for one in np.unique(self.labels)}
+
+    def mabo(self, place: int = -1) -> float | None:
+        """The mean of `abo` over the classes."""
+        return _mean(np.array(list(self.abo(place).values())))
+
     def _extend(
-        self, labels: Int64[np.ndarray, " n"], ranks: Int32[np.ndarray, "n 10"], overlaps: Float64[np.ndarray, " n"]
+        self, labels: Int64[np.ndarray, " n"], ranks: Int32[np.ndarray, "n 10"], overlaps: Float64[np.ndarray, "n k"]
     ) -> None:
         self.labels = np.concatenate([self.labels, labels])
         self.ranks = np.concatenate([self.ranks, ranks])

@@ -1,5 +1,7 @@
 import json
+import shutil
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -14,6 +16,7 @@ from detect.data.options import DataOptions
 from detect.data.shapes import make_shapes
 from detect.data.transforms import Resize
 from detect.errors import UserError
+from detect.proposals.store import ProposalStore, digest
 
 ROTATE = ({"RandomRotate90": {"p": 1.0}}, {"HorizontalFlip": {"p": 0.5}}, {"ColorJitter": {"p": 1.0}})
 
@@ -185,3 +188,52 @@ def test_a_split_without_images_is_a_mistake(shapes):
     source = data(shapes)
     with pytest.raises(UserError, match="the split none has no images"):
         source.eval_loader(source.split("none"))
+
+
+# ---- proposals of a store --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(shapes, tmp_path) -> Path:
+    """The truths and the whole image, as proposals of the training and validation images."""
+    source = data(shapes)
+    with closing(ProposalStore(tmp_path / "store", {})) as store:
+        for record in (*source.split("train").records, *source.split("val").records):
+            boxes = np.vstack([record.boxes.round(), [[0, 0, record.width, record.height]]]).astype(np.float32)
+            store.add(digest(record.path), record.path.name, boxes)
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_proposals_go_where_the_image_goes(shapes, stored, workers):
+    source = data(shapes, proposals=stored, max_proposals=50, augment=ROTATE, workers=workers)
+    for batch in source.train_dataloader():
+        assert batch.proposals.boxes.shape == (2, 50, 4) and batch.proposals.valid.dtype == torch.bool
+        for row in range(2):
+            truths = batch.targets.boxes[row][batch.targets.valid[row]]
+            proposals = batch.proposals.boxes[row][batch.proposals.valid[row]]
+            assert len(proposals) == len(truths) + 1
+            # Up to the rounding of the truths to whole pixels of the file.
+            torch.testing.assert_close(proposals[:-1], truths, atol=0.75, rtol=0)
+            height, width = batch.images.sizes[row].tolist()
+            torch.testing.assert_close(proposals[-1], torch.tensor([0.0, 0, width, height]), atol=1e-3, rtol=0)
+
+
+def test_the_best_proposals_are_taken_and_none_without_a_store(shapes, stored):
+    source = data(shapes, proposals=stored, max_proposals=1)
+    (batch, *_) = source.val_dataloader()
+    assert batch.proposals.valid.all() and batch.proposals.boxes.shape == (2, 1, 4)
+    torch.testing.assert_close(batch.proposals.boxes[:, 0], batch.targets.boxes[:, 0], atol=0.75, rtol=0)
+    assert next(iter(data(shapes).val_dataloader())).proposals is None
+
+
+def test_a_store_that_lacks_an_image_is_refused_at_once(shapes, stored, tmp_path):
+    copy = shutil.copytree(shapes, tmp_path / "copy")
+    assert data(copy, proposals=stored).train  # the files may lie elsewhere
+    image = sorted((copy / "images" / "train").iterdir())[3]
+    cv2.imwrite(str(image), cv2.imread(str(image))[::-1])
+    message = rf"has no proposals of 1 images of .*copy train, first .*{image.name}, new or changed; run detect propose"
+    with pytest.raises(UserError, match=message):
+        data(copy, proposals=stored).train  # noqa: B018
+    with pytest.raises(UserError, match="gone: there is no such file"):
+        data(shapes, proposals=tmp_path / "gone").train  # noqa: B018

@@ -150,6 +150,6 @@ def test_processes_are_merged():
         together.update(*random_batch(seed))
     other.merge(one)
     assert other.compute() == pytest.approx(together.compute(), abs=1e-12)
-    np.testing.assert_array_equal(np.sort(other.overlaps), np.sort(together.overlaps))
+    np.testing.assert_array_equal(np.sort(other.overlaps, axis=0), np.sort(together.overlaps, axis=0))
     with pytest.raises(ValueError, match="limits"):
         one.merge(ProposalRecall(limits=(3,)))
