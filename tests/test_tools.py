@@ -1,0 +1,20 @@
+"""The scripts in tools/ start, and say how they are used."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[1] / "tools"
+SCRIPTS = sorted(TOOLS.rglob("*.py"))
+
+
+def test_there_are_scripts():
+    assert {path.name for path in SCRIPTS} >= {"train.py", "eval.py", "step.py", "bccd.py"}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_says_how_it_is_used(path):
+    done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("usage: ") and not done.stderr
