@@ -71,7 +71,7 @@ class DetectorModule(LightningModule):
         """Begins anew; every process evaluates the first one's running statistics."""
         assert self.evaluator is not None
         self.evaluator = Evaluator(self.evaluator.dataset)
-        if distributed.is_available() and distributed.is_initialized():
+        if _parallel():
             for buffer in self.model.buffers():
                 distributed.broadcast(buffer, 0)
 
@@ -98,14 +98,24 @@ class DetectorModule(LightningModule):
         return batch.to(device, non_blocking=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts class names, preprocessing and versions beside the weights, and the random state that the run left."""
+        """Puts class names, preprocessing and versions beside the weights, and every process's random state."""
         checkpoint["detect"] = self.card
-        checkpoint["random"] = {"cpu": torch.get_rng_state()}
+        states: list[Any] = [{"cpu": torch.get_rng_state()}]
         if self.device.type == "cuda":
-            checkpoint["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+            states[0]["cuda"] = torch.cuda.get_rng_state(self.device)
+        if _parallel():
+            states *= distributed.get_world_size()
+            distributed.all_gather_object(states, states[0])
+        checkpoint["random"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A run that goes on draws what it would have drawn."""
-        torch.set_rng_state(checkpoint["random"]["cpu"])
-        if "cuda" in checkpoint["random"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state(checkpoint["random"]["cuda"])
+        states = checkpoint["random"]
+        state = states[distributed.get_rank() % len(states) if _parallel() else 0]
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+
+
+def _parallel() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -51,3 +51,23 @@ def test_the_proposer_is_neither_trained_nor_saved(config):
     assert all(parameter.grad is None for parameter in proposer.parameters())
     assert all(parameter.grad is None for parameter in model.rpn.parameters())
     assert not any(part.training for part in proposer.modules())
+
+
+def test_every_process_goes_on_with_its_own_random_numbers(config, monkeypatch):
+    module, _ = made(config)
+    first = {"cpu": torch.Generator().manual_seed(1).get_state()}
+
+    def gather(states, own):
+        states[:] = [first, own]
+
+    for name, value in (("is_initialized", True), ("get_world_size", 2), ("get_rank", 1)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    expected = torch.rand(3)
+    module.on_load_checkpoint(checkpoint)
+    assert torch.equal(torch.rand(3), expected)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    module.on_load_checkpoint(checkpoint)
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(1)))
