@@ -12,9 +12,10 @@ _HOMES = {
     "Detections": "detect.structures",
     "FasterRCNN": "detect.models",
     "load": "detect.inference.predictor",
+    "selective_search": "detect.proposals.selective_search",
 }
 
-__all__ = ["Detections", "FasterRCNN", "load"]
+__all__ = ["Detections", "FasterRCNN", "load", "selective_search"]
 
 
 def __getattr__(name: str) -> Any:

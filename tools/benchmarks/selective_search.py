@@ -1,0 +1,181 @@
+"""Our selective search beside OpenCV's: how many windows, how well they cover the truths, and how long it takes.
+
+    pip install --no-deps --target build/opencv-contrib opencv-contrib-python-headless
+    python tools/benchmarks/selective_search.py --root data/voc2007 --opencv build/opencv-contrib
+
+OpenCV's is in its contrib build alone, which cannot be installed beside the headless one that we need. So it lies in a
+folder of its own and runs in a process of its own. Of each image, the two take turns; both have the same threads.
+
+Times are medians over the images: on the wall, and of the processor, which a busy machine disturbs less. The ratio is
+the median of the images' ratios of wall times. `--k` and `--min-size` try other first regions than the mode's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import detect
+from detect.data.dataset import Record
+from detect.data.decode import decode
+from detect.data.read import read
+from detect.proposals.recall import ProposalRecall
+from detect.structures import Proposals, Targets
+
+ALL = 10**6
+TOP = 2000
+
+OPENCV = """
+import pickle, sys, time
+import cv2
+cv2.setNumThreads(int(sys.argv[1]))
+search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation
+while sys.stdin.buffer.peek(1):
+    mode, image = pickle.load(sys.stdin.buffer)
+    wall, processor = time.perf_counter(), time.process_time()
+    side = search()
+    side.setBaseImage(image)
+    {"fast": side.switchToSelectiveSearchFast, "quality": side.switchToSelectiveSearchQuality}[mode]()
+    boxes = side.process()
+    seconds = time.perf_counter() - wall, time.process_time() - processor
+    pickle.dump((boxes, *seconds), sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+"""
+
+
+@dataclass
+class Side:
+    """What one of the two made of all images."""
+
+    name: str
+    windows: list[int] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    every: ProposalRecall = field(default_factory=lambda: ProposalRecall((ALL,)))
+    top: ProposalRecall = field(default_factory=lambda: ProposalRecall((TOP,)))
+
+    def add(self, record: Record, boxes: np.ndarray, wall: float, processor: float) -> None:
+        """Takes the boxes of one image, xyxy, best first."""
+        self.windows.append(len(boxes))
+        self.wall.append(wall)
+        self.processor.append(processor)
+        n, truths = len(boxes), len(record.boxes)
+        proposals = Proposals(torch.from_numpy(boxes)[None], torch.zeros(1, n), torch.ones(1, n, dtype=torch.bool))
+        targets = Targets(
+            torch.from_numpy(record.boxes)[None],
+            torch.from_numpy(record.labels)[None],
+            torch.ones(1, truths, dtype=torch.bool),
+            torch.from_numpy(record.crowd)[None],
+        )
+        self.every.update(proposals, targets)
+        self.top.update(proposals, targets)
+
+    def row(self) -> list[str]:
+        """A row of the table, without the ratio."""
+        every, top = self.every.compute(), self.top.compute()
+        figures = [every["MABO"], every[f"recall@0.5@{ALL}"], top["MABO"], top[f"recall@0.5@{TOP}"]]
+        return [
+            self.name,
+            f"{statistics.mean(self.windows):,.0f}",
+            *("–" if figure is None else f"{figure:.4f}" for figure in figures),
+            f"{statistics.median(self.wall):.3f} s",
+            f"{statistics.median(self.processor):.3f} s",
+        ]
+
+
+class OpenCV:
+    """OpenCV's selective search in a process that imports the contrib build."""
+
+    def __init__(self, folder: Path, threads: int):
+        environment = os.environ | {"PYTHONPATH": str(folder.resolve())}
+        command = [sys.executable, "-c", OPENCV, str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+    def __call__(self, image: np.ndarray, mode: str) -> tuple[np.ndarray, float, float]:
+        """Boxes, xyxy and best first, and the seconds on the wall and of the processor."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        pickle.dump((mode, np.ascontiguousarray(image[..., ::-1])), self.process.stdin)
+        self.process.stdin.flush()
+        boxes, wall, processor = pickle.load(self.process.stdout)
+        boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes, wall, processor
+
+
+def ours(image: np.ndarray, mode: str, options: dict[str, Any]) -> tuple[np.ndarray, float, float]:
+    """The same of our side."""
+    wall, processor = time.perf_counter(), time.process_time()
+    boxes = detect.selective_search(image, mode, **options)
+    return boxes, time.perf_counter() - wall, time.process_time() - processor
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="a data set, as for detect train")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--opencv", type=Path, help="the folder of the contrib build; ours alone without it")
+    parser.add_argument("--modes", nargs="+", choices=("fast", "quality"), default=["fast", "quality"])
+    parser.add_argument("--images", type=int, help="so many images, evenly spread over the split; all by default")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--k", type=float, nargs="+")
+    parser.add_argument("--min-size", type=int)
+    parser.add_argument("--min-side", type=float, default=20)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    cv2.setNumThreads(arguments.threads)
+    options = {name: getattr(arguments, name) for name in ("threads", "k", "min_size", "min_side")}
+    records = read(arguments.root, arguments.split).records
+    chosen = np.linspace(0, len(records) - 1, arguments.images or len(records)).round().astype(int)
+    theirs = None if arguments.opencv is None else OpenCV(arguments.opencv, arguments.threads)
+
+    columns = [
+        "mode",
+        "windows",
+        "MABO",
+        "recall@0.5",
+        f"MABO@{TOP}",
+        f"recall@0.5@{TOP}",
+        "wall",
+        "processor",
+        "ratio",
+    ]
+    table = Table(*columns)
+    for mode in arguments.modes:
+        sides = [Side(f"{mode}, ours"), Side(f"{mode}, OpenCV")]
+        warm = decode(records[0].path)
+        ours(warm, mode, options)
+        if theirs is not None:
+            theirs(warm, mode)
+        for place in track(chosen, mode, console=Console(stderr=True)):
+            image = decode(records[place].path)
+            sides[0].add(records[place], *ours(image, mode, options))
+            if theirs is not None:
+                sides[1].add(records[place], *theirs(image, mode))
+        if theirs is None:
+            table.add_row(*sides[0].row(), "")
+        else:
+            ratios = [b / a for a, b in zip(sides[0].wall, sides[1].wall, strict=True)]
+            table.add_row(*sides[0].row(), f"{statistics.median(ratios):.1f}")
+            table.add_row(*sides[1].row(), "1")
+    Console(width=140).print(table)
+    print(f"{len(chosen)} images of {arguments.root}, {arguments.threads} threads")
+
+
+if __name__ == "__main__":
+    main()
