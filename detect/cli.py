@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OPTIONS_NOTE = """\
 Any option of the config can be changed after it, as --section.key VALUE:
   --data.root DIR  --data.short_side [600]  --data.batch_size 8  --training.epochs 24
-  --training.precision bf16  --model.backbone.weights IMAGENET1K_V1
+  --training.precision auto  --model.backbone.weights IMAGENET1K_V1
 The folder of a run holds config.yaml with all of them."""
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if overrides and not options.takes_overrides:
         parser.error(f"unrecognised: {' '.join(overrides)}")
     try:
-        options.run(options, overrides)
+        return options.run(options, overrides) or 0
     except KeyboardInterrupt as interrupt:
         print(f"detect: {interrupt}" if interrupt.args else "detect: interrupted", file=sys.stderr)
         return 130
@@ -41,7 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"detect: error: {message}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,6 +79,21 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the weights")
     evaluate.add_argument("--engine", choices=("pycocotools", "fast"), default="pycocotools", help="equal figures")
     evaluate.set_defaults(takes_overrides=True)
+
+    propose = _command(
+        commands,
+        "propose",
+        _propose,
+        "selective search into a store of proposals, or the recall of proposals",
+        "detect propose data/bccd --out runs/bccd.proposals",
+    )
+    propose.add_argument("sources", nargs="+", metavar="SOURCE", help="a data set, a folder, an image or a pattern")
+    propose.add_argument("--out", type=Path, help="the store; images that it has are not searched again")
+    propose.add_argument("--mode", choices=("single", "fast", "quality"), default="fast", help="default: %(default)s")
+    propose.add_argument("--seed", type=int, default=0, help="of the ranking")
+    propose.add_argument("--processes", type=int, help="how many work at a time (default: one for each core)")
+    propose.add_argument("--recall", metavar="SPLIT", help="tell how well the proposals cover the truths of this split")
+    propose.add_argument("--ckpt", type=Path, help="with --recall: the proposals of this checkpoint's RPN")
 
     sets = commands.add_parser("data", help="make, fetch data sets", epilog="example: detect data download bccd")
     data = sets.add_subparsers(required=True, metavar="COMMAND")
@@ -183,6 +197,68 @@ def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         _refuse_used(out)
         _make(out)
     _evaluate(checkpoint, options.ckpt, data, split, out, options.precision, options.engine)
+
+
+def _propose(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from detect.inference.propose import propose
+
+    if options.ckpt is not None:
+        _rpn_recall(options)
+        return 0
+    if options.out is None:
+        raise UserError("--out: name the file of the store, for example --out proposals.db")
+    try:
+        outcome = propose(options.sources, options.out, options.mode, options.seed, options.processes)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on where this one ended") from None
+    print(f"{options.out}: {outcome.added} images added, {outcome.present} were there")
+    for line in outcome.unreadable:
+        print(f"detect: left out: {line}", file=sys.stderr)
+    if options.recall is not None:
+        _store_recall(options)
+    return 3 if outcome.unreadable else 0
+
+
+def _store_recall(options: argparse.Namespace) -> None:
+    from detect.data.read import read
+    from detect.evaluation.proposals import draw_recall, print_recall
+    from detect.inference.recall import store_recall
+    from detect.proposals.store import ProposalStore
+
+    store = ProposalStore(options.out)
+    dataset = read(_only_source(options), options.recall, skip_unreadable=True)
+    recall = store_recall(store, dataset)
+    print_recall(recall, dataset.classes)
+    picture = options.out.with_name(f"{options.out.name}.{dataset.split}.png")
+    draw_recall(picture, recall, f"Selective search, {options.mode}: {dataset.root} {dataset.split}")
+    print(picture)
+
+
+def _rpn_recall(options: argparse.Namespace) -> None:
+    import torch
+
+    from detect.checkpoint import load_checkpoint
+    from detect.evaluation.proposals import draw_recall, print_recall
+    from detect.inference.predictor import prepare
+    from detect.inference.recall import rpn_recall
+
+    if options.recall is None:
+        raise UserError("--ckpt: the recall of an RPN needs the split of the truths; give --recall SPLIT")
+    checkpoint = load_checkpoint(options.ckpt, [f"--data.root={_only_source(options)}"])
+    data = _data(checkpoint.config, checkpoint.classes)
+    dataset = data.split(options.recall)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recall = rpn_recall(prepare(checkpoint.model.to(device)), data.eval_loader(dataset), device)
+    print_recall(recall, dataset.classes)
+    picture = options.out or options.ckpt.with_name(f"proposals_{dataset.split}.png")
+    draw_recall(picture, recall, f"RPN: {dataset.root} {dataset.split}")
+    print(picture)
+
+
+def _only_source(options: argparse.Namespace) -> Path:
+    if len(options.sources) != 1:
+        raise UserError("--recall: give one data set as the only source, for it has the truths")
+    return Path(options.sources[0])
 
 
 def _shapes(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -67,7 +67,9 @@ def commands(parser=None) -> list[tuple[str, ...]]:
 
 
 def test_all_the_commands_are_there():
-    assert {" ".join(names) for names in commands()} >= {"demo", "train", "eval", "data shapes", "data download"}
+    assert {" ".join(names) for names in commands()} >= {
+        *("demo", "train", "eval", "propose", "data shapes", "data download"),
+    }
 
 
 @pytest.mark.parametrize("names", commands(), ids=" ".join)
@@ -151,6 +153,15 @@ def test_eval_takes_options_of_the_model_and_refuses_those_of_training(run, tmp_
     assert "training is over" in mistake(capsys, "eval", "--ckpt", best, "--training.epochs=3")
     wrong = mistake(capsys, "eval", "--ckpt", best, "--model.head.channels=16")
     assert wrong.startswith(f"{best}: its weights do not fit the options: size mismatch")
+
+
+def test_the_recall_of_an_rpn(run, shapes, tmp_path, capsys):
+    best = str(run / "checkpoints" / "best.ckpt")
+    picture = tmp_path / "recall.png"
+    assert main(["propose", str(shapes), "--ckpt", best, "--recall", "val", "--out", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert "recall@0.8" in printed and "MABO" in printed and str(picture) in printed and picture.stat().st_size
+    assert "only source" in mistake(capsys, "propose", shapes, shapes, "--ckpt", best, "--recall", "val")
 
 
 def test_the_version(capsys):

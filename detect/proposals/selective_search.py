@@ -56,6 +56,9 @@ class Strategies(NamedTuple):
     similarities: tuple[str, ...]
 
 
+REVISION = 1
+"""Counts the changes after which the same image has other boxes: a store of proposals remembers it."""
+
 MODES: dict[Mode, Strategies] = {
     "single": Strategies(("HSV",), (100,), ("CTSF",)),
     "fast": Strategies(("HSV", "Lab"), (50, 100), ("CTSF", "TSF")),
