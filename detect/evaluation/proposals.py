@@ -19,6 +19,9 @@ SHOWN = (0.5, 0.7, 0.8)
 def print_recall(recall: ProposalRecall, classes: Sequence[str], console: Console | None = None) -> None:
     """Prints recall, AR and (M)ABO of the first k proposals for each limit k, and the ABO of each class.
 
+    Recall is the share of the truths that some proposal covers with the IoU; for AR, as COCO has it, each proposal
+    stands for one truth at most.
+
     Args:
         classes: the name of each label.
         console: where to print; the terminal if not given.
@@ -38,13 +41,13 @@ def draw_recall(path: Path, recall: ProposalRecall, title: str) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
-    lines = {f"recall at IoU {iou:g}": partial(recall.recall, iou) for iou in SHOWN} | {"MABO": recall.mabo}
+    lines = {f"recall at IoU {iou:g}": partial(recall.covered, iou) for iou in SHOWN} | {"MABO": recall.mabo}
     for name, line in lines.items():
         figures = np.array([line(place) for place in range(len(recall.limits))], float)
         left.plot(recall.limits, figures, marker=".", label=name)
     left.set(xscale="log", xlabel="proposals an image", ylim=(0, 1))
     for place, limit in enumerate(recall.limits):
-        figures = np.array([recall.recall(iou, place) for iou in THRESHOLDS], float)
+        figures = np.array([recall.covered(iou, place) for iou in THRESHOLDS], float)
         right.plot(THRESHOLDS, figures, marker=".", label=f"{limit} proposals")
     right.set(xlabel="IoU", ylabel="recall", ylim=(0, 1))
     for axes in (left, right):
@@ -54,5 +57,5 @@ def draw_recall(path: Path, recall: ProposalRecall, title: str) -> None:
 
 
 def _figures(recall: ProposalRecall, place: int) -> list[float | None]:
-    recalls = [recall.recall(iou, place) for iou in SHOWN]
+    recalls = [recall.covered(iou, place) for iou in SHOWN]
     return [*recalls, recall.average_recall(place), recall.mean_overlap(place), recall.mabo(place)]

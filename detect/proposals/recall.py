@@ -83,6 +83,13 @@ class ProposalRecall:
         (column,) = np.flatnonzero(np.isclose(THRESHOLDS, iou))
         return _mean(self.ranks[:, column] < self.limits[place])
 
+    def covered(self, iou: float, place: int = -1) -> float | None:
+        """The share of the truths that one of the first `limits[place]` proposals overlaps with at least this IoU.
+
+        Other than for `recall`, one proposal may stand for several truths (Uijlings et al. 2013, §5; Hosang et al.).
+        """
+        return _mean(self.overlaps[:, place] >= iou)
+
     def average_recall(self, place: int = -1) -> float | None:
         """The mean of `recall` over `THRESHOLDS`."""
         return _mean(self.ranks < self.limits[place])

@@ -67,8 +67,17 @@ def test_a_proposal_takes_one_truth_only():
     recall = ProposalRecall(limits=(1, 2))
     recall.update(proposals_of([[A, B]]), targets_of([[A, A80]]))
     assert recall.ranks[:, 0].tolist() == [0, NEVER]
-    assert recall.compute()["recall@0.5@2"] == 0.5
-    assert recall.compute()["ABO"] == pytest.approx(0.9)
+    assert recall.compute()["recall@0.5@2"] == recall.recall(0.5) == 0.5
+    assert recall.compute()["ABO"] == recall.mean_overlap() == pytest.approx(0.9)
+    assert recall.covered(0.5) == recall.covered(0.8) == 1.0 and recall.covered(0.85) == 0.5
+
+
+def test_each_limit_has_its_overlaps_and_each_class_its_own():
+    recall = ProposalRecall(limits=(1, 2))
+    recall.update(proposals_of([[A60, B]]), targets_of([[A, B]], labels=[[3, 5]]))
+    assert recall.abo(0) == pytest.approx({3: 0.6, 5: 0.0}) and recall.abo() == pytest.approx({3: 0.6, 5: 1.0})
+    assert recall.mabo(0) == pytest.approx(0.3) and recall.mabo() == pytest.approx(0.8)
+    assert recall.covered(0.5, 0) == 0.5 and recall.covered(0.5) == 1.0 and recall.covered(0.7) == 0.5
 
 
 def test_crowd_regions_are_no_truths():

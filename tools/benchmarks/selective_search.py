@@ -87,8 +87,7 @@ class Side:
 
     def row(self) -> list[str]:
         """A row of the table, without the ratio."""
-        every, top = self.every.compute(), self.top.compute()
-        figures = [every["MABO"], every[f"recall@0.5@{ALL}"], top["MABO"], top[f"recall@0.5@{TOP}"]]
+        figures = [figure for side in (self.every, self.top) for figure in (side.mabo(), side.covered(0.5))]
         return [
             self.name,
             f"{statistics.mean(self.windows):,.0f}",
