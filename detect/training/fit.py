@@ -45,6 +45,8 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     seed_everything(config.training.seed, verbose=False)
     # All that can be wrong with the config is found before there is a folder.
     model, *other = (config.model.build(len(data.classes)) for _ in range(2 if config.training.alternating else 1))
+    if model.rpn is not None and config.data.proposals is not None:
+        raise UserError("data.proposals: this detector proposes by itself; leave the store out")
     card = model_card(config, data.train)
     if resume:
         _compare(config, data.classes, _last(out))
