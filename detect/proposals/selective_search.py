@@ -86,8 +86,8 @@ def selective_search(
     """Boxes where objects may be: xyxy in pixels, best first, without duplicates.
 
     A box is ranked by its place from the end of its hierarchy, where the whole image is first, times a random number
-    in 0 … 1; a box that was found more than once has its best rank (§3.3). The same image, arguments, versions and CPU give
-    the same boxes to the last bit, whatever the number of threads.
+    in 0 … 1; a box that was found more than once has its best rank (§3.3). The same image, arguments and versions give
+    the same boxes to the last bit on one kind of CPU, whatever the number of threads.
 
     Memory, measured on photographs: on one thread 110 bytes a pixel in every mode (160 where all is noise), on more
     185 in fast mode and 300 in quality mode, because all colour spaces are then held at once.
