@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from detect.checkpoint import Checkpoint
     from detect.config import Config
     from detect.data.datamodule import DetectionData
+    from detect.data.dataset import Dataset
+    from detect.proposals.recall import ProposalRecall
 
 OPTIONS_NOTE = """\
 Any option of the config can be changed after it, as --section.key VALUE:
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "propose",
         _propose,
         "selective search into a store of proposals, or the recall of proposals",
-        "detect propose data/bccd --out runs/bccd.proposals",
+        "detect propose data/bccd --out data/bccd.proposals",
     )
     propose.add_argument("sources", nargs="+", metavar="SOURCE", help="a data set, a folder, an image or a pattern")
     propose.add_argument("--out", type=Path, help="the store; images that it has are not searched again")
@@ -93,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     propose.add_argument("--seed", type=int, default=0, help="of the ranking")
     propose.add_argument("--processes", type=int, help="how many work at a time (default: one for each core)")
     propose.add_argument("--recall", metavar="SPLIT", help="tell how well the proposals cover the truths of this split")
-    propose.add_argument("--ckpt", type=Path, help="with --recall: the proposals of this checkpoint's RPN")
+    propose.add_argument("--ckpt", type=Path, help="with --recall: the RPN of this checkpoint; --out is the picture")
 
     sets = commands.add_parser("data", help="make, fetch data sets", epilog="example: detect data download bccd")
     data = sets.add_subparsers(required=True, metavar="COMMAND")
@@ -200,6 +202,7 @@ def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _propose(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from detect.data.read import read
     from detect.inference.propose import propose
 
     if options.ckpt is not None:
@@ -207,6 +210,8 @@ def _propose(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0
     if options.out is None:
         raise UserError("--out: name the file of the store, for example --out proposals.db")
+    # Read before the work, so that a wrong split costs nothing.
+    truths = None if options.recall is None else read(_only_source(options), options.recall, skip_unreadable=True)
     try:
         outcome = propose(options.sources, options.out, options.mode, options.seed, options.processes)
     except KeyboardInterrupt:
@@ -214,31 +219,27 @@ def _propose(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     print(f"{options.out}: {outcome.added} images added, {outcome.present} were there")
     for line in outcome.unreadable:
         print(f"detect: left out: {line}", file=sys.stderr)
-    if options.recall is not None:
-        _store_recall(options)
+    if truths is not None:
+        _store_recall(options, truths)
     return 3 if outcome.unreadable else 0
 
 
-def _store_recall(options: argparse.Namespace) -> None:
-    from detect.data.read import read
-    from detect.evaluation.proposals import draw_recall, print_recall
+def _store_recall(options: argparse.Namespace, dataset: Dataset) -> None:
+    from contextlib import closing
+
     from detect.inference.recall import store_recall
     from detect.proposals.store import ProposalStore
 
-    store = ProposalStore(options.out)
-    dataset = read(_only_source(options), options.recall, skip_unreadable=True)
-    recall = store_recall(store, dataset)
-    print_recall(recall, dataset.classes)
+    with closing(ProposalStore(options.out)) as store:
+        recall = store_recall(store, dataset)
     picture = options.out.with_name(f"{options.out.name}.{dataset.split}.png")
-    draw_recall(picture, recall, f"Selective search, {options.mode}: {dataset.root} {dataset.split}")
-    print(picture)
+    _show_recall(recall, dataset, picture, f"Selective search, {options.mode}")
 
 
 def _rpn_recall(options: argparse.Namespace) -> None:
     import torch
 
     from detect.checkpoint import load_checkpoint
-    from detect.evaluation.proposals import draw_recall, print_recall
     from detect.inference.predictor import prepare
     from detect.inference.recall import rpn_recall
 
@@ -249,9 +250,14 @@ def _rpn_recall(options: argparse.Namespace) -> None:
     dataset = data.split(options.recall)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recall = rpn_recall(prepare(checkpoint.model.to(device)), data.eval_loader(dataset), device)
+    _show_recall(recall, dataset, options.out or options.ckpt.with_name(f"proposals_{dataset.split}.png"), "RPN")
+
+
+def _show_recall(recall: ProposalRecall, dataset: Dataset, picture: Path, title: str) -> None:
+    from detect.evaluation.proposals import draw_recall, print_recall
+
     print_recall(recall, dataset.classes)
-    picture = options.out or options.ckpt.with_name(f"proposals_{dataset.split}.png")
-    draw_recall(picture, recall, f"RPN: {dataset.root} {dataset.split}")
+    draw_recall(picture, recall, f"{title}: {dataset.root} {dataset.split}")
     print(picture)
 
 

@@ -146,11 +146,11 @@ class _Loading(data.Dataset):
         self,
         dataset: Dataset,
         augmentation: Augmentation | None,
-        proposals: Path | None = None,
-        digests: Mapping[Path, bytes] | None = None,
+        proposals: Path | None,
+        digests: Mapping[Path, bytes],
     ) -> None:
         self.dataset, self.augmentation = dataset, augmentation
-        self.proposals, self.digests = proposals, digests or {}
+        self.proposals, self.digests = proposals, digests
 
     @cached_property
     def store(self) -> ProposalStore | None:

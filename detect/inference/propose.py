@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -29,7 +28,7 @@ from rich.progress import (
 from detect.data.decode import decode
 from detect.data.read import image_files
 from detect.errors import UserError
-from detect.proposals.selective_search import REVISION, Mode, selective_search
+from detect.proposals.selective_search import REVISION, Mode, available_cores, selective_search
 from detect.proposals.store import ProposalStore, digest
 
 
@@ -60,7 +59,7 @@ def propose(
         UserError: a source holds no images, or `out` is no store or one of other parameters.
     """
     paths = find_images(sources)
-    processes = processes or os.cpu_count() or 1
+    processes = processes or available_cores()
     parameters = {"method": "selective search", "revision": REVISION, "mode": mode, "seed": seed}
     outcome = Outcome()
     with closing(ProposalStore(out, parameters)) as store, _bar() as bar:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from jaxtyping import Float32
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from detect.data.dataset import Dataset
+from detect.data.dataset import Dataset, Record
 from detect.errors import UserError
 from detect.models import Detector
 from detect.proposals.recall import ProposalRecall
@@ -29,16 +31,22 @@ def store_recall(store: ProposalStore, dataset: Dataset, limits: Sequence[int] =
     console = Console(stderr=True)
     for record in track(dataset.records, "recall", console=console, disable=not console.is_terminal):
         try:
-            boxes = torch.from_numpy(store.boxes(digest(record.path)))[None]
+            boxes = store.boxes(digest(record.path))
         except KeyError:
             raise UserError(
                 f"{store.path}: has no proposals of {record.path}; make them with detect propose {dataset.root}"
             ) from None
-        every = torch.ones(boxes.shape[:2], dtype=torch.bool)
-        truths, labels, crowd = (torch.from_numpy(one)[None] for one in (record.boxes, record.labels, record.crowd))
-        targets = Targets(truths, labels, torch.ones_like(crowd), crowd)
-        recall.update(Proposals(boxes, every.float(), every), targets)
+        add_image(recall, record, boxes)
     return recall
+
+
+def add_image(recall: ProposalRecall, record: Record, boxes: Float32[np.ndarray, "n 4"]) -> None:
+    """Adds one image with its proposals, xyxy in pixels of the file, best first."""
+    proposals, truths, labels, crowd = (
+        torch.from_numpy(one)[None] for one in (boxes, record.boxes, record.labels, record.crowd)
+    )
+    every = torch.ones(proposals.shape[:2], dtype=torch.bool)
+    recall.update(Proposals(proposals, every.float(), every), Targets(truths, labels, torch.ones_like(crowd), crowd))
 
 
 @torch.no_grad()

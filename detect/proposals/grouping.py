@@ -205,9 +205,7 @@ def _group(first_sizes, first_boxes, histograms, neighbours, pixels, with_size, 
     scores, pairs, waiting = np.empty(room, np.float32), np.empty(room, np.int64), 0
     for i in range(len(neighbours)):
         a, b = neighbours[i]
-        following[links], who[links], heads[a] = heads[a], b, links
-        following[links + 1], who[links + 1], heads[b] = heads[b], a, links + 1
-        links += 2
+        links = _link(heads, following, who, links, a, b)
         score = _similarity(a, b, histograms, rows, sizes, boxes, pixels, with_size, with_fill)
         _push(scores, pairs, waiting, score, np.int64(b) * nodes + a)
         waiting += 1
@@ -240,13 +238,19 @@ def _group(first_sizes, first_boxes, histograms, neighbours, pixels, with_size, 
                 link = following[link]
                 if alive[neighbour] and met[neighbour] != new:
                     met[neighbour] = new
-                    following[links], who[links], heads[new] = heads[new], neighbour, links
-                    following[links + 1], who[links + 1], heads[neighbour] = heads[neighbour], new, links + 1
-                    links += 2
+                    links = _link(heads, following, who, links, new, neighbour)
                     score = _similarity(neighbour, new, histograms, rows, sizes, boxes, pixels, with_size, with_fill)
                     _push(scores, pairs, waiting, score, np.int64(new) * nodes + neighbour)
                     waiting += 1
     return boxes
+
+
+@_kernel
+def _link(heads, following, who, links, a, b):
+    """Puts two regions into each other's chain of neighbours; returns the new number of links."""
+    following[links], who[links], heads[a] = heads[a], b, links
+    following[links + 1], who[links + 1], heads[b] = heads[b], a, links + 1
+    return links + 2
 
 
 @_kernel

@@ -126,7 +126,7 @@ def selective_search(
     if threads is not None and threads < 1:
         raise UserError(f"selective search: threads is {threads}; give 1 or more")
     _compile()
-    return _ranked(search.hierarchies(image, threads or _cores()), min_side, seed)
+    return _ranked(search.hierarchies(image, threads or available_cores()), min_side, seed)
 
 
 def _checked_image(image: np.ndarray) -> np.ndarray:
@@ -147,7 +147,8 @@ def _checked_image(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else np.ascontiguousarray(image)
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """The cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

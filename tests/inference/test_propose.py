@@ -121,6 +121,13 @@ def test_recall_is_printed_and_drawn(shapes, tmp_path, capsys):
         assert picture.size == (1500, 600)
 
 
+def test_what_is_wrong_with_the_truths_is_told_before_the_work(shapes, tmp_path, capsys):
+    store = tmp_path / "store"
+    for sources, split, message in (([shapes], "tset", "no split tset"), ([shapes, shapes], "val", "only source")):
+        assert main(["propose", *map(str, sources), "--out", str(store), "--recall", split]) == 2
+        assert message in capsys.readouterr().err and not store.exists()
+
+
 def test_truths_as_proposals_have_full_recall(shapes, tmp_path):
     dataset = read(shapes, "val", progress=False)
     with closing(ProposalStore(tmp_path / "store", {})) as store:

@@ -34,8 +34,8 @@ import detect
 from detect.data.dataset import Record
 from detect.data.decode import decode
 from detect.data.read import read
+from detect.inference.recall import add_image
 from detect.proposals.recall import ProposalRecall
-from detect.structures import Proposals, Targets
 
 ALL = 10**6
 TOP = 2000
@@ -74,16 +74,8 @@ class Side:
         self.windows.append(len(boxes))
         self.wall.append(wall)
         self.processor.append(processor)
-        n, truths = len(boxes), len(record.boxes)
-        proposals = Proposals(torch.from_numpy(boxes)[None], torch.zeros(1, n), torch.ones(1, n, dtype=torch.bool))
-        targets = Targets(
-            torch.from_numpy(record.boxes)[None],
-            torch.from_numpy(record.labels)[None],
-            torch.ones(1, truths, dtype=torch.bool),
-            torch.from_numpy(record.crowd)[None],
-        )
-        self.every.update(proposals, targets)
-        self.top.update(proposals, targets)
+        add_image(self.every, record, boxes)
+        add_image(self.top, record, boxes)
 
     def row(self) -> list[str]:
         """A row of the table, without the ratio."""
