@@ -27,11 +27,11 @@ def shapes(tmp_path_factory) -> Path:
     return make_shapes(folder, images={"train": 3, "val": 2}, size=(64, 96), progress=False)
 
 
-def stored(path: Path) -> dict[str, np.ndarray]:
-    """All that a store holds, by the names of the images."""
+def stored(path: Path) -> dict[tuple[str, bytes], np.ndarray]:
+    """All that a store holds, by the images' names and digests: two splits may have a name in common."""
     with closing(ProposalStore(path)) as store:
         rows = store._database.execute("SELECT name, image FROM proposals").fetchall()
-        return {name: store.boxes(image) for name, image in rows}
+        return {(name, image): store.boxes(image) for name, image in rows}
 
 
 def test_sources_are_data_sets_folders_files_and_patterns(shapes, tmp_path):
@@ -56,7 +56,8 @@ def test_every_image_has_its_proposals_whatever_the_processes(shapes, tmp_path):
         outcome = propose([str(shapes)], tmp_path / f"{processes}", processes=processes)
         assert (outcome.added, outcome.present, outcome.unreadable) == (5, 0, [])
     one, two = (stored(tmp_path / name) for name in "12")
-    assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+    assert len(one) == 5
+    assert one.keys() == two.keys() and all(np.array_equal(one[image], two[image]) for image in one)
     record = read(shapes, "val", progress=False).records[0]
     with Image.open(record.path) as image, closing(ProposalStore(tmp_path / "1")) as store:
         expected = selective_search(np.asarray(image.convert("RGB")), "fast")
@@ -85,7 +86,7 @@ def test_unreadable_images_are_named_and_the_others_done(shapes, tmp_path, capsy
     lines = error.splitlines()
     assert len(lines) == 2 and all(line.startswith(f"detect: left out: {photos}") for line in lines)
     assert "000001.jpg" in lines[0] and "z.png" in lines[1]
-    assert set(stored(tmp_path / "store")) == {"000000.jpg", "000002.jpg"}
+    assert {name for name, _ in stored(tmp_path / "store")} == {"000000.jpg", "000002.jpg"}
 
 
 def test_after_a_kill_it_goes_on_and_ends_as_if_nothing_was(shapes, tmp_path):
@@ -109,7 +110,7 @@ def test_after_a_kill_it_goes_on_and_ends_as_if_nothing_was(shapes, tmp_path):
     assert outcome.present == before and outcome.added == 12 - before
     propose([str(photos)], tmp_path / "whole", processes=1)
     one, other = stored(tmp_path / "killed"), stored(tmp_path / "whole")
-    assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    assert one.keys() == other.keys() and all(np.array_equal(one[image], other[image]) for image in one)
 
 
 def test_recall_is_printed_and_drawn(shapes, tmp_path, capsys):
