@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 
 from detect.backbones import VGG, ResNet
 from detect.data.options import DataOptions
@@ -19,6 +29,7 @@ from detect.errors import UserError
 from detect.models import (
     BoxOptions,
     FasterRCNN,
+    FastRCNN,
     HeadOptions,
     PoolingOptions,
     PostprocessOptions,
@@ -52,6 +63,42 @@ class FasterRCNNOptions:
             boxes=self.boxes,
             detections=self.detections,
         )
+
+
+@options
+class FastRCNNOptions:
+    """The arguments of `FastRCNN`; the defaults are the paper's (Girshick 2015, §2.3), but for the backbone."""
+
+    name: Literal["fast_rcnn"] = "fast_rcnn"
+    backbone: BackboneOptions = field(default_factory=ResNet)
+    pooling: PoolingOptions = field(default_factory=PoolingOptions)
+    head: HeadOptions = field(default_factory=HeadOptions)
+    boxes: BoxOptions = field(
+        default_factory=lambda: BoxOptions(samples=64, negative_from=0.1, delta_weights=None, beta=1.0)
+    )
+    detections: PostprocessOptions = field(default_factory=lambda: PostprocessOptions(nms_iou=0.3))
+
+    def build(self, num_classes: int) -> FastRCNN:
+        """The model, with its weights initialised or loaded as `backbone.weights` says."""
+        return FastRCNN(
+            num_classes,
+            backbone=self.backbone,
+            pooling=self.pooling,
+            head=self.head,
+            boxes=self.boxes,
+            detections=self.detections,
+        )
+
+
+def _model_name(model: Any) -> str:
+    """A config that does not say which detector it means, means Faster R-CNN."""
+    return model.get("name", "faster_rcnn") if isinstance(model, dict) else getattr(model, "name", "")
+
+
+ModelOptions = Annotated[
+    Annotated[FasterRCNNOptions, Tag("faster_rcnn")] | Annotated[FastRCNNOptions, Tag("fast_rcnn")],
+    Discriminator(_model_name),
+]
 
 
 @options
@@ -114,7 +161,7 @@ class Config:
         deviations: where this departs from the paper that it follows; printed before training.
     """
 
-    model: FasterRCNNOptions = field(default_factory=FasterRCNNOptions)
+    model: ModelOptions = field(default_factory=FasterRCNNOptions)
     data: DataOptions = field(default_factory=DataOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     deviations: tuple[str, ...] = ()
@@ -196,7 +243,12 @@ def _assign(values: dict[str, Any], key: str, text: str) -> None:
 def _first_mistake(error: ValidationError) -> tuple[str, str]:
     """The key of the first error, and in one line what is wrong there and what would be right."""
     mistake = error.errors(include_url=False)[0]
-    tags = {"resnet", "vgg", "faster_rcnn"}  # the tag of a union stands in pydantic's path, but not in the file
+    tags = {
+        "resnet",
+        "vgg",
+        "faster_rcnn",
+        "fast_rcnn",
+    }  # the tag of a union stands in pydantic's path, but not in the file
     place = ".".join(str(part) for part in mistake["loc"] if part not in tags)
     match mistake["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":

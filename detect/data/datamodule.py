@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cached_property, partial
@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Float32
 from lightning import LightningDataModule
 from torch import distributed
 from torch.utils import data
@@ -94,6 +95,13 @@ class DetectionData(LightningDataModule):
         """Each image of a split once, on one of the processes, as it is."""
         largest = max(self._resizes, key=lambda one: one.short_side)
         return self._loader(dataset, self.options.eval_batch_size, [largest], None)
+
+    def proposals_of(self, dataset: Dataset) -> Iterator[Float32[np.ndarray, "n 4"]]:
+        """Those of each image that a detector gets, in pixels of the file, best first."""
+        assert self.options.proposals is not None
+        with closing(ProposalStore(self.options.proposals)) as store:
+            for record in dataset.records:
+                yield store.boxes(self._digests[record.path])[: self.options.max_proposals]
 
     def _digest(self, dataset: Dataset) -> None:
         """Learns by what the store of proposals knows the images. Raises `UserError` where it lacks one."""

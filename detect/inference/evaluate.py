@@ -32,7 +32,8 @@ def evaluate(
     evaluator = Evaluator(dataset)
     console = Console(stderr=True)
     for batch in track(loader, f"evaluating {dataset.split}", console=console, disable=not console.is_terminal):
-        proposals, detections = model.propose_and_detect(batch.images.to(device))
+        given = None if batch.proposals is None else batch.proposals.to(device)
+        proposals, detections = model.propose_and_detect(batch.images.to(device), given)
         evaluator.update(batch, detections.to("cpu"), proposals.to("cpu"))
     evaluator.gather()
     return evaluator.compute(engine), evaluator

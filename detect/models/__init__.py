@@ -1,13 +1,17 @@
 """The detectors and their parts."""
 
+from detect.models.box_head import HeadOptions
 from detect.models.detector import BoxOptions, Detector
-from detect.models.faster_rcnn import FasterRCNN, HeadOptions, PoolingOptions
+from detect.models.fast_rcnn import FastRCNN
+from detect.models.faster_rcnn import FasterRCNN
 from detect.models.postprocess import PostprocessOptions
+from detect.models.region_pooling import PoolingOptions
 from detect.models.rpn import ProposalCounts, RPNOptions
 
 __all__ = [
     "BoxOptions",
     "Detector",
+    "FastRCNN",
     "FasterRCNN",
     "HeadOptions",
     "PoolingOptions",

@@ -8,7 +8,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detect.backbones import Trunk
+from detect.backbones import Backbone, Trunk
+from detect.options import options
+
+
+@options
+class HeadOptions:
+    """The layers between pooling and prediction where the backbone, a feature pyramid, leaves no trunk.
+
+    Args:
+        convolutions: 3×3 convolutions with batch norm.
+        layers: fully connected layers.
+        channels: width of these.
+    """
+
+    convolutions: int = 0
+    layers: int = 2
+    channels: int = 1024
 
 
 class BoxHead(Trunk):
@@ -38,6 +54,11 @@ class BoxHead(Trunk):
         for layer in self.layers:
             vectors = F.relu(layer(vectors))
         return vectors
+
+
+def box_trunk(backbone: Backbone, head: HeadOptions) -> BoxHead:
+    """The trunk for a backbone that leaves none."""
+    return BoxHead(backbone.features[0].channels, 7, head.channels, head.convolutions, head.layers)
 
 
 class BoxPredictor(nn.Module):

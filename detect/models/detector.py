@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detect.backbones import Backbone, Trunk
 from detect.models.box_coder import BoxCoder
 from detect.models.box_head import BoxPredictor
+from detect.models.delta_statistics import DeltaStatistics
 from detect.models.losses import box_regression_loss, classification_loss
 from detect.models.matcher import Matcher, match
 from detect.models.postprocess import PostprocessOptions, postprocess
@@ -35,8 +36,10 @@ class BoxOptions:
         positive_fraction: the largest share of objects among them.
         positive_iou: regions with at least this IoU with a truth are objects.
         negative_iou: regions below this IoU are background.
+        negative_from: but only from this IoU on; Fast R-CNN's 0.1 is its way to hard examples (Girshick 2015, §2.3).
         class_wise: four deltas for every class, or the same four for all.
-        delta_weights: factors of (dx, dy, dw, dh) that give the targets unit variance.
+        delta_weights: factors of (dx, dy, dw, dh) that give the targets unit variance; null measures mean and variance
+            of each class on the proposals to train on, as Fast R-CNN does (§2.3); an RPN has none yet.
         beta: where smooth L1 turns from square to straight.
     """
 
@@ -44,8 +47,9 @@ class BoxOptions:
     positive_fraction: float = 0.25
     positive_iou: float = 0.5
     negative_iou: float = 0.5
+    negative_from: float = 0.0
     class_wise: bool = True
-    delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    delta_weights: tuple[float, float, float, float] | None = (10.0, 10.0, 5.0, 5.0)
     beta: float = 1 / 9
 
 
@@ -76,8 +80,11 @@ class Detector(nn.Module):
         self.detections = detections or PostprocessOptions()
         self.backbone, self.rpn, self.pooling, self.trunk = backbone, rpn, pooling, trunk
         self.predictor = BoxPredictor(trunk.channels, num_classes, self.options.class_wise)
-        self.coder = BoxCoder(self.options.delta_weights)
-        self.matcher = Matcher(self.options.positive_iou, self.options.negative_iou)
+        self.coder = BoxCoder(self.options.delta_weights or (1.0, 1.0, 1.0, 1.0))
+        self.statistics = None if self.options.delta_weights else DeltaStatistics(num_classes)
+        self.matcher = Matcher(
+            self.options.positive_iou, self.options.negative_iou, negative_from=self.options.negative_from
+        )
         self.sampler = Sampler(self.options.samples, self.options.positive_fraction)
 
     # ---- what is asked of a detector ---------------------------------------------------------------------------------
@@ -172,6 +179,8 @@ class Detector(nn.Module):
         positive = samples.labels < self.num_classes
         own_class = samples.labels.clamp(max=self.num_classes - 1)[..., None, None].expand(-1, -1, 1, 4)
         goals = self.coder.encode(samples.matched_boxes, samples.boxes)
+        if self.statistics is not None:
+            goals = self.statistics.normalize(goals, samples.labels)
         return {
             "classification": classification_loss(
                 logits.flatten(0, 1), samples.labels.flatten(), samples.valid.flatten()
@@ -183,4 +192,6 @@ class Detector(nn.Module):
 
     def _detections(self, features: list[Tensor], proposals: Proposals, images: Images) -> Detections:
         logits, deltas = self.heads(features, proposals.boxes)
+        if self.statistics is not None:
+            deltas = self.statistics.restore(deltas)
         return postprocess(logits, deltas, proposals, images.sizes, self.coder, self.detections)

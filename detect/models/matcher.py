@@ -22,12 +22,14 @@ class Matcher:
     Args:
         positive_iou: an object from here on.
         negative_iou: background below this; what lies between is ignored.
+        negative_from: background from here on; what lies below is ignored.
         best_is_positive: the best boxes of every truth are objects whatever their IoU (for anchors).
     """
 
     positive_iou: float
     negative_iou: float
     best_is_positive: bool = False
+    negative_from: float = 0.0
 
     def __call__(
         self, iou: Float[Tensor, "*b n G"], valid: Bool[Tensor, "*b G"]
@@ -39,8 +41,8 @@ class Matcher:
         if self.best_is_positive:
             best_of_truth = iou.amax(dim=-2, keepdim=True)
             positive = positive | ((iou == best_of_truth) & (best_of_truth > 0)).any(dim=-1)
-        labels = torch.where(positive, 1, torch.where(best < self.negative_iou, 0, -1))
-        return indices, labels
+        negative = (best < self.negative_iou) & (best.clamp(min=0) >= self.negative_from)
+        return indices, torch.where(positive, 1, torch.where(negative, 0, -1))
 
 
 def match(

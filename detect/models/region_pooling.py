@@ -14,11 +14,28 @@ from detect.backbones import FeatureInfo
 from detect.errors import UserError
 from detect.ops.boxes import area
 from detect.ops.roi_align import multilevel_roi_align
+from detect.options import options
 
 # Levels coarser than this serve the RPN alone.
 COARSEST_STRIDE = 32
 # A box of 224² pixels, ImageNet's image, belongs to the level of stride 16 (Lin et al. 2017, eq. 1).
 CANONICAL_SIZE, CANONICAL_STRIDE = 224, 16
+
+
+@options
+class PoolingOptions:
+    """How regions are pooled; their size is the trunk's.
+
+    Args:
+        kind: `align` averages bilinear samples (He et al. 2017), `pool` takes the maximum of rounded bins (Girshick
+            2015; one feature map only).
+        sampling_ratio: samples a bin along each side, for `align`; 0 as many as the bin has cells.
+        aligned: shift the samples by half a cell, for `align`.
+    """
+
+    kind: Literal["align", "pool"] = "align"
+    sampling_ratio: int = 2
+    aligned: bool = False
 
 
 class RegionPooling(nn.Module):
@@ -27,30 +44,22 @@ class RegionPooling(nn.Module):
     Args:
         features: what the backbone gives.
         size: cells along each side of a pooled region.
-        kind: `align` averages bilinear samples, `pool` takes the maximum of rounded bins (one level only).
-        sampling_ratio: samples a bin along each side, for `align`; 0 as many as the bin has cells.
-        aligned: shift the samples by half a cell, for `align`.
+        pooling: see there.
     """
 
-    def __init__(
-        self,
-        features: Sequence[FeatureInfo],
-        size: int,
-        kind: Literal["align", "pool"] = "align",
-        sampling_ratio: int = 2,
-        aligned: bool = False,
-    ) -> None:
+    def __init__(self, features: Sequence[FeatureInfo], size: int, pooling: PoolingOptions | None = None) -> None:
         super().__init__()
+        pooling = pooling or PoolingOptions()
         self.strides = [level.stride for level in features if level.stride <= COARSEST_STRIDE]
-        if kind == "pool" and len(self.strides) > 1:
+        if pooling.kind == "pool" and len(self.strides) > 1:
             raise UserError("model.pooling.kind: pool takes one feature map; with a feature pyramid choose align")
-        self.size, self.kind, self.sampling_ratio, self.aligned = size, kind, sampling_ratio, aligned
+        self.size, self.options = size, pooling
 
     def forward(
         self, features: Sequence[Float[Tensor, "B C _ _"]], boxes: Float[Tensor, "B S 4"]
     ) -> Float[Tensor, "N C p p"]:
         """The pooled regions, image after image, N = B · S."""
-        if self.kind == "pool":
+        if self.options.kind == "pool":
             # float32: in half precision a corner would move by several pixels, and the kernel takes one dtype.
             pooled = roi_pool(features[0].float().contiguous(), _with_image(boxes), self.size, 1 / self.strides[0])
             return pooled.to(features[0].dtype)
@@ -60,8 +69,8 @@ class RegionPooling(nn.Module):
             boxes,
             self.levels(boxes),
             self.size,
-            self.sampling_ratio,
-            self.aligned,
+            self.options.sampling_ratio,
+            self.options.aligned,
         )
 
     def levels(self, boxes: Float[Tensor, "B S 4"]) -> Int[Tensor, "B S"]:

@@ -23,6 +23,7 @@ from detect.config import Config, TrainingOptions, save_config
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
 from detect.models import Detector
+from detect.structures import Targets
 from detect.training.callbacks import ProgressBar, StopOnNaN
 from detect.training.checkpoints import AtomicCheckpointIO
 from detect.training.module import DetectorModule
@@ -45,8 +46,9 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     seed_everything(config.training.seed, verbose=False)
     # All that can be wrong with the config is found before there is a folder.
     model, *other = (config.model.build(len(data.classes)) for _ in range(2 if config.training.alternating else 1))
-    if model.rpn is not None and config.data.proposals is not None:
-        raise UserError("data.proposals: this detector proposes by itself; leave the store out")
+    _check_model(model, config, data)
+    if model.statistics is not None and not resume:
+        _measure_deltas(model, data)
     card = model_card(config, data.train)
     if resume:
         _compare(config, data.classes, _last(out))
@@ -195,6 +197,32 @@ def _check(training: TrainingOptions, data: DetectionData, out: Path, resume: bo
             )
         if len(data.val) < processes:
             raise UserError(f"{place} has {len(data.val)} images for {processes} processes; take fewer processes")
+
+
+def _check_model(model: Detector, config: Config, data: DetectionData) -> None:
+    """Proposals come from one place, the RPN or the store."""
+    if model.rpn is not None and config.data.proposals is not None:
+        raise UserError("data.proposals: this detector proposes by itself; leave the store out")
+    if model.rpn is None and config.data.proposals is None:
+        raise UserError(
+            f"data.proposals: {config.model.name} needs them; run detect propose {data.options.root} --out "
+            "proposals.db, then add --data.proposals proposals.db"
+        )
+    if model.rpn is not None and model.statistics is not None:
+        raise UserError("model.boxes.delta_weights: null needs proposals before training, and an RPN has none yet")
+    if model.rpn is None and config.training.alternating:
+        raise UserError(f"training.alternating: {config.model.name} has no RPN to train in turns with")
+
+
+def _measure_deltas(model: Detector, data: DetectionData) -> None:
+    """Mean and variance of the training split's box deltas; flips and scales change neither much."""
+    assert model.statistics is not None
+    records = data.train.records
+    truths = (
+        Targets(*(torch.from_numpy(array)[None] for array in (r.boxes, r.labels, ~r.crowd, r.crowd))) for r in records
+    )
+    proposals = (torch.from_numpy(boxes) for boxes in data.proposals_of(data.train))
+    model.statistics.measure(zip(proposals, truths, strict=True), model.coder, model.matcher)
 
 
 def _compare(config: Config, classes: tuple[str, ...], last: Path) -> None:

@@ -7,7 +7,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from detect.backbones import FeatureInfo
 from detect.errors import UserError
-from detect.models.region_pooling import RegionPooling
+from detect.models.region_pooling import PoolingOptions, RegionPooling
 
 HEIGHT, WIDTH, CHANNELS = 128, 192, 6
 PYRAMID = tuple(FeatureInfo(CHANNELS, stride) for stride in (4, 8, 16, 32, 64))
@@ -53,7 +53,7 @@ def test_pyramid_is_torchvisions(images, regions):
 @pytest.mark.parametrize("kind", ["align", "pool"])
 def test_one_map_is_torchvisions(kind, images, regions):
     features, boxes = maps(SINGLE, images), random_boxes(images, regions)
-    pooled = RegionPooling(SINGLE, 7, kind)(features, boxes)
+    pooled = RegionPooling(SINGLE, 7, PoolingOptions(kind))(features, boxes)
     if kind == "align":
         expected = torchvision.ops.roi_align(features[0], list(boxes), 7, 1 / 16, 2)
     else:
@@ -65,7 +65,7 @@ def test_one_map_is_torchvisions(kind, images, regions):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_rounds_values_but_not_places(kind, dtype):
     features, boxes = [level.to(dtype) for level in maps(SINGLE)], random_boxes(2, 20)
-    pooling = RegionPooling(SINGLE, 7, kind)
+    pooling = RegionPooling(SINGLE, 7, PoolingOptions(kind))
     pooled = pooling(features, boxes)
     assert pooled.dtype == dtype
     assert torch.equal(pooled, pooling([level.float() for level in features], boxes).to(dtype))
@@ -73,4 +73,4 @@ def test_half_precision_rounds_values_but_not_places(kind, dtype):
 
 def test_roi_pool_of_a_pyramid_is_refused():
     with pytest.raises(UserError, match="with a feature pyramid choose align"):
-        RegionPooling(PYRAMID, 7, "pool")
+        RegionPooling(PYRAMID, 7, PoolingOptions("pool"))

@@ -1,0 +1,60 @@
+"""Mean and standard deviation of the box deltas of each class (Girshick 2015, §2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from detect.models.box_coder import BoxCoder
+from detect.models.matcher import Matcher, match
+from detect.structures import Targets
+
+
+class DeltaStatistics(nn.Module):
+    """Brings the goals of box regression to mean 0 and variance 1, each class by itself, and predictions back.
+
+    The numbers are buffers, so that a checkpoint carries them; before `measure` they change nothing.
+    """
+
+    mean: Float[Tensor, "C 4"]
+    std: Float[Tensor, "C 4"]
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_classes, 4))
+        self.register_buffer("std", torch.ones(num_classes, 4))
+
+    def measure(
+        self, images: Iterable[tuple[Float[Tensor, "R 4"], Targets]], coder: BoxCoder, matcher: Matcher
+    ) -> None:
+        """Takes the numbers from the proposals of each image that are objects, with its truths (of a batch of one).
+
+        Boxes may be at any scale. A class that no proposal stands for, or a single one, keeps mean 0 and deviation 1.
+        """
+        count, total, squares = (torch.zeros_like(self.mean, dtype=torch.float64) for _ in range(3))
+        for boxes, targets in images:
+            matched, labels = (of_image[0] for of_image in match(boxes[None], targets, matcher))
+            positive = labels == 1
+            deltas = coder.encode(targets.boxes[0][matched[positive]], boxes[positive]).double()
+            classes = targets.labels[0][matched[positive]]
+            count.index_add_(0, classes, torch.ones_like(deltas))
+            total.index_add_(0, classes, deltas)
+            squares.index_add_(0, classes, deltas**2)
+        mean = total / count.clamp(min=1)
+        std = (squares / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
+        # Deltas that are all the same would be divided by zero.
+        known = (count > 1) & (std > 1e-4)
+        self.mean.copy_(mean.where(known, 0.0))
+        self.std.copy_(std.where(known, 1.0))
+
+    def normalize(self, goals: Float[Tensor, "*b 4"], labels: Int[Tensor, "*b"]) -> Float[Tensor, "*b 4"]:
+        """The goals as the network is to predict them; those of background, which nobody uses, by any class."""
+        labels = labels.clamp(max=len(self.mean) - 1)
+        return (goals - self.mean[labels]) / self.std[labels]
+
+    def restore(self, deltas: Float[Tensor, "*b C 4"]) -> Float[Tensor, "*b C 4"]:
+        """What `normalize` undoes, for the prediction of every class."""
+        return deltas * self.std + self.mean

@@ -1,0 +1,170 @@
+"""Fast R-CNN: proposals that come with the batch, background from an IoU on, goals of every class normalised."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from detect.backbones import VGG, ResNet
+from detect.models import BoxOptions, FastRCNN, HeadOptions, PoolingOptions
+from detect.models.box_coder import BoxCoder
+from detect.models.delta_statistics import DeltaStatistics
+from detect.models.matcher import Matcher
+from detect.structures import Batch, Images, Proposals, Targets
+
+CLASSES = 3
+HEIGHT, WIDTH = 64, 96
+BOXES = BoxOptions(samples=16, negative_from=0.1, delta_weights=None)
+
+
+def fpn(boxes: BoxOptions = BOXES) -> FastRCNN:
+    return FastRCNN(CLASSES, ResNet(18, norm="batch"), head=HeadOptions(channels=32), boxes=boxes)
+
+
+def c4() -> FastRCNN:
+    return FastRCNN(CLASSES, ResNet(18, fpn=False, norm="batch"), boxes=BOXES)
+
+
+def vgg() -> FastRCNN:
+    return FastRCNN(CLASSES, VGG(11), pooling=PoolingOptions(kind="pool"), boxes=BOXES)
+
+
+KINDS = {"fpn": fpn, "c4": c4, "vgg": vgg}
+
+
+def make_batch(truths: int = 3, proposals: int = 40) -> Batch:
+    """Two images of different sizes, with proposals close to the truths and far from them."""
+    corner = torch.rand(2, truths, 2) * 20
+    boxes = torch.cat([corner, corner + torch.rand(2, truths, 2) * 30 + 6], dim=-1)
+    near = boxes[:, torch.arange(proposals) % truths] + torch.randn(2, proposals, 4) * 4
+    near[..., 2:] = torch.maximum(near[..., 2:], near[..., :2] + 2)
+    valid = torch.ones(2, truths, dtype=torch.bool)
+    given = torch.ones(2, proposals, dtype=torch.bool)
+    return Batch(
+        images=Images(
+            torch.randint(0, 256, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8), torch.tensor([[64, 96], [50, 70]])
+        ),
+        targets=Targets(boxes, torch.randint(0, CLASSES, (2, truths)), valid, torch.zeros_like(valid)),
+        ids=torch.arange(2),
+        scales=torch.ones(2, 2),
+        proposals=Proposals(near.clamp(0, 50), given.float(), given),
+    )
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_depends_on_data(kind):
+    with FakeTensorMode():
+        model, batch = KINDS[kind](), make_batch()
+        losses = model.loss(batch)
+        total(losses).backward()
+        detections = model.eval().detect(batch.images, batch.proposals)
+    assert losses.keys() == {"classification", "boxes"}
+    assert detections.boxes.shape == (2, 100, 4)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", ["fpn", "c4"])
+def test_loss_compiles_as_one_graph(kind):
+    torch.manual_seed(0)
+    model, batch = KINDS[kind](), make_batch()
+    results = []
+    for loss in (model.loss, torch.compile(model.loss, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        results.append(loss(batch))
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-4)
+
+
+def test_without_proposals_there_is_nothing_to_detect():
+    with pytest.raises(ValueError, match="needs proposals"):
+        fpn().detect(make_batch().images)
+
+
+def test_proposals_that_are_padding_change_nothing():
+    torch.manual_seed(0)
+    model, batch = fpn().eval(), make_batch()
+    torch.nn.init.normal_(model.predictor.scores.weight, std=0.3)  # the scores of an untrained network hardly differ
+    given = batch.proposals
+    more = Proposals(
+        torch.cat([given.boxes, torch.zeros(2, 9, 4)], dim=1),
+        torch.cat([given.scores, torch.zeros(2, 9)], dim=1),
+        torch.cat([given.valid, torch.zeros(2, 9, dtype=torch.bool)], dim=1),
+    )
+    one, other = model.detect(batch.images, given), model.detect(batch.images, more)
+    assert torch.equal(one.valid, other.valid) and one.valid.any()
+    torch.testing.assert_close(one.boxes[one.valid], other.boxes[one.valid], atol=1e-4, rtol=0)
+
+
+def test_background_begins_at_an_iou():
+    """IoU with the truth (0, 0, 10, 10): 0.5 object, 0.3 background, 0.1 still background, 0.05 and 0 left out."""
+    boxes = torch.tensor([[[0.0, 0, 10, 5], [0, 0, 10, 3], [0, 0, 10, 1], [0, 0, 5, 1], [20, 20, 30, 30]]])
+    truth = Targets(
+        torch.tensor([[[0.0, 0, 10, 10]]]),
+        torch.tensor([[1]]),
+        torch.ones(1, 1, dtype=torch.bool),
+        torch.zeros(1, 1, dtype=torch.bool),
+    )
+    model = fpn(replace(BOXES, samples=8))
+    samples = model.sample(Proposals(boxes, torch.ones(1, 5), torch.ones(1, 5, dtype=torch.bool)), truth)
+    drawn = {
+        (tuple(box), label)
+        for box, label in zip(samples.boxes[samples.valid].tolist(), samples.labels[samples.valid].tolist(), strict=True)
+    }
+    assert drawn == {
+        ((0, 0, 10, 10), 1),  # the truth itself is a proposal
+        ((0, 0, 10, 5), 1),
+        ((0, 0, 10, 3), CLASSES),
+        ((0, 0, 10, 1), CLASSES),
+    }
+
+
+def test_images_without_truths_have_no_samples_and_no_loss():
+    batch = make_batch()
+    empty = replace(batch, targets=replace(batch.targets, valid=torch.zeros_like(batch.targets.valid)))
+    losses = fpn().loss(empty)
+    assert total(losses).item() == 0
+
+
+# ---- statistics ------------------------------------------------------------------------------------------------------
+
+
+def image_of(deltas: list[float], label: int) -> tuple[Tensor, Targets]:
+    """Proposals 10 px wide that lie so many tenths of their width left of a truth."""
+    truth = torch.tensor([[[20.0, 20, 30, 30]]])
+    boxes = truth[0, 0] - torch.tensor([[10 * delta, 0, 10 * delta, 0] for delta in deltas])
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    return boxes, Targets(truth, torch.tensor([[label]]), valid, ~valid)
+
+
+def test_statistics_are_those_of_the_objects_of_each_class():
+    statistics = DeltaStatistics(3)
+    images = [image_of([0.1, 0.3], 0), image_of([-0.1, 0.9], 0), image_of([0.2], 2)]  # 0.9 has too little IoU
+    statistics.measure(images, BoxCoder(), Matcher(0.5, 0.5))
+    assert statistics.mean[0].tolist() == pytest.approx([0.1, 0, 0, 0], abs=1e-6)
+    assert statistics.std[0, 0].item() == pytest.approx((0.08 / 3) ** 0.5, abs=1e-6)
+    assert statistics.std[0, 1:].tolist() == [1, 1, 1]  # all the same: not divided by zero
+    for row in (1, 2):  # none, and a single one
+        assert statistics.mean[row].tolist() == [0] * 4 and statistics.std[row].tolist() == [1] * 4
+
+
+def test_goals_are_normalised_and_restored():
+    torch.manual_seed(0)
+    statistics = DeltaStatistics(2)
+    statistics.mean.normal_()
+    statistics.std.uniform_(0.1, 2)
+    goals, labels = torch.randn(5, 4), torch.tensor([0, 1, 1, 0, 2])  # 2 is background
+    normalised = statistics.normalize(goals, labels)
+    every = statistics.restore(normalised[:, None].expand(-1, 2, -1))
+    torch.testing.assert_close(every[torch.arange(4), labels[:4]], goals[:4])
+
+
+def test_statistics_travel_with_the_weights():
+    model, other = fpn(), fpn()
+    model.statistics.mean.fill_(0.25)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.statistics.mean, model.statistics.mean)
