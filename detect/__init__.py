@@ -10,12 +10,14 @@ __version__ = "0.1.0"
 # Where the public names live. They are imported when they are first used: `detect --help` needs none of them.
 _HOMES = {
     "Detections": "detect.structures",
+    "FastRCNN": "detect.models",
     "FasterRCNN": "detect.models",
+    "RCNN": "detect.models",
     "load": "detect.inference.predictor",
     "selective_search": "detect.proposals.selective_search",
 }
 
-__all__ = ["Detections", "FasterRCNN", "load", "selective_search"]
+__all__ = ["RCNN", "Detections", "FastRCNN", "FasterRCNN", "load", "selective_search"]
 
 
 def __getattr__(name: str) -> Any:

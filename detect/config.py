@@ -23,21 +23,26 @@ from pydantic import (
     ValidationError,
 )
 
-from detect.backbones import VGG, ResNet
+from detect.backbones import VGG, VGGM, AlexNet, ResNet
 from detect.data.options import DataOptions
 from detect.errors import UserError
 from detect.models import (
+    RCNN,
     BoxOptions,
+    CropOptions,
     FasterRCNN,
     FastRCNN,
     HeadOptions,
     PoolingOptions,
     PostprocessOptions,
+    RegionOptions,
+    RidgeOptions,
     RPNOptions,
+    SVMOptions,
 )
 from detect.options import options
 
-BackboneOptions = Annotated[ResNet | VGG, Field(discriminator="name")]
+BackboneOptions = Annotated[ResNet | VGG | VGGM | AlexNet, Field(discriminator="name")]
 
 
 @options
@@ -90,13 +95,44 @@ class FastRCNNOptions:
         )
 
 
+@options
+class RCNNOptions:
+    """The arguments of `RCNN` and of its training; all but the network are the paper's (Girshick et al. 2014).
+
+    With `fine_tuning` false, the paper's ablation of §3.2, the network stays as it was initialised or loaded.
+    """
+
+    name: Literal["rcnn"] = "rcnn"
+    backbone: BackboneOptions = field(default_factory=ResNet)
+    crop: CropOptions = field(default_factory=CropOptions)
+    regions: RegionOptions = field(default_factory=RegionOptions)
+    boxes: BoxOptions = field(default_factory=lambda: BoxOptions(samples=128, delta_weights=(1, 1, 1, 1)))
+    detections: PostprocessOptions = field(default_factory=lambda: PostprocessOptions(nms_iou=0.3))
+    fine_tuning: bool = True
+    svm: SVMOptions = field(default_factory=SVMOptions)
+    ridge: RidgeOptions = field(default_factory=RidgeOptions)
+
+    def build(self, num_classes: int) -> RCNN:
+        """The model, with its weights initialised or loaded as `backbone.weights` says; SVMs and regressors zero."""
+        return RCNN(
+            num_classes,
+            backbone=self.backbone,
+            crop=self.crop,
+            regions=self.regions,
+            boxes=self.boxes,
+            detections=self.detections,
+        )
+
+
 def _model_name(model: Any) -> str:
     """A config that does not say which detector it means, means Faster R-CNN."""
     return model.get("name", "faster_rcnn") if isinstance(model, dict) else getattr(model, "name", "")
 
 
 ModelOptions = Annotated[
-    Annotated[FasterRCNNOptions, Tag("faster_rcnn")] | Annotated[FastRCNNOptions, Tag("fast_rcnn")],
+    Annotated[FasterRCNNOptions, Tag("faster_rcnn")]
+    | Annotated[FastRCNNOptions, Tag("fast_rcnn")]
+    | Annotated[RCNNOptions, Tag("rcnn")],
     Discriminator(_model_name),
 ]
 
@@ -168,6 +204,7 @@ class Config:
 
 
 _ADAPTER = TypeAdapter(Config)
+_TAGS = {"rcnn", "fast_rcnn", "faster_rcnn", "alexnet", "resnet", "vgg", "vgg_m"}
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -243,13 +280,8 @@ def _assign(values: dict[str, Any], key: str, text: str) -> None:
 def _first_mistake(error: ValidationError) -> tuple[str, str]:
     """The key of the first error, and in one line what is wrong there and what would be right."""
     mistake = error.errors(include_url=False)[0]
-    tags = {
-        "resnet",
-        "vgg",
-        "faster_rcnn",
-        "fast_rcnn",
-    }  # the tag of a union stands in pydantic's path, but not in the file
-    place = ".".join(str(part) for part in mistake["loc"] if part not in tags)
+    # The tag of a union stands in pydantic's path, but not in the file.
+    place = ".".join(str(part) for part in mistake["loc"] if part not in _TAGS)
     match mistake["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
             return place, "there is no such option" + _similar(place)

@@ -1,7 +1,10 @@
 """Networks, each cut into a backbone and a trunk."""
 
-from detect.backbones.backbone import CNN, Backbone, FeatureInfo, Trunk
+from detect.backbones.alexnet import AlexNet
+from detect.backbones.backbone import CNN, Backbone, FeatureInfo, Trunk, WholeCNN
+from detect.backbones.pixels import Pixels
 from detect.backbones.resnet import ResNet
 from detect.backbones.vgg import VGG
+from detect.backbones.vgg_m import VGGM
 
-__all__ = ["CNN", "VGG", "Backbone", "FeatureInfo", "ResNet", "Trunk"]
+__all__ = ["CNN", "VGG", "VGGM", "AlexNet", "Backbone", "FeatureInfo", "Pixels", "ResNet", "Trunk", "WholeCNN"]

@@ -2,6 +2,7 @@
 
 A CNN is trunk ∘ backbone. The backbone runs once an image, the trunk once a region; where a network is cut is the
 choice of its own file. A new network is a new file with a description (`CNN`), a `Backbone` and, maybe, a `Trunk`.
+R-CNN cuts at the pixels: there the trunk is the whole network (`WholeCNN`), and a region is a crop of the image.
 
 Letters of the shapes: B images, H and W pixels of the canvas, N regions, p cells of a pooled region,
 c channels, h and w cells of a feature map.
@@ -90,6 +91,27 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
 
+class WholeCNN(Trunk):
+    """A network from the pixels on: each region is a crop of `pooled` × `pooled` pixels, normalised already.
+
+    Args:
+        size: pixels along each side of a crop.
+        layers: width of every layer that crops can be described by, in the network's order.
+    """
+
+    def __init__(self, size: int, layers: dict[str, int]) -> None:
+        super().__init__(channels_in=3, pooled=size, channels=list(layers.values())[-1])
+        self.layers = layers
+
+    def forward(self, regions: Float[Tensor, "N 3 p p"]) -> Float[Tensor, "N channels"]:
+        """The last layer of every crop."""
+        return list(self.forward_layers(regions).values())[-1]
+
+    def forward_layers(self, crops: Float[Tensor, "N 3 p p"]) -> dict[str, Float[Tensor, "N _"]]:
+        """Every layer of `layers`, after its ReLU; N may be 0."""
+        raise NotImplementedError
+
+
 class CNN(ABC):
     """The description of a network, to be filled from YAML; each network is a frozen dataclass of its own."""
 
@@ -100,6 +122,13 @@ class CNN(ABC):
         Raises `UserError` where the weights cannot be had or do not fit.
         """
 
+    @abstractmethod
+    def build_whole(self, size: int) -> WholeCNN:
+        """The network up to the layer before its classifier, for crops of `size` × `size` pixels.
+
+        Raises `UserError` where `size` is too small for it, and where the weights cannot be had or do not fit.
+        """
+
 
 def freeze_bottom(stages: list[nn.Sequential], train_stages: int) -> None:
     """Freeze, in place, all stages but the last `train_stages`."""
@@ -107,3 +136,24 @@ def freeze_bottom(stages: list[nn.Sequential], train_stages: int) -> None:
         raise UserError(f"train_stages: {train_stages}: the network has {len(stages)} stages; give 0 … {len(stages)}")
     for stage in stages[: len(stages) - train_stages]:
         freeze(stage)
+
+
+def centre_cells(layers: nn.Module) -> None:
+    """Pad, in place, all convolutions and pools by half their kernels: cell i at stride s is centred on pixel s · i.
+
+    A canvas whose sides are multiples of s then gives side / s cells. RoIPool rounds x / s to a cell, and unshifted
+    RoIAlign reads at cell x / s: both look where the cells are.
+    """
+    for layer in layers.modules():
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            kernel = layer.kernel_size
+            height, width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+            layer.padding = (height // 2, width // 2)
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = False
+
+
+def refuse_small(size: int, least: int) -> None:
+    """Raise `UserError` where crops of `size` pixels a side are too small for a network."""
+    if size < least:
+        raise UserError(f"size: {size}: the network needs crops of at least {least} pixels a side")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal
 
@@ -17,7 +18,9 @@ from detect.backbones.backbone import (
     SingleScaleBackbone,
     TrainStages,
     Trunk,
+    WholeCNN,
     freeze_bottom,
+    refuse_small,
 )
 from detect.backbones.fpn import FPN
 from detect.backbones.norm import Norm, norm_layer
@@ -46,19 +49,28 @@ class ResNet(CNN):
 
     def build(self) -> tuple[Backbone, Trunk | None]:
         """The network with a pyramid and no trunk, or cut in two after stage 4."""
-        name = f"resnet{self.depth}"
-        network = models.get_model(name, norm_layer=norm_layer(self.norm))
-        if self.weights is not None:
-            load_weights(network, self.weights, name)
-
-        stages = _stages(network)
-        freeze_bottom(list(stages.values()), self.train_stages)
-        channels = [64, 128, 256, 512] if self.depth < 50 else [256, 512, 1024, 2048]
+        stages, channels = self._parts()
         if self.fpn:
             norm = None if self.norm == "frozen" else self.norm
             return ResNetFPN(stages, FPN(channels, self.fpn_channels, norm)), None
         _, res5 = stages.popitem()
         return SingleScaleBackbone(stages, channels[-2]), ResNetTrunk(res5, channels[-2], channels[-1])
+
+    def build_whole(self, size: int) -> WholeCNN:
+        """The network with its average pool; `fpn` and `fpn_channels` have no say, since crops need no pyramid."""
+        refuse_small(size, 1)
+        stages, channels = self._parts()
+        return WholeResNet(size, stages, channels[-1])
+
+    def _parts(self) -> tuple[OrderedDict[str, nn.Sequential], list[int]]:
+        """The five stages with what is frozen, and the channels of the last four."""
+        name = f"resnet{self.depth}"
+        network = models.get_model(name, norm_layer=norm_layer(self.norm))
+        if self.weights is not None:
+            load_weights(network, self.weights, name)
+        stages = _stages(network)
+        freeze_bottom(list(stages.values()), self.train_stages)
+        return stages, [64, 128, 256, 512] if self.depth < 50 else [256, 512, 1024, 2048]
 
 
 class ResNetFPN(Backbone):
@@ -89,6 +101,18 @@ class ResNetTrunk(Trunk):
     def forward(self, regions: Float[Tensor, "N c p p"]) -> Float[Tensor, "N channels"]:
         """The averaged res5 of every region."""
         return self.layer4(regions).mean(dim=(2, 3))
+
+
+class WholeResNet(WholeCNN):
+    """All five stages, and the mean over the last map, which is the one layer that describes a crop."""
+
+    def __init__(self, size: int, stages: Mapping[str, nn.Sequential], channels: int) -> None:
+        super().__init__(size, {"pool5": channels})
+        self.body = nn.Sequential(OrderedDict(stages))
+
+    def forward_layers(self, crops: Float[Tensor, "N 3 p p"]) -> dict[str, Float[Tensor, "N _"]]:
+        """The averaged res5 of every crop."""
+        return {"pool5": self.body(crops).mean(dim=(2, 3))}
 
 
 def _stages(network: models.ResNet) -> OrderedDict[str, nn.Sequential]:

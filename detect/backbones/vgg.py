@@ -6,15 +6,17 @@ from collections import OrderedDict
 from dataclasses import field
 from typing import Literal
 
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torchvision.models import get_model
 
-from detect.backbones.backbone import CNN, SingleScaleBackbone, TrainStages, Trunk, freeze_bottom
+from detect.backbones.backbone import CNN, SingleScaleBackbone, TrainStages, freeze_bottom, refuse_small
+from detect.backbones.fully_connected import FullyConnectedTrunk, WholeFullyConnected
 from detect.backbones.norm import freeze_batch_norms
 from detect.backbones.weights import load_weights
 from detect.options import options
+
+LEAST = 32
+"""Pixels along each side of the smallest crop that leaves pool5 one cell."""
 
 
 @options
@@ -31,8 +33,18 @@ class VGG(CNN):
     weights: str | None = None
     """A name of torchvision's (`IMAGENET1K_V1`), a file with a state dict of torchvision's VGG, or nothing."""
 
-    def build(self) -> tuple[SingleScaleBackbone, VGGTrunk]:
+    def build(self) -> tuple[SingleScaleBackbone, FullyConnectedTrunk]:
         """The network as a backbone of stride 16 and 512 channels, and a trunk that gives 4096."""
+        stages, _, trunk = self._parts()
+        return SingleScaleBackbone(stages, channels=512), trunk
+
+    def build_whole(self, size: int) -> WholeFullyConnected:
+        """The network with its last max-pool: pool5 of 25088 numbers, fc6 and fc7 of 4096 each."""
+        refuse_small(size, LEAST)
+        return WholeFullyConnected(size, *self._parts())
+
+    def _parts(self) -> tuple[OrderedDict[str, nn.Sequential], nn.MaxPool2d, FullyConnectedTrunk]:
+        """conv1 … conv5 with what is frozen, pool5, and fc6 with fc7."""
         name = f"vgg{self.depth}" if self.norm == "none" else f"vgg{self.depth}_bn"
         network = get_model(name, init_weights=self.weights is None)
         if self.weights is not None:
@@ -42,21 +54,8 @@ class VGG(CNN):
 
         stages = _stages(network.features)
         freeze_bottom(list(stages.values()), self.train_stages)
-        return SingleScaleBackbone(stages, channels=512), VGGTrunk(network.classifier)
-
-
-class VGGTrunk(Trunk):
-    """fc6 and fc7, each with ReLU and dropout."""
-
-    def __init__(self, classifier: nn.Sequential) -> None:
-        super().__init__(channels_in=512, pooled=7, channels=4096)
-        self.fc6, self.fc7 = classifier[0], classifier[3]
-        self.dropout = nn.Dropout(0.5)
-
-    def forward(self, regions: Float[Tensor, "N 512 7 7"]) -> Float[Tensor, "N 4096"]:
-        """fc7 of every region."""
-        vectors = self.dropout(F.relu(self.fc6(regions.flatten(1))))
-        return self.dropout(F.relu(self.fc7(vectors)))
+        trunk = FullyConnectedTrunk(network.classifier[0], network.classifier[3], pooled=7)
+        return stages, network.features[-1], trunk
 
 
 def _stages(layers: nn.Sequential) -> OrderedDict[str, nn.Sequential]:

@@ -5,11 +5,14 @@ from detect.models.detector import BoxOptions, Detector
 from detect.models.fast_rcnn import FastRCNN
 from detect.models.faster_rcnn import FasterRCNN
 from detect.models.postprocess import PostprocessOptions
-from detect.models.region_pooling import PoolingOptions
+from detect.models.rcnn import RCNN, RegionOptions, RidgeOptions, SVMOptions
+from detect.models.region_pooling import CropOptions, PoolingOptions
 from detect.models.rpn import ProposalCounts, RPNOptions
 
 __all__ = [
+    "RCNN",
     "BoxOptions",
+    "CropOptions",
     "Detector",
     "FastRCNN",
     "FasterRCNN",
@@ -18,4 +21,7 @@ __all__ = [
     "PostprocessOptions",
     "ProposalCounts",
     "RPNOptions",
+    "RegionOptions",
+    "RidgeOptions",
+    "SVMOptions",
 ]

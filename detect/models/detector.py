@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from detect.models.delta_statistics import DeltaStatistics
 from detect.models.losses import box_regression_loss, classification_loss
 from detect.models.matcher import Matcher, match
 from detect.models.postprocess import PostprocessOptions, postprocess
-from detect.models.region_pooling import RegionPooling
+from detect.models.region_pooling import RegionPooling, Warp
 from detect.models.rpn import RPN, ProposalCounts, RPNOutput
 from detect.models.sampler import Sampler
 from detect.ops.boxes import take
@@ -62,6 +63,7 @@ class Detector(nn.Module):
         rpn: proposes regions from the features; without it they come with the batch.
         pooling: features of each region.
         trunk: a vector from the features of a region.
+        predictor: logits and deltas from that vector.
     """
 
     def __init__(
@@ -69,17 +71,18 @@ class Detector(nn.Module):
         num_classes: int,
         backbone: Backbone,
         rpn: RPN | None,
-        pooling: RegionPooling,
+        pooling: RegionPooling | Warp,
         trunk: Trunk,
         boxes: BoxOptions | None = None,
         detections: PostprocessOptions | None = None,
+        predictor: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.options = boxes or BoxOptions()
         self.detections = detections or PostprocessOptions()
         self.backbone, self.rpn, self.pooling, self.trunk = backbone, rpn, pooling, trunk
-        self.predictor = BoxPredictor(trunk.channels, num_classes, self.options.class_wise)
+        self.predictor = predictor or BoxPredictor(trunk.channels, num_classes, self.options.class_wise)
         self.coder = BoxCoder(self.options.delta_weights or (1.0, 1.0, 1.0, 1.0))
         self.statistics = None if self.options.delta_weights else DeltaStatistics(num_classes)
         self.matcher = Matcher(
@@ -129,7 +132,9 @@ class Detector(nn.Module):
         rows = torch.arange(pixels.shape[2], device=pixels.device) < height
         columns = torch.arange(pixels.shape[3], device=pixels.device) < width
         pixels = pixels * (rows[:, None, :, None] & columns[:, None, None, :])
-        pixels = pixels.to(next(self.backbone.parameters()).dtype, memory_format=torch.channels_last)
+        # Of R-CNN's backbone, the pixels themselves, nothing can be asked: its trunk is the whole network.
+        dtype = next(chain(self.backbone.parameters(), self.trunk.parameters())).dtype
+        pixels = pixels.to(dtype, memory_format=torch.channels_last)
         return self.backbone(pixels)
 
     def heads(
@@ -138,6 +143,10 @@ class Detector(nn.Module):
         """Logits and deltas of each box."""
         logits, deltas = self.predictor(self.trunk(self.pooling(features, boxes)))
         return logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
+
+    def scores(self, logits: Float[Tensor, "B S K"]) -> Float[Tensor, "B S C"]:
+        """The probability of each class."""
+        return logits.softmax(dim=-1)[..., :-1]
 
     @torch.no_grad()
     def sample(self, proposals: Proposals, targets: Targets) -> Samples:
@@ -194,4 +203,4 @@ class Detector(nn.Module):
         logits, deltas = self.heads(features, proposals.boxes)
         if self.statistics is not None:
             deltas = self.statistics.restore(deltas)
-        return postprocess(logits, deltas, proposals, images.sizes, self.coder, self.detections)
+        return postprocess(self.scores(logits), deltas, proposals, images.sizes, self.coder, self.detections)

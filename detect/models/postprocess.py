@@ -34,16 +34,15 @@ class PostprocessOptions:
 
 @torch.no_grad()
 def postprocess(
-    logits: Float[Tensor, "B R K"],
+    scores: Float[Tensor, "B R C"],
     deltas: Float[Tensor, "B R C 4"],
     proposals: Proposals,
     sizes: Int[Tensor, "B 2"],
     coder: BoxCoder,
     options: PostprocessOptions,
 ) -> Detections:
-    """Softmax, decoding, clipping, NMS within each class, and the best D of each image by falling score."""
+    """Decoding, clipping, NMS within each class, and the best D of each image by falling score, which is in 0 … 1."""
     num_classes = deltas.shape[2]
-    scores = logits.float().softmax(dim=-1)[..., :num_classes]
     scores = torch.where((scores > options.score) & proposals.valid.unsqueeze(-1), scores, -1.0).flatten(1)
     scores, pairs = scores.topk(min(options.candidates, scores.shape[1]))
     labels = pairs % num_classes

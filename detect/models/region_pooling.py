@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
-from torchvision.ops import roi_pool
+from torchvision.ops import roi_align, roi_pool
 
 from detect.backbones import FeatureInfo
 from detect.errors import UserError
@@ -81,6 +82,44 @@ class RegionPooling(nn.Module):
         octave = torch.floor((area(boxes).sqrt() / CANONICAL_SIZE).log2() + 1e-6)
         place = octave + self.strides.index(CANONICAL_STRIDE)
         return place.clamp(0, len(self.strides) - 1).to(torch.int64)
+
+
+@options
+class CropOptions:
+    """How R-CNN cuts proposals out of the image (Girshick et al. 2014, Appendix A; the numbers are its code's).
+
+    Args:
+        size: pixels along each side of a crop, whatever the proposal's shape.
+        context: pixels of the crop, at each side, that show what is around the proposal.
+        at_once: crops that go through the network together in prediction, which bounds the memory.
+    """
+
+    size: PositiveInt = 224
+    context: NonNegativeInt = 16
+    at_once: PositiveInt = 256
+
+
+class Warp(nn.Module):
+    """R-CNN's anisotropic warp: each proposal with its context, bilinear, as a crop of one size.
+
+    Takes the normalised pixels as a feature map of stride 1. Beyond the image a crop is 0, which is the mean colour.
+    """
+
+    def __init__(self, crop: CropOptions) -> None:
+        super().__init__()
+        if 2 * crop.context >= crop.size:
+            raise UserError(f"model.crop.context: {crop.context} on each side leave nothing of {crop.size} pixels")
+        self.size, self.scale = crop.size, crop.size / (crop.size - 2 * crop.context)
+
+    def forward(
+        self, features: Sequence[Float[Tensor, "B 3 _ _"]], boxes: Float[Tensor, "B S 4"]
+    ) -> Float[Tensor, "N 3 p p"]:
+        """The crops, image after image, N = B · S."""
+        centre, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) * (self.scale / 2)
+        wide = torch.cat([centre - half, centre + half], dim=-1)
+        # One sample a pixel, as the paper's code resizes: without averaging where the crop is smaller than the region.
+        crops = roi_align(features[0].float(), _with_image(wide), self.size, sampling_ratio=1, aligned=True)
+        return crops.to(features[0].dtype)
 
 
 def _with_image(boxes: Tensor) -> Tensor:

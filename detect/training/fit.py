@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import time
 import warnings
 from dataclasses import replace
@@ -19,15 +20,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from detect.checkpoint import load_checkpoint, model_card
-from detect.config import Config, TrainingOptions, save_config
+from detect.config import Config, RCNNOptions, TrainingOptions, save_config
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
-from detect.models import Detector
+from detect.models import RCNN, Detector
 from detect.structures import Targets
 from detect.training.callbacks import ProgressBar, StopOnNaN
 from detect.training.checkpoints import AtomicCheckpointIO
 from detect.training.module import DetectorModule
+from detect.training.stages import train_stages
 
+TUNED = "fine_tuning"
+"""The folder of R-CNN's first stage."""
 LIGHTNING_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -40,21 +44,23 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     Raises `KeyboardInterrupt` when it is interrupted, with whole checkpoints.
     """
     _check(config.training, data, out, resume)
-    resume = resume and _last(out).exists()
     config = replace(config, training=replace(config.training, precision=_precision(config.training)))
     started = time.monotonic()
     seed_everything(config.training.seed, verbose=False)
     # All that can be wrong with the config is found before there is a folder.
     model, *other = (config.model.build(len(data.classes)) for _ in range(2 if config.training.alternating else 1))
     _check_model(model, config, data)
-    if model.statistics is not None and not resume:
+    if model.statistics is not None:
         _measure_deltas(model, data)
     card = model_card(config, data.train)
-    if resume:
-        _compare(config, data.classes, _last(out))
+    for checkpoint in (_last(out), _last(out / TUNED)):
+        if resume and checkpoint.exists():
+            _compare(config, data.classes, checkpoint)
     _begin_folder(config, out)
     if other:
         _fit_alternating(model, other[0], config.training, data, card, out)
+    elif isinstance(model, RCNN):
+        _fit_stages(model, config, data, card, out, resume)
     else:
         _fit(DetectorModule(model, config.training, data.val, card), data, out, resume)
     best, last = (out / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
@@ -64,6 +70,7 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
 def _fit(module: DetectorModule, data: DetectionData, out: Path, resume: bool = False) -> None:
     """Lightning's loop with our callbacks."""
     training, validates = module.training_options, module.evaluator is not None
+    resume = resume and _last(out).exists()
     metrics = CSVLogger(out, name="", version="")
     with warnings.catch_warnings():
         # Advice on the number of workers, and Lightning's own use of what torch deprecates, help no user.
@@ -210,6 +217,8 @@ def _check_model(model: Detector, config: Config, data: DetectionData) -> None:
         )
     if model.rpn is not None and model.statistics is not None:
         raise UserError("model.boxes.delta_weights: null needs proposals before training, and an RPN has none yet")
+    if isinstance(model, RCNN) and _count_processes(config.training) > 1:
+        raise UserError("training.devices: the stages of rcnn run in one process; give --training.devices 1")
     if model.rpn is None and config.training.alternating:
         raise UserError(f"training.alternating: {config.model.name} has no RPN to train in turns with")
 
@@ -232,6 +241,31 @@ def _compare(config: Config, classes: tuple[str, ...], last: Path) -> None:
         raise UserError(f"--resume: {last} has the classes {', '.join(before.classes)}; the data has others")
     if before.config.model != config.model:
         raise UserError(f"--resume: {last} has another network than the config; start a new run for another one")
+
+
+# ---- R-CNN's stages --------------------------------------------------------------------------------------------------
+
+
+def _fit_stages(
+    model: RCNN, config: Config, data: DetectionData, card: dict[str, Any], out: Path, resume: bool
+) -> None:
+    """The network by gradients, its SVMs and box regressors from its features (Girshick et al. 2014, §2.3).
+
+    Each stage goes on where it ended. There is no validation: before the last stage there is no detector.
+    """
+    assert isinstance(config.model, RCNNOptions)
+    done, stages = out / "checkpoints" / "best.ckpt", out / "stages"
+    if resume and done.exists():
+        return
+    if config.model.fine_tuning:
+        _fit(DetectorModule(model, config.training, None, card), data, out / TUNED, resume)
+        # As it is on the disk, where an average of the weights stands in their place, also after a run that had ended.
+        model.load_state_dict(load_checkpoint(_last(out / TUNED)).model.state_dict())
+    cuda = config.training.accelerator != "cpu" and torch.cuda.is_available()
+    train_stages(model.to("cuda" if cuda else "cpu").eval(), data.eval_loader(data.train), config.model, stages)
+    weights = {f"model.{name}": value.cpu() for name, value in model.state_dict().items()}
+    AtomicCheckpointIO().save_checkpoint({"detect": card, "state_dict": weights}, done)
+    shutil.rmtree(stages, ignore_errors=True)
 
 
 # ---- the paper's four steps ------------------------------------------------------------------------------------------

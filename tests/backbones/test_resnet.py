@@ -64,6 +64,29 @@ def test_trunk_after_backbone_is_the_network_up_to_its_classifier(depth, norm, t
         torch.testing.assert_close(trunk.eval()(features), network(pixels), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("depth", "norm", "size"), [(18, "frozen", 224), (18, "batch", 65), (50, "frozen", 64)])
+def test_the_whole_is_the_network_up_to_its_classifier(depth, norm, size, tmp_path):
+    network, file = network_and_file(depth, tmp_path)
+    network.fc = nn.Identity()
+    trunk = ResNet(depth, norm=norm, weights=file).build_whole(size).eval()
+    crops = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        expected = network(crops)
+        torch.testing.assert_close(trunk.forward_layers(crops), {"pool5": expected}, rtol=1e-6, atol=1e-6)
+        assert torch.equal(trunk(crops), trunk.forward_layers(crops)["pool5"])
+    assert expected.std() > 0
+
+
+@pytest.mark.parametrize("train_stages", [0, 2, 5])
+def test_the_last_stages_of_the_whole_learn(train_stages):
+    with torch.device("meta"):
+        trunk = ResNet(18, norm="batch", train_stages=train_stages).build_whole(64)
+    for place, stage in enumerate(trunk.body):
+        learns = place >= 5 - train_stages
+        assert all(parameter.requires_grad == learns for parameter in stage.parameters())
+        assert any(isinstance(layer, nn.BatchNorm2d) for layer in stage.modules()) == learns
+
+
 def test_the_pyramid_stands_on_the_networks_stages(tmp_path):
     network, file = network_and_file(18, tmp_path)
     backbone, _ = ResNet(18, weights=file).build()

@@ -27,13 +27,14 @@ def test_trunk_after_pool_after_backbone_is_the_network_up_to_its_classifier(mon
     with torch.device("meta"):
         network = get_model("vgg11_bn")
     network = network.to_empty(device="cpu").eval()
-    for tensor in network.state_dict().values():
+    for tensor in network.features.state_dict().values():
         tensor.fill_(0.5)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     # Rows of a few distinct numbers fill the large matrices sooner than random numbers would.
-    for layer in network.classifier[::3]:
+    for layer in network.classifier[:6:3]:
+        layer.bias.data.fill_(0.5)
         columns = torch.randn(layer.in_features) / layer.in_features**0.5
         layer.weight.data.copy_(columns.roll(1) * torch.linspace(-1, 1, layer.out_features)[:, None])
     monkeypatch.setattr(vgg, "get_model", lambda *args, **kwargs: network)
@@ -44,7 +45,14 @@ def test_trunk_after_pool_after_backbone_is_the_network_up_to_its_classifier(mon
         (features,) = backbone(pixels)
         trunk.eval()
         torch.testing.assert_close(trunk(F.max_pool2d(features, 2)), expected)
-    assert expected.std() > 0
+
+        whole = VGG(11, norm="frozen").build_whole(224).eval()
+        torch.testing.assert_close(whole(pixels), expected, rtol=1e-6, atol=1e-6)
+        small = torch.randn(2, 3, 70, 70)
+        pool5 = network.avgpool(network.features(small)).flatten(1)
+        expected = {"pool5": pool5, "fc6": network.classifier[:3](pool5), "fc7": network.classifier[:6](pool5)}
+        torch.testing.assert_close(whole.forward_layers(small), expected, rtol=1e-6, atol=1e-6)
+    assert all(layer.std() > 0 for layer in expected.values())
 
 
 @pytest.mark.parametrize("depth", [11, 16])

@@ -113,7 +113,9 @@ def test_background_begins_at_an_iou():
     samples = model.sample(Proposals(boxes, torch.ones(1, 5), torch.ones(1, 5, dtype=torch.bool)), truth)
     drawn = {
         (tuple(box), label)
-        for box, label in zip(samples.boxes[samples.valid].tolist(), samples.labels[samples.valid].tolist(), strict=True)
+        for box, label in zip(
+            samples.boxes[samples.valid].tolist(), samples.labels[samples.valid].tolist(), strict=True
+        )
     }
     assert drawn == {
         ((0, 0, 10, 10), 1),  # the truth itself is a proposal
