@@ -30,12 +30,12 @@ class Checkpoint:
     category_ids: tuple[int, ...]
 
 
-def model_card(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint says beside its weights, as plain values."""
+def model_card(config: Config, source: Dataset | Checkpoint) -> dict[str, Any]:
+    """What a checkpoint says beside its weights, as plain values; `source` has the classes."""
     return {
         "config": config_to_dict(config),
-        "classes": list(dataset.classes),
-        "category_ids": list(dataset.category_ids),
+        "classes": list(source.classes),
+        "category_ids": list(source.category_ids),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
 
@@ -71,4 +71,4 @@ def load_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
             f"{path}: its weights do not fit {'the options' if overrides else 'its own config'}: "
             + str(error).splitlines()[1].strip()
         ) from None
-    return Checkpoint(model.to(memory_format=torch.channels_last).eval(), config, classes, category_ids)
+    return Checkpoint(model.eval(), config, classes, category_ids)

@@ -30,6 +30,7 @@ from detect.models import (
     RCNN,
     BoxOptions,
     CropOptions,
+    Detector,
     FasterRCNN,
     FastRCNN,
     HeadOptions,
@@ -40,14 +41,17 @@ from detect.models import (
     RPNOptions,
     SVMOptions,
 )
+from detect.models.low_rank import factorize
 from detect.options import options
 
 BackboneOptions = Annotated[ResNet | VGG | VGGM | AlexNet, Field(discriminator="name")]
+Ranks = tuple[PositiveInt, ...]
+"""Of the head's fully connected layers, from the first; see `detect.models.low_rank`."""
 
 
 @options
 class FasterRCNNOptions:
-    """The arguments of `FasterRCNN`."""
+    """The arguments of `FasterRCNN`, and the ranks of a head that `detect compress` has made smaller."""
 
     name: Literal["faster_rcnn"] = "faster_rcnn"
     backbone: BackboneOptions = field(default_factory=ResNet)
@@ -56,10 +60,11 @@ class FasterRCNNOptions:
     head: HeadOptions = field(default_factory=HeadOptions)
     boxes: BoxOptions = field(default_factory=BoxOptions)
     detections: PostprocessOptions = field(default_factory=PostprocessOptions)
+    svd: Ranks = ()
 
     def build(self, num_classes: int) -> FasterRCNN:
         """The model, with its weights initialised or loaded as `backbone.weights` says."""
-        return FasterRCNN(
+        model = FasterRCNN(
             num_classes,
             backbone=self.backbone,
             rpn=self.rpn,
@@ -68,11 +73,16 @@ class FasterRCNNOptions:
             boxes=self.boxes,
             detections=self.detections,
         )
+        _factorize(model, self)
+        return model
 
 
 @options
 class FastRCNNOptions:
-    """The arguments of `FastRCNN`; the defaults are the paper's (Girshick 2015, §2.3), but for the backbone."""
+    """The arguments of `FastRCNN`; the defaults are the paper's (Girshick 2015, §2.3), but for the backbone.
+
+    And the ranks of a head that `detect compress` has made smaller.
+    """
 
     name: Literal["fast_rcnn"] = "fast_rcnn"
     backbone: BackboneOptions = field(default_factory=ResNet)
@@ -82,10 +92,11 @@ class FastRCNNOptions:
         default_factory=lambda: BoxOptions(samples=64, negative_from=0.1, delta_weights=None, beta=1.0)
     )
     detections: PostprocessOptions = field(default_factory=lambda: PostprocessOptions(nms_iou=0.3))
+    svd: Ranks = ()
 
     def build(self, num_classes: int) -> FastRCNN:
         """The model, with its weights initialised or loaded as `backbone.weights` says."""
-        return FastRCNN(
+        model = FastRCNN(
             num_classes,
             backbone=self.backbone,
             pooling=self.pooling,
@@ -93,6 +104,8 @@ class FastRCNNOptions:
             boxes=self.boxes,
             detections=self.detections,
         )
+        _factorize(model, self)
+        return model
 
 
 @options
@@ -122,6 +135,13 @@ class RCNNOptions:
             boxes=self.boxes,
             detections=self.detections,
         )
+
+
+def _factorize(model: Detector, options: FasterRCNNOptions | FastRCNNOptions) -> None:
+    """Gives the head its ranks, for the weights of a checkpoint to come; those of ImageNet would be left out."""
+    if options.svd and options.backbone.weights is not None:
+        raise UserError("model.svd: it is the trained head that is truncated; train without it, then detect compress")
+    factorize(model.trunk, options.svd)
 
 
 def _model_name(model: Any) -> str:
@@ -287,6 +307,10 @@ def _first_mistake(error: ValidationError) -> tuple[str, str]:
             return place, "there is no such option" + _similar(place)
         case "union_tag_not_found":
             return f"{place}.name", "it is missing; say which one is meant"
+        case "union_tag_invalid" if isinstance(mistake["input"], dict):
+            return f"{place}.name", f"choose {mistake['ctx']['expected_tags']}, not {mistake['ctx']['tag']!r}"
+        case "union_tag_invalid":
+            wanted = "Input should be a mapping"
         case "tuple_type":
             wanted = "Input should be a list, such as " + (f"[{mistake['input']}]" if mistake["input"] else "[1, 2]")
         case _:
@@ -298,6 +322,8 @@ def _first_mistake(error: ValidationError) -> tuple[str, str]:
 def _similar(place: str) -> str:
     """A question whether another option was meant: one of the same name elsewhere, else one that looks alike."""
     name, keys = place.rpartition(".")[2], _all_keys()
+    if place in keys:  # another detector has it
+        return ""
     near = [key for key in keys if key.rpartition(".")[2] == name] or get_close_matches(place, keys, n=1)
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 

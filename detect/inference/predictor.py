@@ -40,7 +40,7 @@ def prepare(model: Detector, precision: Precision = "fp32", compile: bool = Fals
         for part in (model.backbone, model.trunk, *([model.rpn] if model.rpn else [])):
             for parameter in part.parameters():
                 parameter.data = parameter.data.to(torch.bfloat16)
-    model = model.to(memory_format=torch.channels_last)
+    model.lay_out(torch.channels_last)
     if compile:
         model.backbone.compile(dynamic=False)
     return model

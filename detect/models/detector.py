@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -89,6 +89,12 @@ class Detector(nn.Module):
             self.options.positive_iou, self.options.negative_iou, negative_from=self.options.negative_from
         )
         self.sampler = Sampler(self.options.samples, self.options.positive_fraction)
+        self.lay_out(torch.channels_last)
+
+    def lay_out(self, memory_format: torch.memory_format) -> Self:
+        """Brings weights, and from now on pixels, into this order; it changes times alone."""
+        self.memory_format = memory_format
+        return self.to(memory_format=memory_format)
 
     # ---- what is asked of a detector ---------------------------------------------------------------------------------
 
@@ -105,8 +111,8 @@ class Detector(nn.Module):
     def propose_and_detect(self, images: Images, proposals: Proposals | None = None) -> tuple[Proposals, Detections]:
         """The detections, and the proposals that they were made from."""
         features = self.features(images)
-        proposals = self._proposals(self._rpn(features), images, proposals, training=False)
-        return proposals, self._detections(features, proposals, images)
+        proposals = self.regions(features, images, proposals)
+        return proposals, self.postprocess(*self.heads(features, proposals.boxes), proposals, images)
 
     @torch.no_grad()
     def propose(self, images: Images) -> Proposals:
@@ -120,7 +126,8 @@ class Detector(nn.Module):
         output = self._rpn(features)
         losses = self._losses(features, output, batch, ("rpn", "boxes"))
         proposals = self._proposals(output, batch.images, batch.proposals, training=False)
-        return losses, self._detections(features, proposals, batch.images), proposals
+        detections = self.postprocess(*self.heads(features, proposals.boxes), proposals, batch.images)
+        return losses, detections, proposals
 
     # ---- the stages --------------------------------------------------------------------------------------------------
 
@@ -134,8 +141,14 @@ class Detector(nn.Module):
         pixels = pixels * (rows[:, None, :, None] & columns[:, None, None, :])
         # Of R-CNN's backbone, the pixels themselves, nothing can be asked: its trunk is the whole network.
         dtype = next(chain(self.backbone.parameters(), self.trunk.parameters())).dtype
-        pixels = pixels.to(dtype, memory_format=torch.channels_last)
+        pixels = pixels.to(dtype, memory_format=self.memory_format)
         return self.backbone(pixels)
+
+    def regions(
+        self, features: list[Float[Tensor, "B c _ _"]], images: Images, given: Proposals | None = None
+    ) -> Proposals:
+        """The proposals to detect in: those that came with the batch, else the RPN's."""
+        return self._proposals(self._rpn(features), images, given, training=False)
 
     def heads(
         self, features: list[Float[Tensor, "B c _ _"]], boxes: Float[Tensor, "B S 4"]
@@ -143,6 +156,14 @@ class Detector(nn.Module):
         """Logits and deltas of each box."""
         logits, deltas = self.predictor(self.trunk(self.pooling(features, boxes)))
         return logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
+
+    def postprocess(
+        self, logits: Float[Tensor, "B S K"], deltas: Float[Tensor, "B S C 4"], proposals: Proposals, images: Images
+    ) -> Detections:
+        """The detections that the heads' output for the proposals stands for."""
+        if self.statistics is not None:
+            deltas = self.statistics.restore(deltas)
+        return postprocess(self.scores(logits), deltas, proposals, images.sizes, self.coder, self.detections)
 
     def scores(self, logits: Float[Tensor, "B S K"]) -> Float[Tensor, "B S C"]:
         """The probability of each class."""
@@ -198,9 +219,3 @@ class Detector(nn.Module):
                 deltas.gather(2, own_class).squeeze(2), goals, positive, samples.valid, self.options.beta
             ),
         }
-
-    def _detections(self, features: list[Tensor], proposals: Proposals, images: Images) -> Detections:
-        logits, deltas = self.heads(features, proposals.boxes)
-        if self.statistics is not None:
-            deltas = self.statistics.restore(deltas)
-        return postprocess(self.scores(logits), deltas, proposals, images.sizes, self.coder, self.detections)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,14 +54,14 @@ class SVMOptions:
         feature_norm: the mean norm to which features are scaled, so that one `c` is right for every layer.
     """
 
-    c: float = 1e-3
-    positive_weight: float = 2.0
-    bias_scale: float = 10.0
-    negative_iou: float = 0.3
+    c: PositiveFloat = 1e-3
+    positive_weight: PositiveFloat = 2.0
+    bias_scale: PositiveFloat = 10.0
+    negative_iou: PositiveFloat = 0.3
     hard_margin: float = -1.0001
     evict_margin: float = -1.2
-    retrain_after: int = 2000
-    feature_norm: float = 20.0
+    retrain_after: NonNegativeInt = 2000
+    feature_norm: PositiveFloat = 20.0
 
 
 @options
@@ -73,9 +74,9 @@ class RidgeOptions:
         feature_norm: the mean norm to which features are scaled.
     """
 
-    penalty: float = 1000.0
+    penalty: PositiveFloat = 1000.0
     min_iou: float = 0.6
-    feature_norm: float = 20.0
+    feature_norm: PositiveFloat = 20.0
 
 
 class RCNN(Detector):

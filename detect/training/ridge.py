@@ -55,13 +55,13 @@ def fit_regressors(
 ) -> RidgeRegressors:
     """The regressors of all classes.
 
-    Memory: with n samples of d features, a class needs its features as they come and two square float64 matrices of
-    side min(n, d + 1). Classes are taken from `samples` one after another, so that they need not be in memory together.
+    Memory: with n samples of d features, a class needs its features as they come, two square float64 matrices of side
+    min(n, d + 1), and a PIECE in float64. Classes are taken from `samples` one after another: one at a time is enough.
 
     Args:
         samples: for each class the features [n, d] of its samples and their deltas [n, 4] as `BoxCoder` encodes them
             with weights of 1. A class with n = 0 gets zeros and leaves boxes where they are.
-        scale: what the features are multiplied with, as by `detect.training.svm.feature_scale`.
+        scale: what features are multiplied with, so that their mean norm is `feature_norm`.
         options: see there.
     """
     # A loop's variables would hold the samples of a class while those of the next are made.

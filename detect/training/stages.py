@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from detect.config import RCNNOptions
+from detect.errors import UserError
 from detect.models import RCNN
 from detect.models.box_coder import BoxCoder
 from detect.ops.boxes import iou_matrix
@@ -138,8 +139,11 @@ def regress(num_classes: int, options: RCNNOptions, folder: Path) -> Any:
 
     def samples() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for label in _track(range(num_classes), "box regressors"):
-            features = _of_class(files, label, "near", "near_labels").astype(np.float32)
-            yield features, _of_class(files, label, "deltas", "near_labels")
+            # No variable: it would hold these while those of the next class are read.
+            yield (
+                _of_class(files, label, "near", "near_labels").astype(np.float32),
+                _of_class(files, label, "deltas", "near_labels"),
+            )
 
     return fit_regressors(samples(), scale, options.ridge)
 
@@ -175,7 +179,10 @@ def _describe(model: RCNN, batch: Batch, row: int, boxes: Tensor) -> dict[str, n
 
 def _scale(files: Iterable[Path], name: str, norm: float) -> float:
     """What brings the features to a mean norm."""
-    return norm / max(float(np.concatenate([_load(file)[name] for file in files]).mean(dtype=np.float64)), 1e-12)
+    norms = np.concatenate([_load(file)[name] for file in files])
+    if not norms.any():
+        raise UserError(f"the features of {len(norms)} regions are all zero; begin from weights, or fine-tune")
+    return norm / float(norms.mean(dtype=np.float64))
 
 
 def _of_class(files: Iterable[Path], label: int, name: str, labels: str) -> np.ndarray:
@@ -216,7 +223,7 @@ def _save(file: Path, **arrays: np.ndarray) -> None:
     """Whole or not at all."""
     draft = file.with_name(f".{file.name}.part")
     with draft.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
         stream.flush()
         os.fsync(stream.fileno())
     draft.replace(file)

@@ -12,7 +12,7 @@ The thresholds, which the paper leaves out, are those of its code, as is the res
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,24 +40,6 @@ class LinearSVMs:
         return features @ self.weights.T + self.biases
 
 
-def feature_scale(features: Iterable[Float32[np.ndarray, "_ d"]], norm: float) -> float:
-    """What features are multiplied with so that their mean norm is `norm`; they come in blocks, as of one image each.
-
-    Raises:
-        UserError: there are no features, or all are zero.
-    """
-    total, count = 0.0, 0
-    for block in features:
-        total += float(np.linalg.norm(block, axis=1).sum(dtype=np.float64))
-        count += len(block)
-    if not total > 0:
-        raise UserError(
-            f"the features of {count} regions have a mean norm of 0, which cannot be scaled to {norm:g}; "
-            "give images with regions, and weights under which the network's features are not all zero"
-        )
-    return norm * count / total
-
-
 def negatives(
     iou: Float[np.ndarray, "n G"], labels: Int64[np.ndarray, " G"], classes: int, negative_iou: float
 ) -> Bool[np.ndarray, "n C"]:
@@ -83,7 +65,7 @@ class SVMTrainer:
 
     Args:
         positives: for each class the features of its truths, none perhaps; they are held, not copied.
-        scale: what `feature_scale` gave.
+        scale: what features are multiplied with, so that their mean norm is `feature_norm`.
         options: see there.
     """
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from detect.data.datamodule import DetectionData
@@ -71,3 +72,19 @@ def test_every_process_goes_on_with_its_own_random_numbers(config, monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     module.on_load_checkpoint(checkpoint)
     assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_the_layout_in_memory_changes_no_loss(config, monkeypatch, capability):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    batch = next(iter(DetectionData(config.data).train_dataloader()))
+    model = config.model.build(4)
+    torch.manual_seed(0)
+    expected = model.loss(batch)
+    module = DetectorModule(model, config.training)
+    last = capability == "AVX512"
+    assert model.backbone.body.layer1[0].conv1.weight.is_contiguous(
+        memory_format=torch.channels_last if last else torch.contiguous_format
+    )
+    torch.manual_seed(0)
+    torch.testing.assert_close(module.loss(batch), expected, atol=1e-4, rtol=1e-4)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
+from detect.models import RidgeOptions
 from detect.models.box_coder import BoxCoder
 from detect.training import ridge
 from detect.training.ridge import best_truths, fit_regressors

@@ -6,8 +6,9 @@ import pytest
 from sklearn.svm import LinearSVC
 
 from detect.errors import UserError
+from detect.models import SVMOptions
 from detect.training import svm
-from detect.training.svm import SVMOptions, SVMTrainer, feature_scale, negatives
+from detect.training.svm import SVMTrainer, negatives
 
 EVERYTHING = SVMOptions(hard_margin=-np.inf, evict_margin=-np.inf)
 CHANNELS = 6
@@ -271,18 +272,6 @@ def test_an_svm_that_does_not_converge_is_used_and_named(positives, images, monk
     assert [str(warning.message).partition(":")[0] for warning in caught] == ["class 0", "class 1"]
     assert "after 2 passes" in str(caught[0].message) and "lower c = 1000" in str(caught[0].message)
     assert np.isfinite(svms.weights).all() and svms.weights.any(axis=1).all()
-
-
-def test_feature_scale_by_hand():
-    blocks = [
-        np.array([[3.0, 4.0], [0.0, 1.0]], np.float32),
-        np.empty((0, 2), np.float32),
-        np.zeros((1, 2), np.float32),
-    ]
-    assert feature_scale(iter(blocks), 20.0) == pytest.approx(10.0)  # norms 5, 1 and 0: 2 in the mean
-    for nothing in ([], blocks[1:]):
-        with pytest.raises(UserError, match="cannot be scaled to 20"):
-            feature_scale(nothing, 20.0)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
