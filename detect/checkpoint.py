@@ -71,4 +71,4 @@ def load_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
             f"{path}: its weights do not fit {'the options' if overrides else 'its own config'}: "
             + str(error).splitlines()[1].strip()
         ) from None
-    return Checkpoint(model.eval(), config, classes, category_ids)
+    return Checkpoint(model.lay_out(torch.channels_last).eval(), config, classes, category_ids)

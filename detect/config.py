@@ -92,6 +92,7 @@ class FastRCNNOptions:
         default_factory=lambda: BoxOptions(samples=64, negative_from=0.1, delta_weights=None, beta=1.0)
     )
     detections: PostprocessOptions = field(default_factory=lambda: PostprocessOptions(nms_iou=0.3))
+    scales: tuple[PositiveFloat, ...] = ()
     svd: Ranks = ()
 
     def build(self, num_classes: int) -> FastRCNN:
@@ -103,6 +104,7 @@ class FastRCNNOptions:
             head=self.head,
             boxes=self.boxes,
             detections=self.detections,
+            scales=self.scales,
         )
         _factorize(model, self)
         return model

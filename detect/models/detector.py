@@ -89,7 +89,7 @@ class Detector(nn.Module):
             self.options.positive_iou, self.options.negative_iou, negative_from=self.options.negative_from
         )
         self.sampler = Sampler(self.options.samples, self.options.positive_fraction)
-        self.lay_out(torch.channels_last)
+        self.memory_format = torch.channels_last
 
     def lay_out(self, memory_format: torch.memory_format) -> Self:
         """Brings weights, and from now on pixels, into this order; it changes times alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log2
 from typing import Literal
 
 import torch
@@ -46,38 +47,54 @@ class RegionPooling(nn.Module):
         features: what the backbone gives.
         size: cells along each side of a pooled region.
         pooling: see there.
+        scales: further maps that are given, of the image at so many times its size.
     """
 
-    def __init__(self, features: Sequence[FeatureInfo], size: int, pooling: PoolingOptions | None = None) -> None:
+    def __init__(
+        self,
+        features: Sequence[FeatureInfo],
+        size: int,
+        pooling: PoolingOptions | None = None,
+        scales: Sequence[float] = (),
+    ) -> None:
         super().__init__()
         pooling = pooling or PoolingOptions()
-        self.strides = [level.stride for level in features if level.stride <= COARSEST_STRIDE]
+        self.strides: list[float] = [level.stride for level in features if level.stride <= COARSEST_STRIDE]
         if pooling.kind == "pool" and len(self.strides) > 1:
             raise UserError("model.pooling.kind: pool takes one feature map; with a feature pyramid choose align")
-        self.size, self.options = size, pooling
+        if scales and len(self.strides) > 1:
+            raise UserError("model.scales: a feature pyramid has scales of its own; leave them out")
+        self.strides += [self.strides[0] / scale for scale in scales]
+        self.size, self.options, self.of_images = size, pooling, bool(scales)
 
     def forward(
         self, features: Sequence[Float[Tensor, "B C _ _"]], boxes: Float[Tensor, "B S 4"]
     ) -> Float[Tensor, "N C p p"]:
-        """The pooled regions, image after image, N = B · S."""
+        """The pooled regions, image after image, N = B · S; in training of several scales the first alone is there."""
+        strides = self.strides[: len(features)]
+        levels = self.levels(boxes) if len(strides) > 1 else torch.zeros_like(boxes[..., 0], dtype=torch.int64)
         if self.options.kind == "pool":
-            # float32: in half precision a corner would move by several pixels, and the kernel takes one dtype.
-            pooled = roi_pool(features[0].float().contiguous(), _with_image(boxes), self.size, 1 / self.strides[0])
-            return pooled.to(features[0].dtype)
+            return _roi_pool(features, strides, boxes, levels, self.size)
         return multilevel_roi_align(
-            features[: len(self.strides)],
-            self.strides,
+            features[: len(strides)],
+            strides,
             boxes,
-            self.levels(boxes),
+            levels,
             self.size,
             self.options.sampling_ratio,
             self.options.aligned,
         )
 
     def levels(self, boxes: Float[Tensor, "B S 4"]) -> Int[Tensor, "B S"]:
-        """The place in the pyramid of each box: one level coarser for twice the side (Lin et al. 2017, eq. 1)."""
-        if len(self.strides) == 1:
-            return torch.zeros(boxes.shape[:-1], dtype=torch.int64, device=boxes.device)
+        """The map of each box: one level coarser for twice the side (Lin et al. 2017, eq. 1).
+
+        Of several sizes of the image that where the box is nearest to 224² pixels (Girshick 2015, §2.2).
+        """
+        if self.of_images:
+            sides = (area(boxes).sqrt().clamp(min=1e-3) / CANONICAL_SIZE).log2()
+            return torch.stack([(sides - log2(stride / self.strides[0])).abs() for stride in self.strides]).argmin(
+                dim=0
+            )
         # 1e-6: a side of exactly 112 or 448 must not fall a level for a rounding error.
         octave = torch.floor((area(boxes).sqrt() / CANONICAL_SIZE).log2() + 1e-6)
         place = octave + self.strides.index(CANONICAL_STRIDE)
@@ -120,6 +137,16 @@ class Warp(nn.Module):
         # One sample a pixel, as the paper's code resizes: without averaging where the crop is smaller than the region.
         crops = roi_align(features[0].float(), _with_image(wide), self.size, sampling_ratio=1, aligned=True)
         return crops.to(features[0].dtype)
+
+
+def _roi_pool(features: Sequence[Tensor], strides: Sequence[float], boxes: Tensor, levels: Tensor, size: int) -> Tensor:
+    """From one map, or from that of each box's level."""
+    regions, level = _with_image(boxes), levels.flatten()[:, None, None, None]
+    # float32: in half precision a corner would move by several pixels, and the kernel takes one dtype.
+    pooled = roi_pool(features[0].float().contiguous(), regions, size, 1 / strides[0])
+    for place, (more, stride) in enumerate(zip(features[1:], strides[1:], strict=False), start=1):
+        pooled = torch.where(level == place, roi_pool(more.float().contiguous(), regions, size, 1 / stride), pooled)
+    return pooled.to(features[0].dtype)
 
 
 def _with_image(boxes: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torchvision.ops import roi_align
 
 def multilevel_roi_align(
     features: Sequence[Float[Tensor, "B C _ _"]],
-    strides: Sequence[int],
+    strides: Sequence[float],
     boxes: Float[Tensor, "B S 4"],
     levels: Int[Tensor, "B S"],
     size: int,

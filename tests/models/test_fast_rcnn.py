@@ -8,6 +8,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from detect.backbones import VGG, ResNet
+from detect.errors import UserError
 from detect.models import BoxOptions, FastRCNN, HeadOptions, PoolingOptions
 from detect.models.box_coder import BoxCoder
 from detect.models.delta_statistics import DeltaStatistics
@@ -130,6 +131,41 @@ def test_images_without_truths_have_no_samples_and_no_loss():
     empty = replace(batch, targets=replace(batch.targets, valid=torch.zeros_like(batch.targets.valid)))
     losses = fpn().loss(empty)
     assert total(losses).item() == 0
+
+
+# ---- several sizes of the image --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["align", "pool"])
+def test_each_proposal_is_pooled_where_it_is_nearest_to_224_pixels(kind):
+    """At twice the size one of 100 pixels, as it is one of 200, at half the size one of 400."""
+    torch.manual_seed(0)
+    options = PoolingOptions(kind=kind)
+    one = FastRCNN(CLASSES, VGG(11), pooling=options, boxes=BOXES).eval()
+    several = FastRCNN(CLASSES, VGG(11), pooling=options, boxes=BOXES, scales=(2, 0.5)).eval()
+    several.load_state_dict(one.state_dict())
+    pixels = torch.randint(0, 256, (1, 3, 448, 448), dtype=torch.uint8)
+    images = Images(pixels, torch.tensor([[448, 448]]))
+    boxes = torch.tensor([[[0.0, 0, 200, 200], [10, 20, 110, 120], [0, 0, 400, 400]]])
+    maps = several.features(images)
+    assert [level.shape[-1] for level in maps] == [28, 56, 14]
+    assert several.pooling.levels(boxes).tolist() == [[0, 1, 2]]
+    pooled = several.pooling(maps, boxes)
+    for place, scale in enumerate((1, 2, 0.5)):
+        torch.testing.assert_close(pooled[place], one.pooling([maps[place]], boxes[:, place : place + 1] * scale)[0])
+
+
+def test_training_sees_one_size():
+    torch.manual_seed(0)
+    model, batch = FastRCNN(CLASSES, ResNet(18, fpn=False, norm="batch"), boxes=BOXES, scales=(2,)), make_batch()
+    assert len(model.features(batch.images)) == 1
+    assert total(model.loss(batch)).isfinite()
+    assert model.eval().detect(batch.images, batch.proposals).valid.any()
+
+
+def test_a_feature_pyramid_has_scales_of_its_own():
+    with pytest.raises(UserError, match=r"model\.scales"):
+        FastRCNN(CLASSES, ResNet(18, norm="batch"), boxes=BOXES, scales=(2,))
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------
