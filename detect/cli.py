@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,8 @@ The folder of a run holds config.yaml with all of them."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; a user's mistake is one line on stderr and exit code 2, an interrupt 130."""
     parser = _parser()
-    options, overrides = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options, overrides = parser.parse_known_args(_one_word_each(words) if words[:1] == ["compare"] else words)
     if overrides and not options.takes_overrides:
         parser.error(f"unrecognised: {' '.join(overrides)}")
     try:
@@ -81,6 +83,34 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the weights")
     evaluate.add_argument("--engine", choices=("pycocotools", "fast"), default="pycocotools", help="equal figures")
     evaluate.set_defaults(takes_overrides=True)
+
+    compress = _command(
+        commands,
+        "compress",
+        _compress,
+        "make a detector's fully connected layers smaller, by truncated SVD",
+        "detect compress --ckpt runs/voc/checkpoints/best.ckpt --out runs/voc/checkpoints/svd.ckpt --split test",
+    )
+    compress.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of detect train")
+    compress.add_argument("--out", type=Path, required=True, help="the new checkpoint, to be used like the other")
+    ranks = "of fc6, fc7 and so on (default: the paper's, 1024 256)"
+    compress.add_argument("--ranks", type=int, nargs="+", default=(1024, 256), metavar="RANK", help=ranks)
+    compress.add_argument("--split", help="tell AP before and after on this split")
+    compress.set_defaults(takes_overrides=True)
+
+    compare = _command(
+        commands,
+        "compare",
+        _compare,
+        "train, judge and time several detectors on one data set",
+        "detect compare configs/bccd/*.yaml --data.root data/bccd --out runs/bccd\n\n"
+        "The same command goes on with what was interrupted. An option such as --data.root is for all configs.",
+    )
+    compare.add_argument("sources", nargs="*", type=Path, metavar="CONFIG", help="a config to train, or a checkpoint")
+    compare.add_argument("--out", type=Path, required=True, help="the folder of the comparison, with a run a config")
+    compare.add_argument("--split", help="what all are judged on (default: the configs' test, else val)")
+    compare.add_argument("--images", type=int, default=50, help="the most that are timed (default: %(default)s)")
+    compare.set_defaults(takes_overrides=True)
 
     propose = _command(
         commands,
@@ -182,12 +212,12 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.checkpoint import load_checkpoint
+    from detect.config import check_proposals
 
-    for word in overrides:
-        if word.startswith("--training."):
-            raise UserError(f"{word}: training is over; an evaluation has options of data and model")
+    _refuse_training(overrides)
     checkpoint = load_checkpoint(options.ckpt, overrides)
     config = checkpoint.config
+    check_proposals(config)
     split = options.split or config.data.test or config.data.val
     if split is None:
         raise UserError("--split: the config names no test and no val split; name the one to evaluate")
@@ -199,6 +229,52 @@ def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         _refuse_used(out)
         _make(out)
     _evaluate(checkpoint, options.ckpt, data, split, out, options.precision, options.engine)
+
+
+def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    import torch
+    from rich.console import Console
+
+    from detect.checkpoint import load_checkpoint
+    from detect.config import check_proposals
+    from detect.evaluation.table import table
+    from detect.inference.compress import compress, measure, save
+
+    _refuse_training(overrides)
+    if options.out.exists():
+        raise UserError(f"{options.out}: this is there already; give another --out")
+    before = load_checkpoint(options.ckpt, overrides)
+    dataset = loader = None
+    if options.split is not None:  # read before the work, so that a wrong split costs nothing
+        check_proposals(before.config)
+        data = _data(before.config, before.classes)
+        dataset = data.split(options.split)
+        loader = data.eval_loader(dataset)
+    after = compress(before, options.ranks)
+    _make(options.out.parent)
+    save(after, options.out)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    Console().print(table(("figure", "before", "after"), measure(before, after, device, loader, dataset)))
+    print(options.out)
+
+
+def _compare(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.allocator import keep_pages
+    from detect.compare import compare
+
+    if options.images < 1:
+        raise UserError(f"--images: {options.images}; time one image at least")
+    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+        raise UserError("compare: it runs in one process; start it without torchrun")
+    _calm()
+    keep_pages()
+    split = [f"--split={options.split}"] if options.split else []
+    words = [*options.sources, *overrides, *split, f"--images={options.images}", f"--out={options.out}"]
+    command = shlex.join(["detect", "compare", *map(str, words)])
+    try:
+        compare(options.sources, options.out, overrides, options.split, options.images, command)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on where this one ended") from None
 
 
 def _propose(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -246,6 +322,8 @@ def _rpn_recall(options: argparse.Namespace) -> None:
     if options.recall is None:
         raise UserError("--ckpt: the recall of an RPN needs the split of the truths; give --recall SPLIT")
     checkpoint = load_checkpoint(options.ckpt, [f"--data.root={_only_source(options)}"])
+    if checkpoint.model.rpn is None:
+        raise UserError(f"--ckpt: {options.ckpt}: a {checkpoint.config.model.name} has no RPN; leave --ckpt out")
     data = _data(checkpoint.config, checkpoint.classes)
     dataset = data.split(options.recall)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -352,6 +430,16 @@ def _tell(data: DetectionData, datasets: Sequence[Any]) -> None:
         _print(summary(data.split(name)))
 
 
+def _one_word_each(words: Sequence[str]) -> list[str]:
+    """`--section.key VALUE` as `--section.key=VALUE`, so that no value is taken for an argument of the command."""
+    joined, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        separate = word.startswith("--") and "." in word and "=" not in word and rest
+        joined.append(f"{word}={rest.pop(0)}" if separate else word)
+    return joined
+
+
 def _new_run(config: Path) -> Path:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("--out: several processes need one folder by its name; give --out DIR")
@@ -375,6 +463,12 @@ def _refuse_used(out: Path) -> None:
         raise UserError(
             f"{out}: the folder is not empty; give another --out, or remove it (a run goes on with --resume)"
         )
+
+
+def _refuse_training(overrides: Sequence[str]) -> None:
+    for word in overrides:
+        if word.startswith("--training."):
+            raise UserError(f"{word}: training is over; a checkpoint has options of data and model")
 
 
 def _make(out: Path) -> None:

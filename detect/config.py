@@ -225,6 +225,18 @@ class Config:
     deviations: tuple[str, ...] = ()
 
 
+def check_proposals(config: Config) -> None:
+    """Raises `UserError` where proposals would come from an RPN and from a store, or from neither."""
+    if isinstance(config.model, FasterRCNNOptions):
+        if config.data.proposals is not None:
+            raise UserError("data.proposals: this detector proposes by itself; leave the store out")
+    elif config.data.proposals is None:
+        raise UserError(
+            f"data.proposals: {config.model.name} needs them; run detect propose {config.data.root} --out "
+            "proposals.db, then add --data.proposals proposals.db"
+        )
+
+
 _ADAPTER = TypeAdapter(Config)
 _TAGS = {"rcnn", "fast_rcnn", "faster_rcnn", "alexnet", "resnet", "vgg", "vgg_m"}
 

@@ -20,11 +20,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from detect.checkpoint import load_checkpoint, model_card
-from detect.config import Config, RCNNOptions, TrainingOptions, save_config
+from detect.config import Config, RCNNOptions, TrainingOptions, check_proposals, save_config
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
 from detect.models import RCNN, Detector
 from detect.structures import Targets
+from detect.training import clock
 from detect.training.callbacks import ProgressBar, StopOnNaN
 from detect.training.checkpoints import AtomicCheckpointIO
 from detect.training.module import DetectorModule
@@ -38,18 +39,16 @@ LIGHTNING_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", 
 def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) -> tuple[Path, float]:
     """Trains as the config says; returns the best checkpoint (the last without validation) and the seconds it took.
 
-    The folder `out` then holds `config.yaml`, `metrics.csv`, `tensorboard/` and `checkpoints/{best,last}.ckpt`. With
-    `resume` the run goes on after the folder's last checkpoint, or begins where it did not come to one.
+    The folder `out` then holds `config.yaml`, `metrics.csv`, `tensorboard/`, `checkpoints/{best,last}.ckpt` and
+    `training.json` with the seconds of all sessions. With `resume` the run goes on after the folder's last checkpoint,
+    or begins where it did not come to one.
 
     Raises `KeyboardInterrupt` when it is interrupted, with whole checkpoints.
     """
-    _check(config.training, data, out, resume)
     config = replace(config, training=replace(config.training, precision=_precision(config.training)))
     started = time.monotonic()
-    seed_everything(config.training.seed, verbose=False)
     # All that can be wrong with the config is found before there is a folder.
-    model, *other = (config.model.build(len(data.classes)) for _ in range(2 if config.training.alternating else 1))
-    _check_model(model, config, data)
+    model, *other = build(config, data, out, resume)
     if model.statistics is not None:
         _measure_deltas(model, data)
     card = model_card(config, data.train)
@@ -57,14 +56,35 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
         if resume and checkpoint.exists():
             _compare(config, data.classes, checkpoint)
     _begin_folder(config, out)
+    clock.begin(out, resume)
     if other:
         _fit_alternating(model, other[0], config.training, data, card, out)
     elif isinstance(model, RCNN):
         _fit_stages(model, config, data, card, out, resume)
     else:
         _fit(DetectorModule(model, config.training, data.val, card), data, out, resume)
+    clock.end(out)
+    return best_checkpoint(out), time.monotonic() - started
+
+
+def build(config: Config, data: DetectionData, out: Path, resume: bool = False) -> list[Detector]:
+    """The model as training begins, two for the paper's four steps; the data is read, and nothing written.
+
+    Raises `UserError` where the config does not fit itself, the data, this machine or the folder `out`.
+    """
+    _check(config.training, data, out, resume)
+    seed_everything(config.training.seed, verbose=False)
+    models: list[Detector] = [
+        config.model.build(len(data.classes)) for _ in range(2 if config.training.alternating else 1)
+    ]
+    _check_model(models[0], config)
+    return models
+
+
+def best_checkpoint(out: Path) -> Path:
+    """What a run is judged by: the best checkpoint, or the last of a run without validation."""
     best, last = (out / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    return best if best.exists() else last, time.monotonic() - started
+    return best if best.exists() else last
 
 
 def _fit(module: DetectorModule, data: DetectionData, out: Path, resume: bool = False) -> None:
@@ -139,7 +159,7 @@ def _processes(training: TrainingOptions) -> dict[str, Any]:
     if torch.distributed.is_torchelastic_launched():
         here, machines = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
         return {"accelerator": training.accelerator, "devices": here, "num_nodes": machines, "strategy": parallel}
-    several = _count_processes(training) > 1
+    several = count_processes(training) > 1
     devices = training.devices or "auto"
     return {"accelerator": training.accelerator, "devices": devices, "strategy": parallel if several else "auto"}
 
@@ -156,7 +176,8 @@ def _precision(training: TrainingOptions) -> Literal["auto", "fp32", "bf16", "fp
     return "bf16" if multiplies_bf16 else "fp32"
 
 
-def _count_processes(training: TrainingOptions) -> int:
+def count_processes(training: TrainingOptions) -> int:
+    """How many processes a training takes here."""
     if torch.distributed.is_torchelastic_launched():
         return int(os.environ["WORLD_SIZE"])
     return training.devices or max(1, 0 if training.accelerator == "cpu" else torch.accelerator.device_count())
@@ -185,7 +206,7 @@ def _begin_folder(config: Config, out: Path) -> None:
 
 
 def _check(training: TrainingOptions, data: DetectionData, out: Path, resume: bool) -> None:
-    gpus, processes = torch.accelerator.device_count(), _count_processes(training)
+    gpus, processes = torch.accelerator.device_count(), count_processes(training)
     if training.accelerator == "gpu" and not gpus:
         raise UserError("training.accelerator: torch sees no GPU; choose cpu or auto")
     if gpus and training.accelerator != "cpu" and processes > gpus * int(os.environ.get("GROUP_WORLD_SIZE", 1)):
@@ -206,18 +227,11 @@ def _check(training: TrainingOptions, data: DetectionData, out: Path, resume: bo
             raise UserError(f"{place} has {len(data.val)} images for {processes} processes; take fewer processes")
 
 
-def _check_model(model: Detector, config: Config, data: DetectionData) -> None:
-    """Proposals come from one place, the RPN or the store."""
-    if model.rpn is not None and config.data.proposals is not None:
-        raise UserError("data.proposals: this detector proposes by itself; leave the store out")
-    if model.rpn is None and config.data.proposals is None:
-        raise UserError(
-            f"data.proposals: {config.model.name} needs them; run detect propose {data.options.root} --out "
-            "proposals.db, then add --data.proposals proposals.db"
-        )
+def _check_model(model: Detector, config: Config) -> None:
+    check_proposals(config)
     if model.rpn is not None and model.statistics is not None:
         raise UserError("model.boxes.delta_weights: null needs proposals before training, and an RPN has none yet")
-    if isinstance(model, RCNN) and _count_processes(config.training) > 1:
+    if isinstance(model, RCNN) and count_processes(config.training) > 1:
         raise UserError("training.devices: the stages of rcnn run in one process; give --training.devices 1")
     if model.rpn is None and config.training.alternating:
         raise UserError(f"training.alternating: {config.model.name} has no RPN to train in turns with")
