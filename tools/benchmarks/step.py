@@ -79,7 +79,7 @@ class Case:
         return f"{self.what} {self.device} {self.size} × {self.batch} {self.precision}{compiled}"
 
 
-def cases(device: str, size: int, what: str, compiled: bool) -> list[Case]:
+def cases(device: str, size: int, what: str, precisions: Sequence[Precision], compiled: bool) -> list[Case]:
     """The rows for a device."""
     training = [("train", 2)]
     inference = [("infer", batch) for batch in ((1,) if device == "cpu" else (1, 8, 16))]
@@ -87,7 +87,7 @@ def cases(device: str, size: int, what: str, compiled: bool) -> list[Case]:
         Case(kind, device, size, batch, precision, compile)
         for kind, batch in training + inference
         if what in ("all", kind)
-        for precision in get_args(Precision)
+        for precision in precisions
         for compile in ((False, True) if compiled else (False,))
     ]
 
@@ -571,6 +571,8 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[800], help="short sides in pixels (default 800)")
     parser.add_argument("--repeats", type=int, default=11, help="samples of each side (default 11)")
     parser.add_argument("--what", choices=["train", "infer", "all"], default="all")
+    every = list(get_args(Precision))
+    parser.add_argument("--precision", nargs="+", choices=every, default=every, help="some CPUs crawl in bf16")
     parser.add_argument("--eager", action="store_true", help="without torch.compile, which takes minutes on a CPU")
     parser.add_argument("--threads", type=int, default=physical_cores(), help="default: one for each physical core")
     parser.add_argument("--images", type=Path, help="a folder of photographs instead of made images")
@@ -581,7 +583,8 @@ def main() -> None:
     console, results = Console(), []
     for device in options.device:
         gate = Gate(device)
-        for case in [case for size in options.sizes for case in cases(device, size, options.what, not options.eager)]:
+        chosen = options.what, options.precision, not options.eager
+        for case in [case for size in options.sizes for case in cases(device, size, *chosen)]:
             console.print(f"measuring {case}")
             results.append(measure(case, gate, options))
     console.print(machine(options.threads))
