@@ -20,25 +20,24 @@ def demo_config(root: Path) -> Config:
             testing=ProposalCounts(300, 100),
         ),
         head=HeadOptions(convolutions=1, layers=1, channels=256),
-        boxes=BoxOptions(samples=64),
+        boxes=BoxOptions(samples=32),
     )
     data = DataOptions(
         root=root,
-        short_side=(128,),
-        long_side=176,
-        batch_size=4,
+        short_side=(96,),
+        long_side=132,
+        batch_size=2,
         eval_batch_size=8,
         workers=1,
     )
     training = TrainingOptions(
-        epochs=7,
+        epochs=4,
         learning_rate=0.02,
         weight_decay=5e-4,
         warmup_steps=100,
         schedule="cosine",
         clip_norm=10.0,
         precision="auto",
-        ema=0.995,
-        validate_every=7,
+        validate_every=4,
     )
     return Config(model=model, data=data, training=training)

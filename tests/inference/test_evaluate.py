@@ -37,7 +37,7 @@ class Oracle:
     def __init__(self, data: DetectionData):
         self.batches = iter(data.eval_loader(data.train))
 
-    def __call__(self, images) -> tuple[Proposals, Detections]:
+    def __call__(self, images, given) -> tuple[Proposals, Detections]:
         batch = next(self.batches)
         assert torch.equal(batch.images.pixels, images.pixels)
         targets = batch.targets
@@ -75,7 +75,7 @@ def test_results_on_disk_are_those_in_memory(model, data, tmp_path):
 
 
 def test_nothing_found_is_a_result(model, data, tmp_path, monkeypatch):
-    def nothing(images) -> tuple[Proposals, Detections]:
+    def nothing(images, given) -> tuple[Proposals, Detections]:
         boxes, none = torch.zeros(len(images.sizes), 1, 4), torch.zeros(len(images.sizes), 1)
         return Proposals(boxes, none, none > 0), Detections(boxes, none, none.long(), none > 0)
 
