@@ -49,7 +49,8 @@ def _seed():
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Switches the checks off: Dynamo cannot trace them."""
+    """Switches the checks off, which Dynamo cannot trace; and it forgets, for its compilations of a line are limited."""
+    torch._dynamo.reset()
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "detect"]
     for kind in {value for module in modules for value in vars(module).values() if dataclasses.is_dataclass(value)}:
