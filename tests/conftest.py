@@ -49,7 +49,7 @@ def _seed():
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Switches off the checks, which Dynamo cannot trace, and lets it forget: how often it compiles a line is limited."""
+    """Without the checks, which Dynamo cannot trace, and with an empty memory: what it compiles a line is limited."""
     torch._dynamo.reset()
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "detect"]
