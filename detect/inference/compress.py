@@ -21,7 +21,7 @@ from detect.inference.predictor import prepare
 from detect.models import Detector
 from detect.models.low_rank import truncate
 from detect.structures import Images
-from detect.training.checkpoints import AtomicCheckpointIO
+from detect.training.checkpoints import save_detector
 
 PAPER_RANKS = (1024, 256)
 """Of VGG16's fc6 and fc7 in the paper's Figure 2: mAP 66.6 instead of 66.9, 223 ms an image instead of 320."""
@@ -47,10 +47,8 @@ def compress(checkpoint: Checkpoint, ranks: Sequence[int] = PAPER_RANKS) -> Chec
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes a checkpoint that `load_checkpoint` reads: without an optimiser, so that no training goes on with it."""
-    weights = {f"model.{name}": value for name, value in checkpoint.model.state_dict().items()}
-    card = model_card(checkpoint.config, checkpoint)
-    AtomicCheckpointIO().save_checkpoint({"detect": card, "state_dict": weights}, path)
+    """Writes a checkpoint that `load_checkpoint` reads."""
+    save_detector(checkpoint.model, model_card(checkpoint.config, checkpoint), path)
 
 
 def measure(

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from detect.errors import UserError
+from detect.models import Detector
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -39,3 +40,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             with contextlib.suppress(FileNotFoundError):
                 draft.unlink()
+
+
+def save_detector(model: Detector, card: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint for `load_checkpoint`: without an optimiser, so that no training goes on with it."""
+    weights = {f"model.{name}": value.cpu() for name, value in model.state_dict().items()}
+    AtomicCheckpointIO().save_checkpoint({"detect": card, "state_dict": weights}, path)

@@ -27,7 +27,7 @@ from detect.models import RCNN, Detector
 from detect.structures import Targets
 from detect.training import clock
 from detect.training.callbacks import ProgressBar, StopOnNaN
-from detect.training.checkpoints import AtomicCheckpointIO
+from detect.training.checkpoints import AtomicCheckpointIO, save_detector
 from detect.training.module import DetectorModule
 from detect.training.stages import train_stages
 
@@ -277,8 +277,7 @@ def _fit_stages(
         model.load_state_dict(load_checkpoint(_last(out / TUNED)).model.state_dict())
     cuda = config.training.accelerator != "cpu" and torch.cuda.is_available()
     train_stages(model.to("cuda" if cuda else "cpu").eval(), data.eval_loader(data.train), config.model, stages)
-    weights = {f"model.{name}": value.cpu() for name, value in model.state_dict().items()}
-    AtomicCheckpointIO().save_checkpoint({"detect": card, "state_dict": weights}, done)
+    save_detector(model, card, done)
     shutil.rmtree(stages, ignore_errors=True)
 
 
