@@ -392,9 +392,8 @@ def _evaluate(
     import torch
 
     from detect.allocator import keep_pages
-    from detect.evaluation.pictures import write_pictures
     from detect.evaluation.table import print_metrics
-    from detect.inference.evaluate import evaluate, write_results
+    from detect.inference.evaluate import evaluate, write_evaluation
     from detect.inference.predictor import prepare
 
     keep_pages()
@@ -404,11 +403,7 @@ def _evaluate(
     model = prepare(checkpoint.model.to(place), precision)
     metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, torch.device(place), engine)
     if _is_first_process():
-        subject = {"root": str(dataset.root), "split": dataset.split, "images": len(dataset)}
-        how = {"checkpoint": str(file), "precision": precision, "engine": engine, "device": place}
-        metrics["evaluation"] = subject | how
-        write_results(out, metrics, evaluator)
-        write_pictures(out / "pictures", dataset, evaluator.predictions)
+        write_evaluation(out, metrics, evaluator, file, place, precision, engine)
         print_metrics(metrics)
         print(f"{dataset.root} {split}: {out / 'metrics.json'}, {out / 'predictions.json'}, {out / 'pictures'}")
     return metrics

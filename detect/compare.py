@@ -24,8 +24,7 @@ from detect.data.datamodule import DetectionData
 from detect.data.dataset import Dataset
 from detect.errors import UserError
 from detect.evaluation.comparison import Row, draw_comparison, print_comparison, read_comparison, write_comparison
-from detect.evaluation.pictures import write_pictures
-from detect.inference.evaluate import evaluate, write_results
+from detect.inference.evaluate import evaluate, write_evaluation
 from detect.inference.predictor import prepare
 from detect.inference.propose import propose
 from detect.inference.timing import measure
@@ -293,11 +292,7 @@ def _row(entry: Entry, split: str, images: int) -> Row:
     print(f"{entry.name}: evaluating on {dataset.split}", flush=True)
     model = prepare(checkpoint.model.to(device))
     metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, device)
-    subject = {"root": str(dataset.root), "split": dataset.split, "images": len(dataset)}
-    how = {"checkpoint": str(entry.checkpoint), "precision": "fp32", "engine": "pycocotools", "device": str(device)}
-    metrics["evaluation"] = subject | how
-    write_results(entry.folder / "eval", metrics, evaluator)
-    write_pictures(entry.folder / "eval" / "pictures", dataset, evaluator.predictions)
+    write_evaluation(entry.folder / "eval", metrics, evaluator, entry.checkpoint, str(device), "fp32", "pycocotools")
     del model, checkpoint
     gc.collect()
     if device.type == "cuda":

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from detect.data.dataset import Dataset
 from detect.evaluation.coco import coco_results
 from detect.evaluation.evaluator import Evaluator
+from detect.evaluation.pictures import write_pictures
 from detect.models import Detector
 
 
@@ -37,6 +38,18 @@ def evaluate(
         evaluator.update(batch, detections.to("cpu"), proposals.to("cpu"))
     evaluator.gather()
     return evaluator.compute(engine), evaluator
+
+
+def write_evaluation(
+    out: Path, metrics: dict[str, Any], evaluator: Evaluator, checkpoint: Path, device: str, precision: str, engine: str
+) -> None:
+    """Writes results and pictures into a folder; `metrics` then says, as its `evaluation`, what was judged and how."""
+    dataset = evaluator.dataset
+    subject = {"root": str(dataset.root), "split": dataset.split, "images": len(dataset)}
+    how = {"checkpoint": str(checkpoint), "precision": precision, "engine": engine, "device": device}
+    metrics["evaluation"] = subject | how
+    write_results(out, metrics, evaluator)
+    write_pictures(out / "pictures", dataset, evaluator.predictions)
 
 
 def write_results(out: Path, metrics: dict[str, Any], evaluator: Evaluator) -> None:

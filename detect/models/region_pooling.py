@@ -92,9 +92,8 @@ class RegionPooling(nn.Module):
         """
         if self.of_images:
             sides = (area(boxes).sqrt().clamp(min=1e-3) / CANONICAL_SIZE).log2()
-            return torch.stack([(sides - log2(stride / self.strides[0])).abs() for stride in self.strides]).argmin(
-                dim=0
-            )
+            distances = [(sides - log2(stride / self.strides[0])).abs() for stride in self.strides]
+            return torch.stack(distances).argmin(dim=0)
         # 1e-6: a side of exactly 112 or 448 must not fall a level for a rounding error.
         octave = torch.floor((area(boxes).sqrt() / CANONICAL_SIZE).log2() + 1e-6)
         place = octave + self.strides.index(CANONICAL_STRIDE)
