@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from detect.backbones.weights import refuse_compressed
-from detect.config import Config, config_from_dict, config_to_dict
-from detect.data.dataset import Dataset
+from detect.config import ClassificationConfig, Config, Experiment, config_from_dict, config_to_dict
 from detect.errors import UserError
-from detect.models import Detector
+from detect.models import Classifier, Detector
 
 VERSIONS = ("detect", "torch", "torchvision", "lightning")
 
@@ -30,12 +30,21 @@ class Checkpoint:
     category_ids: tuple[int, ...]
 
 
-def model_card(config: Config, source: Dataset | Checkpoint) -> dict[str, Any]:
-    """What a checkpoint says beside its weights, as plain values; `source` has the classes."""
+@dataclass(frozen=True, slots=True)
+class ClassifierCheckpoint:
+    """A trained classifier and what is needed to use it."""
+
+    model: Classifier
+    config: ClassificationConfig
+    classes: tuple[str, ...]
+
+
+def model_card(config: Experiment, classes: Sequence[str], category_ids: Sequence[int] = ()) -> dict[str, Any]:
+    """What a checkpoint says beside its weights, as plain values."""
     return {
         "config": config_to_dict(config),
-        "classes": list(source.classes),
-        "category_ids": list(source.category_ids),
+        "classes": list(classes),
+        "category_ids": list(category_ids),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
 
@@ -46,6 +55,38 @@ def load_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
     Nothing in the file is executed. Overrides such as `--model.detections.score=0.3` change its config, as far as its
     weights still fit. Raises `UserError` where it is no such checkpoint.
     """
+    checkpoint = load_any(path, overrides)
+    if isinstance(checkpoint, ClassifierCheckpoint):
+        raise UserError(f"{path}: this is a classifier; give the checkpoint of a detector")
+    return checkpoint
+
+
+def load_any(path: Path, overrides: Sequence[str] = ()) -> Checkpoint | ClassifierCheckpoint:
+    """As `load_checkpoint`, of a detector or a classifier."""
+    content = _read(path, overrides)
+    config, classes = content.config, content.classes
+    # The weights are in the checkpoint: the file that they began from is not needed.
+    backbone = replace(config.model.backbone, weights=None)
+    if isinstance(config, ClassificationConfig):
+        classifier = replace(config.model, backbone=backbone).build(len(classes))
+        _fill(classifier, content, path, overrides)
+        return ClassifierCheckpoint(classifier, config, classes)
+    detector = replace(config.model, backbone=backbone).build(len(classes))
+    _fill(detector, content, path, overrides)
+    return Checkpoint(detector, config, classes, content.category_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What the file of a checkpoint holds."""
+
+    weights: dict[str, Tensor]
+    config: Experiment
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+def _read(path: Path, overrides: Sequence[str]) -> _Content:
     try:
         refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -61,14 +102,15 @@ def load_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
         raise UserError(
             f"{path}: no checkpoint of detect, or a damaged one; give one such as RUN/checkpoints/best.ckpt"
         ) from None
-    # The weights are in the checkpoint: the file that they began from is not needed.
-    options = replace(config.model, backbone=replace(config.model.backbone, weights=None))
-    model = options.build(len(classes))
+    return _Content(weights, config, classes, category_ids)
+
+
+def _fill(model: Detector | Classifier, content: _Content, path: Path, overrides: Sequence[str]) -> None:
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(content.weights)
     except RuntimeError as error:
         raise UserError(
             f"{path}: its weights do not fit {'the options' if overrides else 'its own config'}: "
             + str(error).splitlines()[1].strip()
         ) from None
-    return Checkpoint(model.lay_out(torch.channels_last).eval(), config, classes, category_ids)
+    model.lay_out(torch.channels_last).eval()

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from detect.errors import UserError
 
 if TYPE_CHECKING:
-    from detect.checkpoint import Checkpoint
-    from detect.config import Config
+    from detect.checkpoint import Checkpoint, ClassifierCheckpoint
+    from detect.config import ClassificationConfig, Config
     from detect.data.datamodule import DetectionData
     from detect.data.dataset import Dataset
     from detect.proposals.recall import ProposalRecall
@@ -127,7 +127,26 @@ def _parser() -> argparse.ArgumentParser:
     propose.add_argument("--recall", metavar="SPLIT", help="tell how well the proposals cover the truths of this split")
     propose.add_argument("--ckpt", type=Path, help="with --recall: the RPN of this checkpoint; --out is the picture")
 
-    sets = commands.add_parser("data", help="make, fetch data sets", epilog="example: detect data download bccd")
+    model = _command(
+        commands,
+        "model",
+        _model,
+        "the network as a table: shapes, receptive fields, parameters, cost",
+        "detect model configs/voc/faster_rcnn_vgg16.yaml --classes 20\n\n"
+        "Nothing is computed, and neither data nor weights are needed.",
+    )
+    model.add_argument("config", type=Path, metavar="CONFIG", help="the experiment, a YAML file; see configs/")
+    size = "of the image (default: the config's short side, at 4:3; what a classifier sees)"
+    model.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size)
+    model.add_argument("--classes", type=int, metavar="N", help="default: COCO's 80, for a classifier ImageNet's 1000")
+    model.add_argument(
+        "--depth", type=int, metavar="N", help="how far down parts are told apart (default: as fits 36 rows)"
+    )
+    model.set_defaults(takes_overrides=True)
+
+    sets = commands.add_parser(
+        "data", help="make, convert, fetch data sets", epilog="example: detect data download bccd"
+    )
     data = sets.add_subparsers(required=True, metavar="COMMAND")
     shapes = _command(
         data,
@@ -139,6 +158,21 @@ def _parser() -> argparse.ArgumentParser:
     shapes.add_argument("--out", type=Path, required=True, help="a new folder")
     shapes.add_argument("--images", type=int, default=300, help="training images; a fifth for validation")
     shapes.add_argument("--seed", type=int, default=0)
+    convert = _command(
+        data,
+        "convert",
+        _convert,
+        "cut the objects of a detection data set out, into one folder a class",
+        "detect data convert data/voc2007 --to imagefolder --out data/voc2007-crops --split train --split val",
+    )
+    convert.add_argument("source", type=Path, metavar="SOURCE", help="a data set in COCO, VOC or YOLO layout")
+    convert.add_argument("--to", choices=("imagefolder",), required=True, help="SPLIT/CLASS/IMAGE_k.jpg")
+    convert.add_argument("--out", type=Path, required=True, help="a new folder")
+    convert.add_argument("--split", action="extend", nargs="+", metavar="NAME", help="default: all splits")
+    convert.add_argument("--limit", type=int, metavar="N", help="take the first N images of each split")
+    convert.add_argument(
+        "--margin", type=float, default=0.1, help="around a box, as a share of its sides (default: %(default)s)"
+    )
     download = _command(
         data,
         "download",
@@ -191,39 +225,47 @@ def _demo(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from detect.config import load_config
+    from detect.config import Config, load_experiment
 
     if options.resume:
         if options.out is None:
             raise UserError("--resume goes on with the run in --out DIR: name that folder")
         if not (options.out / "config.yaml").exists():
             raise UserError(f"--resume: {options.out} holds no run; start one without --resume")
-        config = load_config(options.config or options.out / "config.yaml", overrides)
+        config = load_experiment(options.config or options.out / "config.yaml", overrides)
         out = options.out
     elif options.config is None:
         raise UserError("-c: name the experiment, for example -c configs/bccd/faster_rcnn.yaml")
     else:
-        config = load_config(options.config, overrides)
+        config = load_experiment(options.config, overrides)
         out = options.out or _new_run(options.config)
         if _is_first_process():
             _refuse_used(out)
-    _train_and_evaluate(config, out, options.resume)
+    if isinstance(config, Config):
+        _train_and_evaluate(config, out, options.resume)
+    else:
+        _train_classifier(config, out, options.resume)
 
 
 def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from detect.checkpoint import load_checkpoint
+    from detect.checkpoint import ClassifierCheckpoint, load_any
     from detect.config import check_proposals
 
     _refuse_training(overrides)
-    checkpoint = load_checkpoint(options.ckpt, overrides)
+    checkpoint = load_any(options.ckpt, overrides)
     config = checkpoint.config
-    check_proposals(config)
+    if not isinstance(checkpoint, ClassifierCheckpoint):
+        check_proposals(checkpoint.config)
     split = options.split or config.data.test or config.data.val
     if split is None:
         raise UserError("--split: the config names no test and no val split; name the one to evaluate")
     folder = options.ckpt.resolve().parent
     out = options.out or _free((folder.parent if folder.name == "checkpoints" else folder) / f"eval_{split}")
-    data = _data(config, checkpoint.classes)
+    if isinstance(checkpoint, ClassifierCheckpoint):
+        _refuse_used(out)
+        _evaluate_classifier(checkpoint, options.ckpt, split, out)
+        return
+    data = _data(checkpoint.config, checkpoint.classes)
     _tell(data, [data.split(split)])
     if _is_first_process():
         _refuse_used(out)
@@ -345,10 +387,54 @@ def _only_source(options: argparse.Namespace) -> Path:
     return Path(options.sources[0])
 
 
+def _model(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from dataclasses import replace
+
+    import torch
+
+    from detect.config import Config, load_experiment
+    from detect.models.summary import print_summary, summarize_on_image
+
+    for name in ("size", "classes", "depth"):
+        value = getattr(options, name)
+        if value is not None and (value if isinstance(value, int) else min(value)) < 1:
+            raise UserError(f"--{name}: {value}; give 1 or more")
+    config = load_experiment(options.config, overrides)
+    if isinstance(config, Config):
+        short_side = min(max(config.data.short_side), config.data.long_side * 3 / 4)
+        size, classes, proposals = (round(short_side), round(short_side * 4 / 3)), 80, config.data.max_proposals
+    else:
+        size, classes, proposals = (config.data.size, config.data.size), 1000, 0
+    height, width = options.size or size
+    classes = options.classes or classes
+    # Weights change nothing of a network's shape: the file that they come from need not be there.
+    network = replace(config.model, backbone=replace(config.model.backbone, weights=None))
+    with torch.device("meta"):
+        model = network.build(classes).eval()
+    try:
+        summary, regions = summarize_on_image(model, height, width, proposals, options.depth)
+    except RuntimeError as error:  # torch's own, of a layer that is left without a cell
+        raise UserError(f"--size: {height} × {width}: too small for the network: {error}") from None
+    title = f"{options.config}: an image of {height} × {width}, {classes:,} classes"
+    print_summary(summary, f"{title}, {regions:,} regions" if regions else title)
+
+
 def _shapes(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.data.shapes import make_shapes
 
     print(make_shapes(options.out, images=options.images, seed=options.seed))
+
+
+def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.data.convert import MIN_SIDE, to_imagefolder
+
+    done = to_imagefolder(options.source, options.out, options.split, margin=options.margin, limit=options.limit)
+    for name, folder in done.renamed.items():
+        print(f"class {name!r}: its folder is {folder}")
+    for line in done.unreadable:
+        print(f"detect: left out: {line}", file=sys.stderr)
+    left_out = f"{done.small} boxes with a side under {MIN_SIDE} pixels and {done.crowds} crowds left out"
+    print(f"{options.out}: {done.crops.total()} images of {len(done.crops)} classes; {left_out}")
 
 
 def _download(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -378,6 +464,51 @@ def _train_and_evaluate(config: Config, out: Path, resume: bool = False) -> dict
     if final is None:
         return {}
     return _evaluate(load_checkpoint(best), best, data, final, _free(out / "eval"))
+
+
+def _train_classifier(config: ClassificationConfig, out: Path, resume: bool) -> None:
+    from detect.allocator import keep_pages
+    from detect.checkpoint import ClassifierCheckpoint, load_any
+    from detect.data.classification import ClassificationData
+    from detect.data.imagefolder import summary
+    from detect.training.fit import fit_classifier
+
+    _calm()
+    keep_pages()
+    data = ClassificationData(config.data, seed=config.training.seed)
+    final = config.data.test or config.data.val
+    for dataset in (data.train, data.val, data.split(final) if final else None):
+        if dataset is not None:
+            _print(summary(dataset))
+    for deviation in config.deviations:
+        _print(f"deviates from the paper: {deviation}")
+    try:
+        best, seconds = fit_classifier(config, data, out, resume)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; go on with: detect train --resume --out {out}") from None
+    _print(f"trained in {seconds:.0f} s: {best}")
+    if final is not None:
+        checkpoint = load_any(best)
+        assert isinstance(checkpoint, ClassifierCheckpoint)
+        _evaluate_classifier(checkpoint, best, final, _free(out / "eval"))
+
+
+def _evaluate_classifier(checkpoint: ClassifierCheckpoint, file: Path, split: str, out: Path) -> None:
+    import torch
+
+    from detect.data.classification import ClassificationData
+    from detect.evaluation.classification import print_classification, write_classification
+    from detect.inference.classify import classify
+
+    _join_processes()
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    data = ClassificationData(checkpoint.config.data, checkpoint.classes)
+    metrics, evaluator = classify(checkpoint.model.to(device), data, split, device, file)
+    if _is_first_process():
+        write_classification(out, metrics, evaluator)
+        print_classification(metrics)
+        files = (out / name for name in ("metrics.json", "predictions.csv", "confusion.png"))
+        print(f"{evaluator.dataset.root} {split}: {', '.join(map(str, files))}")
 
 
 def _evaluate(

@@ -23,17 +23,20 @@ from pydantic import (
     ValidationError,
 )
 
-from detect.backbones import VGG, VGGM, AlexNet, ResNet
+from detect.backbones import VGG, VGGM, AlexNet, GoogLeNet, LeNet, ResNet
+from detect.data.classification_options import ClassificationDataOptions
 from detect.data.options import DataOptions
 from detect.errors import UserError
 from detect.models import (
     RCNN,
     BoxOptions,
+    Classifier,
     CropOptions,
     Detector,
     FasterRCNN,
     FastRCNN,
     HeadOptions,
+    Learning,
     PoolingOptions,
     PostprocessOptions,
     RegionOptions,
@@ -44,7 +47,7 @@ from detect.models import (
 from detect.models.low_rank import factorize
 from detect.options import options
 
-BackboneOptions = Annotated[ResNet | VGG | VGGM | AlexNet, Field(discriminator="name")]
+BackboneOptions = Annotated[ResNet | VGG | VGGM | AlexNet | GoogLeNet | LeNet, Field(discriminator="name")]
 Ranks = tuple[PositiveInt, ...]
 """Of the head's fully connected layers, from the first; see `detect.models.low_rank`."""
 
@@ -139,6 +142,24 @@ class RCNNOptions:
         )
 
 
+@options
+class ClassifierOptions:
+    """The arguments of `Classifier`."""
+
+    name: Literal["classifier"] = "classifier"
+    backbone: BackboneOptions = field(default_factory=ResNet)
+    learns: Learning = "all"
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    loss_weights: tuple[float, float, float] = (1.0, 0.3, 0.3)
+
+    def build(self, num_classes: int) -> Classifier:
+        """The model, with its weights initialised or loaded as `backbone.weights` says."""
+        return Classifier(
+            num_classes, self.backbone, self.learns, self.dropout, self.label_smoothing, self.loss_weights
+        )
+
+
 def _factorize(model: Detector, options: FasterRCNNOptions | FastRCNNOptions) -> None:
     """Gives the head its ranks, for the weights of a checkpoint to come; those of ImageNet would be left out."""
     if options.svd and options.backbone.weights is not None:
@@ -165,8 +186,9 @@ class TrainingOptions:
 
     Args:
         epochs: passes over the training split.
+        optimizer: `sgd`, `adagrad`, `rmsprop`, `adam` or `adamw`, as torch has them.
         learning_rate: of the weights, after warm-up.
-        momentum: of SGD.
+        momentum: of SGD and RMSprop.
         nesterov: Nesterov's momentum.
         weight_decay: of convolutions and linear layers; norms and biases have none.
         bias_rate: factor of the learning rate for biases; 2 in the papers' code.
@@ -187,6 +209,7 @@ class TrainingOptions:
     """
 
     epochs: PositiveInt = 12
+    optimizer: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.02
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
@@ -225,6 +248,19 @@ class Config:
     deviations: tuple[str, ...] = ()
 
 
+@options
+class ClassificationConfig:
+    """What `detect train` does with a classifier, and what its checkpoint remembers."""
+
+    model: ClassifierOptions = field(default_factory=ClassifierOptions)
+    data: ClassificationDataOptions = field(default_factory=ClassificationDataOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    deviations: tuple[str, ...] = ()
+
+
+Experiment = Config | ClassificationConfig
+
+
 def check_proposals(config: Config) -> None:
     """Raises `UserError` where proposals would come from an RPN and from a store, or from neither."""
     if isinstance(config.model, FasterRCNNOptions):
@@ -237,40 +273,54 @@ def check_proposals(config: Config) -> None:
         )
 
 
-_ADAPTER = TypeAdapter(Config)
-_TAGS = {"rcnn", "fast_rcnn", "faster_rcnn", "alexnet", "resnet", "vgg", "vgg_m"}
+_DETECTION: TypeAdapter[Config] = TypeAdapter(Config)
+_CLASSIFICATION: TypeAdapter[ClassificationConfig] = TypeAdapter(ClassificationConfig)
+_TAGS = {"rcnn", "fast_rcnn", "faster_rcnn", "alexnet", "googlenet", "lenet", "resnet", "vgg", "vgg_m"}
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The experiment of a YAML file, with overrides such as `--data.root=DIR` or `--data.root DIR`.
+    """The experiment of a YAML file on a detector, with overrides such as `--data.root=DIR` or `--data.root DIR`.
 
     Raises `UserError` with the file, the key and what was expected there.
     """
+    experiment = load_experiment(path, overrides)
+    if isinstance(experiment, ClassificationConfig):
+        raise UserError(f"{path}: describes a classifier; give the config of a detector")
+    return experiment
+
+
+def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of a YAML file, on a detector or, where `model.name` is `classifier`, on a classifier."""
     return config_from_dict({} if path is None else _read_yaml(path), str(path or "options"), overrides)
 
 
-def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
+def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment that a nested dictionary and overrides describe; `source` is named in errors of the former."""
     values, given = deepcopy(values), _pairs(overrides)
     for key, text in given:
         _assign(values, key, text)
+    adapter = _adapter(_model_name(values.get("model")))
     try:
-        return _ADAPTER.validate_python(values)
+        return adapter.validate_python(values)
     except ValidationError as error:
-        place, mistake = _first_mistake(error)
+        place, mistake = _first_mistake(error, adapter)
         if any((place + ".").startswith(key + ".") for key, _ in given):
             raise UserError(f"--{place}: {mistake}") from None
         raise UserError(f"{source}: {place}: {mistake}") from None
 
 
-def config_to_dict(config: Config) -> dict[str, Any]:
+def config_to_dict(config: Experiment) -> dict[str, Any]:
     """The experiment as plain numbers, strings, lists and dictionaries."""
-    return _ADAPTER.dump_python(config, mode="json")
+    return _adapter(config.model.name).dump_python(config, mode="json")
 
 
-def save_config(config: Config, path: Path) -> None:
+def save_config(config: Experiment, path: Path) -> None:
     """Writes the experiment as YAML that `load_config` reads."""
     path.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _adapter(model: str) -> TypeAdapter:
+    return _CLASSIFICATION if model == "classifier" else _DETECTION
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -311,18 +361,19 @@ def _assign(values: dict[str, Any], key: str, text: str) -> None:
         values[last] = text
 
 
-def _first_mistake(error: ValidationError) -> tuple[str, str]:
+def _first_mistake(error: ValidationError, adapter: TypeAdapter) -> tuple[str, str]:
     """The key of the first error, and in one line what is wrong there and what would be right."""
     mistake = error.errors(include_url=False)[0]
     # The tag of a union stands in pydantic's path, but not in the file.
     place = ".".join(str(part) for part in mistake["loc"] if part not in _TAGS)
     match mistake["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            return place, "there is no such option" + _similar(place)
+            return place, "there is no such option" + _similar(place, adapter)
         case "union_tag_not_found":
             return f"{place}.name", "it is missing; say which one is meant"
         case "union_tag_invalid" if isinstance(mistake["input"], dict):
-            return f"{place}.name", f"choose {mistake['ctx']['expected_tags']}, not {mistake['ctx']['tag']!r}"
+            tags = mistake["ctx"]["expected_tags"] + (", 'classifier'" if place == "model" else "")
+            return f"{place}.name", f"choose {tags}, not {mistake['ctx']['tag']!r}"
         case "union_tag_invalid":
             wanted = "Input should be a mapping"
         case "tuple_type":
@@ -333,18 +384,18 @@ def _first_mistake(error: ValidationError) -> tuple[str, str]:
     return place, f"{wanted}, not {reprlib.repr(mistake['input'])}{more}"
 
 
-def _similar(place: str) -> str:
+def _similar(place: str, adapter: TypeAdapter) -> str:
     """A question whether another option was meant: one of the same name elsewhere, else one that looks alike."""
-    name, keys = place.rpartition(".")[2], _all_keys()
+    name, keys = place.rpartition(".")[2], _all_keys(adapter)
     if place in keys:  # another detector has it
         return ""
     near = [key for key in keys if key.rpartition(".")[2] == name] or get_close_matches(place, keys, n=1)
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 
-def _all_keys() -> list[str]:
+def _all_keys(adapter: TypeAdapter) -> list[str]:
     """Every option, as `training.epochs`."""
-    schema = _ADAPTER.json_schema()
+    schema = adapter.json_schema()
 
     def keys(part: dict[str, Any], prefix: str) -> Iterator[str]:
         for name, value in part.get("properties", {}).items():

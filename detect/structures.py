@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from torch import Tensor
 
 
@@ -92,6 +92,19 @@ class Batch(_Tensors):
     scales: Float[Tensor, "B 2"]
     """Pixels of the canvas for each pixel of the file, along x and along y."""
     proposals: Proposals | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationBatch(_Tensors):
+    """Images of one size, each with the label of the whole. Pixels are RGB."""
+
+    images: UInt8[Tensor, "B 3 H W"]
+    labels: Int[Tensor, " B"]
+    ids: Int[Tensor, " B"]
+    """The place of each image in its split."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -33,7 +33,7 @@ def content(tmp_path_factory) -> dict:
     dataset = Dataset(tmp_path_factory.mktemp("data"), "train", "coco", ("cat", "dog"), (17, 18), ())
     return {
         "state_dict": {f"model.{key}": value for key, value in state.items()},
-        "detect": model_card(CONFIG, dataset),
+        "detect": model_card(CONFIG, dataset.classes, dataset.category_ids),
         "epoch": 3,
     }
 

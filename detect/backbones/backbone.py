@@ -13,20 +13,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detect.backbones.initialization import Initialization, initialize
 from detect.backbones.norm import freeze
+from detect.backbones.weights import load_weights
 from detect.errors import UserError
+from detect.options import options
 
 TrainStages = Literal[0, 1, 2, 3, 4, 5]
+Colour = tuple[float, float, float]
+"""Red, green and blue, on the scale 0 … 255."""
+Network = Any
+"""A whole network in torchvision's form. Its layers go by torchvision's names, of which types know nothing."""
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
+IMAGENET_MEAN: Colour = (123.675, 116.28, 103.53)
+IMAGENET_STD: Colour = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +57,14 @@ class Backbone(nn.Module):
     std: Float[Tensor, " 3"]
     """Of each channel, on the scale 0 … 255."""
 
-    def __init__(self, features: tuple[FeatureInfo, ...]) -> None:
+    def __init__(
+        self, features: tuple[FeatureInfo, ...], mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD
+    ) -> None:
         super().__init__()
         self.features = features
         """One entry for each map that `forward` gives, finest first."""
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD))
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _c _h _w"]]:
         """The feature maps. H and W must be multiples of 32; a map of stride s has ⌈H / s⌉ × ⌈W / s⌉ cells."""
@@ -63,14 +72,21 @@ class Backbone(nn.Module):
 
 
 class SingleScaleBackbone(Backbone):
-    """A backbone that gives the output of its last stage only, at stride 16."""
+    """A backbone that gives the output of its last stage only."""
 
-    def __init__(self, stages: Mapping[str, nn.Sequential], channels: int) -> None:
-        super().__init__((FeatureInfo(channels, stride=16),))
+    def __init__(
+        self,
+        stages: Mapping[str, nn.Sequential],
+        channels: int,
+        stride: int = 16,
+        mean: Colour = IMAGENET_MEAN,
+        std: Colour = IMAGENET_STD,
+    ) -> None:
+        super().__init__((FeatureInfo(channels, stride),), mean, std)
         self.body = nn.Sequential(OrderedDict(stages))
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _c _h _w"]]:
-        """One map at stride 16."""
+        """One map."""
         return [self.body(pixels)]
 
 
@@ -89,6 +105,18 @@ class Trunk(nn.Module):
     def forward(self, regions: Float[Tensor, "N c p p"]) -> Float[Tensor, "N channels"]:
         """One vector a region; N may be 0."""
         raise NotImplementedError
+
+
+class AveragingTrunk(Trunk):
+    """A last stage that halves 14×14 cells to 7×7, and the mean over what remains."""
+
+    def __init__(self, stage: nn.Sequential, channels_in: int, channels: int) -> None:
+        super().__init__(channels_in, pooled=14, channels=channels)
+        self.stage = stage
+
+    def forward(self, regions: Float[Tensor, "N c p p"]) -> Float[Tensor, "N channels"]:
+        """The averaged last stage of every region."""
+        return self.stage(regions).mean(dim=(2, 3))
 
 
 class WholeCNN(Trunk):
@@ -112,8 +140,61 @@ class WholeCNN(Trunk):
         raise NotImplementedError
 
 
+class WholeAveraging(WholeCNN):
+    """All stages, and the mean over the last map, which is the one layer that describes a crop."""
+
+    def __init__(self, size: int, stages: Mapping[str, nn.Sequential], channels: int) -> None:
+        super().__init__(size, {"pool5": channels})
+        self.body = nn.Sequential(OrderedDict(stages))
+
+    def forward_layers(self, crops: Float[Tensor, "N 3 p p"]) -> dict[str, Float[Tensor, "N _"]]:
+        """The averaged last stage of every crop."""
+        return {"pool5": self.body(crops).mean(dim=(2, 3))}
+
+
+@options
 class CNN(ABC):
     """The description of a network, to be filled from YAML; each network is a frozen dataclass of its own."""
+
+    mean: ClassVar[Colour] = IMAGENET_MEAN
+    std: ClassVar[Colour] = IMAGENET_STD
+    head: ClassVar[tuple[str, ...]]
+    """How the names of the layers begin that tell the classes apart; no detector has them."""
+
+    initialization: Initialization | None = field(default=None, kw_only=True)
+    """`xavier`, `he` or `gaussian`; null draws the weights as torchvision does. See `initialization.py`."""
+    weights: str | None = field(default=None, kw_only=True)
+    """A name of torchvision's (`IMAGENET1K_V1`), a file with a state dict of torchvision's form of the network, a
+    checkpoint of a classifier that `detect train` wrote, or nothing."""
+
+    @property
+    @abstractmethod
+    def train_stages(self) -> TrainStages:
+        """How many stages learn, counted from the last; a field of each network, with a default of its own."""
+
+    @abstractmethod
+    def architecture(self) -> str:
+        """The network's name, with depth and so on: torchvision's where it has the network."""
+
+    @abstractmethod
+    def make(self, num_classes: int) -> Network:
+        """The network whole, in torchvision's form, as it comes."""
+
+    @abstractmethod
+    def stages(self, network: Network) -> OrderedDict[str, nn.Sequential]:
+        """The five stages, or fewer, from the pixels to the last map; they are the network's own layers."""
+
+    def network(self, num_classes: int = 1000) -> Network:
+        """The network whole, with its classifier, initialised or loaded as chosen; all of it learns.
+
+        Raises `UserError` where the weights cannot be had or do not fit.
+        """
+        network = self.make(num_classes)
+        if self.initialization is not None:
+            initialize(network, self.initialization)
+        if self.weights is not None:
+            load_weights(network, self.weights, self.architecture(), self.head)
+        return network
 
     @abstractmethod
     def build(self) -> tuple[Backbone, Trunk | None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Norm = Literal["frozen", "batch", "group"]
+Norm = Literal["frozen", "batch", "sync", "group", "layer", "instance", "none"]
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -36,7 +36,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     @classmethod
-    def of(cls, norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+    def of(cls, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
         """What `norm` computes in eval mode, for good."""
         frozen = cls(norm.num_features, norm.eps).to(norm.weight.device, norm.weight.dtype)
         frozen.load_state_dict(norm.state_dict())
@@ -62,24 +62,33 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
-    """What makes a norm of so many channels. Group norm has 32 groups (Wu and He 2018, §4)."""
+    """What makes a norm of so many channels, each with a scale and a shift of its own.
+
+    Group norm has 32 groups (Wu and He 2018, §4), or as many as divide both 32 and the channels. Layer norm is that of
+    one group: over channels and cells, as Ba et al. 2016 and Wu and He have it for convolutions.
+    """
     layers: dict[Norm, Callable[[int], nn.Module]] = {
         "frozen": FrozenBatchNorm2d,
         "batch": nn.BatchNorm2d,
-        "group": partial(nn.GroupNorm, 32),
+        "sync": nn.SyncBatchNorm,
+        "group": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
+        "layer": lambda channels: nn.GroupNorm(1, channels),
+        "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+        "none": nn.Identity,
     }
     return layers[norm]
 
 
-def freeze_batch_norms(module: nn.Module) -> None:
-    """Replace, in place, every batch norm within the module by a frozen one."""
-    for parent in list(module.modules()):
+def replace_norms(network: nn.Module, norm: Norm) -> None:
+    """Give, in place, another norm to a network that has batch norms; frozen ones keep what these have learned."""
+    make = FrozenBatchNorm2d.of if norm == "frozen" else lambda batch: norm_layer(norm)(batch.num_features)
+    for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(parent, name, FrozenBatchNorm2d.of(child))
+            if norm != "batch" and isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):
+                setattr(parent, name, make(child))
 
 
 def freeze(module: nn.Module) -> None:
     """Make, in place, the module a constant: no gradients, and statistics that `module.train()` does not thaw."""
-    freeze_batch_norms(module)
+    replace_norms(module, "frozen")
     module.requires_grad_(False)

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision import models
+from torchvision.models import get_model
 
 from detect.backbones.backbone import (
     CNN,
+    AveragingTrunk,
     Backbone,
     FeatureInfo,
+    Network,
     SingleScaleBackbone,
     TrainStages,
     Trunk,
+    WholeAveraging,
     WholeCNN,
     freeze_bottom,
     refuse_small,
 )
 from detect.backbones.fpn import FPN
 from detect.backbones.norm import Norm, norm_layer
-from detect.backbones.weights import load_weights
 from detect.options import options
 
 
 @options
 class ResNet(CNN):
     """ResNet of 18 … 152 layers, in torchvision's form: the 3×3 convolution of a bottleneck has the stride."""
+
+    head = ("fc.",)
 
     name: Literal["resnet"] = field(default="resnet", kw_only=True)
     depth: Literal[18, 34, 50, 101, 152] = 50
@@ -44,31 +47,41 @@ class ResNet(CNN):
     The pyramid has the norm of the network, but none where that is frozen, as published detectors have it."""
     train_stages: TrainStages = 3
     """How many of the five stages learn, counted from res5; the others stay as loaded. The first is conv1."""
-    weights: str | None = None
-    """A name of torchvision's (`IMAGENET1K_V1`), a file with a state dict of torchvision's ResNet, or nothing."""
+
+    def architecture(self) -> str:
+        """resnet18 … resnet152."""
+        return f"resnet{self.depth}"
+
+    def make(self, num_classes: int) -> Network:
+        """torchvision's network, with the chosen norm."""
+        return get_model(self.architecture(), norm_layer=norm_layer(self.norm), num_classes=num_classes)
+
+    def stages(self, network: Network) -> OrderedDict[str, nn.Sequential]:
+        """The five stages, by torchvision's names; the stem's own layers have them too."""
+        stem = OrderedDict((name, getattr(network, name)) for name in ("conv1", "bn1", "relu", "maxpool"))
+        stages = OrderedDict(stem=nn.Sequential(stem))
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            stages[name] = getattr(network, name)
+        return stages
 
     def build(self) -> tuple[Backbone, Trunk | None]:
         """The network with a pyramid and no trunk, or cut in two after stage 4."""
         stages, channels = self._parts()
         if self.fpn:
-            norm = None if self.norm == "frozen" else self.norm
+            norm = None if self.norm in ("frozen", "none") else self.norm
             return ResNetFPN(stages, FPN(channels, self.fpn_channels, norm)), None
         _, res5 = stages.popitem()
-        return SingleScaleBackbone(stages, channels[-2]), ResNetTrunk(res5, channels[-2], channels[-1])
+        return SingleScaleBackbone(stages, channels[-2]), AveragingTrunk(res5, channels[-2], channels[-1])
 
     def build_whole(self, size: int) -> WholeCNN:
         """The network with its average pool; `fpn` and `fpn_channels` have no say, since crops need no pyramid."""
         refuse_small(size, 1)
         stages, channels = self._parts()
-        return WholeResNet(size, stages, channels[-1])
+        return WholeAveraging(size, stages, channels[-1])
 
     def _parts(self) -> tuple[OrderedDict[str, nn.Sequential], list[int]]:
         """The five stages with what is frozen, and the channels of the last four."""
-        name = f"resnet{self.depth}"
-        network = models.get_model(name, norm_layer=norm_layer(self.norm))
-        if self.weights is not None:
-            load_weights(network, self.weights, name)
-        stages = _stages(network)
+        stages = self.stages(self.network())
         freeze_bottom(list(stages.values()), self.train_stages)
         return stages, [64, 128, 256, 512] if self.depth < 50 else [256, 512, 1024, 2048]
 
@@ -89,36 +102,3 @@ class ResNetFPN(Backbone):
         c4 = self.body["layer3"](c3)
         c5 = self.body["layer4"](c4)
         return self.fpn([c2, c3, c4, c5])
-
-
-class ResNetTrunk(Trunk):
-    """Stage 5, which halves 14×14 to 7×7, and the mean over what remains."""
-
-    def __init__(self, res5: nn.Sequential, channels_in: int, channels: int) -> None:
-        super().__init__(channels_in, pooled=14, channels=channels)
-        self.layer4 = res5
-
-    def forward(self, regions: Float[Tensor, "N c p p"]) -> Float[Tensor, "N channels"]:
-        """The averaged res5 of every region."""
-        return self.layer4(regions).mean(dim=(2, 3))
-
-
-class WholeResNet(WholeCNN):
-    """All five stages, and the mean over the last map, which is the one layer that describes a crop."""
-
-    def __init__(self, size: int, stages: Mapping[str, nn.Sequential], channels: int) -> None:
-        super().__init__(size, {"pool5": channels})
-        self.body = nn.Sequential(OrderedDict(stages))
-
-    def forward_layers(self, crops: Float[Tensor, "N 3 p p"]) -> dict[str, Float[Tensor, "N _"]]:
-        """The averaged res5 of every crop."""
-        return {"pool5": self.body(crops).mean(dim=(2, 3))}
-
-
-def _stages(network: models.ResNet) -> OrderedDict[str, nn.Sequential]:
-    """The five stages, by torchvision's names; the stem's own layers have them too."""
-    stem = OrderedDict((name, getattr(network, name)) for name in ("conv1", "bn1", "relu", "maxpool"))
-    stages = OrderedDict(stem=nn.Sequential(stem))
-    for name in ("layer1", "layer2", "layer3", "layer4"):
-        stages[name] = getattr(network, name)
-    return stages

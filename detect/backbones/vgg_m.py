@@ -1,7 +1,4 @@
-"""VGG-M (Chatfield et al. 2014, "Return of the Devil in the Details", Table 1), the medium network of Fast R-CNN.
-
-Cut as there (Girshick 2015, §2.2): before the last max-pool.
-"""
+"""VGG-M (Chatfield et al. 2014, "Return of the Devil in the Details", Table 1), the medium network of Fast R-CNN."""
 
 from __future__ import annotations
 
@@ -13,68 +10,86 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detect.backbones.backbone import (
-    CNN,
-    SingleScaleBackbone,
-    TrainStages,
-    centre_cells,
-    freeze_bottom,
-    refuse_small,
-)
-from detect.backbones.fully_connected import FullyConnectedTrunk, WholeFullyConnected
-from detect.backbones.weights import FILES, load_weights
+from detect.backbones.backbone import Network, TrainStages, centre_cells
+from detect.backbones.fully_connected import FullyConnectedCNN, FullyConnectedTrunk
+from detect.backbones.weights import FILES
 from detect.errors import UserError
 from detect.options import options
 
-LEAST = 41
-"""Pixels along each side of the smallest crop that leaves pool5 one cell."""
+# A stage begins with the max-pool that halves its input, where there is one.
+STAGES = {"conv1": (0, 3), "conv2": (3, 7), "conv3": (7, 10), "conv4": (10, 12), "conv5": (12, 14)}
 
 
 @options
-class VGGM(CNN):
-    """VGG_CNN_M_1024, the VGG-M with 1024 numbers in fc7. Region pooling, 6×6, takes the place of the last max-pool."""
+class VGGM(FullyConnectedCNN):
+    """VGG_CNN_M_1024, the VGG-M with 1024 numbers in fc7: stride 16, 512 channels, regions of 6×6.
+
+    torchvision has no such network, so weights are a file. Its keys are `weight` and `bias` of features.0, .4, .8, .10
+    and .12 (conv1 … conv5) and of classifier.0 and .3 (fc6 and fc7). The published Caffe model takes BGR from which
+    only the mean is subtracted: reverse conv1's three channels of input and multiply them by 58.395, 57.12 and 57.375
+    (R, G, B).
+    """
+
+    head = ("classifier.6.",)
+    least = 41
 
     name: Literal["vgg_m"] = field(default="vgg_m", kw_only=True)
     train_stages: TrainStages = 4
     """How many of the stages conv1 … conv5 learn, counted from conv5; the others stay as loaded. fc6 and fc7 always
     learn. The default is Fast R-CNN's for its small networks: conv2 and up (§4.5)."""
-    weights: str | None = None
-    """A file with a state dict, or nothing; torchvision has no such network. Its keys are `weight` and `bias` of
-    features.0, .4, .8, .10 and .12 (conv1 … conv5) and of classifier.0 and .3 (fc6 and fc7). The published Caffe model
-    takes BGR from which only the mean is subtracted: reverse conv1's three channels of input and multiply them by
-    58.395, 57.12 and 57.375 (R, G, B)."""
 
-    def build(self) -> tuple[SingleScaleBackbone, FullyConnectedTrunk]:
-        """The network as a backbone of stride 16 and 512 channels, and a trunk that gives 1024.
+    def architecture(self) -> str:
+        """vgg_m."""
+        return "vgg_m"
+
+    def make(self, num_classes: int) -> Network:
+        """The network in the form of torchvision's VGG."""
+        if self.weights is not None and not self.weights.endswith(FILES):
+            raise UserError(f"weights: {self.weights}: torchvision has none for vgg_m; give a {', '.join(FILES)} file")
+        return VGGMNetwork(num_classes)
+
+    def stages(self, network: Network) -> OrderedDict[str, nn.Sequential]:
+        """conv1 … conv5."""
+        return OrderedDict((name, network.features[start:end]) for name, (start, end) in STAGES.items())
+
+    def centre(self, stages: nn.Sequential) -> None:
+        """Pad every layer by half its kernel, in place.
 
         ImageNet's layers have other paddings: 224 pixels would give 13 cells, centred on the pixels 17, 33, 49 …
         Fast R-CNN leaves it at that and pools regions one cell beside where they are. Here every layer is padded by
         half its kernel, which gives 14 cells, centred on 0, 16, 32 … as AlexNet's and a ResNet's are.
         """
-        stages, _, trunk = self._parts()
-        for stage in stages.values():
-            centre_cells(stage)
-        return SingleScaleBackbone(stages, channels=512), trunk
+        centre_cells(stages)
 
-    def build_whole(self, size: int) -> WholeFullyConnected:
-        """The network with ImageNet's paddings: pool5 of 18432 numbers, fc6 of 4096 and fc7 of 1024."""
-        refuse_small(size, LEAST)
-        return WholeFullyConnected(size, *self._parts())
+    def last_pool(self, network: Network) -> nn.Module:
+        """pool5."""
+        return network.features[14]
 
-    def _parts(self) -> tuple[OrderedDict[str, nn.Sequential], nn.MaxPool2d, FullyConnectedTrunk]:
-        """conv1 … conv5 with what is frozen, pool5, and fc6 with fc7."""
-        if self.weights is not None and not self.weights.endswith(FILES):
-            raise UserError(f"weights: {self.weights}: torchvision has none for vgg_m; give a {', '.join(FILES)} file")
-        layers, fc6, fc7 = _convolutions(), nn.Linear(512 * 6 * 6, 4096), nn.Linear(4096, 1024)
-        if self.weights is not None:
-            # The places that these layers have in torchvision's VGG.
-            network = nn.ModuleDict({"features": layers, "classifier": nn.ModuleDict({"0": fc6, "3": fc7})})
-            load_weights(network, self.weights, "vgg_m")
-        # A stage begins with the max-pool that halves its input, where there is one.
-        bounds = {"conv1": (0, 3), "conv2": (3, 7), "conv3": (7, 10), "conv4": (10, 12), "conv5": (12, 14)}
-        stages = OrderedDict((name, layers[start:end]) for name, (start, end) in bounds.items())
-        freeze_bottom(list(stages.values()), self.train_stages)
-        return stages, nn.MaxPool2d(3, 2, ceil_mode=True), FullyConnectedTrunk(fc6, fc7, pooled=6)
+    def trunk(self, network: Network) -> FullyConnectedTrunk:
+        """fc6 of 4096 numbers and fc7 of 1024."""
+        return FullyConnectedTrunk(network.classifier[0], network.classifier[3], pooled=6)
+
+
+class VGGMNetwork(nn.Module):
+    """The whole network; the pools round their sizes up, as Caffe's do."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*_convolutions(), nn.MaxPool2d(3, 2, ceil_mode=True))
+        self.avgpool = nn.AdaptiveAvgPool2d(6)
+        self.classifier = nn.Sequential(
+            nn.Linear(512 * 6 * 6, 4096),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            nn.Linear(4096, 1024),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            nn.Linear(1024, num_classes),
+        )
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
+        """The logits."""
+        return self.classifier(self.avgpool(self.features(pixels)).flatten(1))
 
 
 class LocalResponseNorm(nn.Module):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +13,19 @@ from torchvision.models import get_model_weights
 
 from detect.errors import UserError
 
-FILES = (".pth", ".pt", ".safetensors")
-CLASSIFIER = ("fc.", "classifier.6.")
-"""The layer that names ImageNet's classes, in a ResNet and in a VGG: no detector has it."""
+FILES = (".pth", ".pt", ".safetensors", ".ckpt")
+NETWORK = "model.network."
+"""Where a checkpoint of a classifier has its network."""
+log = logging.getLogger(__name__)
 
 
-def load_weights(network: nn.Module, weights: str, architecture: str) -> None:
-    """Fill a network of torchvision's, in place, all but its last layer.
+def load_weights(network: nn.Module, weights: str, architecture: str, head: tuple[str, ...]) -> None:
+    """Fill a network of torchvision's, in place, all but the layers that tell the classes apart; tell what was loaded.
 
-    `weights` is a file with a state dict that has torchvision's keys, or the name of published weights, with or without
-    its class: `ResNet50_Weights.IMAGENET1K_V1`, `IMAGENET1K_V1`, `DEFAULT`. A name is looked up in torch.hub's folder
-    of checkpoints and never downloaded. `architecture` is torchvision's name of the network, as `resnet50`.
+    `weights` is a file with a state dict that has torchvision's keys, a checkpoint of a classifier that `detect train`
+    wrote, or the name of published weights, with or without its class: `ResNet50_Weights.IMAGENET1K_V1`,
+    `IMAGENET1K_V1`, `DEFAULT`. A name is looked up in torch.hub's folder of checkpoints and never downloaded.
+    `architecture` is torchvision's name of the network, as `resnet50`; keys that begin as `head` says are left out.
 
     Raises `UserError` where there is no such name or file, where the file is no plain state dict (it is never
     unpickled), and where keys, shapes or values do not fit.
@@ -30,9 +34,18 @@ def load_weights(network: nn.Module, weights: str, architecture: str) -> None:
     path = Path(weights).expanduser() if is_file else _published(weights, architecture, network)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a state dict as {', '.join(FILES)}, or a name of torchvision's")
-    state = {key: value for key, value in _read(path).items() if not key.startswith(CLASSIFIER)}
-    _check(network, state, path, architecture)
+    there = _read(path)
+    state = {key: value for key, value in there.items() if not key.startswith(head)}
+    _check(network, state, path, architecture, head)
     network.load_state_dict(state, strict=False)
+    _tell(path, architecture, state, [key for key in there if key.startswith(head)])
+
+
+def _tell(path: Path, architecture: str, loaded: dict[str, Tensor], skipped: list[str]) -> None:
+    numbers = sum(value.numel() for value in loaded.values())
+    log.info("%s: %s takes %d tensors, %s numbers", path, architecture, len(loaded), f"{numbers:,}")
+    if skipped:
+        log.info("  skipped %s: they know the classes of what they were trained on", ", ".join(skipped))
 
 
 def _published(name: str, architecture: str, network: nn.Module) -> Path:
@@ -43,7 +56,7 @@ def _published(name: str, architecture: str, network: nn.Module) -> Path:
     entry = published.get(name.removeprefix(f"{names.__name__}."))
     if entry is None:
         raise UserError(f"weights: {name}: give one of {', '.join(published)}, or a {', '.join(FILES)} file")
-    if any(isinstance(module, nn.GroupNorm) for module in network.modules()):
+    if any(isinstance(module, nn.GroupNorm | nn.InstanceNorm2d) for module in network.modules()):
         raise UserError(f"weights: {name} are for batch norm; set norm to frozen or batch, or give a file")
     path = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
     if not path.is_file():
@@ -60,6 +73,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         else:
             refuse_compressed(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
+            if path.suffix == ".ckpt":
+                state = _of_classifier(state, path)
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: to read this format, pip install safetensors, or save the weights as .pth") from error
     except UserError:
@@ -75,6 +90,15 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def _of_classifier(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The network of a checkpoint of ours. Raises `UserError` where that is a detector's, or no checkpoint of ours."""
+    state = content["state_dict"]
+    network = {key.removeprefix(NETWORK): value for key, value in state.items() if key.startswith(NETWORK)}
+    if not network:
+        raise UserError(f"{path}: no checkpoint of a classifier; give one, or a state dict of the network alone")
+    return network
+
+
 def refuse_compressed(path: Path) -> None:
     """torch.save never compresses: a zip that says it unpacks to more than it holds is made to fill the memory."""
     if zipfile.is_zipfile(path):
@@ -84,8 +108,8 @@ def refuse_compressed(path: Path) -> None:
             raise UserError(f"{path}: unpacks to more than its size, which torch.save never writes; get another file")
 
 
-def _check(network: nn.Module, state: dict[str, Tensor], path: Path, architecture: str) -> None:
-    wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(CLASSIFIER)}
+def _check(network: nn.Module, state: dict[str, Tensor], path: Path, architecture: str, head: tuple[str, ...]) -> None:
+    wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(head)}
     # Files older than batch norm's count of batches lack it, and frozen batch norm has none.
     missing, unexpected = (
         [key for key in keys if key not in others and not key.endswith("num_batches_tracked")]

@@ -48,7 +48,7 @@ def compress(checkpoint: Checkpoint, ranks: Sequence[int] = PAPER_RANKS) -> Chec
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
     """Writes a checkpoint that `load_checkpoint` reads."""
-    save_detector(checkpoint.model, model_card(checkpoint.config, checkpoint), path)
+    save_detector(checkpoint.model, model_card(checkpoint.config, checkpoint.classes, checkpoint.category_ids), path)
 
 
 def measure(

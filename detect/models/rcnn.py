@@ -104,11 +104,12 @@ class RCNN(Detector):
         detections: PostprocessOptions | None = None,
     ) -> None:
         crop, regions = crop or CropOptions(), regions or RegionOptions()
-        network = (backbone or ResNet()).build_whole(crop.size)
+        backbone = backbone or ResNet()
+        network = backbone.build_whole(crop.size)
         self.at_once = crop.at_once
         super().__init__(
             num_classes=num_classes,
-            backbone=Pixels(),
+            backbone=Pixels(backbone.mean, backbone.std),
             rpn=None,
             pooling=Warp(crop),
             trunk=network,

@@ -9,7 +9,7 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning import Callback, Trainer, seed_everything
@@ -19,8 +19,17 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from detect.checkpoint import load_checkpoint, model_card
-from detect.config import Config, RCNNOptions, TrainingOptions, check_proposals, save_config
+from detect.checkpoint import load_any, load_checkpoint, model_card
+from detect.config import (
+    ClassificationConfig,
+    Config,
+    Experiment,
+    RCNNOptions,
+    TrainingOptions,
+    check_proposals,
+    save_config,
+)
+from detect.data.classification import ClassificationData
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
 from detect.models import RCNN, Detector
@@ -28,11 +37,12 @@ from detect.structures import Targets
 from detect.training import clock
 from detect.training.callbacks import ProgressBar, StopOnNaN
 from detect.training.checkpoints import AtomicCheckpointIO, save_detector
-from detect.training.module import DetectorModule
+from detect.training.module import ClassifierModule, DetectorModule, TrainingModule
 from detect.training.stages import train_stages
 
 TUNED = "fine_tuning"
 """The folder of R-CNN's first stage."""
+E = TypeVar("E", Config, ClassificationConfig)
 LIGHTNING_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -45,13 +55,13 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
 
     Raises `KeyboardInterrupt` when it is interrupted, with whole checkpoints.
     """
-    config = replace(config, training=replace(config.training, precision=_precision(config.training)))
+    config = _with_precision(config)
     started = time.monotonic()
     # All that can be wrong with the config is found before there is a folder.
     model, *other = build(config, data, out, resume)
     if model.statistics is not None:
         _measure_deltas(model, data)
-    card = model_card(config, data.train)
+    card = model_card(config, data.train.classes, data.train.category_ids)
     for checkpoint in (_last(out), _last(out / TUNED)):
         if resume and checkpoint.exists():
             _compare(config, data.classes, checkpoint)
@@ -67,12 +77,38 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     return best_checkpoint(out), time.monotonic() - started
 
 
+def fit_classifier(
+    config: ClassificationConfig, data: ClassificationData, out: Path, resume: bool = False
+) -> tuple[Path, float]:
+    """As `fit`, with a classifier."""
+    config = _with_precision(config)
+    started = time.monotonic()
+    _check(config.training, out, resume)
+    if config.training.alternating:
+        raise UserError("training.alternating: a classifier has no RPN to train in turns with")
+    if data.val is not None and len(data.val.labels) < count_processes(config.training):
+        raise UserError(f"{data.val.root}: the split {data.val.split} has fewer images than there are processes")
+    seed_everything(config.training.seed, verbose=False)
+    model = config.model.build(len(data.classes))
+    if resume and _last(out).exists():
+        before = load_any(_last(out))
+        if (before.classes, before.config.model) != (data.classes, config.model):
+            raise UserError(f"--resume: {_last(out)} has other classes or another network; start a new run for these")
+    card = model_card(config, data.classes)
+    _begin_folder(config, out)
+    clock.begin(out, resume)
+    _fit(ClassifierModule(model, config.training, data.val, card), data, out, resume)
+    clock.end(out)
+    return best_checkpoint(out), time.monotonic() - started
+
+
 def build(config: Config, data: DetectionData, out: Path, resume: bool = False) -> list[Detector]:
     """The model as training begins, two for the paper's four steps; the data is read, and nothing written.
 
     Raises `UserError` where the config does not fit itself, the data, this machine or the folder `out`.
     """
-    _check(config.training, data, out, resume)
+    _check(config.training, out, resume)
+    _check_val(config.training, data)
     seed_everything(config.training.seed, verbose=False)
     models: list[Detector] = [
         config.model.build(len(data.classes)) for _ in range(2 if config.training.alternating else 1)
@@ -87,7 +123,7 @@ def best_checkpoint(out: Path) -> Path:
     return best if best.exists() else last
 
 
-def _fit(module: DetectorModule, data: DetectionData, out: Path, resume: bool = False) -> None:
+def _fit(module: TrainingModule, data: DetectionData | ClassificationData, out: Path, resume: bool = False) -> None:
     """Lightning's loop with our callbacks."""
     training, validates = module.training_options, module.evaluator is not None
     resume = resume and _last(out).exists()
@@ -104,7 +140,7 @@ def _fit(module: DetectorModule, data: DetectionData, out: Path, resume: bool = 
             limit_val_batches=None if validates else 0,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            callbacks=_callbacks(training, out, validates),
+            callbacks=_callbacks(training, out, module.monitor if validates else None),
             logger=[metrics, TensorBoardLogger(out, name="", version="tensorboard")],
             plugins=[AtomicCheckpointIO()],
             log_every_n_steps=10,
@@ -119,7 +155,7 @@ def _fit(module: DetectorModule, data: DetectionData, out: Path, resume: bool = 
             raise KeyboardInterrupt from None
 
 
-def _callbacks(training: TrainingOptions, out: Path, validates: bool) -> list[Callback]:
+def _callbacks(training: TrainingOptions, out: Path, monitor: str | None) -> list[Callback]:
     folder: dict[str, Any] = {"dirpath": out / "checkpoints", "enable_version_counter": False}
     callbacks: list[Callback] = [
         ProgressBar(),
@@ -127,17 +163,17 @@ def _callbacks(training: TrainingOptions, out: Path, validates: bool) -> list[Ca
         LearningRateMonitor(logging_interval="step"),
         ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **folder),
     ]
-    if validates:
-        callbacks.append(_Best(filename="best", monitor="AP", mode="max", save_on_train_epoch_end=False, **folder))
+    if monitor is not None:
+        callbacks.append(_Best(filename="best", monitor=monitor, mode="max", save_on_train_epoch_end=False, **folder))
     if training.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=training.ema))
-    if training.patience is not None and validates:
-        callbacks.append(EarlyStopping("AP", mode="max", patience=training.patience))
+    if training.patience is not None and monitor is not None:
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=training.patience))
     return callbacks
 
 
 class _Best(ModelCheckpoint):
-    """Keeps the epoch of the highest AP; of several, as of those at zero, the last."""
+    """Keeps the epoch of the highest figure; of several, as of those at zero, the last."""
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         equal = current is not None and current == self.best_model_score
@@ -164,8 +200,12 @@ def _processes(training: TrainingOptions) -> dict[str, Any]:
     return {"accelerator": training.accelerator, "devices": devices, "strategy": parallel if several else "auto"}
 
 
+def _with_precision(config: E) -> E:
+    """The experiment with what `auto` stands for here; the folder of the run remembers it."""
+    return replace(config, training=replace(config.training, precision=_precision(config.training)))
+
+
 def _precision(training: TrainingOptions) -> Literal["auto", "fp32", "bf16", "fp16"]:
-    """What `auto` stands for here; the folder of the run remembers it."""
     if training.precision != "auto":
         return training.precision
     if training.accelerator != "cpu" and torch.cuda.is_available():
@@ -197,7 +237,7 @@ def _last(out: Path) -> Path:
 
 
 @rank_zero_only
-def _begin_folder(config: Config, out: Path) -> None:
+def _begin_folder(config: Experiment, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_config(config, out / "config.yaml")
@@ -205,7 +245,7 @@ def _begin_folder(config: Config, out: Path) -> None:
         raise UserError(f"{out}: {error.strerror}; choose another folder with --out") from None
 
 
-def _check(training: TrainingOptions, data: DetectionData, out: Path, resume: bool) -> None:
+def _check(training: TrainingOptions, out: Path, resume: bool) -> None:
     gpus, processes = torch.accelerator.device_count(), count_processes(training)
     if training.accelerator == "gpu" and not gpus:
         raise UserError("training.accelerator: torch sees no GPU; choose cpu or auto")
@@ -217,6 +257,10 @@ def _check(training: TrainingOptions, data: DetectionData, out: Path, resume: bo
         raise UserError("--resume: alternating training cannot go on; start anew without it")
     if resume and not (out / "config.yaml").exists():
         raise UserError(f"--resume: {out} holds no run; start one without --resume")
+
+
+def _check_val(training: TrainingOptions, data: DetectionData) -> None:
+    processes = count_processes(training)
     if data.val is not None:
         place = f"{data.val.root}: the split {data.val.split}"
         if all(record.crowd.all() for record in data.val.records):

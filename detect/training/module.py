@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
@@ -13,87 +13,57 @@ from torch import Tensor, distributed
 
 from detect.config import TrainingOptions
 from detect.data.dataset import Dataset
+from detect.data.imagefolder import ImageClasses
+from detect.evaluation.classification import ClassificationEvaluator
 from detect.evaluation.evaluator import Evaluator
-from detect.models import Detector
+from detect.models import Classifier, Detector
 from detect.models.detector import Losses, Part
-from detect.structures import Batch
-from detect.training.optimization import schedule, sgd
+from detect.structures import Batch, ClassificationBatch
+from detect.training.optimization import make_optimizer, schedule
 
 
-class DetectorModule(LightningModule):
-    """Minimises the sum of a detector's losses.
+class TrainingModule(LightningModule):
+    """What the training of a detector and that of a classifier have in common.
 
     Args:
-        model: the detector.
+        model: the detector or classifier.
         training: how it is optimised.
-        val: the truths of the validation batches.
         card: what a checkpoint says of the model beside its weights.
-        parts: the losses to minimise.
-        proposer: another detector that proposes the regions, in place of the model's own RPN.
     """
 
-    def __init__(
-        self,
-        model: Detector,
-        training: TrainingOptions,
-        val: Dataset | None = None,
-        card: dict[str, Any] | None = None,
-        parts: Sequence[Part] = ("rpn", "boxes"),
-        proposer: Detector | None = None,
-    ) -> None:
+    monitor: ClassVar[str]
+    """The figure that chooses the best checkpoint; the higher, the better."""
+    evaluator: Evaluator | ClassificationEvaluator | None
+
+    def __init__(self, model: Detector | Classifier, training: TrainingOptions, card: dict[str, Any] | None) -> None:
         super().__init__()
         self.model = model.lay_out(_fastest_layout(training))
-        self.training_options, self.card, self.parts = training, card or {}, tuple(parts)
-        self.evaluator = None if val is None else Evaluator(val)
-        # In a tuple, so that it is no submodule: neither trained nor saved.
-        self.proposer = () if proposer is None else (proposer.eval(),)
-        self.loss = torch.compile(model.loss, fullgraph=True) if training.compile else model.loss
+        self.training_options, self.card = training, card or {}
+        loss: Callable[..., Losses] = model.loss
+        self.loss = torch.compile(loss, fullgraph=True) if training.compile else loss
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """The sum of the losses, and each of them."""
-        for proposer in self.proposer:
-            batch = replace(batch, proposals=proposer.to(self.device).propose(batch.images))
-        losses: Losses = self.loss(batch, self.parts)
+    def sum_up(self, losses: Losses, batch: Batch | ClassificationBatch) -> dict[str, Tensor]:
+        """The sum of the losses, which is minimised; it and each of them is logged."""
         total = torch.stack(list(losses.values())).sum()
         logged = {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
         self.log_dict(logged, batch_size=len(batch))
         return {"loss": total}
 
+    def share_buffers(self) -> None:
+        """Every process evaluates the first one's running statistics."""
+        if _parallel():
+            for buffer in self.model.buffers():
+                distributed.broadcast(buffer, 0)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD and the learning rate of each step."""
-        optimizer = sgd(self.model, self.training_options)
+        """The optimizer and the learning rate of each step."""
+        optimizer = make_optimizer(self.model, self.training_options)
         # Lightning's own estimate would start the workers, in a run that goes on before it knows its epoch.
         steps = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         scheduler = schedule(optimizer, self.training_options, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_validation_epoch_start(self) -> None:
-        """Begins anew; every process evaluates the first one's running statistics."""
-        assert self.evaluator is not None
-        self.evaluator = Evaluator(self.evaluator.dataset)
-        if _parallel():
-            for buffer in self.model.buffers():
-                distributed.broadcast(buffer, 0)
-
-    def validation_step(self, batch: Batch, index: int) -> None:
-        """Losses and detections from one forward pass."""
-        assert self.evaluator is not None
-        # The same samples at every validation, and none of the numbers that training would have drawn.
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.training_options.seed)
-            losses, detections, proposals = self.model.validate(batch)
-        self.evaluator.update(batch, detections, proposals, losses)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the figures; `AP` chooses the best checkpoint."""
-        assert self.evaluator is not None
-        self.evaluator.gather()
-        metrics = self.evaluator.compute()
-        figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        losses = {f"val_{name}": value for name, value in metrics["losses"].items()}
-        self.log_dict(figures | losses, rank_zero_only=False)
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """From page-locked memory, while the device computes."""
         return batch.to(device, non_blocking=True)
 
@@ -115,6 +85,113 @@ class DetectorModule(LightningModule):
         torch.set_rng_state(state["cpu"])
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
+
+
+class DetectorModule(TrainingModule):
+    """Minimises the sum of a detector's losses.
+
+    Args:
+        model: the detector.
+        training: how it is optimised.
+        val: the truths of the validation batches.
+        card: what a checkpoint says of the model beside its weights.
+        parts: the losses to minimise.
+        proposer: another detector that proposes the regions, in place of the model's own RPN.
+    """
+
+    monitor = "AP"
+
+    def __init__(
+        self,
+        model: Detector,
+        training: TrainingOptions,
+        val: Dataset | None = None,
+        card: dict[str, Any] | None = None,
+        parts: Sequence[Part] = ("rpn", "boxes"),
+        proposer: Detector | None = None,
+    ) -> None:
+        super().__init__(model, training, card)
+        self.model: Detector
+        self.parts = tuple(parts)
+        self.evaluator: Evaluator | None = None if val is None else Evaluator(val)
+        # In a tuple, so that it is no submodule: neither trained nor saved.
+        self.proposer = () if proposer is None else (proposer.eval(),)
+
+    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        """The sum of the losses, and each of them."""
+        for proposer in self.proposer:
+            batch = replace(batch, proposals=proposer.to(self.device).propose(batch.images))
+        return self.sum_up(self.loss(batch, self.parts), batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins anew."""
+        assert self.evaluator is not None
+        self.evaluator = Evaluator(self.evaluator.dataset)
+        self.share_buffers()
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Losses and detections from one forward pass."""
+        assert self.evaluator is not None
+        # The same samples at every validation, and none of the numbers that training would have drawn.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.training_options.seed)
+            losses, detections, proposals = self.model.validate(batch)
+        self.evaluator.update(batch, detections, proposals, losses)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the figures; `AP` chooses the best checkpoint."""
+        assert self.evaluator is not None
+        self.evaluator.gather()
+        metrics = self.evaluator.compute()
+        figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        losses = {f"val_{name}": value for name, value in metrics["losses"].items()}
+        self.log_dict(figures | losses, rank_zero_only=False)
+
+
+class ClassifierModule(TrainingModule):
+    """Minimises a classifier's cross entropy.
+
+    Args:
+        model: the classifier.
+        training: how it is optimised.
+        val: the images of the validation batches.
+        card: what a checkpoint says of the model beside its weights.
+    """
+
+    monitor = "top1"
+
+    def __init__(
+        self,
+        model: Classifier,
+        training: TrainingOptions,
+        val: ImageClasses | None = None,
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model, training, card)
+        self.model: Classifier
+        self.evaluator: ClassificationEvaluator | None = None if val is None else ClassificationEvaluator(val)
+
+    def training_step(self, batch: ClassificationBatch, index: int) -> dict[str, Tensor]:
+        """The sum of the losses, and each of them."""
+        return self.sum_up(self.loss(batch), batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins anew."""
+        assert self.evaluator is not None
+        self.evaluator = ClassificationEvaluator(self.evaluator.dataset)
+        self.share_buffers()
+
+    def validation_step(self, batch: ClassificationBatch, index: int) -> None:
+        """The logits of a batch."""
+        assert self.evaluator is not None
+        self.evaluator.update(batch, self.model(batch.images))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the figures; `top1` chooses the best checkpoint."""
+        assert self.evaluator is not None
+        self.evaluator.gather()
+        metrics = self.evaluator.compute()
+        self.log_dict({name: metrics[name] for name in ("top1", "top5")}, rank_zero_only=False)
 
 
 def _fastest_layout(training: TrainingOptions) -> torch.memory_format:

@@ -1,20 +1,18 @@
-"""Stochastic gradient descent as detectors are trained: parameter groups, warm-up and schedule."""
+"""Gradient descent as detectors are trained: parameter groups, warm-up and schedule."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import torch
-from torch import nn
-from torch.optim import SGD
+from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
 from detect.config import TrainingOptions
 
 
-def sgd(model: nn.Module, training: TrainingOptions) -> SGD:
-    """SGD over the parameters that learn, in three groups: weights, biases, and the scales of norms."""
+def make_optimizer(model: nn.Module, training: TrainingOptions) -> optim.Optimizer:
+    """The chosen optimizer of what learns, in three groups: weights, biases, and the scales of norms."""
     weights: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
     scales: list[nn.Parameter] = []
@@ -29,10 +27,21 @@ def sgd(model: nn.Module, training: TrainingOptions) -> SGD:
         {"params": biases, "lr": rate * training.bias_rate, "weight_decay": 0.0},
         {"params": scales, "lr": rate, "weight_decay": 0.0},
     ]
-    return SGD([group for group in groups if group["params"]], momentum=training.momentum, nesterov=training.nesterov)
+    groups = [group for group in groups if group["params"]]
+    match training.optimizer:
+        case "sgd":
+            return optim.SGD(groups, momentum=training.momentum, nesterov=training.nesterov)
+        case "rmsprop":
+            return optim.RMSprop(groups, momentum=training.momentum)
+        case "adagrad":
+            return optim.Adagrad(groups)
+        case "adam":
+            return optim.Adam(groups)
+        case "adamw":
+            return optim.AdamW(groups)
 
 
-def schedule(optimizer: torch.optim.Optimizer, training: TrainingOptions, steps_per_epoch: int) -> LambdaLR:
+def schedule(optimizer: optim.Optimizer, training: TrainingOptions, steps_per_epoch: int) -> LambdaLR:
     """The learning rate of each step: linear warm-up times the chosen schedule."""
     total = max(1, training.epochs * steps_per_epoch)
     drops = [milestone * steps_per_epoch for milestone in training.milestones]

@@ -19,7 +19,7 @@ def network() -> nn.Sequential:
 
 
 def load(path, target=None):
-    load_weights(target or network(), str(path), "resnet18")
+    load_weights(target or network(), str(path), "resnet18", ("fc.", "classifier.6."))
 
 
 @pytest.fixture
@@ -81,7 +81,9 @@ def test_a_name_without_its_file_says_what_to_fetch_and_where_to_put_it(checkpoi
 
 @pytest.mark.parametrize("name", ["", "IMAGENET1K_V9", "ResNet50_Weights.IMAGENET1K_V1", "weights.bin"])
 def test_an_unknown_name_lists_the_known(name, checkpoints):
-    with pytest.raises(UserError, match=r"give one of IMAGENET1K_V1, DEFAULT, or a \.pth, \.pt, \.safetensors file"):
+    with pytest.raises(
+        UserError, match=r"give one of IMAGENET1K_V1, DEFAULT, or a \.pth, \.pt, \.safetensors, \.ckpt file"
+    ):
         load(name)
 
 

@@ -9,7 +9,6 @@ from detect.backbones import ResNet
 from detect.backbones.norm import FrozenBatchNorm2d
 from detect.checkpoint import model_card
 from detect.config import Config, FasterRCNNOptions
-from detect.data.dataset import Dataset
 from detect.inference.predictor import fold_norms, load, prepare
 from detect.models import Detector, FasterRCNN, HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
 from detect.structures import Detections, Images
@@ -135,7 +134,7 @@ def test_compiled_backbones_go_through_the_compiler(monkeypatch):
 
 def test_load_gives_a_prepared_detector_with_its_names(tmp_path):
     model, inputs = made(BACKBONES["batch"]), images()
-    card = model_card(Config(options(BACKBONES["batch"])), Dataset(tmp_path, "train", "coco", ("a", "b"), (1, 2), ()))
+    card = model_card(Config(options(BACKBONES["batch"])), ("a", "b"), (1, 2))
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     torch.save({"detect": card, "state_dict": state}, tmp_path / "a.ckpt")
     loaded = load(str(tmp_path / "a.ckpt"))

@@ -42,7 +42,7 @@ def configs(tmp_path_factory) -> dict[str, Config]:
 
 def checkpoint(config: Config, data: DetectionData, path: Path) -> Path:
     weights = {f"model.{name}": value for name, value in config.model.build(len(data.classes)).state_dict().items()}
-    torch.save({"detect": model_card(config, data.train), "state_dict": weights}, path)
+    torch.save({"detect": model_card(config, data.train.classes, data.train.category_ids), "state_dict": weights}, path)
     return path
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from detect.config import TrainingOptions
-from detect.training.optimization import schedule, sgd
+from detect.training.optimization import make_optimizer, schedule
 
 OPTIONS = TrainingOptions(
     epochs=4,
@@ -32,7 +32,9 @@ def rates(steps: int, **options) -> list[float]:
 
 def test_weights_biases_and_norms_are_three_groups():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Linear(4, 2))
-    group = {id(parameter): group for group in sgd(model, OPTIONS).param_groups for parameter in group["params"]}
+    group = {
+        id(parameter): group for group in make_optimizer(model, OPTIONS).param_groups for parameter in group["params"]
+    }
     settings = {name: (group[id(p)]["lr"], group[id(p)]["weight_decay"]) for name, p in model.named_parameters()}
     weight, scale, bias = (0.1, 0.01), (0.1, 0.0), (0.2, 0.0)
     assert settings == {
@@ -44,14 +46,14 @@ def test_weights_biases_and_norms_are_three_groups():
 def test_what_is_frozen_is_in_no_group():
     model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Linear(4, 2))
     model[0].requires_grad_(False)
-    parameters = [parameter for group in sgd(model, OPTIONS).param_groups for parameter in group["params"]]
+    parameters = [parameter for group in make_optimizer(model, OPTIONS).param_groups for parameter in group["params"]]
     assert {id(one) for one in parameters} == {id(one) for one in model[1].parameters()}
 
 
 def test_one_step_by_hand():
     layer = nn.Linear(1, 1)
     nn.init.constant_(layer.weight, 3.0), nn.init.constant_(layer.bias, 1.0)
-    optimizer = sgd(layer, OPTIONS)
+    optimizer = make_optimizer(layer, OPTIONS)
     layer(torch.tensor([2.0])).backward()  # d/dw = 2, d/db = 1
     optimizer.step()
     assert layer.weight.item() == pytest.approx(3 - 0.1 * (2 + 0.01 * 3))

@@ -1,0 +1,186 @@
+"""Images with one label each, as loaders of batches of one size.
+
+Training cuts a random stretch out of each image and brings it to `size` (Szegedy et al. 2015, "Going deeper with
+convolutions", §6); evaluation brings the short side to `resize` and takes the middle (Krizhevsky et al. 2012, §2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from lightning import LightningDataModule
+from torch import distributed
+from torch.utils import data
+
+from detect.data.canvases import CanvasBatchSampler, Item
+from detect.data.classification_options import ClassificationDataOptions
+from detect.data.decode import decode
+from detect.data.digits import read_digits
+from detect.data.imagefolder import ImageClasses, read_imagefolder
+from detect.data.transforms import Augmentation, Resize, Step, resize
+from detect.errors import UserError
+from detect.structures import ClassificationBatch
+
+Sample = tuple[UInt8[np.ndarray, "size size 3"], int, int]
+"""One image, its label and its place in the split."""
+_NO_BOXES = np.empty((0, 4), np.float32)
+
+
+class ClassificationData(LightningDataModule):
+    """Reads and checks each split when it is first asked for, before the first step.
+
+    Args:
+        options: see there.
+        classes: those of a trained model; by default those of the training split.
+        seed: shuffles, crops and augmentations follow from it.
+    """
+
+    def __init__(self, options: ClassificationDataOptions, classes: Sequence[str] | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.options, self.seed = options, seed
+        self._classes = tuple(classes) if classes is not None else None
+        self._augmentation = Augmentation(_steps(options))
+        self._splits: dict[str, ImageClasses] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the labels 0 … C-1."""
+        if self._classes is None:
+            self._classes = self.split(self.options.train).classes
+        return self._classes
+
+    def split(self, name: str) -> ImageClasses:
+        """A split by its name, read once; its labels follow `classes`."""
+        if name not in self._splits:
+            # The training split decides on the classes: another one may lack some.
+            dataset = self._read(name, self._classes if name == self.options.train else self.classes)
+            self._splits[name] = self._splits[dataset.split] = dataset  # as it is asked for, and as its folder is named
+        return self._splits[name]
+
+    @property
+    def train(self) -> ImageClasses:
+        """The split to train on."""
+        return self.split(self.options.train)
+
+    @property
+    def val(self) -> ImageClasses | None:
+        """The split that chooses the best checkpoint."""
+        return None if self.options.val is None else self.split(self.options.val)
+
+    def train_dataloader(self) -> data.DataLoader:
+        """Shuffled, cropped and augmented, in full batches: the last one is filled up with images drawn again."""
+        loader = self._loader(self.train, self.options.batch_size, self._augmentation)
+        if self.trainer is not None:
+            # Workers begin before Lightning tells the epoch: a run that goes on would repeat the first one's batches.
+            assert isinstance(loader.batch_sampler, CanvasBatchSampler)
+            loader.batch_sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        return loader
+
+    def val_dataloader(self) -> data.DataLoader | list:
+        """The validation split, or nothing."""
+        return [] if self.val is None else self.eval_loader(self.val)
+
+    def eval_loader(self, dataset: ImageClasses) -> data.DataLoader:
+        """The middle of each image of a split once, on one of the processes."""
+        return self._loader(dataset, self.options.eval_batch_size, None)
+
+    def _read(self, name: str, classes: Sequence[str] | None) -> ImageClasses:
+        if self.options.dataset == "digits":
+            return read_digits(name, classes)
+        return read_imagefolder(self.options.root, name, classes, self.options.skip_unreadable)
+
+    def _loader(
+        self, dataset: ImageClasses, batch_size: int, augmentation: Augmentation | None
+    ) -> data.DataLoader[ClassificationBatch]:
+        parallel = distributed.is_available() and distributed.is_initialized()
+        side = self.options.size
+        sampler = CanvasBatchSampler(  # all images have one size: there is one canvas, and no other scale
+            sizes=[(side, side)] * len(dataset),
+            batch_size=batch_size,
+            resizes=[Resize(side, side)],
+            most_canvases=1,
+            training=augmentation is not None,
+            seed=self.seed,
+            rank=distributed.get_rank() if parallel else 0,
+            world_size=distributed.get_world_size() if parallel else 1,
+        )
+        return data.DataLoader(
+            _Loading(dataset, self.options, augmentation),
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.options.workers,
+            persistent_workers=self.options.workers > 0 and augmentation is not None,
+            pin_memory=torch.cuda.is_available(),
+            # Its own, so that what the model draws depends neither on the workers nor on when they start.
+            generator=torch.Generator().manual_seed(self.seed),
+            worker_init_fn=_one_thread,
+        )
+
+
+class _Loading(data.Dataset):
+    """Decodes one image at a time and brings it to the network's size."""
+
+    def __init__(
+        self, dataset: ImageClasses, options: ClassificationDataOptions, augmentation: Augmentation | None
+    ) -> None:
+        self.dataset, self.options, self.augmentation = dataset, options, augmentation
+
+    def __getitem__(self, item: Item) -> Sample:
+        image, size = self.dataset.images[item.index], self.options.size
+        if isinstance(image, Path):
+            image = decode(image)
+        if self.augmentation is None or self.options.crop is None:
+            image = middle(image, size, self.options.resize)
+        if self.augmentation is not None:
+            try:
+                image, _, _ = self.augmentation(image, _NO_BOXES, item.seed)
+            except UserError as error:
+                raise UserError(f"{self.dataset.name(item.index)}: {error}") from error
+            if image.shape[:2] != (size, size):
+                height, width = image.shape[:2]
+                raise UserError(
+                    f"data.augment: makes images of {height} × {width}, not {size} × {size} as data.size says; leave "
+                    "out what crops or resizes (data.crop does that)"
+                )
+        return image, int(self.dataset.labels[item.index]), item.index
+
+
+def middle(image: UInt8[np.ndarray, "h w 3"], size: int, short_side: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The middle `size` × `size` of an image whose short side is brought to `short_side`.
+
+    Cut first and resized afterwards, so that a long thin image does not become a huge one; papers do it the other way
+    round, which differs by the rounding to whole pixels of the file.
+    """
+    height, width = image.shape[:2]
+    side = max(1, round(min(height, width) * size / short_side))
+    top, left = (height - side) // 2, (width - side) // 2
+    return resize(image[top : top + side, left : left + side], (size, size))
+
+
+def collate(samples: Sequence[Sample]) -> ClassificationBatch:
+    """One batch, channels last in memory, as cv2 gives them and as the network wants them."""
+    images, labels, ids = zip(*samples, strict=True)
+    return ClassificationBatch(
+        images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
+        labels=torch.tensor(labels),
+        ids=torch.tensor(ids),
+    )
+
+
+def _steps(options: ClassificationDataOptions) -> list[Step]:
+    """The crop, at the network's size, before the other augmentations."""
+    if options.crop is None:
+        return list(options.augment)
+    # Averaged when it shrinks, as in evaluation: albumentations alone would skip pixels.
+    arguments = {"scale": options.crop.scale, "ratio": options.crop.ratio, "area_for_downscale": "image"}
+    return [{"RandomResizedCrop": {"size": (options.size, options.size), **arguments}}, *options.augment]
+
+
+def _one_thread(worker: int) -> None:
+    """Workers are parallel by themselves."""
+    cv2.setNumThreads(0)
