@@ -21,9 +21,10 @@ from pydantic import (
     Tag,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
-from detect.backbones import VGG, VGGM, AlexNet, GoogLeNet, LeNet, ResNet
+from detect.backbones import VGG, VGGM, AlexNet, GoogLeNet, LeNet, ResNet, Timm
 from detect.data.classification_options import ClassificationDataOptions
 from detect.data.options import DataOptions
 from detect.errors import UserError
@@ -47,7 +48,7 @@ from detect.models import (
 from detect.models.low_rank import factorize
 from detect.options import options
 
-BackboneOptions = Annotated[ResNet | VGG | VGGM | AlexNet | GoogLeNet | LeNet, Field(discriminator="name")]
+BackboneOptions = Annotated[ResNet | VGG | VGGM | AlexNet | GoogLeNet | LeNet | Timm, Field(discriminator="name")]
 Ranks = tuple[PositiveInt, ...]
 """Of the head's fully connected layers, from the first; see `detect.models.low_rank`."""
 
@@ -230,6 +231,12 @@ class TrainingOptions:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: PositiveInt | None = None
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> TrainingOptions:
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ValueError("nesterov is of sgd with momentum; leave it out, or choose these")
+        return self
+
 
 @options
 class Config:
@@ -275,7 +282,7 @@ def check_proposals(config: Config) -> None:
 
 _DETECTION: TypeAdapter[Config] = TypeAdapter(Config)
 _CLASSIFICATION: TypeAdapter[ClassificationConfig] = TypeAdapter(ClassificationConfig)
-_TAGS = {"rcnn", "fast_rcnn", "faster_rcnn", "alexnet", "googlenet", "lenet", "resnet", "vgg", "vgg_m"}
+_TAGS = {"rcnn", "fast_rcnn", "faster_rcnn", "alexnet", "googlenet", "lenet", "resnet", "timm", "vgg", "vgg_m"}
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:

@@ -6,6 +6,7 @@ from detect.backbones.googlenet import GoogLeNet
 from detect.backbones.lenet import LeNet
 from detect.backbones.pixels import Pixels
 from detect.backbones.resnet import ResNet
+from detect.backbones.timm import Timm
 from detect.backbones.vgg import VGG
 from detect.backbones.vgg_m import VGGM
 
@@ -20,6 +21,7 @@ __all__ = [
     "LeNet",
     "Pixels",
     "ResNet",
+    "Timm",
     "Trunk",
     "WholeCNN",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Literal
 
 import torch
@@ -79,13 +79,20 @@ def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
     return layers[norm]
 
 
-def replace_norms(network: nn.Module, norm: Norm) -> None:
-    """Give, in place, another norm to a network that has batch norms; frozen ones keep what these have learned."""
-    make = FrozenBatchNorm2d.of if norm == "frozen" else lambda batch: norm_layer(norm)(batch.num_features)
+def replace_norms(network: nn.Module, norm: Norm, among: Container[nn.Module] | None = None) -> None:
+    """Give, in place, another norm to a network that has batch norms; frozen ones keep what these have learned.
+
+    With `among`, only the batch norms that it contains. Those with an activation inside, as timm has them, stay.
+    """
+    if norm == "batch":
+        return
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if norm != "batch" and isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):
-                setattr(parent, name, make(child))
+            if type(child) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or (among is not None and child not in among):
+                continue
+            assert isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm)
+            frozen = norm == "frozen"
+            setattr(parent, name, FrozenBatchNorm2d.of(child) if frozen else norm_layer(norm)(child.num_features))
 
 
 def freeze(module: nn.Module) -> None:

@@ -90,9 +90,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _of_classifier(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def _of_classifier(content: Any, path: Path) -> dict[str, Tensor]:
     """The network of a checkpoint of ours. Raises `UserError` where that is a detector's, or no checkpoint of ours."""
-    state = content["state_dict"]
+    state = content.get("state_dict", {}) if isinstance(content, dict) else {}
     network = {key.removeprefix(NETWORK): value for key, value in state.items() if key.startswith(NETWORK)}
     if not network:
         raise UserError(f"{path}: no checkpoint of a classifier; give one, or a state dict of the network alone")

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from detect.backbones.norm import FrozenBatchNorm2d
+from detect.backbones.timm import TimmBackbone, WholeTimm
 from detect.checkpoint import Checkpoint, load_checkpoint
 from detect.models import Detector
 
@@ -48,6 +49,8 @@ def prepare(model: Detector, precision: Precision = "fp32", compile: bool = Fals
 
 def fold_norms(module: nn.Module) -> None:
     """Replaces, in place, every convolution that a batch norm follows by one that does both (eval mode)."""
+    if isinstance(module, TimmBackbone | WholeTimm):
+        return  # the order of their children is not always the order in which these run
     children = list(module.named_children())
     for (_, first), (name, second) in pairwise(children):
         if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d | FrozenBatchNorm2d):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal, Self
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detect.backbones import CNN
-from detect.backbones.norm import FrozenBatchNorm2d
+from detect.backbones.norm import replace_norms
 from detect.errors import UserError
 from detect.structures import ClassificationBatch
 
@@ -53,11 +52,11 @@ class Classifier(nn.Module):
             if isinstance(layer, nn.Dropout) and dropout is not None:
                 layer.p = dropout
         if learns == "stages":
-            _freeze(self.network, _bottom(backbone, self.network))
+            bottom = _bottom(backbone, self.network)
+            _freeze(self.network, {layer for stage in bottom for layer in stage.modules()})
         elif learns == "head":
-            _freeze(self.network, [self.network])
-            for name, parameter in self.network.named_parameters():
-                parameter.requires_grad_(name.startswith(backbone.head))
+            layers = self.network.named_modules()
+            _freeze(self.network, {layer for name, layer in layers if not f"{name}.".startswith(backbone.head)})
         self.register_buffer("mean", torch.tensor(backbone.mean))
         self.register_buffer("std", torch.tensor(backbone.std))
         self.memory_format = torch.channels_last
@@ -97,12 +96,9 @@ def _bottom(backbone: CNN, network: nn.Module) -> list[nn.Sequential]:
     return stages[: len(stages) - learning]
 
 
-def _freeze(network: nn.Module, parts: Iterable[nn.Module]) -> None:
-    """Make parts of a network constants, in place: no gradients, and statistics that training does not change."""
-    frozen = {layer for part in parts for layer in part.modules()}
+def _freeze(network: nn.Module, frozen: set[nn.Module]) -> None:
+    """Make layers of a network constants, in place: no gradients, and statistics that training does not change."""
     for layer in frozen:
-        layer.requires_grad_(False)
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if child in frozen and isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):
-                setattr(parent, name, FrozenBatchNorm2d.of(child))
+        for parameter in layer.parameters(recurse=False):
+            parameter.requires_grad_(False)
+    replace_norms(network, "frozen", frozen)
