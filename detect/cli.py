@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "train",
         _train,
-        "fit a detector, then evaluate its best checkpoint",
+        "fit a detector or a classifier, then evaluate its best checkpoint",
         "detect train -c configs/bccd/faster_rcnn.yaml --data.root data/bccd\n\n" + OPTIONS_NOTE,
     )
     train.add_argument("-c", "--config", type=Path, help="the experiment, a YAML file; see configs/")
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "eval",
         _eval,
-        "COCO and VOC figures of a checkpoint",
+        "COCO and VOC figures of a detector's checkpoint, accuracies of a classifier's",
         "detect eval --ckpt runs/bccd/checkpoints/best.ckpt --data.root data/bccd --split test",
     )
     evaluate.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of detect train")
@@ -241,6 +241,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         out = options.out or _new_run(options.config)
         if _is_first_process():
             _refuse_used(out)
+    _tell_weights()
     if isinstance(config, Config):
         _train_and_evaluate(config, out, options.resume)
     else:
@@ -624,6 +625,16 @@ def _join_processes() -> None:
 def _print(text: str) -> None:
     if _is_first_process():
         print(text, flush=True)
+
+
+def _tell_weights() -> None:
+    """Lets `load_weights` say what it has loaded and what it has left out."""
+    log = logging.getLogger("detect.backbones.weights")
+    if _is_first_process() and not log.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
 
 
 def _calm() -> None:
