@@ -263,6 +263,8 @@ def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     folder = options.ckpt.resolve().parent
     out = options.out or _free((folder.parent if folder.name == "checkpoints" else folder) / f"eval_{split}")
     if isinstance(checkpoint, ClassifierCheckpoint):
+        if (options.precision, options.engine) != ("fp32", "pycocotools"):
+            raise UserError("--precision, --engine: they are for detectors; leave them out for a classifier")
         _refuse_used(out)
         _evaluate_classifier(checkpoint, options.ckpt, split, out)
         return

@@ -53,6 +53,7 @@ def unchecked(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "detect"]
-    for kind in {value for module in modules for value in vars(module).values() if dataclasses.is_dataclass(value)}:
+    kinds = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    for kind in filter(dataclasses.is_dataclass, kinds):
         if "__init__" in vars(kind) and hasattr(kind.__init__, "__wrapped__"):
             monkeypatch.setattr(kind, "__init__", kind.__init__.__wrapped__)

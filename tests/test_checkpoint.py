@@ -6,9 +6,9 @@ import zipfile
 import pytest
 import torch
 
-from detect.backbones import ResNet
-from detect.checkpoint import load_checkpoint, model_card
-from detect.config import Config, FasterRCNNOptions
+from detect.backbones import LeNet, ResNet
+from detect.checkpoint import ClassifierCheckpoint, load_any, load_checkpoint, model_card
+from detect.config import ClassificationConfig, ClassifierOptions, Config, FasterRCNNOptions
 from detect.data.dataset import Dataset
 from detect.errors import UserError
 from detect.models import HeadOptions, RPNOptions
@@ -122,3 +122,56 @@ def test_bytes_that_are_no_checkpoint(tmp_path, text):
 def test_a_file_that_cannot_be_read(tmp_path, name, reason):
     with pytest.raises(UserError, match=f"{re.escape(str(tmp_path / name))}: {reason}"):
         load_checkpoint(tmp_path / name)
+
+
+# ---- classifiers -----------------------------------------------------------------------------------------------------
+
+CLASSIFICATION = ClassificationConfig(model=ClassifierOptions(backbone=LeNet(weights="gone.pth"), dropout=0.25))
+
+
+@pytest.fixture
+def classifier(tmp_path) -> str:
+    """The file of one, and in it what Lightning would save, near enough."""
+    state = ClassifierOptions(backbone=LeNet()).build(num_classes=2).state_dict()
+    content = {
+        "state_dict": {f"model.{key}": value for key, value in state.items()},
+        "detect": model_card(CLASSIFICATION, ("cat", "dog")),
+    }
+    torch.save(content, tmp_path / "a.ckpt")
+    return tmp_path / "a.ckpt"
+
+
+def test_a_classifier_comes_back_without_the_file_that_it_began_from(classifier):
+    checkpoint = load_any(classifier)
+    assert isinstance(checkpoint, ClassifierCheckpoint)
+    assert checkpoint.classes == ("cat", "dog") and checkpoint.config == CLASSIFICATION
+    assert not any(part.training for part in checkpoint.model.modules())
+    saved = torch.load(classifier, weights_only=True)["state_dict"]
+    state = checkpoint.model.state_dict()
+    assert {f"model.{key}" for key in state} == saved.keys()
+    assert all(torch.equal(value, saved[f"model.{key}"]) for key, value in state.items())
+    assert checkpoint.model(torch.zeros(3, 3, 32, 32, dtype=torch.uint8)).shape == (3, 2)
+
+
+def test_a_classifier_is_no_detector(classifier):
+    with pytest.raises(UserError, match="this is a classifier; give the checkpoint of a detector") as caught:
+        load_checkpoint(classifier)
+    assert str(caught.value).startswith(f"{classifier}: ") and "\n" not in str(caught.value)
+
+
+def test_a_detector_is_read_as_one_by_either_function(content, tmp_path):
+    torch.save(content, tmp_path / "a.ckpt")
+    assert load_any(tmp_path / "a.ckpt").category_ids == (17, 18)
+
+
+def test_options_of_a_classifier_can_be_changed_as_far_as_its_weights_fit(classifier):
+    checkpoint = load_any(classifier, ["--data.size=48", "--data.resize=48", "--model.learns=head"])
+    assert checkpoint.config.data.size == 48
+    assert [name for name, one in checkpoint.model.named_parameters() if one.requires_grad] == [
+        "network.classifier.4.weight",
+        "network.classifier.4.bias",
+    ]
+    with pytest.raises(UserError, match="its weights do not fit the options: Missing key"):
+        load_any(classifier, ["--model.backbone.name=alexnet"])
+    with pytest.raises(UserError, match=r"^--data\.short_side: there is no such option"):
+        load_any(classifier, ["--data.short_side=[600]"])

@@ -80,9 +80,10 @@ def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
 
 
 def replace_norms(network: nn.Module, norm: Norm, among: Container[nn.Module] | None = None) -> None:
-    """Give, in place, another norm to a network that has batch norms; frozen ones keep what these have learned.
+    """Give, in place, another norm to a network that has batch norms.
 
-    With `among`, only the batch norms that it contains. Those with an activation inside, as timm has them, stay.
+    Frozen and synchronised ones compute what these do: they keep what was learned, and `eps`. With `among`, only the
+    batch norms that it contains. Those with an activation inside, as timm has them, stay.
     """
     if norm == "batch":
         return
@@ -91,8 +92,14 @@ def replace_norms(network: nn.Module, norm: Norm, among: Container[nn.Module] | 
             if type(child) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or (among is not None and child not in among):
                 continue
             assert isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm)
-            frozen = norm == "frozen"
-            setattr(parent, name, FrozenBatchNorm2d.of(child) if frozen else norm_layer(norm)(child.num_features))
+            match norm:
+                case "frozen":
+                    other: nn.Module = FrozenBatchNorm2d.of(child)
+                case "sync":
+                    other = nn.SyncBatchNorm.convert_sync_batchnorm(child)
+                case _:
+                    other = norm_layer(norm)(child.num_features)
+            setattr(parent, name, other)
 
 
 def freeze(module: nn.Module) -> None:

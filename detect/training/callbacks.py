@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from detect.errors import UserError
-from detect.structures import Batch
+from detect.structures import Batch, ClassificationBatch
 
 
 class StopOnNaN(Callback):
@@ -26,7 +26,12 @@ class StopOnNaN(Callback):
         self._pending: tuple[torch.cuda.Event, Tensor, Tensor, int] | None = None
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch | ClassificationBatch,
+        batch_idx: int,
     ) -> None:
         """Looks at the loss, or at the one before."""
         loss = outputs["loss"].detach()
@@ -88,7 +93,12 @@ class ProgressBar(Callback):
         self.bar.start()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch | ClassificationBatch,
+        batch_idx: int,
     ) -> None:
         """Moves on; the losses are read once a second only, for reading them waits for the device."""
         description = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"

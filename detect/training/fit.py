@@ -88,6 +88,7 @@ def fit_classifier(
         raise UserError("training.alternating: a classifier has no RPN to train in turns with")
     if data.val is not None and len(data.val.labels) < count_processes(config.training):
         raise UserError(f"{data.val.root}: the split {data.val.split} has fewer images than there are processes")
+    _check_size(config)
     seed_everything(config.training.seed, verbose=False)
     model = config.model.build(len(data.classes))
     if resume and _last(out).exists():
@@ -269,6 +270,17 @@ def _check_val(training: TrainingOptions, data: DetectionData) -> None:
             )
         if len(data.val) < processes:
             raise UserError(f"{place} has {len(data.val)} images for {processes} processes; take fewer processes")
+
+
+def _check_size(config: ClassificationConfig) -> None:
+    """A pass without data, and without the weights, which change nothing of the shapes."""
+    size, options = config.data.size, replace(config.model, backbone=replace(config.model.backbone, weights=None))
+    with torch.device("meta"):
+        model = options.build(num_classes=1).eval()
+        try:
+            model(torch.empty(1, 3, size, size, dtype=torch.uint8))
+        except (RuntimeError, ValueError) as error:  # torch's own, of a layer that is left without a cell, or with one
+            raise UserError(f"data.size: {size} pixels are too few for the network; give more ({error})") from None
 
 
 def _check_model(model: Detector, config: Config) -> None:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
-from detect.backbones.norm import FrozenBatchNorm2d, freeze, norm_layer
+from detect.backbones.norm import FrozenBatchNorm2d, freeze, norm_layer, replace_norms
 
 
 def randomise(norm: nn.Module) -> nn.Module:
@@ -74,9 +74,87 @@ def test_freeze_makes_a_constant_that_training_mode_does_not_thaw():
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_norm_layers():
-    assert isinstance(norm_layer("frozen")(64), FrozenBatchNorm2d)
-    assert isinstance(norm_layer("batch")(64), nn.BatchNorm2d)
-    group = norm_layer("group")(64)
-    assert isinstance(group, nn.GroupNorm)
-    assert (group.num_groups, group.num_channels) == (32, 64)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("frozen", FrozenBatchNorm2d),
+        ("batch", nn.BatchNorm2d),
+        ("sync", nn.SyncBatchNorm),
+        ("group", nn.GroupNorm),
+        ("layer", nn.GroupNorm),
+        ("instance", nn.InstanceNorm2d),
+        ("none", nn.Identity),
+    ],
+)
+def test_norm_layers(name, kind):
+    norm = norm_layer(name)(64)
+    assert type(norm) is kind
+    # A scale and a shift a channel; frozen ones are no parameters.
+    values = norm.state_dict()
+    assert name == "none" or values["weight"].shape == values["bias"].shape == (64,)
+    assert len(list(norm.parameters())) == (0 if name in ("frozen", "none") else 2)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (32, 32), (48, 16), (208, 16), (24, 8), (7, 1)])
+def test_groups_divide_the_channels(channels, groups):
+    norm, x = norm_layer("group")(channels), torch.randn(2, channels, 3, 5)
+    assert (norm.num_groups, norm.num_channels) == (groups, channels)
+    values = norm(x).view(2, groups, -1)
+    torch.testing.assert_close(values.mean(dim=2), torch.zeros(2, groups), atol=1e-5, rtol=0)
+    torch.testing.assert_close(values.var(dim=2, correction=0), torch.ones(2, groups), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_layer_norm_is_torchs_over_channels_and_cells(images):
+    """But that the scale and the shift are of channels, not of cells."""
+    norm, x = norm_layer("layer")(6), torch.randn(images, 6, 4, 5)
+    nn.init.uniform_(norm.weight), nn.init.uniform_(norm.bias)
+    expected = nn.LayerNorm((6, 4, 5), elementwise_affine=False)(x)
+    torch.testing.assert_close(norm(x), expected * norm.weight[:, None, None] + norm.bias[:, None, None])
+
+
+def test_instance_norm_is_that_of_each_channel_in_training_and_in_evaluation():
+    norm, x = norm_layer("instance")(6), torch.randn(2, 6, 4, 5)
+    expected = (x - x.mean((2, 3), True)) / (x.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+    for mode in (True, False):
+        torch.testing.assert_close(norm.train(mode)(x), expected)
+
+
+def test_synchronised_norm_of_one_process_is_batch_norm():
+    x = torch.randn(4, 8, 3, 3)
+    norms = norm_layer("sync")(8), norm_layer("batch")(8)
+    for mode in (True, False):
+        ours, theirs = (norm.train(mode)(x) for norm in norms)
+        torch.testing.assert_close(ours, theirs)
+
+
+def nested(eps: float) -> tuple[nn.Sequential, nn.BatchNorm2d]:
+    batch = randomise(nn.BatchNorm2d(8, eps)).eval()
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(batch)).eval(), batch
+
+
+@pytest.mark.parametrize("norm", ["frozen", "sync", "batch"])
+def test_replaced_norms_keep_what_was_learned_and_their_epsilon(norm):
+    network, batch = nested(eps=0.1)
+    x = torch.randn(2, 3, 4, 5)
+    expected = network(x)
+    replace_norms(network, norm)
+    assert type(network[1][0]) is type(norm_layer(norm)(8)) and network[1][0].eps == 0.1
+    assert (network[1][0] is batch) == (norm == "batch")
+    torch.testing.assert_close(network.eval()(x), expected)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer", "instance", "none"])
+def test_other_norms_begin_anew(norm):
+    network, _ = nested(eps=0.1)
+    replace_norms(network, norm)
+    made = network[1][0]
+    assert type(made) is type(norm_layer(norm)(8))
+    assert norm == "none" or ((made.weight == 1).all() and not made.bias.any())
+
+
+def test_only_the_chosen_norms_are_replaced():
+    network, batch = nested(eps=0.1)
+    network.append(nn.BatchNorm2d(8))
+    replace_norms(network, "frozen", {batch})
+    assert isinstance(network[1][0], FrozenBatchNorm2d) and isinstance(network[2], nn.BatchNorm2d)

@@ -1,3 +1,4 @@
+import logging
 import pickle
 import sys
 import zipfile
@@ -7,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from detect.backbones import VGG, ResNet
+from detect.backbones import VGG, GoogLeNet, LeNet, ResNet
 from detect.backbones.weights import load_weights
 from detect.errors import UserError
+from detect.models import Classifier
 
 
 def network() -> nn.Sequential:
@@ -103,6 +105,13 @@ def test_group_norm_takes_no_weights_of_batch_norm(checkpoints, file):
         load(file, nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 1), bn=nn.GroupNorm(2, 4))))
 
 
+@pytest.mark.parametrize("norm", ["layer", "instance"])
+def test_nor_do_layer_and_instance_norm(norm, checkpoints):
+    for network in (ResNet(18, norm=norm, weights="DEFAULT"), GoogLeNet(norm=norm, weights="DEFAULT")):
+        with torch.device("meta"), pytest.raises(UserError, match="DEFAULT are for batch norm; set norm to frozen"):
+            network.build()
+
+
 def test_a_missing_file(file):
     with pytest.raises(UserError, match="no such file"):
         load(file)
@@ -168,3 +177,90 @@ def test_safetensors_without_the_package_says_what_to_install(tmp_path, monkeypa
     (tmp_path / "weights.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="pip install safetensors"):
         load(tmp_path / "weights.safetensors")
+
+
+# ---- checkpoints of classifiers --------------------------------------------------------------------------------------
+
+
+def trained(network, folder, num_classes=3) -> tuple[nn.Module, str]:
+    """A classifier's network, and its checkpoint, near enough."""
+    model = Classifier(num_classes, network)
+    for value in model.buffers():
+        if value.is_floating_point():
+            nn.init.uniform_(value, 0.5, 1.5)
+    path = folder / "best.ckpt"
+    torch.save({"state_dict": {f"model.{key}": value for key, value in model.state_dict().items()}, "epoch": 3}, path)
+    return model.network, str(path)
+
+
+def assert_equal(ours: nn.Module, theirs: nn.Module) -> None:
+    one, other = ours.state_dict(), theirs.state_dict()
+    other = {key: value for key, value in other.items() if key in one or not key.endswith("num_batches_tracked")}
+    assert one.keys() == other.keys() and one
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_a_detector_begins_with_a_classifiers_network(tmp_path):
+    network, path = trained(LeNet(), tmp_path)
+    backbone, trunk = LeNet(weights=path).build()
+    assert_equal(nn.Sequential(*backbone.body.conv1, *backbone.body.conv2), network.features[:6])
+    assert_equal(trunk.fc6, network.classifier[0])
+    assert_equal(trunk.fc7, network.classifier[2])
+    whole = LeNet(weights=path).build_whole(32)
+    assert_equal(whole.fully_connected, trunk)
+
+
+@pytest.mark.parametrize("fpn", [True, False])
+def test_a_resnets_statistics_come_along(tmp_path, fpn):
+    network, path = trained(ResNet(18, norm="batch"), tmp_path)
+    backbone, trunk = ResNet(18, fpn=fpn, norm="frozen", weights=path).build()
+    stages = dict(backbone.body.items() if fpn else backbone.body.named_children())
+    assert_equal(stages["stem"].bn1, network.bn1)
+    for name in ("layer1", "layer2", "layer3"):
+        assert_equal(stages[name], getattr(network, name))
+    assert_equal(stages["layer4"] if fpn else trunk.stage, network.layer4)
+
+
+def test_another_classifier_takes_all_but_the_head(tmp_path):
+    network, path = trained(LeNet(), tmp_path, num_classes=3)
+    for classes in (3, 7):
+        ours = LeNet(weights=path).network(classes)
+        assert_equal(ours.features, network.features)
+        assert_equal(ours.classifier[:4], network.classifier[:4])
+        assert ours.classifier[4].weight.shape == (classes, 84)
+        assert not torch.equal(ours.classifier[4].bias[:3], network.classifier[4].bias)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {"model.backbone.body.conv1.weight": torch.ones(1), "model.trunk.fc6.weight": torch.ones(1)}},
+        {"state_dict": {}},
+        {"conv.weight": torch.ones(1)},
+        [1, 2],
+    ],
+    ids=["detector", "empty", "state dict", "list"],
+)
+def test_a_checkpoint_of_anything_else_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match=r"best\.ckpt: no checkpoint of a classifier; give one, or a state") as caught:
+        LeNet(weights=str(tmp_path / "best.ckpt")).network(3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    _, path = trained(LeNet(), tmp_path)
+    with torch.device("meta"), pytest.raises(UserError, match=r"best\.ckpt: does not fit resnet18: ") as caught:
+        ResNet(18, weights=path).build()
+    assert str(caught.value).endswith("; check depth and norm") and "\n" not in str(caught.value)
+
+
+def test_what_was_loaded_and_what_was_not_is_told(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "detect")
+    _, path = trained(LeNet(), tmp_path)
+    LeNet(weights=path).network(10)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        f"{path}: lenet takes 8 tensors, 60,856 numbers",  # 156 + 2,416 + 48,120 + 10,164
+        "  skipped classifier.4.weight, classifier.4.bias: they know the classes of what they were trained on",
+    ]

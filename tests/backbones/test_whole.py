@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detect.backbones import VGG, VGGM, AlexNet, ResNet
+from detect.backbones import VGG, VGGM, AlexNet, GoogLeNet, LeNet, ResNet
 from detect.errors import UserError
 
 FC = {"fc6": 4096, "fc7": 4096}
@@ -12,6 +12,8 @@ NETWORKS = [
     (AlexNet, 63, {"pool5": 9216, **FC}),
     (VGGM, 41, {"pool5": 18432, "fc6": 4096, "fc7": 1024}),
     (VGG, 32, {"pool5": 25088, **FC}),
+    (LeNet, 16, {"pool5": 400, "fc6": 120, "fc7": 84}),
+    (GoogLeNet, 15, {"pool5": 1024}),
     (lambda **options: VGG(11, norm="frozen", **options), 32, {"pool5": 25088, **FC}),
     (lambda **options: ResNet(18, norm="group", **options), 1, {"pool5": 512}),
     (lambda **options: ResNet(50, fpn=False, **options), 1, {"pool5": 2048}),
@@ -45,7 +47,7 @@ def test_crops_that_are_too_small_are_refused(network, least, layers):
         network().build_whole(least - 1)
 
 
-@pytest.mark.parametrize(("network", "least", "layers"), NETWORKS[:3])
+@pytest.mark.parametrize(("network", "least", "layers"), NETWORKS[:5])
 def test_a_pixel_less_would_leave_no_cell(network, least, layers):
     with torch.device("meta"):
         trunk = network().build_whole(least)
@@ -53,7 +55,7 @@ def test_a_pixel_less_would_leave_no_cell(network, least, layers):
             trunk(torch.empty(1, 3, least - 1, least - 1))
 
 
-@pytest.mark.parametrize("network", [AlexNet, VGGM, lambda: ResNet(18)])
+@pytest.mark.parametrize("network", [AlexNet, VGGM, LeNet, GoogLeNet, lambda: ResNet(18)])
 def test_no_crops_give_no_vectors(network, quick):
     trunk = network().build_whole(64)
     for mode in (True, False):
@@ -66,20 +68,28 @@ def test_no_crops_give_no_vectors(network, quick):
 @pytest.mark.parametrize(("network", "least", "layers"), NETWORKS)
 @pytest.mark.parametrize("train_stages", [0, 2, 5])
 def test_the_last_stages_learn_and_so_does_what_follows(network, least, layers, train_stages):
+    stages = 2 if network is LeNet else 5
+    train_stages = min(train_stages, stages)
     with torch.device("meta"):
         trunk = network(train_stages=train_stages).build_whole(64)
         if any(parameter.requires_grad for parameter in trunk.parameters()):
             trunk(torch.empty(2, 3, 64, 64)).sum().backward()
-    assert len(trunk.body) == 5
+    assert len(trunk.body) == stages
     for place, stage in enumerate(trunk.body):
-        learns = place >= 5 - train_stages
+        learns = place >= stages - train_stages
         assert all((parameter.grad is not None) == learns for parameter in stage.parameters())
     rest = [parameter for name, parameter in trunk.named_parameters() if not name.startswith("body.")]
     assert len(rest) == (4 if "fc7" in layers else 0)
     assert all(parameter.grad is not None for parameter in rest)
 
 
-@pytest.mark.parametrize("network", [VGG, VGGM, AlexNet])
+def test_more_stages_than_there_are_cannot_learn():
+    for build in (LeNet(train_stages=3).build, lambda: LeNet(train_stages=3).build_whole(32)):
+        with pytest.raises(UserError, match=r"^train_stages: 3: the network has 2 stages; give 0 … 2$"):
+            build()
+
+
+@pytest.mark.parametrize("network", [VGG, VGGM, AlexNet, LeNet])
 def test_stages_and_weights_are_those_of_the_network_cut_in_two(network):
     with torch.device("meta"):
         backbone, trunk = network().build()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from detect.config import TrainingOptions
+from detect.config import TrainingOptions, config_from_dict
+from detect.errors import UserError
 from detect.training.optimization import make_optimizer, schedule
 
 OPTIONS = TrainingOptions(
@@ -58,6 +59,52 @@ def test_one_step_by_hand():
     optimizer.step()
     assert layer.weight.item() == pytest.approx(3 - 0.1 * (2 + 0.01 * 3))
     assert layer.bias.item() == pytest.approx(1 - 0.2 * 1)
+
+
+KINDS = {
+    "sgd": (torch.optim.SGD, {"momentum": 0.7, "nesterov": False}),
+    "rmsprop": (torch.optim.RMSprop, {"momentum": 0.7}),
+    "adagrad": (torch.optim.Adagrad, {}),
+    "adam": (torch.optim.Adam, {}),
+    "adamw": (torch.optim.AdamW, {}),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_optimizer_is_torchs_of_its_name(name):
+    kind, values = KINDS[name]
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    optimizer = make_optimizer(model, replace(OPTIONS, optimizer=name, momentum=0.7))
+    assert type(optimizer) is kind
+    # How a step is computed (`fused`) is not what it computes.
+    chosen = {"lr", "params", "weight_decay", "fused", *values}
+    default = {key: value for key, value in kind([nn.Parameter(torch.zeros(()))]).defaults.items() if key not in chosen}
+    for group in optimizer.param_groups:
+        assert {key: group[key] for key in (*values, *default)} == values | default
+    decays = [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+    assert decays == [(1, 0.01), (2, 0.0), (1, 0.0)]  # the weight; two biases; the norm's scale
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_step_lowers_a_loss(name):
+    layer = nn.Linear(3, 1)
+    goal = torch.tensor([[1.0, -2.0, 3.0]])
+    optimizer = make_optimizer(layer, replace(OPTIONS, optimizer=name, learning_rate=1e-3))
+    before = (layer(goal) - 5).square().sum()
+    before.backward()
+    optimizer.step()
+    assert (layer(goal) - 5).square().sum() < before
+
+
+def test_nesterovs_momentum_is_torchs():
+    optimizer = make_optimizer(nn.Linear(1, 1), replace(OPTIONS, nesterov=True))
+    assert all(group["nesterov"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("training", [{"momentum": 0}, {"optimizer": "adam"}])
+def test_nesterov_needs_sgd_with_momentum(training):
+    with pytest.raises(UserError, match=r"^a\.yaml: training: .*nesterov is of sgd with momentum; leave it out"):
+        config_from_dict({"training": {"nesterov": True, **training}}, "a.yaml")
 
 
 def test_warm_up_rises_by_equal_steps():
