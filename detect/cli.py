@@ -15,7 +15,7 @@ from detect.errors import UserError
 
 if TYPE_CHECKING:
     from detect.checkpoint import Checkpoint, ClassifierCheckpoint
-    from detect.config import ClassificationConfig, Config
+    from detect.config import ClassificationConfig, Config, Experiment
     from detect.data.datamodule import DetectionData
     from detect.data.dataset import Dataset
     from detect.proposals.recall import ProposalRecall
@@ -457,8 +457,7 @@ def _train_and_evaluate(config: Config, out: Path, resume: bool = False) -> dict
     data = _data(config)
     final = config.data.test or config.data.val
     _tell(data, [data.train, *([data.val] if data.val else []), *([data.split(final)] if final else [])])
-    for deviation in config.deviations:
-        _print(f"deviates from the paper: {deviation}")
+    _announce(config)
     try:
         best, seconds = fit(config, data, out, resume)
     except KeyboardInterrupt:
@@ -483,8 +482,7 @@ def _train_classifier(config: ClassificationConfig, out: Path, resume: bool) -> 
     for dataset in (data.train, data.val, data.split(final) if final else None):
         if dataset is not None:
             _print(summary(dataset))
-    for deviation in config.deviations:
-        _print(f"deviates from the paper: {deviation}")
+    _announce(config)
     try:
         best, seconds = fit_classifier(config, data, out, resume)
     except KeyboardInterrupt:
@@ -557,6 +555,15 @@ def _tell(data: DetectionData, datasets: Sequence[Any]) -> None:
 
     for name in dict.fromkeys(dataset.split for dataset in datasets):
         _print(summary(data.split(name)))
+
+
+def _announce(config: Experiment) -> None:
+    """What one should know of an experiment before it begins."""
+    for deviation in config.deviations:
+        _print(f"deviates from the paper: {deviation}")
+    backbone = config.model.backbone
+    if getattr(backbone, "norm", None) == "frozen" and backbone.weights is None:
+        _print("model.backbone.norm: without weights frozen is no norm at all; batch or group learn better from scratch")
 
 
 def _one_word_each(words: Sequence[str]) -> list[str]:
