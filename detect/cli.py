@@ -563,7 +563,7 @@ def _announce(config: Experiment) -> None:
         _print(f"deviates from the paper: {deviation}")
     backbone = config.model.backbone
     if getattr(backbone, "norm", None) == "frozen" and backbone.weights is None:
-        _print("model.backbone.norm: without weights frozen is no norm at all; batch or group learn better from scratch")
+        _print("model.backbone.norm: frozen without weights is no norm; batch and group learn better from scratch")
 
 
 def _one_word_each(words: Sequence[str]) -> list[str]:
