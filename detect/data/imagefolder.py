@@ -8,23 +8,17 @@ wherever they lead, as by the readers of boxes: they are the user's own affair.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from rich.console import Console
-from rich.progress import track
 
+from detect.data.check import check_images
 from detect.data.dataset import VALIDATION, Defect
-from detect.data.decode import SUFFIXES, check_image
+from detect.data.decode import SUFFIXES
 from detect.data.defects import Findings
 from detect.errors import UserError
-
-_BAR_FROM = 200
-"""Images from which on the checks take long enough for a progress bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,24 +145,10 @@ def _refuse_empty(folders: Sequence[Path], counts: Sequence[int] | np.ndarray, w
 
 def _check(paths: Sequence[Path], findings: Findings) -> list[int]:
     """The places of the images that can be read; the others become defects."""
-    console = Console(stderr=True)
-    shown = console.is_terminal and len(paths) > _BAR_FROM
     readable = []
-    # Closing the generator cancels what is not begun, so that an interrupt does not wait for all the images.
-    with ThreadPoolExecutor() as pool, closing(pool.map(_fault, paths)) as results:  # type: ignore[type-var]
-        checks = track(results, "Checking images", total=len(paths), console=console, disable=not shown)
-        for place, fault in enumerate(checks):
-            if fault is None:
-                readable.append(place)
-            else:
-                findings.add("unreadable-image", paths[place], fault)
+    for place, (size, rule, detail) in enumerate(check_images(paths)):
+        if size is None:
+            findings.add(rule, paths[place], detail)
+        else:
+            readable.append(place)
     return readable
-
-
-def _fault(path: Path) -> str | None:
-    """What is wrong with an image file, without the remedy: the rule has one for all of them."""
-    try:
-        check_image(path)
-    except UserError as error:
-        return str(error).removeprefix(f"{path}: ").rpartition("; ")[0]
-    return None

@@ -5,25 +5,21 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from jaxtyping import Int64
-from rich.console import Console
-from rich.progress import track
 
 from detect.data import coco, voc, yolo
+from detect.data.check import check_images
 from detect.data.dataset import VALIDATION, Dataset, Record
-from detect.data.decode import SUFFIXES, check_image, orientation
+from detect.data.decode import SUFFIXES, orientation
 from detect.data.defects import Annotations, Findings, as_json, mend
 from detect.errors import UserError
 
 _FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
-_BAR_FROM = 200
-"""Images from which on the checks take long enough for a progress bar."""
 
 
 def splits(root: Path | str) -> tuple[str, ...]:
@@ -127,30 +123,14 @@ def _check_images(annotations: Annotations, findings: Findings, progress: bool) 
     """Width and height of each image, 0 where it cannot be read; what is wrong with the images becomes defects."""
     paths = annotations.paths
     sizes = np.zeros((len(paths), 2), dtype=np.int64)
-    console = Console(stderr=True)
-    shown = progress and console.is_terminal and len(paths) > _BAR_FROM
-    # Closing the generator cancels what is not begun, so that an interrupt does not wait for all the images.
-    with ThreadPoolExecutor() as pool, closing(pool.map(_look_at, paths)) as results:  # type: ignore[type-var]
-        checks = track(results, "Checking images", total=len(paths), console=console, disable=not shown)
-        for place, (size, rule, detail) in enumerate(checks):
-            if size is None:
-                source = annotations.sources[place]
-                findings.add(rule, paths[place], f"{detail}, its boxes are in {source}")
-            else:
-                sizes[place] = size
-                _compare_sizes(annotations, place, size, findings)
+    for place, (size, rule, detail) in enumerate(check_images(paths, progress)):
+        if size is None:
+            source = annotations.sources[place]
+            findings.add(rule, paths[place], f"{detail}, its boxes are in {source}")
+        else:
+            sizes[place] = size
+            _compare_sizes(annotations, place, size, findings)
     return sizes
-
-
-def _look_at(path: Path) -> tuple[tuple[int, int] | None, str, str]:
-    """Size of an image, or None with the rule that it falls under and the reason."""
-    if not path.is_file():
-        return None, "missing-image", "there is no such file"
-    try:
-        return check_image(path), "", ""
-    except UserError as error:
-        # Without its remedy: the rule has one for all of them.
-        return None, "unreadable-image", str(error).removeprefix(f"{path}: ").rpartition("; ")[0]
 
 
 def _compare_sizes(annotations: Annotations, place: int, size: tuple[int, int], findings: Findings) -> None:
