@@ -281,7 +281,7 @@ def test_an_option_that_a_command_does_not_have(capsys):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("detect.config.load_config", lambda *_: 1 / 0)
+    monkeypatch.setattr("detect.config.load_experiment", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["train", "-c", "any.yaml"])
 
