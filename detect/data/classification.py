@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from lightning import LightningDataModule
-from torch import distributed
 from torch.utils import data
 
-from detect.data.canvases import CanvasBatchSampler, Item
+from detect.data.canvases import Item
 from detect.data.classification_options import ClassificationDataOptions
 from detect.data.decode import decode
 from detect.data.digits import read_digits
 from detect.data.imagefolder import ImageClasses, read_imagefolder
+from detect.data.loader import make_loader
 from detect.data.transforms import Augmentation, Resize, Step, resize
 from detect.errors import UserError
 from detect.structures import ClassificationBatch
@@ -74,12 +73,7 @@ class ClassificationData(LightningDataModule):
 
     def train_dataloader(self) -> data.DataLoader:
         """Shuffled, cropped and augmented, in full batches: the last one is filled up with images drawn again."""
-        loader = self._loader(self.train, self.options.batch_size, self._augmentation)
-        if self.trainer is not None:
-            # Workers begin before Lightning tells the epoch: a run that goes on would repeat the first one's batches.
-            assert isinstance(loader.batch_sampler, CanvasBatchSampler)
-            loader.batch_sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        return loader
+        return self._loader(self.train, self.options.batch_size, self._augmentation)
 
     def val_dataloader(self) -> data.DataLoader | list:
         """The validation split, or nothing."""
@@ -97,28 +91,18 @@ class ClassificationData(LightningDataModule):
     def _loader(
         self, dataset: ImageClasses, batch_size: int, augmentation: Augmentation | None
     ) -> data.DataLoader[ClassificationBatch]:
-        parallel = distributed.is_available() and distributed.is_initialized()
         side = self.options.size
-        sampler = CanvasBatchSampler(  # all images have one size: there is one canvas, and no other scale
-            sizes=[(side, side)] * len(dataset),
-            batch_size=batch_size,
-            resizes=[Resize(side, side)],
-            most_canvases=1,
-            training=augmentation is not None,
-            seed=self.seed,
-            rank=distributed.get_rank() if parallel else 0,
-            world_size=distributed.get_world_size() if parallel else 1,
-        )
-        return data.DataLoader(
+        return make_loader(
             _Loading(dataset, self.options, augmentation),
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=self.options.workers,
-            persistent_workers=self.options.workers > 0 and augmentation is not None,
-            pin_memory=torch.cuda.is_available(),
-            # Its own, so that what the model draws depends neither on the workers nor on when they start.
-            generator=torch.Generator().manual_seed(self.seed),
-            worker_init_fn=_one_thread,
+            sizes=[(side, side)] * len(dataset),  # all have one size: there is one canvas, and no other scale
+            resizes=[Resize(side, side)],
+            canvases=1,
+            batch_size=batch_size,
+            collate=collate,
+            workers=self.options.workers,
+            seed=self.seed,
+            trainer=self.trainer if augmentation is not None else None,
+            training=augmentation is not None,
         )
 
 
@@ -179,8 +163,3 @@ def _steps(options: ClassificationDataOptions) -> list[Step]:
     # Averaged when it shrinks, as in evaluation: albumentations alone would skip pixels.
     arguments = {"scale": options.crop.scale, "ratio": options.crop.ratio, "area_for_downscale": "image"}
     return [{"RandomResizedCrop": {"size": (options.size, options.size), **arguments}}, *options.augment]
-
-
-def _one_thread(worker: int) -> None:
-    """Workers are parallel by themselves."""
-    cv2.setNumThreads(0)

@@ -8,19 +8,17 @@ from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
 
-import cv2
 import numpy as np
-import torch
 from jaxtyping import Float32
 from lightning import LightningDataModule
-from torch import distributed
 from torch.utils import data
 
-from detect.data.canvases import CanvasBatchSampler, Item
+from detect.data.canvases import Item
 from detect.data.collate import Sample, collate
 from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.data.defects import refuse_without_boxes
+from detect.data.loader import make_loader
 from detect.data.options import DataOptions
 from detect.data.read import read
 from detect.data.transforms import Augmentation, Resize, resize
@@ -80,12 +78,7 @@ class DetectionData(LightningDataModule):
 
     def train_dataloader(self) -> data.DataLoader:
         """Shuffled, augmented, full batches."""
-        loader = self._loader(self.train, self.options.batch_size, self._resizes, self._augmentation)
-        if self.trainer is not None:
-            # Workers begin before Lightning tells the epoch: a run that goes on would repeat the first one's batches.
-            assert isinstance(loader.batch_sampler, CanvasBatchSampler)
-            loader.batch_sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        return loader
+        return self._loader(self.train, self.options.batch_size, self._resizes, self._augmentation)
 
     def val_dataloader(self) -> data.DataLoader | list:
         """The validation split, or nothing."""
@@ -123,27 +116,17 @@ class DetectionData(LightningDataModule):
     ) -> data.DataLoader[Batch]:
         if not len(dataset):
             raise UserError(f"{dataset.root}: the split {dataset.split} has no images; name another one")
-        parallel = distributed.is_available() and distributed.is_initialized()
-        sampler = CanvasBatchSampler(
-            sizes=[(record.height, record.width) for record in dataset.records],
-            batch_size=batch_size,
-            resizes=resizes,
-            most_canvases=self.options.canvases,
-            training=augmentation is not None,
-            seed=self.seed,
-            rank=distributed.get_rank() if parallel else 0,
-            world_size=distributed.get_world_size() if parallel else 1,
-        )
-        return data.DataLoader(
+        return make_loader(
             _Loading(dataset, augmentation, self.options.proposals, self._digests),
-            batch_sampler=sampler,
-            collate_fn=partial(collate, max_objects=self.options.max_objects, max_proposals=self.options.max_proposals),
-            num_workers=self.options.workers,
-            persistent_workers=self.options.workers > 0 and augmentation is not None,
-            pin_memory=torch.cuda.is_available(),
-            # Its own, so that what the model draws depends neither on the workers nor on when they start.
-            generator=torch.Generator().manual_seed(self.seed),
-            worker_init_fn=_one_thread,
+            sizes=[(record.height, record.width) for record in dataset.records],
+            resizes=resizes,
+            canvases=self.options.canvases,
+            batch_size=batch_size,
+            collate=partial(collate, max_objects=self.options.max_objects, max_proposals=self.options.max_proposals),
+            workers=self.options.workers,
+            seed=self.seed,
+            trainer=self.trainer if augmentation is not None else None,
+            training=augmentation is not None,
         )
 
 
@@ -196,8 +179,3 @@ def _fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
     """A size that augmentation has turned or stretched is shrunk into the canvas of its batch."""
     shrink = min(1.0, canvas[0] / size[0], canvas[1] / size[1])
     return max(1, int(size[0] * shrink)), max(1, int(size[1] * shrink))
-
-
-def _one_thread(worker: int) -> None:
-    """Workers are parallel by themselves."""
-    cv2.setNumThreads(0)

@@ -1,0 +1,69 @@
+"""Loaders of batches, for detectors and for classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import torch
+from torch import distributed
+from torch.utils import data
+
+from detect.data.canvases import CanvasBatchSampler, Size
+from detect.data.transforms import Resize
+
+
+def make_loader(
+    images: data.Dataset,
+    sizes: Sequence[Size],
+    *,
+    batch_size: int,
+    resizes: Sequence[Resize],
+    canvases: int,
+    collate: Callable[[Any], Any],
+    workers: int,
+    seed: int,
+    trainer: Any = None,
+    training: bool,
+) -> data.DataLoader:
+    """Batches of images that share a canvas, on each process those that are its own (`CanvasBatchSampler`).
+
+    Args:
+        images: gives the sample of an `Item`.
+        sizes: heights and widths of the image files.
+        batch_size, resizes, canvases, training, seed: as the sampler has them.
+        collate: makes a batch of samples.
+        workers: processes that load; 0 loads in this one.
+        trainer: Lightning's, which tells the epoch at which training begins.
+    """
+    parallel = distributed.is_available() and distributed.is_initialized()
+    sampler = CanvasBatchSampler(
+        sizes=sizes,
+        batch_size=batch_size,
+        resizes=resizes,
+        most_canvases=canvases,
+        training=training,
+        seed=seed,
+        rank=distributed.get_rank() if parallel else 0,
+        world_size=distributed.get_world_size() if parallel else 1,
+    )
+    if trainer is not None:
+        # Workers begin before Lightning tells the epoch: a run that goes on would repeat the first one's batches.
+        sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
+    return data.DataLoader(
+        images,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0 and training,
+        pin_memory=torch.cuda.is_available(),
+        # Its own, so that what the model draws depends neither on the workers nor on when they start.
+        generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(worker: int) -> None:
+    """Workers are parallel by themselves."""
+    cv2.setNumThreads(0)
