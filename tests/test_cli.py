@@ -14,7 +14,9 @@ import pytest
 import torch
 import yaml
 
-from detect.cli import _parser, main
+from detect.backbones import ResNet
+from detect.cli import _announce, _parser, main
+from detect.config import Config, FasterRCNNOptions
 from detect.data.shapes import SHAPES, make_shapes
 from detect.evaluation.coco import FIGURES
 
@@ -333,3 +335,9 @@ def test_a_run_goes_on_only_with_its_own_network(run, capsys):
     assert main(["train", "--resume", "--out", str(run), "--model.head.channels", "16"]) == 2
     assert "another network than the config" in capsys.readouterr().err
     assert (run / "config.yaml").read_text() == before
+
+
+def test_frozen_norms_without_weights_are_told(capsys):
+    for norm, weights, told in (("frozen", None, True), ("batch", None, False), ("frozen", "IMAGENET1K_V1", False)):
+        _announce(Config(model=FasterRCNNOptions(backbone=ResNet(18, norm=norm, weights=weights))))
+        assert ("frozen without weights is no norm" in capsys.readouterr().out) == told
