@@ -361,7 +361,7 @@ def _rpn_recall(options: argparse.Namespace) -> None:
     import torch
 
     from detect.checkpoint import load_checkpoint
-    from detect.inference.predictor import prepare
+    from detect.inference.prepare import prepare
     from detect.inference.recall import rpn_recall
 
     if options.recall is None:
@@ -526,7 +526,7 @@ def _evaluate(
     from detect.allocator import keep_pages
     from detect.evaluation.table import print_metrics
     from detect.inference.evaluate import evaluate, write_evaluation
-    from detect.inference.predictor import prepare
+    from detect.inference.prepare import prepare
 
     keep_pages()
     _join_processes()

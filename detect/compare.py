@@ -25,7 +25,7 @@ from detect.data.dataset import Dataset
 from detect.errors import UserError
 from detect.evaluation.comparison import Row, draw_comparison, print_comparison, read_comparison, write_comparison
 from detect.inference.evaluate import evaluate, write_evaluation
-from detect.inference.predictor import prepare
+from detect.inference.prepare import prepare
 from detect.inference.propose import propose
 from detect.inference.timing import measure
 from detect.proposals.selective_search import available_cores

@@ -17,7 +17,7 @@ from detect.config import RCNNOptions
 from detect.data.dataset import Dataset
 from detect.errors import UserError
 from detect.inference.evaluate import evaluate
-from detect.inference.predictor import prepare
+from detect.inference.prepare import prepare
 from detect.models import Detector
 from detect.models.low_rank import truncate
 from detect.structures import Images

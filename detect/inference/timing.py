@@ -30,7 +30,7 @@ from detect.data.datamodule import DetectionData
 from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.errors import UserError
-from detect.inference.predictor import prepare
+from detect.inference.prepare import prepare
 from detect.models import Detector
 from detect.proposals.selective_search import Mode, selective_search
 from detect.proposals.store import ProposalStore

@@ -7,9 +7,7 @@ on one canvas, so that a single call of torchvision's kernel pools them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -18,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
+
+from detect.ops.threads import in_threads
 
 
 def multilevel_roi_align(
@@ -104,7 +104,7 @@ def _pool_cpu(
     count, channels = levels.numel(), features[0].shape[1]
     pooled = np.zeros((count, size, size, channels), np.float32)
     rois, images, level_of = _flat(regions, levels)
-    _in_threads(
+    in_threads(
         count,
         lambda start, stop: _pool(maps, rois, images, level_of, pooled, sampling_ratio, aligned, start, stop),
     )
@@ -134,7 +134,7 @@ def _pool_cpu_backward(
     rois, images, level_of = _flat(regions, levels)
     upstream = _channels_last(gradient)
     # The threads share the maps, so each takes some of the channels.
-    _in_threads(
+    in_threads(
         channels,
         lambda start, stop: _scatter(maps, rois, images, level_of, upstream, sampling_ratio, aligned, start, stop),
     )
@@ -172,21 +172,6 @@ def _flat(regions: Tensor, levels: Tensor) -> tuple[np.ndarray, np.ndarray, np.n
     """The regions one after the other, with the image and the level of each."""
     images = torch.arange(len(levels))[:, None].expand(levels.shape)
     return regions.detach().reshape(-1, 4).numpy(), images.reshape(-1).numpy(), levels.reshape(-1).numpy()
-
-
-@cache
-def _pool_of_threads(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="roi_align")
-
-
-def _in_threads(count: int, work: Callable[[int, int], None]) -> None:
-    """Runs `work(start, stop)` over parts of `range(count)`, on as many threads as torch uses."""
-    threads = max(1, min(torch.get_num_threads(), count))
-    bounds = [count * part // threads for part in range(threads + 1)]
-    if threads == 1:
-        work(0, count)
-    else:
-        list(_pool_of_threads(threads).map(work, bounds[:-1], bounds[1:]))
 
 
 @numba.njit(cache=True, nogil=True, inline="always")

@@ -32,6 +32,7 @@ from detect.config import (
 from detect.data.classification import ClassificationData
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
+from detect.inference.prepare import multiplies_bf16
 from detect.models import RCNN, Detector
 from detect.structures import Targets
 from detect.training import clock
@@ -209,12 +210,8 @@ def _with_precision(config: E) -> E:
 def _precision(training: TrainingOptions) -> Literal["auto", "fp32", "bf16", "fp16"]:
     if training.precision != "auto":
         return training.precision
-    if training.accelerator != "cpu" and torch.cuda.is_available():
-        multiplies_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # torch also computes bf16 on other CPUs, many times slower than fp32.
-        multiplies_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if multiplies_bf16 else "fp32"
+    on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16" if multiplies_bf16(torch.device("cuda" if on_gpu else "cpu")) else "fp32"
 
 
 def count_processes(training: TrainingOptions) -> int:

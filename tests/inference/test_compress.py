@@ -15,7 +15,7 @@ from detect.data.options import DataOptions
 from detect.data.shapes import SHAPES, make_shapes
 from detect.errors import UserError
 from detect.inference.compress import compress, count_parameters, save, seconds_of_heads
-from detect.inference.predictor import prepare
+from detect.inference.prepare import prepare
 from detect.inference.propose import propose
 from detect.models import BoxOptions, HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
 from detect.structures import Images, Proposals

@@ -14,7 +14,7 @@ from detect.config import Config, FastRCNNOptions, RCNNOptions
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
 from detect.inference.evaluate import evaluate
-from detect.inference.predictor import prepare
+from detect.inference.prepare import prepare
 from detect.inference.propose import propose
 from detect.models import BoxOptions, CropOptions, HeadOptions, RegionOptions, SVMOptions
 from detect.training import stages

@@ -50,7 +50,7 @@ from torchvision.ops import FrozenBatchNorm2d, box_iou
 
 from detect.allocator import keep_pages
 from detect.data.decode import decode
-from detect.inference.predictor import Precision, prepare
+from detect.inference.prepare import Precision, prepare
 from detect.inference.torchvision_weights import faster_rcnn_from_torchvision
 from detect.models import Detector
 from detect.structures import Batch, Images, Targets

@@ -1,0 +1,70 @@
+"""A trained detector, made fast for the device it runs on."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from detect.backbones.norm import FrozenBatchNorm2d
+from detect.backbones.timm import TimmBackbone, WholeTimm
+from detect.models import Detector
+from detect.ops.winograd import WinogradConv2d, is_winograd
+
+Precision = Literal["fp32", "bf16"]
+
+
+def prepare(model: Detector, precision: Precision = "fp32", compile: bool = False) -> Detector:
+    """A copy for prediction alone: norms folded into convolutions, channels last, weights in `precision`.
+
+    Boxes, scores and all that is done with them stay in float32. On the CPU, 3×3 convolutions in float32 become
+    Winograd's. With `compile`, the backbone runs through `torch.compile`, anew for each size of canvas.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    fold_norms(model)
+    if precision == "bf16":
+        for part in (model.backbone, model.trunk, *([model.rpn] if model.rpn else [])):
+            for parameter in part.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
+    model.lay_out(torch.channels_last)
+    if compile:
+        model.backbone.compile(dynamic=False)
+    else:
+        use_winograd(model)
+    return model
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware; others compute it too, many times slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Replaces, in place, every convolution that a batch norm follows by one that does both (eval mode)."""
+    if isinstance(module, TimmBackbone | WholeTimm):
+        return  # the order of their children is not always the order in which these run
+    children = list(module.named_children())
+    for (_, first), (name, second) in pairwise(children):
+        if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d | FrozenBatchNorm2d):
+            assert second.running_mean is not None and second.running_var is not None
+            statistics = second.running_mean, second.running_var, second.eps
+            weight, bias = fuse_conv_bn_weights(first.weight, first.bias, *statistics, second.weight, second.bias)
+            first.weight, first.bias = weight, bias
+            setattr(module, name, nn.Identity())
+    for _, child in children:
+        fold_norms(child)
+
+
+def use_winograd(module: nn.Module) -> None:
+    """Replaces, in place, every convolution that Winograd's algorithm computes faster."""
+    for name, child in module.named_children():
+        if type(child) is nn.Conv2d and is_winograd(child):
+            setattr(module, name, WinogradConv2d.of(child))
+        else:
+            use_winograd(child)

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from detect.ops import winograd
+from detect.ops.winograd import WinogradConv2d, is_winograd, transform_weight
+
+
+def convolution(channels_in: int = 64, channels_out: int = 64, **options) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, **({"kernel_size": 3, "padding": 1} | options)).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("batch", "height", "width"), [(1, 1, 1), (1, 4, 4), (1, 5, 3), (2, 8, 12), (1, 2, 17), (3, 13, 7)]
+)
+def test_the_sum_of_products(batch, height, width):
+    conv = convolution(8, 12)
+    x = torch.randn(batch, 8, height, width)
+    expected = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)
+    found = WinogradConv2d.of(conv)(x)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
+
+
+def test_whole_numbers_are_exact():
+    # With weights that are multiples of 576 = 24², G g Gᵀ is whole, and so is every other number on the way.
+    conv = convolution(4, 3, bias=False)
+    conv.weight.copy_(torch.randint(-3, 4, conv.weight.shape) * 576.0)
+    x = torch.randint(-9, 10, (1, 4, 9, 10)).float()
+    assert torch.equal(WinogradConv2d.of(conv)(x), conv(x))
+
+
+def test_more_tiles_than_go_through_at_once(monkeypatch):
+    conv, x = convolution(4, 4), torch.randn(2, 4, 20, 24)
+    whole = WinogradConv2d.of(conv)(x)
+    monkeypatch.setattr(winograd, "TILES_AT_ONCE", 7)
+    torch.testing.assert_close(WinogradConv2d.of(conv)(x), whole, atol=1e-5, rtol=0)
+
+
+def test_either_layout_and_any_number_of_threads():
+    conv, x = WinogradConv2d.of(convolution(16, 8)), torch.randn(2, 16, 11, 9)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = conv(x)
+        torch.set_num_threads(3)
+        assert torch.equal(conv(x.to(memory_format=torch.channels_last)), one)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_it_knows_without_computing():
+    with torch._subclasses.FakeTensorMode():
+        conv = WinogradConv2d(torch.empty(36, 5, 7), torch.empty(7))
+        found = conv(torch.empty(2, 5, 6, 9))
+        assert found.shape == (2, 7, 6, 9) and found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_transform_of_a_single_weight():
+    # g has its one in the middle: the second column of G times its second row.
+    g = torch.zeros(1, 1, 3, 3)
+    g[0, 0, 1, 1] = 1
+    column = torch.tensor([0, -1 / 6, 1 / 6, 1 / 12, -1 / 12, 0])
+    torch.testing.assert_close(transform_weight(g).reshape(6, 6), column[:, None] * column)
+
+
+def test_which_convolutions():
+    assert is_winograd(convolution()) and is_winograd(convolution(bias=False))
+    for other in (
+        convolution(stride=2),
+        convolution(padding=0),
+        convolution(dilation=2, padding=2),
+        convolution(kernel_size=1, padding=0),
+        convolution(groups=2),
+        convolution(padding_mode="reflect"),
+        convolution(32),
+        convolution().to(torch.bfloat16),
+        convolution(device="meta"),
+    ):
+        assert not is_winograd(other)
