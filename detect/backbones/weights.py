@@ -38,14 +38,22 @@ def load_weights(network: nn.Module, weights: str, architecture: str, head: tupl
     state = {key: value for key, value in there.items() if not key.startswith(head)}
     _check(network, state, path, architecture, head)
     network.load_state_dict(state, strict=False)
-    _tell(path, architecture, state, [key for key in there if key.startswith(head)])
+    log.info("%s → %s", path, architecture)
+    for line in _table(there, head):
+        log.info("%s", line)
 
 
-def _tell(path: Path, architecture: str, loaded: dict[str, Tensor], skipped: list[str]) -> None:
-    numbers = sum(value.numel() for value in loaded.values())
-    log.info("%s: %s takes %d tensors, %s numbers", path, architecture, len(loaded), f"{numbers:,}")
-    if skipped:
-        log.info("  skipped %s: they know the classes of what they were trained on", ", ".join(skipped))
+def _table(there: dict[str, Tensor], head: tuple[str, ...]) -> list[str]:
+    """What became of each part of a file, a line each, in columns."""
+    parts: dict[tuple[str, bool], list[int]] = {}
+    for key, value in there.items():
+        parts.setdefault((key.partition(".")[0], key.startswith(head)), []).append(value.numel())
+    rows = [("part", "tensors", "numbers", "")]
+    for (part, is_head), numbers in parts.items():
+        fate = "left out: it tells apart the classes of what it was trained on" if is_head else "loaded"
+        rows.append((part, f"{len(numbers)}", f"{sum(numbers):,}", fate))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [f"  {a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
 
 
 def _published(name: str, architecture: str, network: nn.Module) -> Path:

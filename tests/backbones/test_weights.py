@@ -261,6 +261,9 @@ def test_what_was_loaded_and_what_was_not_is_told(tmp_path, caplog):
     LeNet(weights=path).network(10)
     told = [record.getMessage() for record in caplog.records]
     assert told == [
-        f"{path}: lenet takes 8 tensors, 60,856 numbers",  # 156 + 2,416 + 48,120 + 10,164
-        "  skipped classifier.4.weight, classifier.4.bias: they know the classes of what they were trained on",
+        f"{path} → lenet",
+        "  part        tensors  numbers",
+        "  features          4    2,572  loaded",  # 156 + 2,416
+        "  classifier        4   58,284  loaded",  # 48,120 + 10,164
+        "  classifier        2      255  left out: it tells apart the classes of what it was trained on",  # 84 · 3 + 3
     ]

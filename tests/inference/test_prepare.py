@@ -9,8 +9,8 @@ from detect.backbones import ResNet
 from detect.backbones.norm import FrozenBatchNorm2d
 from detect.config import FasterRCNNOptions
 from detect.inference.prepare import fold_norms, prepare
-from detect.ops.winograd import WinogradConv2d
 from detect.models import Detector, HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.ops.winograd import WinogradConv2d
 from detect.structures import Detections, Images
 
 BACKBONES = {
