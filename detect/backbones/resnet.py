@@ -1,4 +1,4 @@
-"""ResNet (He et al. 2016), cut after stage 4 (C4, the paper's appendix A) or given whole to a pyramid."""
+"""ResNet (He et al. 2016), cut after stage 4 (C4, the paper's appendix A) or given whole: to a pyramid, or dilated."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from detect.backbones.backbone import (
 )
 from detect.backbones.fpn import FPN
 from detect.backbones.norm import Norm, norm_layer
+from detect.errors import UserError
 from detect.options import options
 
 
 @options
 class ResNet(CNN):
-    """ResNet of 18 … 152 layers, in torchvision's form: the 3×3 convolution of a bottleneck has the stride."""
+    """ResNet of 18 … 152 layers, in torchvision's form but for what is chosen below."""
 
     head = ("fc.",)
 
@@ -42,6 +43,12 @@ class ResNet(CNN):
     stage 5 with its average pool as the trunk, which takes regions of 14×14."""
     fpn_channels: int = 256
     """Width of the pyramid; the paper has 256."""
+    dilated: bool = False
+    """Without the pyramid: stage 5 keeps stride 16, its 3×3 convolutions dilated by 2, and is the map; no trunk is left
+    (DC5: Dai et al. 2017, "Deformable Convolutional Networks", §3)."""
+    stride_in_1x1: bool = False
+    """The stride of a bottleneck is that of its first 1×1 convolution, as in the paper's own weights; torchvision has
+    it in the 3×3 convolution."""
     norm: Norm = "frozen"
     """Frozen statistics mean something only with weights, or in a checkpoint; from scratch, take `batch` or `group`.
     The pyramid has the norm of the network, but none where that is frozen, as published detectors have it."""
@@ -53,8 +60,16 @@ class ResNet(CNN):
         return f"resnet{self.depth}"
 
     def make(self, num_classes: int) -> Network:
-        """torchvision's network, with the chosen norm."""
-        return get_model(self.architecture(), norm_layer=norm_layer(self.norm), num_classes=num_classes)
+        """torchvision's network, with the chosen norm, strides and dilation; none of them changes a name or a shape.
+
+        Raises `UserError` where there is no 1×1 convolution that could have the stride.
+        """
+        network = get_model(self.architecture(), norm_layer=norm_layer(self.norm), num_classes=num_classes)
+        if self.stride_in_1x1:
+            _stride_in_1x1(network, self.depth)
+        if self.dilated:
+            _dilate(network.layer4)
+        return network
 
     def stages(self, network: Network) -> OrderedDict[str, nn.Sequential]:
         """The five stages, by torchvision's names; the stem's own layers have them too."""
@@ -65,11 +80,15 @@ class ResNet(CNN):
         return stages
 
     def build(self) -> tuple[Backbone, Trunk | None]:
-        """The network with a pyramid and no trunk, or cut in two after stage 4."""
+        """The network with a pyramid and no trunk, dilated and without a trunk, or cut in two after stage 4."""
+        if self.dilated and self.fpn:
+            raise UserError("model.backbone.dilated: a pyramid needs stage 5 at stride 32; set fpn to false")
         stages, channels = self._parts()
         if self.fpn:
             norm = None if self.norm in ("frozen", "none") else self.norm
             return ResNetFPN(stages, FPN(channels, self.fpn_channels, norm)), None
+        if self.dilated:
+            return SingleScaleBackbone(stages, channels[-1]), None
         _, res5 = stages.popitem()
         return SingleScaleBackbone(stages, channels[-2]), AveragingTrunk(res5, channels[-2], channels[-1])
 
@@ -102,3 +121,24 @@ class ResNetFPN(Backbone):
         c4 = self.body["layer3"](c3)
         c5 = self.body["layer4"](c4)
         return self.fpn([c2, c3, c4, c5])
+
+
+def _stride_in_1x1(network: Network, depth: int) -> None:
+    """Moves, in place, the stride of every bottleneck from its second convolution to the first."""
+    if depth < 50:
+        raise UserError(f"model.backbone.stride_in_1x1: ResNet-{depth} has no bottlenecks; leave it out")
+    for stage in (network.layer2, network.layer3, network.layer4):
+        block = stage[0]
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _dilate(stage: nn.Module) -> None:
+    """Takes, in place, the stride from a stage; its convolutions then look twice as far.
+
+    All of them do, as in detectron2. The first of torchvision's `replace_stride_with_dilation` does not.
+    """
+    for layer in stage.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.stride = (1, 1)
+            if layer.kernel_size == (3, 3):
+                layer.dilation = layer.padding = (2, 2)

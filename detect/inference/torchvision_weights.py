@@ -1,8 +1,6 @@
-"""torchvision's trained Faster R-CNNs as ours, with equal outputs."""
+"""torchvision's trained Faster R-CNNs, and the boxes of its Mask R-CNNs, as ours, with equal outputs."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,6 +9,7 @@ from detect.backbones import ResNet
 from detect.backbones.norm import FrozenBatchNorm2d
 from detect.config import FasterRCNNOptions
 from detect.errors import UserError
+from detect.inference.state_dicts import BATCHES, State, match_state, rename_by_prefix
 from detect.models import FasterRCNN, HeadOptions, RPNOptions
 
 # Beginnings of torchvision's keys, and of ours; what follows them is the same. Both versions share the table, since no
@@ -44,12 +43,15 @@ PREFIXES = {
     },
 }
 CLASSES = "roi_heads.box_predictor.cls_score.bias"
-BATCHES = ".num_batches_tracked"
-"""What a batch norm has and a frozen one has not."""
 REMEDY = "give a state dict of torchvision's fasterrcnn_resnet50_fpn or fasterrcnn_resnet50_fpn_v2"
+LEFT_OUT = {
+    r"roi_heads\.mask_": ("mask head", "boxes alone are detected"),
+    r"roi_heads\.keypoint_": ("keypoint head", "boxes alone are detected"),
+}
+"""What Mask R-CNN and Keypoint R-CNN have beside a Faster R-CNN, to be left out of their states first."""
 
 
-def torchvision_options(state: Mapping[str, Tensor]) -> FasterRCNNOptions:
+def torchvision_options(state: State) -> FasterRCNNOptions:
     """Which of torchvision's two networks `state` belongs to, in our words.
 
     `fasterrcnn_resnet50_fpn` has frozen norms, a pyramid without norms, one convolution in the RPN and two layers in
@@ -66,7 +68,7 @@ def torchvision_options(state: Mapping[str, Tensor]) -> FasterRCNNOptions:
     )
 
 
-def faster_rcnn_from_torchvision(state: Mapping[str, Tensor], frozen_eps: float = 0.0) -> FasterRCNN:
+def faster_rcnn_from_torchvision(state: State, frozen_eps: float = 0.0) -> FasterRCNN:
     """A detector, in eval mode, with the outputs of torchvision's `fasterrcnn_resnet50_fpn` or `…_v2`.
 
     It has the classes of `state` but for background: torchvision's label l is our l - 1. With the weights trained on
@@ -82,41 +84,16 @@ def faster_rcnn_from_torchvision(state: Mapping[str, Tensor], frozen_eps: float 
     if CLASSES not in state or state[CLASSES].ndim != 1 or len(state[CLASSES]) < 2:
         raise UserError(f"{CLASSES}: no scores of background and of classes; {REMEDY}")
     model = torchvision_options(state).build(num_classes=len(state[CLASSES]) - 1).eval()
-    model.load_state_dict(_matched(state, model), strict=False)
+    # torchvision keeps the mean and deviation of pixels, which are ImageNet's as well, outside of the state.
+    pixels = ("backbone.mean", "backbone.std")
+    model.load_state_dict(match_state(state, model, _renamed, _background_last, REMEDY, given=pixels), strict=False)
     if not any(key.endswith(BATCHES) for key in state):
         _change_eps(model, frozen_eps)
     return model
 
 
-def _matched(state: Mapping[str, Tensor], model: FasterRCNN) -> dict[str, Tensor]:
-    """The values of `state` under our keys: each of them once, and one for each key of the model."""
-    wanted = model.state_dict()
-    matched: dict[str, Tensor] = {}
-    for theirs, value in state.items():
-        ours = _renamed(theirs)
-        if ours not in wanted and theirs.endswith(BATCHES):
-            continue
-        if ours not in wanted or ours in matched:
-            raise UserError(f"{theirs}: {'given twice' if ours in matched else 'not in the network'}; {REMEDY}")
-        value = _background_last(ours, value) if value.ndim else value
-        if value.shape != wanted[ours].shape:
-            raise UserError(f"{theirs}: {[*value.shape]} where {[*wanted[ours].shape]} is due; {REMEDY}")
-        if not value.isfinite().all():
-            raise UserError(f"{theirs}: holds values that are not finite; get the file again")
-        matched[ours] = value
-    # torchvision keeps the mean and deviation of pixels, which are ImageNet's as well, outside of the state.
-    missing = [key for key in wanted if key not in matched and key not in ("backbone.mean", "backbone.std")]
-    if missing:
-        raise UserError(f"{missing[0]}: nothing given for it, nor for {len(missing) - 1} more keys of ours; {REMEDY}")
-    return matched
-
-
 def _renamed(key: str) -> str:
-    fitting = [prefix for prefix in PREFIXES if key.startswith(prefix)]
-    if not fitting:
-        raise UserError(f"{key}: not in the network; {REMEDY}")
-    prefix = max(fitting, key=len)
-    return PREFIXES[prefix] + key.removeprefix(prefix)
+    return rename_by_prefix(key, PREFIXES)
 
 
 def _background_last(key: str, value: Tensor) -> Tensor:

@@ -199,3 +199,65 @@ def test_compiles_as_one_graph(fpn, monkeypatch):
     compiled = torch.compile(backbone, fullgraph=True, backend="eager")
     pixels = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(compiled(pixels), backbone(pixels))
+
+
+# ---- strides and dilation --------------------------------------------------------------------------------------------
+
+
+def parameters(*modules):
+    return {key: value.shape for module in modules for key, value in module.state_dict().items()}
+
+
+def test_strides_and_dilation_change_no_shape_of_a_weight():
+    with torch.device("meta"):
+        usual, _ = ResNet(50).build()
+        moved, _ = ResNet(50, stride_in_1x1=True).build()
+        cut, res5 = ResNet(50, fpn=False).build()
+        dilated, trunk = ResNet(50, fpn=False, dilated=True).build()
+    assert parameters(usual) == parameters(moved)
+    assert trunk is None
+    stage5 = {f"body.layer4.{key}": value for key, value in parameters(res5.stage).items()}
+    assert parameters(dilated) == parameters(cut) | stage5
+    assert dilated.features == (FeatureInfo(2048, stride=16),)
+
+
+@pytest.mark.parametrize("stride_in_1x1", [False, True])
+def test_the_stride_is_in_one_convolution_of_a_bottleneck(stride_in_1x1):
+    with torch.device("meta"):
+        body = ResNet(50, stride_in_1x1=stride_in_1x1).build()[0].body
+    for stage, stride in (("layer1", 1), ("layer2", 2), ("layer3", 2), ("layer4", 2)):
+        first, *others = body[stage]
+        strides = (first.conv1.stride, first.conv2.stride)
+        assert strides == ((stride, stride), (1, 1))[:: 1 if stride_in_1x1 else -1]
+        assert first.downsample[0].stride == (stride, stride)
+        assert all(block.conv1.stride == block.conv2.stride == (1, 1) for block in others)
+
+
+@torch.no_grad()
+def test_every_second_cell_of_a_dilated_stage_is_that_of_the_stage():
+    # With the stride before all 3×3 convolutions, a dilated one sees at even cells what the other sees.
+    torch.manual_seed(0)
+    backbone, trunk = ResNet(50, fpn=False, norm="batch", stride_in_1x1=True).build()
+    dilated, _ = ResNet(50, fpn=False, norm="batch", stride_in_1x1=True, dilated=True).build()
+    stage5 = {f"body.layer4.{key}": value for key, value in trunk.stage.state_dict().items()}
+    dilated.load_state_dict(backbone.state_dict() | stage5)
+    pixels = torch.randn(2, 3, 64, 96)
+    for module in (backbone, trunk, dilated):
+        module.eval()
+    (fine,) = dilated(pixels)
+    coarse = trunk.stage(backbone(pixels)[0])
+    assert fine.shape == (2, 2048, 4, 6) and coarse.shape == (2, 2048, 2, 3)
+    assert coarse.std() > 0
+    torch.testing.assert_close(fine[..., ::2, ::2], coarse, rtol=1e-4, atol=1e-4 * float(coarse.std()))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda: ResNet(18, stride_in_1x1=True).build(), "ResNet-18 has no bottlenecks"),
+        (lambda: ResNet(50, dilated=True).build(), "dilated: a pyramid needs stage 5 at stride 32; set fpn to false"),
+    ],
+)
+def test_strides_that_cannot_be_are_refused(network, message):
+    with pytest.raises(UserError, match=message), torch.device("meta"):
+        network()

@@ -179,7 +179,7 @@ SCORES = "roi_heads.box_predictor.cls_score.weight"
     [
         (lambda state: {}, "cls_score.bias: no scores"),
         (lambda state: {key: value for key, value in state.items() if key != LOGITS}, "rpn.objectness.weight: nothing"),
-        (lambda state: state | {"roi_heads.mask_head.0.0.weight": torch.zeros(1)}, "mask_head.0.0.weight: not in"),
+        (lambda state: state | {"roi_heads.other.weight": torch.zeros(1)}, "roi_heads.other.weight: not in"),
         (
             lambda state: state | {"backbone.body.layer4.3.conv1.weight": torch.zeros(1)},
             "layer4.3.conv1.weight: not in",

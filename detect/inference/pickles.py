@@ -1,0 +1,262 @@
+"""The numbers in a pickle, without unpickling: nothing that the file names is ever imported or called.
+
+A pickle is a program for a stack machine, and one of its instructions calls whatever Python can import. Model zoos hand
+out their arrays in that form all the same. Here Python's own disassembler (`pickletools`) reads the program. What makes
+plain values is done; what calls something is done by code of ours, for the few functions that arrays are made with.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import pickletools
+import re
+import reprlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detect.errors import UserError
+
+CALLABLE = {
+    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),  # pickle's protocol 5
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),  # how Python 3 writes bytes for Python 2, but for empty ones
+    ("__builtin__", "bytes"),
+    ("collections", "OrderedDict"),
+}
+LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+NUMBERS = re.compile(r"[fiub][1248]")
+"""numpy's names of the kinds of numbers that are read. Objects, texts and records are none."""
+
+
+def read_pickle(path: Path) -> Any:
+    """The value in a pickle: numbers, texts, bytes, lists, tuples, dicts, and as values of dicts numpy arrays.
+
+    The arrays are read-only. Texts that Python 2 wrote are taken for latin-1.
+
+    Raises `UserError` where the file would call anything, holds arrays of objects, claims more than it has, or is cut.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _Machine(path, len(content)).run(pickletools.genops(content))  # type: ignore[arg-type]
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give another file") from None
+    except Exception as error:  # whatever foreign bytes may lead to
+        raise UserError(f"{path}: no pickle, or a damaged one ({type(error).__name__}); get the file again") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """What the program would call."""
+
+    name: str
+
+
+@dataclass(slots=True)
+class _Kind:
+    """A dtype: its name as `f4`, then its byte order."""
+
+    name: str
+    order: str = "="
+
+
+@dataclass(slots=True)
+class _Array:
+    """An array, which is named before it is filled."""
+
+    value: np.ndarray | None = None
+
+
+class _Machine:
+    """Runs the program on a stack of plain values.
+
+    Args:
+        path: for messages.
+        size: of the file in bytes; no more bytes are made from texts, however often the program asks for them.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.bytes_left = path, size
+        self.stack: list[Any] = []
+        self.below_marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.dicts: list[dict] = []
+
+    def run(self, program: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
+        """The value that the program leaves."""
+        for instruction, argument, _ in program:
+            self.step(instruction.name, argument)
+        for made in self.dicts:
+            for key, value in made.items():
+                if isinstance(value, _Array):
+                    if value.value is None:
+                        raise self.refusal("an array that is never filled")
+                    made[key] = value.value
+        return self.stack.pop()
+
+    def step(self, instruction: str, argument: Any) -> None:
+        """One instruction, by its name in `pickletools`."""
+        match instruction:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                self.stack.append(CONSTANTS[instruction])
+            case _ if instruction in LITERALS:
+                self.stack.append(bytes(argument) if isinstance(argument, bytearray) else argument)
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                self.stack.append(self.memo[argument])
+            case "MARK":
+                self.below_marks.append(self.stack)
+                self.stack = []
+            case "GLOBAL":
+                self.stack.append(self.function(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                name, module = self.stack.pop(), self.stack.pop()
+                self.stack.append(self.function(module, name))
+            case "REDUCE":
+                arguments, function = self.stack.pop(), self.stack.pop()
+                self.stack.append(self.call(function, arguments))
+            case "BUILD":
+                state = self.stack.pop()
+                self.fill(self.stack[-1], state)
+            case _:
+                self.collect(instruction)
+
+    def collect(self, instruction: str) -> None:
+        """One of the instructions that make or fill a tuple, a list or a dict."""
+        match instruction:
+            case "EMPTY_TUPLE":
+                self.stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                parts = [self.stack.pop() for _ in range(int(instruction[-1]))]
+                self.stack.append(tuple(reversed(parts)))
+            case "TUPLE":
+                parts = self.above_mark()
+                self.stack.append(tuple(parts))
+            case "EMPTY_LIST":
+                self.stack.append([])
+            case "LIST":
+                parts = self.above_mark()
+                self.stack.append(parts)
+            case "APPEND":
+                self.extend([self.stack.pop()])
+            case "APPENDS":
+                self.extend(self.above_mark())
+            case "EMPTY_DICT":
+                self.stack.append(self.new_dict())
+            case "DICT":
+                parts = self.above_mark()
+                self.stack.append(self.new_dict())
+                self.update(parts)
+            case "SETITEM":
+                value, key = self.stack.pop(), self.stack.pop()
+                self.update([key, value])
+            case "SETITEMS":
+                self.update(self.above_mark())
+            case _:  # objects of classes, references to outside of the file
+                raise self.refusal(f"the instruction {instruction}")
+
+    def above_mark(self) -> list[Any]:
+        """What came after the last mark, which goes."""
+        above, self.stack = self.stack, self.below_marks.pop()
+        return above
+
+    def extend(self, values: list[Any]) -> None:
+        """Adds to the list on top."""
+        if not isinstance(self.stack[-1], list):
+            raise self.refusal("entries for what is no list")
+        self.stack[-1].extend(values)
+
+    def new_dict(self) -> dict:
+        """An empty dict, whose arrays will be looked up in the end."""
+        self.dicts.append({})
+        return self.dicts[-1]
+
+    def update(self, entries: list[Any]) -> None:
+        """Adds keys and values, in turns, to the dict on top."""
+        keys, values = entries[::2], entries[1::2]
+        # Python finds the hash of nested tuples by recursion, for which its own stack may be too short.
+        if not isinstance(self.stack[-1], dict) or not all(isinstance(key, str | int) for key in keys):
+            raise self.refusal("entries for what is no dict, or with keys that are no texts or numbers")
+        self.stack[-1].update(zip(keys, values, strict=True))
+
+    # ---- what arrays are made with -----------------------------------------------------------------------------------
+
+    def function(self, module: Any, name: Any) -> _Function:
+        """Stands for a function or class by its name."""
+        if not isinstance(module, str) or not isinstance(name, str) or (module, name) not in CALLABLE:
+            raise self.refusal(f"a call of {reprlib.repr(module)} {reprlib.repr(name)}")
+        return _Function(name)
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        """What the call would give."""
+        match function, arguments:
+            case _Function("OrderedDict"), ():
+                return self.new_dict()
+            case _Function("encode"), (str(text), "latin1" | "latin-1"):
+                return self.encode(text)
+            case _Function("bytes"), ():
+                return b""
+            case _Function("dtype"), (str(name), *_):
+                return _Kind(name)
+            case _Function("_reconstruct"), (_Function("ndarray"), tuple(), bytes() | str()):
+                return _Array()
+            case _Function("_frombuffer"), (bytes(data), _Kind() as kind, tuple(shape), "C" | "F" as order):
+                return _Array(self.array(data, kind, shape, order))
+        raise self.refusal(f"a call of {function.name if isinstance(function, _Function) else 'no function'}")
+
+    def fill(self, made: Any, state: Any) -> None:
+        """Gives what was made its content."""
+        match made, state:
+            case _Kind(), (int(), str(order), None, None, None, *_):
+                made.order = order
+            case _Array(), (int(), tuple(shape), _Kind() as kind, int(columns_first), bytes() | str() as data):
+                data = self.encode(data) if isinstance(data, str) else data
+                made.value = self.array(data, kind, shape, "F" if columns_first else "C")
+            case dict(), _:
+                pass  # what torch notes beside the entries of an OrderedDict
+            case _Array(), (_, _, _Kind() as kind, *_):  # of objects: these come as a list
+                raise self.refusal(f"an array of dtype {reprlib.repr(kind.name)}")
+            case _:
+                raise self.refusal("a state of what is no array")
+
+    def encode(self, text: str) -> bytes:
+        """The bytes that a text stands for."""
+        self.bytes_left -= len(text)
+        if self.bytes_left < 0:
+            raise self.refusal("more bytes than the file has")
+        return text.encode("latin-1")
+
+    def array(self, data: bytes, kind: _Kind, shape: tuple[Any, ...], order: Any) -> np.ndarray:
+        """The numbers that the bytes stand for, not copied."""
+        if not NUMBERS.fullmatch(kind.name) or kind.order not in "<>=|":
+            raise self.refusal(f"an array of dtype {reprlib.repr(kind.name)}")
+        dtype = np.dtype(kind.order + kind.name)
+        sides = [side for side in shape if type(side) is int and side >= 0]
+        if len(sides) != len(shape) or math.prod(sides) * dtype.itemsize != len(data):
+            raise self.refusal(f"an array that claims the shape {reprlib.repr(shape)} in {len(data)} bytes")
+        return np.frombuffer(data, dtype).reshape(sides, order=order)
+
+    def refusal(self, what: str) -> UserError:
+        """What to raise."""
+        return UserError(
+            f"{self.path}: holds {what}, which a file of weights has no need of; nothing of it was run; give a file "
+            "with {name: array of numbers}"
+        )
