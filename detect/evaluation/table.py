@@ -76,7 +76,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """Columns of words and figures, the latter in per cent."""
     made = Table(box=None, pad_edge=False)
     for title in titles:
-        words = title in ("figure", "class", "meaning", "config", "detector")
+        words = title in ("figure", "class", "meaning", "config", "detector", "part")
         made.add_column(title, justify="left" if words else "right", overflow="fold", no_wrap=not words)
     for row in rows:
         made.add_row(*map(_cell, row))

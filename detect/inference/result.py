@@ -11,23 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int64, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Float32, Int64, UInt8
+from PIL import Image
 
 from detect.data.decode import decode
 from detect.errors import UserError
+from detect.evaluation.drawing import draw_boxes, whole_pixels
 
-# Okabe and Ito, "Color universal design" (2008): to be told apart with any kind of colour vision.
-COLOURS = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (213, 94, 0),
-    (204, 121, 167),
-    (0, 114, 178),
-)
-_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _PICTURES = (".jpg", ".jpeg", ".png")
 
 
@@ -147,8 +137,8 @@ class Result:
             scale = width / image.shape[1]
             size = (width, max(1, round(image.shape[0] * scale)))
             image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-        scores = [f"{score:.2f}" for score in self.scores.tolist()]
-        picture = _draw(image, self.boxes * scale, self.labels, self.names, scores)
+        texts = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores.tolist(), strict=True)]
+        picture = draw_boxes(image, self.boxes * scale, self.labels, texts)
         if path is not None:
             _write_picture(Path(path), picture)
         return picture
@@ -158,7 +148,7 @@ class Result:
         if not len(self):
             return []
         image = self.image
-        corners = [_whole_pixels(box, (image.shape[1], image.shape[0])) for box in self.boxes]
+        corners = [whole_pixels(box, (image.shape[1], image.shape[0])) for box in self.boxes]
         return [image[top:bottom, left:right].copy() for left, top, right, bottom in corners]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
@@ -248,107 +238,3 @@ def _write_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
         Image.fromarray(picture).save(path, quality=90, subsampling=0)
     except OSError as error:
         raise UserError(f"{path}: the picture cannot be written ({error.strerror or error})") from None
-
-
-_Rectangle = tuple[int, int, int, int]
-"""Left, top, right, bottom in whole pixels; right and bottom are outside."""
-
-
-def _draw(
-    image: UInt8[np.ndarray, "H W 3"],
-    boxes: Float[np.ndarray, "n 4"],
-    labels: Int[np.ndarray, " n"],
-    names: Sequence[str],
-    scores: Sequence[str],
-) -> UInt8[np.ndarray, "H W 3"]:
-    """A copy of the picture with boxes, names and scores; the first are drawn last and have the best places."""
-    canvas = Image.fromarray(image)
-    pen = ImageDraw.Draw(canvas)
-    side = max(canvas.size)
-    font = ImageFont.load_default(round(max(10, min(12, side / 16), side / 60)))
-    width = max(1 if side < 200 else 2, round(side / 400))
-    corners = [_whole_pixels(box, canvas.size) for box in boxes]
-    colours = [COLOURS[label % len(COLOURS)] for label in labels.tolist()]
-    for (left, top, right, bottom), colour in reversed(list(zip(corners, colours, strict=True))):
-        # Black beneath the colour makes the line stand out from any background.
-        pen.rectangle((left - 1, top - 1, right, bottom), outline=_BLACK, width=width + 2)
-        pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=min(width, right - left, bottom - top))
-    whole, taken = np.array(corners, int).reshape(-1, 4), np.empty((len(corners), 4), int)
-    for i, (name, score) in enumerate(zip(names, scores, strict=True)):
-        text = _fitting(name, score, font, canvas.size[0])
-        taken[i] = _place(i, whole, _text_size(text, font), taken[:i], canvas.size)
-        _write(pen, taken[i].tolist(), text, font, colours[i])
-    return np.array(canvas)
-
-
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def _whole_pixels(box: Float[np.ndarray, " 4"], size: tuple[int, int]) -> _Rectangle:
-    """The pixels within the image of this width and height that a box touches, at least one."""
-    corners = []
-    for low, high, end in zip(box[:2].tolist(), box[2:].tolist(), size, strict=True):
-        first = int(np.clip(np.floor(low), 0, end - 1))
-        corners.append((first, int(np.clip(np.ceil(high), first + 1, end))))
-    (left, right), (top, bottom) = corners
-    return left, top, right, bottom
-
-
-def _fitting(name: str, score: str, font: _Font, width: int) -> str:
-    """Name and score; of a name too long for the picture, or longer than 32 letters, the start."""
-    name = " ".join(name.split())  # Pillow places no label of two lines
-    text = f"{name} {score}"
-    most = min(len(name), 32)
-    while most > 0 and (most < len(name) or _text_size(text, font)[0] > width):
-        text = f"{name[: most - 1]}… {score}"
-        if _text_size(text, font)[0] <= width:
-            break
-        most -= 1
-    return text
-
-
-def _text_size(text: str, font: _Font) -> tuple[int, int]:
-    """Width and height of a label; the height is the same for all texts."""
-    left, _, right, _ = font.getbbox(text)
-    _, top, _, bottom = font.getbbox("Äg", anchor="ls")
-    return round(right - left) + 6, round(bottom - top) + 4
-
-
-def _place(
-    i: int,
-    boxes: Int[np.ndarray, "n 4"],
-    text: tuple[int, int],
-    taken: Int[np.ndarray, "m 4"],
-    size: tuple[int, int],
-) -> Int[np.ndarray, " 4"]:
-    """Where the label of box `i` hides least: above the box, below it, inside at the top, inside at the bottom.
-
-    It starts at the box's left or ends at its right. That no other label is hidden comes first; then the boxes count,
-    a pixel of its own half as much as one of another.
-    """
-    (left, top, right, bottom), (width, height) = boxes[i].tolist(), text
-    corners = [
-        (max(0, min(x, size[0] - width)), y)
-        for y in (top - height, bottom, top, bottom - height)
-        for x in (left, right - width)
-        if y >= 0 and y + height <= size[1]
-    ] or [(max(0, min(left, size[0] - width)), 0)]
-    places = np.array([(x, y, x + width, y + height) for x, y in corners])
-    of_boxes = _common(places, boxes)
-    hidden = of_boxes.sum(axis=1) - 0.5 * of_boxes[:, i]
-    return places[np.lexsort((hidden, _common(places, taken).sum(axis=1)))[0]]
-
-
-def _common(some: Int[np.ndarray, "p 4"], others: Int[np.ndarray, "q 4"]) -> Int[np.ndarray, "p q"]:
-    """The pixels that each rectangle shares with each of the others."""
-    sides = np.minimum(some[:, None, 2:], others[:, 2:]) - np.maximum(some[:, None, :2], others[:, :2])
-    return np.maximum(sides, 0).prod(axis=-1)
-
-
-def _write(
-    pen: ImageDraw.ImageDraw, place: Sequence[int], text: str, font: _Font, colour: tuple[int, int, int]
-) -> None:
-    left, top, right, bottom = place
-    pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
-    luminance = np.dot(colour, (0.299, 0.587, 0.114))
-    pen.text((left + 3, (top + bottom) / 2), text, fill=_BLACK if luminance > 110 else _WHITE, font=font, anchor="lm")

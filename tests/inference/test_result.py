@@ -10,8 +10,10 @@ import torch
 from PIL import Image, ImageFont
 
 from detect.errors import UserError
+from detect.evaluation import drawing
+from detect.evaluation.drawing import COLOURS
 from detect.inference import result as module
-from detect.inference.result import COLOURS, Result, labels_of
+from detect.inference.result import Result, labels_of
 
 CLASSES, IDS = ("car", "person", "traffic light"), (3, 1, 10)
 BOXES = [[10, 20, 40, 60], [50.25, 5, 90, 44.75], [0, 0, 100, 80]]
@@ -228,10 +230,10 @@ def test_a_name_too_long_keeps_its_start_and_the_score():
     ends = [np.nonzero((picture == COLOURS[0]).all(axis=-1))[1].max() for picture in (short, long)]
     assert 200 < ends[1] <= ends[0] + 8
     font = ImageFont.load_default(10)
-    text = module._fitting("a" * 60, "0.50", font, 90)
-    assert text.startswith("aaaa") and text.endswith("a… 0.50") and 80 < module._text_size(text, font)[0] <= 90
-    assert module._fitting("aaa", "0.50", font, 90) == module._fitting(" aaa\n", "0.50", font, 90) == "aaa 0.50"
-    assert module._fitting("aaa", "0.50", font, 9) == "… 0.50"  # nothing would fit
+    text = drawing._fitting("a" * 60 + " 0.50", font, 90)
+    assert text.startswith("aaaa") and text.endswith("a… 0.50") and 80 < drawing.text_size(text, font)[0] <= 90
+    assert drawing._fitting("aaa 0.50", font, 90) == drawing._fitting(" aaa\n 0.50", font, 90) == "aaa 0.50"
+    assert drawing._fitting("aaa 0.50", font, 9) == "… 0.50"  # nothing would fit
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.png"])
