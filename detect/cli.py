@@ -77,12 +77,84 @@ def _parser() -> argparse.ArgumentParser:
         "COCO and VOC figures of a detector's checkpoint, accuracies of a classifier's",
         "detect eval --ckpt runs/bccd/checkpoints/best.ckpt --data.root data/bccd --split test",
     )
-    evaluate.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of detect train")
+    evaluate.add_argument("--ckpt", type=Path, required=True, help="a checkpoint, or an exported detector (.onnx)")
     evaluate.add_argument("--split", help="the split to evaluate (default: the config's test, else val)")
     evaluate.add_argument("--out", type=Path, help="a new folder for the results (default: eval_SPLIT/ in the run)")
     evaluate.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the weights")
     evaluate.add_argument("--engine", choices=("pycocotools", "fast"), default="pycocotools", help="equal figures")
     evaluate.set_defaults(takes_overrides=True)
+
+    predict = _command(
+        commands,
+        "predict",
+        _predict,
+        "find objects in images, folders, patterns, videos, a camera",
+        "detect predict --ckpt runs/bccd/checkpoints/best.ckpt photos/ --score 0.5\n\n"
+        "In --out are then pictures/ and videos/ with the boxes, predictions.json and images.json in COCO's format, and\n"
+        "predictions.csv. After an interruption the same command with the same --out goes on.",
+    )
+    predict.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, a folder, a pattern, camera:0")
+    predict.add_argument("--ckpt", type=Path, required=True, help="a checkpoint, or an exported model (.onnx)")
+    predict.add_argument(
+        "--out", type=Path, help="a new folder, or that of a run to go on with (default: a new one under runs/)"
+    )
+    predict.add_argument("--score", type=float, help="the least of a detection (default: the config's)")
+    predict.add_argument("--classes", nargs="+", metavar="NAME", help="only these")
+    predict.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default: 1)")
+    predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    predict.add_argument(
+        "--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="auto: what the device is fastest at"
+    )
+    predict.add_argument("--compile", action="store_true", help="torch.compile; for many images of few sizes, on a GPU")
+    predict.add_argument("--flip", action="store_true", help="look at each image mirrored too, and merge")
+    predict.add_argument(
+        "--scales", type=float, nargs="+", metavar="S", help="look at each image at these sizes, and merge"
+    )
+    saved = "what to write (default: all, but no pictures of more than 1000 images); pictures are annotated videos too"
+    predict.add_argument("--save", nargs="+", choices=("pictures", "coco", "csv"), help=saved)
+    predict.add_argument(
+        "--shard", metavar="I/N", help="do the I-th of N shares; with one --out for all of them, the last merges"
+    )
+    predict.add_argument("--download", action="store_true", help="allow http:// and https:// among the sources")
+    predict.add_argument("--workers", type=int, default=2, help="threads that decode ahead (default: %(default)s)")
+
+    ship = _command(
+        commands,
+        "export",
+        _export,
+        "write a detector for use elsewhere, once the file has found the same as the checkpoint",
+        "detect export --ckpt runs/bccd/checkpoints/best.ckpt --format onnx --out bccd.onnx --data.root data/bccd",
+    )
+    ship.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of detect train or import")
+    formats = "onnx and torch-export hold the whole way from photographs to boxes, safetensors the weights"
+    ship.add_argument("--format", choices=("onnx", "torch-export", "safetensors"), default="onnx", help=formats)
+    ship.add_argument("--out", type=Path, help="the file (default: beside the checkpoint, by the format's ending)")
+    ship.add_argument("--split", help="whose images it is tried on (default: the config's test, else val)")
+    ship.set_defaults(takes_overrides=True)
+
+    bring = _command(
+        commands,
+        "import",
+        _import,
+        "make a checkpoint of the weights of another project, with equal outputs",
+        "detect import torchvision fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --out coco.ckpt",
+    )
+    bring.add_argument("project", choices=("torchvision", "detectron2"), help="that made the file")
+    bring.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="a state dict or a checkpoint of training (.pth, .pt, .safetensors), of detectron2 also a .pkl of its model zoo",
+    )
+    bring.add_argument("--out", type=Path, required=True, help="the new checkpoint, to be used like any other")
+    bring.add_argument(
+        "--names", nargs="+", default=(), help="of the classes, or a file with one a line (default: COCO's)"
+    )
+    bring.add_argument(
+        "--style",
+        choices=("caffe2", "torchvision"),
+        help="of a detectron2 file that does not tell how pixels are normalised (default: caffe2, as its model zoo)",
+    )
 
     compress = _command(
         commands,
@@ -253,15 +325,14 @@ def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.config import check_proposals
 
     _refuse_training(overrides)
+    if options.ckpt.suffix == ".onnx":
+        _evaluate_exported(options, overrides)
+        return
     checkpoint = load_any(options.ckpt, overrides)
     config = checkpoint.config
     if not isinstance(checkpoint, ClassifierCheckpoint):
         check_proposals(checkpoint.config)
-    split = options.split or config.data.test or config.data.val
-    if split is None:
-        raise UserError("--split: the config names no test and no val split; name the one to evaluate")
-    folder = options.ckpt.resolve().parent
-    out = options.out or _free((folder.parent if folder.name == "checkpoints" else folder) / f"eval_{split}")
+    split, out = _split_and_out(options, config)
     if isinstance(checkpoint, ClassifierCheckpoint):
         if (options.precision, options.engine) != ("fp32", "pycocotools"):
             raise UserError("--precision, --engine: they are for detectors; leave them out for a classifier")
@@ -274,6 +345,124 @@ def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         _refuse_used(out)
         _make(out)
     _evaluate(checkpoint, options.ckpt, data, split, out, options.precision, options.engine)
+
+
+def _evaluate_exported(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.config import Config, config_from_dict
+    from detect.evaluation.table import print_metrics
+    from detect.inference.evaluate import evaluate_exported, write_evaluation
+    from detect.inference.onnx_model import OnnxModel
+
+    model = OnnxModel(options.ckpt)
+    for word in overrides:
+        if word.startswith("--model."):
+            raise UserError(f"{word}: the network is in the graph as it is; change the checkpoint and export it again")
+    if options.precision != "fp32":
+        raise UserError(f"--precision: {options.precision}; an exported model computes in fp32; leave it out")
+    config = config_from_dict(model.config, str(options.ckpt), overrides)
+    assert isinstance(config, Config)
+    split, out = _split_and_out(options, config)
+    data = _data(config, model.classes)
+    dataset = data.split(split)
+    _tell(data, [dataset])
+    _refuse_used(out)
+    _make(out)
+    metrics, evaluator = evaluate_exported(model, dataset, options.engine)
+    write_evaluation(out, metrics, evaluator, options.ckpt, "ONNX Runtime", "fp32", options.engine)
+    print_metrics(metrics)
+    print(f"{dataset.root} {split}: {out / 'metrics.json'}, {out / 'predictions.json'}, {out / 'pictures'}")
+
+
+def _split_and_out(options: argparse.Namespace, config: Experiment) -> tuple[str, Path]:
+    """What to evaluate on, and the folder for the results."""
+    split = options.split or config.data.test or config.data.val
+    if split is None:
+        raise UserError("--split: the config names no test and no val split; name the one to evaluate")
+    folder = options.ckpt.resolve().parent
+    return split, options.out or _free((folder.parent if folder.name == "checkpoints" else folder) / f"eval_{split}")
+
+
+def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from detect import load
+    from detect.inference.predict import predict, shard_of
+
+    chosen = {
+        name: getattr(options, name)
+        for name in ("score", "classes", "batch_size", "device", "precision", "compile", "flip", "scales")
+        if getattr(options, name) not in (None, False, "auto" if name == "device" else None)
+    }
+    if options.ckpt.suffix == ".onnx":
+        _refuse_of_exported(chosen)
+    shard = (1, 1) if options.shard is None else shard_of(options.shard)
+    if options.shard is not None and options.out is None:
+        raise UserError("--shard: all shards write into one folder; name it with --out")
+    out = options.out or _free(Path("runs/predict"))
+    try:
+        outcome = predict(
+            load(options.ckpt),
+            options.sources,
+            out,
+            checkpoint=options.ckpt,
+            options=chosen,
+            save=options.save,
+            shard=shard,
+            download=options.download,
+            workers=options.workers,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; the same command with --out {out} goes on") from None
+    for line in outcome.left_out:
+        print(f"detect: left out: {line}", file=sys.stderr)
+    done = f"{outcome.images} images, {outcome.detections} detections"
+    print(f"{out}: {done if outcome.merged else 'other shards have work to do'}")
+    return 3 if outcome.left_out else 0
+
+
+def _refuse_of_exported(chosen: dict[str, Any]) -> None:
+    """An exported model has its precision and its one view in the graph."""
+    chosen.pop("precision", None)
+    for name in ("device", "compile", "flip", "scales"):
+        if name in chosen:
+            raise UserError(f"--{name}: an exported model has no such choice; leave it out, or give the checkpoint")
+
+
+def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.checkpoint import load_checkpoint
+    from detect.inference.export import SUFFIXES, export, has_data, made_photographs, photographs_of, refuse
+
+    _refuse_training(overrides)
+    checkpoint = load_checkpoint(options.ckpt, overrides)
+    out = options.out or options.ckpt.with_suffix(SUFFIXES[options.format])
+    if out.exists():
+        raise UserError(f"{out}: this is there already; give another --out")
+    refuse(checkpoint, options.format, out)
+    if options.split or has_data(checkpoint.config):
+        photographs = photographs_of(checkpoint.config, options.split, checkpoint.classes)
+    else:
+        photographs = made_photographs()
+        print(
+            f"{checkpoint.config.data.root}: no data there, so drawn scenes are compared; better give --data.root DIR"
+        )
+    compared = export(checkpoint, out, options.format, photographs)
+    if compared is not None:
+        print(
+            f"finds the same: {compared.detections} detections in {compared.photographs} images and {compared.batches} "
+            f"batches of two differ by {compared.score:.1g} in score at most and have an IoU of {compared.iou:.5f} at least"
+        )
+    print(out)
+
+
+def _import(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from rich.console import Console
+
+    from detect.evaluation.table import table
+    from detect.inference.import_weights import import_weights
+
+    done = import_weights(options.project, options.file, options.out, options.names, options.style)
+    Console().print(table(("part", "tensors", "numbers", "meaning"), done.rows()))
+    if done.note:
+        print(done.note)
+    print(options.out)
 
 
 def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -157,6 +157,49 @@ def test_eval_takes_options_of_the_model_and_refuses_those_of_training(run, tmp_
     assert wrong.startswith(f"{best}: its weights do not fit the options: size mismatch")
 
 
+def images(shapes: Path) -> list[Path]:
+    return sorted((shapes / "images" / "test").iterdir())
+
+
+def test_predictions_as_files(run, shapes, tmp_path, capsys):
+    ckpt, out = run / "checkpoints" / "best.ckpt", tmp_path / "out"
+    words = ["predict", "--ckpt", str(ckpt), str(shapes / "images" / "test"), "--out", str(out)]
+    assert main([*words, "--score", "0.02", "--classes", *list(SHAPES)[:2], "--batch-size", "2"]) == 0
+    told = capsys.readouterr().out
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == [f"{path.stem}.jpg" for path in images(shapes)]
+    found = json.loads((out / "predictions.json").read_text())
+    assert told == f"{out}: 7 images, {len(found)} detections\n"
+    assert all(one["score"] >= 0.02 and one["category_id"] in range(1, 4) for one in found)
+    rows = (out / "predictions.csv").read_text().splitlines()
+    assert len(rows) == len(found) + 1 and {row.rpartition(",")[2] for row in rows[1:]} <= set(list(SHAPES)[:2])
+
+
+def test_an_unreadable_image_among_good_ones(run, shapes, tmp_path, capsys):
+    good, broken = images(shapes)[0], tmp_path / "broken.jpg"
+    broken.write_bytes(good.read_bytes()[:200])
+    words = ["predict", "--ckpt", str(run / "checkpoints" / "best.ckpt"), str(good), str(broken)]
+    assert main([*words, "--out", str(tmp_path / "out"), "--save", "csv"]) == 3
+    told = capsys.readouterr()
+    assert told.out.startswith(f"{tmp_path / 'out'}: 1 images, ")
+    assert told.err.startswith(f"detect: left out: {broken}: ") and told.err.count("\n") == 1
+
+
+def test_mistakes_in_predicting(run, shapes, tmp_path, capsys):
+    ckpt, image = run / "checkpoints" / "best.ckpt", images(shapes)[0]
+    for words, message in (
+        ([image, "--shard", "1/2"], "--shard: all shards write into one folder; name it with --out"),
+        ([image, "--shard", "half", "--out", tmp_path / "a"], "--shard: 'half'; give i/n"),
+        ([image, "--scales", "0", "--out", tmp_path / "a"], "scales: [0.0]; give factors"),
+        ([image, "--classes", "moon", "--out", tmp_path / "a"], "class 'moon': there is none"),
+        (
+            [tmp_path / "none.jpg", "--out", tmp_path / "a"],
+            "none.jpg': there is no such file or folder; check the path",
+        ),
+    ):
+        assert message in mistake(capsys, "predict", "--ckpt", ckpt, *words)
+    assert "give a checkpoint" in mistake(capsys, "predict", "--ckpt", tmp_path / "no.ckpt", image)
+
+
 def test_the_recall_of_an_rpn(run, shapes, tmp_path, capsys):
     best = str(run / "checkpoints" / "best.ckpt")
     picture = tmp_path / "recall.png"

@@ -12,9 +12,11 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from detect.data.dataset import Dataset
-from detect.evaluation.coco import coco_results
+from detect.evaluation.coco import coco_results, evaluate_coco
 from detect.evaluation.evaluator import Evaluator
 from detect.evaluation.pictures import write_pictures
+from detect.evaluation.voc import evaluate_voc
+from detect.inference.onnx_model import OnnxModel, predictions
 from detect.models import Detector
 
 
@@ -38,6 +40,22 @@ def evaluate(
         evaluator.update(batch, detections.to("cpu"), proposals.to("cpu"))
     evaluator.gather()
     return evaluator.compute(engine), evaluator
+
+
+def evaluate_exported(
+    model: OnnxModel, dataset: Dataset, engine: Literal["pycocotools", "fast"] = "pycocotools"
+) -> tuple[dict[str, Any], Evaluator]:
+    """Runs an exported detector over a split, with a progress bar; of its proposals nothing is known.
+
+    Raises `UserError` where the data set has other classes.
+    """
+    evaluator, console = Evaluator(dataset), Console(stderr=True)
+    found = predictions(model, dataset)
+    about, quiet = f"evaluating {dataset.split}", not console.is_terminal
+    evaluator.predictions += track(found, about, total=len(dataset), console=console, disable=quiet)
+    return evaluate_coco(dataset, evaluator.predictions, engine=engine) | evaluate_voc(
+        dataset, evaluator.predictions
+    ), evaluator
 
 
 def write_evaluation(

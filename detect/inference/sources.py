@@ -114,10 +114,10 @@ def frames(
         UserError: as above, and in any case, when the first image is asked for, where a source that is no list is of no
             known kind, does not exist or holds no image.
     """
-    with closing(_items(source, download)) as items, closing(_ahead(items, workers) if workers else items) as ready:
+    with closing(unread(source, download)) as items, closing(_ahead(items, workers) if workers else items) as ready:
         for item in ready:
             try:
-                if isinstance(item, _Stream):
+                if isinstance(item, Stream):
                     yield from item.open()
                 else:
                     yield item.load()
@@ -136,8 +136,8 @@ def count(source: object) -> int | None:
     if _is_collection(source) and not isinstance(source, Sized):
         return None
     total = 0
-    for item in _items(source, download=True):  # nothing is loaded: permission is for `frames` to ask
-        number = item.count() if isinstance(item, _Stream) else 1
+    for item in unread(source, download=True):  # nothing is loaded: permission is for `frames` to ask
+        number = item.count() if isinstance(item, Stream) else 1
         if number is None:
             return None
         total += number
@@ -156,7 +156,7 @@ def video_info(path: str | Path) -> VideoInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class _Image:
+class Still:
     """One image that is still to be read."""
 
     name: str
@@ -166,7 +166,7 @@ class _Image:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stream:
+class Stream:
     """A video or a camera."""
 
     name: str
@@ -176,12 +176,12 @@ class _Stream:
     """Whether a thread may read the next frame: not of a camera, where it would be old when its turn comes."""
 
 
-_Items = Generator[_Image | _Stream, None, None]
+_Items = Generator[Still | Stream, None, None]
 
 
 def _ahead(items: _Items, workers: int) -> _Items:
     """The same items, whose images are loaded while they wait for their turn: at most 2 · workers of them."""
-    waiting: deque[_Image | _Stream] = deque()
+    waiting: deque[Still | Stream] = deque()
     failure: Exception | None = None
     pool = ThreadPoolExecutor(workers, thread_name_prefix="detect-decode")
     try:
@@ -202,8 +202,8 @@ def _ahead(items: _Items, workers: int) -> _Items:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(item: _Image | _Stream, pool: ThreadPoolExecutor) -> _Image | _Stream:
-    if isinstance(item, _Stream):
+def _begin(item: Still | Stream, pool: ThreadPoolExecutor) -> Still | Stream:
+    if isinstance(item, Stream):
         return replace(item, open=partial(_next_ahead, item.open, pool)) if item.ahead else item
     if item.ahead:
         return replace(item, load=pool.submit(item.load).result)
@@ -231,7 +231,7 @@ def _next_ahead(
         stream.close()
 
 
-def _items(source: object, download: bool) -> _Items:
+def unread(source: object, download: bool) -> _Items:
     """A source, or each of a list, as images and streams."""
     if not _is_collection(source):
         yield from _one(source, download, "the image")
@@ -242,7 +242,7 @@ def _items(source: object, download: bool) -> _Items:
         try:
             yield from _one(element, download, name)
         except UserError as error:
-            yield _Image(name, partial(_raise, error))
+            yield Still(name, partial(_raise, error))
 
 
 def _is_collection(source: object) -> bool:
@@ -260,26 +260,26 @@ def _one(source: object, download: bool, name: str) -> _Items:
     """The images and streams of a source that is no list; `name` is what errors call it where it has no path."""
     match source:
         case str() if _URL.match(source):
-            yield _Image(source, partial(_from_url, source, download))
+            yield Still(source, partial(_from_url, source, download))
         case str() if camera := _CAMERA.fullmatch(source):
             yield _camera(int(camera[1]))
         case str() | Path():
             yield from _of_path(source)
         case bytes() | bytearray() | memoryview():
-            yield _Image(name, partial(_from_bytes, bytes(source), name))
+            yield Still(name, partial(_from_bytes, bytes(source), name))
         case int() if not isinstance(source, bool) and source >= 0:
             yield _camera(source)
         case Frame():
-            yield _Image(name, lambda: source)
+            yield Still(name, lambda: source)
         case Image.Image():
-            yield _Image(name, partial(_from_pil, source, name), ahead=False)
+            yield Still(name, partial(_from_pil, source, name), ahead=False)
         case np.ndarray():
             batch = source if source.ndim == 4 else [source]
-            yield from (_Image(name, partial(_from_array, image, name), ahead=False) for image in batch)
+            yield from (Still(name, partial(_from_array, image, name), ahead=False) for image in batch)
         case _ if _is_tensor(source):
             tensors: Any = source
             batch = tensors if tensors.ndim == 4 else [tensors]
-            yield from (_Image(name, partial(_from_tensor, image, name), ahead=False) for image in batch)
+            yield from (Still(name, partial(_from_tensor, image, name), ahead=False) for image in batch)
         case _:
             remedy = "what its file.read() returns" if hasattr(source, "read") else _KINDS
             raise UserError(f"{name}: {_article(type(source).__name__)} is no image; give {remedy}")
@@ -343,7 +343,7 @@ def _of_folder(folder: Path, seen: set[tuple[int, int]]) -> _Items:
         children = sorted(folder.iterdir())
     except OSError as error:
         message = f"{folder}: the folder cannot be read ({error.strerror}); check its permissions"
-        yield _Image(str(folder), partial(_raise, UserError(message)))
+        yield Still(str(folder), partial(_raise, UserError(message)))
         return
     if (status.st_dev, status.st_ino) in seen:
         return
@@ -365,10 +365,10 @@ def _suffixes() -> str:
     return " ".join(SUFFIXES + VIDEO_SUFFIXES)
 
 
-def _of_file(path: Path) -> _Image | _Stream:
+def _of_file(path: Path) -> Still | Stream:
     if path.suffix.lower() in VIDEO_SUFFIXES:
-        return _Stream(str(path), partial(_read, str(path)), partial(_video_length, path), ahead=True)
-    return _Image(str(path), partial(_from_file, path))
+        return Stream(str(path), partial(_read, str(path)), partial(_video_length, path), ahead=True)
+    return Still(str(path), partial(_from_file, path))
 
 
 def _from_file(path: Path) -> Frame:
@@ -385,8 +385,8 @@ def _from_bytes(data: bytes, name: str) -> Frame:
 # Videos and cameras
 
 
-def _camera(number: int) -> _Stream:
-    return _Stream(f"camera:{number}", partial(_read, number), lambda: None, ahead=False)
+def _camera(number: int) -> Stream:
+    return Stream(f"camera:{number}", partial(_read, number), lambda: None, ahead=False)
 
 
 def _video_length(path: Path) -> int | None:

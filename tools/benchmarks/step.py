@@ -19,26 +19,21 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import math
-import multiprocessing
-import os
-import platform
 import shlex
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, get_args
 
 import cv2
 import torch
-import torchvision
+from alternating import Gate, Remote, agreement, duration, machine, physical_cores, process_status
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -46,9 +41,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops import FrozenBatchNorm2d, box_iou
+from torchvision.ops import FrozenBatchNorm2d
 
-from detect.allocator import keep_pages
 from detect.data.decode import decode
 from detect.inference.prepare import Precision, prepare
 from detect.inference.torchvision_weights import faster_rcnn_from_torchvision
@@ -147,8 +141,8 @@ class Side:
 
     def __init__(self, case: Case, folder: Path | None) -> None:
         self.case, self.device = case, torch.device(case.device)
+        self.resident = process_status("VmRSS") if case.device == "cpu" else 0
         self.pixels, (self.boxes, self.labels) = pictures(case, folder), truths(case)
-        self.resident = 0
         self.waits: Counter[str] = Counter()
 
     def run(self) -> Any:
@@ -162,6 +156,10 @@ class Side:
     def detections(self) -> list[dict[str, Tensor]]:
         """Boxes, scores and labels 0 … 89 of each image."""
         raise NotImplementedError
+
+    def waits_counted(self) -> Counter[str]:
+        """The data-dependent operations of a step, counted once, eagerly."""
+        return self.waits
 
     def warm(self) -> None:
         """Compiles, and settles what is chosen at the first steps; memory counts from then on."""
@@ -189,7 +187,7 @@ class Side:
         """Peak memory of the model and its steps in GiB; on the CPU that of the process, less its libraries."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
-        return (_status("VmHWM") - self.resident) / 2**20
+        return (process_status("VmHWM") - self.resident) / 2**20
 
     def learn(self, model: nn.Module) -> None:
         """Sets up what a training step needs; the rate is so small that the weights stay where they are."""
@@ -305,6 +303,9 @@ class Torchvision(Side):
         return [{**one, "labels": one["labels"].long() - 1} for one in found]
 
 
+SIDES = {"ours": Ours, "torchvision": Torchvision}
+
+
 class DataDependent(TorchDispatchMode):
     """Counts the operations that a GPU would have to wait for."""
 
@@ -335,93 +336,7 @@ class NoWaiting:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def _status(key: str) -> int:
-    """A figure of this process in KiB as Linux tells it. (`ru_maxrss` would begin with the parent's.)"""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1])
-
-
-def serve(connection: Connection, name: str, case: Case, folder: Path | None, threads: int) -> None:
-    """The life of a side's process: builds it, then answers what it is asked until it is asked for nothing."""
-    keep_pages()
-    torch.set_num_threads(threads)
-    resident = _status("VmRSS") if case.device == "cpu" else 0
-    try:
-        side = Ours(case, folder) if name == "ours" else Torchvision(case, folder)
-        side.resident = resident
-        connection.send(side.waits)
-        while (question := connection.recv()) is not None:
-            connection.send(getattr(side, question)())
-    except Exception as error:  # it goes to the table: the other cases are worth having
-        reason = " ".join(str(error).split())[:200]
-        connection.send(RuntimeError(f"{name}: {type(error).__name__}: {reason}"))
-
-
 # ---- measuring -------------------------------------------------------------------------------------------------------
-
-
-class Remote:
-    """A side as its parent sees it."""
-
-    def __init__(self, name: str, case: Case, folder: Path | None, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, name, case, folder, threads), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def answer(self) -> Any:
-        """The answer to the last question; before the first, the counted waits. Raises what went wrong there."""
-        try:
-            answer = self._connection.recv()
-        except EOFError:
-            self._process.join()
-            raise RuntimeError(f"the process ended with code {self._process.exitcode}") from None
-        if isinstance(answer, RuntimeError):
-            raise answer
-        return answer
-
-    def ask(self, question: str) -> Any:
-        """Calls a method of the side."""
-        self._connection.send(question)
-        return self.answer()
-
-    def close(self) -> None:
-        """Ends the process."""
-        with suppress(OSError):
-            self._connection.send(None)
-        self._process.join(10)
-        self._process.terminate()
-        self._process.join()
-
-
-class Gate:
-    """Holds samples back while something else keeps the machine busy."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.factor = torch.rand(1024, 1024, device=device)
-        self.out = torch.empty_like(self.factor)
-        self.best = math.inf
-        for _ in range(20):
-            self._product()
-
-    def wait(self) -> bool:
-        """Returns once the machine is fast, or after half a minute of waiting; tells whether it is."""
-        for _ in range(60):
-            if self._product() <= 1.3 * self.best:
-                return True
-            time.sleep(0.5)
-        return False
-
-    def _product(self) -> float:
-        start = time.perf_counter()
-        torch.mm(self.factor, self.factor, out=self.out)
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-        self.best = min(self.best, seconds)
-        return seconds
 
 
 @dataclass
@@ -445,7 +360,9 @@ class Measured:
         """The cells of the table."""
         if self.failure:
             return [str(self.case), self.failure, *[""] * 5]
-        times = [f"{_time(statistics.median(s))} ({_time(min(s))})" for s in (self.seconds[name] for name in NAMES)]
+        times = [
+            f"{duration(statistics.median(s))} ({duration(min(s))})" for s in (self.seconds[name] for name in NAMES)
+        ]
         memory = " / ".join(f"{self.memory[name]:.2f}" for name in NAMES)
         waits = " / ".join(str(self.waits[name].total()) for name in NAMES)
         return [str(self.case), *times, f"{self.ratio():.2f}", memory, waits, str(self.busy)]
@@ -461,10 +378,11 @@ LEGEND = (
 def measure(case: Case, gate: Gate, options: argparse.Namespace) -> Measured:
     """Both sides of one case in turns."""
     measured = Measured(case)
-    sides = {name: Remote(name, case, options.images, options.threads) for name in NAMES}
+    sides = {name: Remote(name, options.threads, SIDES[name], case, options.images) for name in NAMES}
     try:
         for name, side in sides.items():
-            measured.waits[name] = side.answer()
+            side.ready()
+            measured.waits[name] = side.ask("waits_counted")
         for side in sides.values():
             side.ask("warm")
         for _ in range(options.repeats):
@@ -481,30 +399,6 @@ def measure(case: Case, gate: Gate, options: argparse.Namespace) -> Measured:
         for side in sides.values():
             side.close()
     return measured
-
-
-def agreement(ours: Sequence[dict[str, Tensor]], theirs: Sequence[dict[str, Tensor]]) -> str:
-    """How far the detections are the same sets: pairs of one label with IoU of at least 0.9, and what parts them."""
-    pairs, distance, difference = 0, 0.0, 0.0
-    for a, b in zip(ours, theirs, strict=True):
-        overlaps = box_iou(b["boxes"], a["boxes"]) * (b["labels"][:, None] == a["labels"])
-        for row in range(len(overlaps)):
-            if overlaps.numel() == 0 or overlaps[row].max() < 0.9:
-                continue
-            column = int(overlaps[row].argmax())
-            overlaps[:, column] = 0  # each of ours has one partner
-            pairs += 1
-            distance = max(distance, (a["boxes"][column] - b["boxes"][row]).abs().max().item())
-            difference = max(difference, (a["scores"][column] - b["scores"][row]).abs().item())
-    counts = [sum(len(one["boxes"]) for one in side) for side in (ours, theirs)]
-    return (
-        f"{pairs} of {counts[0]} and {counts[1]} detections are the same; "
-        f"they differ by {distance:.2g} pixels and {difference:.2g} in score at most"
-    )
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 # ---- telling ---------------------------------------------------------------------------------------------------------
@@ -539,28 +433,6 @@ def block(results: Sequence[Measured], threads: int) -> str:
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", LEGEND, "", *(f"- {line}" for line in remarks(results)), ""]
     return "\n".join(lines)
-
-
-def machine(threads: int) -> str:
-    """Processor, threads, GPU and versions."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    parts = [f"{names[0] if names else platform.processor()}, {threads} threads of {os.cpu_count()}"]
-    if torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
-    parts.append(
-        f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
-    )
-    return "; ".join(parts)
-
-
-def physical_cores() -> int:
-    """The cores that this process may use, without hyper-threads."""
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.is_file() else cpu)
-    return len(cores)
 
 
 def main() -> None:

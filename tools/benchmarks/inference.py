@@ -1,0 +1,346 @@
+"""From image files to boxes: our Faster R-CNN beside torchvision's and beside ONNX Runtime running our own export.
+
+    python tools/benchmarks/inference.py --batch 1 8 --repeats 11 --write
+    python tools/benchmarks/inference.py --stream 10000
+
+All three are ResNet-50-FPN with the same weights and 91 classes, background included, made by torchvision from a seed.
+Each side is a process of its own with the same threads and the same allocator; they take turns, and a sample is taken
+only while a matrix product runs within 1.3 times of its best. A sample is the whole way of a batch: files are read,
+decoded, resized to a short side of 800 pixels, detected in, and boxes are numbers on the host in pixels of the files.
+
+The files are made unless `--images` names a folder: clouds of colour with grain, 800 × 1066, so that no side resizes
+and all of them see the same pixels. torchvision's bf16 is autocast, ours is bf16 weights.
+
+`--stream N` does something else: our detector, a small one, goes over N files, and the process's memory is told on the
+way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, get_args
+
+import cv2
+import numpy as np
+import torch
+from alternating import Gate, Remote, agreement, duration, machine, physical_cores, process_status
+from rich.console import Console
+from rich.table import Table
+from step import RESULTS, torchvision_model
+from step import Case as Step
+from step import pictures as made_pictures
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image, read_file
+
+from detect.backbones import ResNet
+from detect.checkpoint import Checkpoint, load_checkpoint
+from detect.config import Config, FasterRCNNOptions
+from detect.data.decode import decode
+from detect.data.options import DataOptions
+from detect.inference.compress import save
+from detect.inference.export import export
+from detect.inference.onnx_model import OnnxModel
+from detect.inference.predictor import Predictor, load
+from detect.inference.prepare import Precision
+from detect.inference.result import Result
+from detect.inference.torchvision_weights import faster_rcnn_from_torchvision, torchvision_options
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: one row of the table."""
+
+    device: str
+    batch: int
+    precision: Precision
+    compile: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.device} × {self.batch} {self.precision}{' compiled' if self.compile else ''}"
+
+
+@dataclass(frozen=True)
+class Files:
+    """What all sides read: photographs, and the weights in the form of each."""
+
+    images: tuple[Path, ...]
+    weights: Path
+    checkpoint: Path
+    onnx: Path
+
+
+# ---- the sides, each in a process of its own -------------------------------------------------------------------------
+
+
+class Side:
+    """A detector; the methods without arguments are what the parent may ask for."""
+
+    def __init__(self, case: Case, files: Files) -> None:
+        self.case = case
+        self.paths = list(islice(cycle(files.images), case.batch))
+
+    def run(self) -> list[dict[str, Tensor]]:
+        """Boxes, scores and labels 0 … 89 of each image of the batch."""
+        raise NotImplementedError
+
+    def seconds(self) -> float:
+        """How long one batch takes."""
+        start = time.perf_counter()
+        self.run()
+        return time.perf_counter() - start
+
+
+class Ours(Side):
+    """`detect.load(CKPT).predict(FILES)`."""
+
+    def __init__(self, case: Case, files: Files) -> None:
+        super().__init__(case, files)
+        model = load(files.checkpoint)
+        assert isinstance(model, Predictor)
+        self.model = model
+
+    def run(self) -> list[dict[str, Tensor]]:
+        """With one thread that decodes ahead, as by default."""
+        results = self.model.predict(
+            self.paths,
+            batch_size=self.case.batch,
+            device=self.case.device,
+            precision=self.case.precision,
+            compile=self.case.compile,
+        )
+        return [tensors(result) for result in results]
+
+
+class Exported(Side):
+    """The same checkpoint, exported, in ONNX Runtime."""
+
+    def __init__(self, case: Case, files: Files) -> None:
+        super().__init__(case, files)
+        self.model = OnnxModel(files.onnx)
+
+    def run(self) -> list[dict[str, Tensor]]:
+        """All but decoding is in the graph."""
+        return [tensors(result) for result in self.model.predict(self.paths, batch_size=self.case.batch)]
+
+
+class Torchvision(Side):
+    """torchvision's model, files decoded by torchvision."""
+
+    def __init__(self, case: Case, files: Files) -> None:
+        super().__init__(case, files)
+        self.model = torchvision_model(800).eval().to(case.device)
+        self.model.load_state_dict(torch.load(files.weights, weights_only=True))
+
+    @torch.no_grad()
+    def run(self) -> list[dict[str, Tensor]]:
+        """As torchvision's documentation has it."""
+        images = [decode_image(read_file(str(path)), ImageReadMode.RGB) for path in self.paths]
+        device = self.case.device
+        with torch.autocast(device, torch.bfloat16, enabled=self.case.precision == "bf16"):
+            found = self.model([image.to(device).float() / 255 for image in images])
+        found = [{name: value.float().cpu() for name, value in one.items()} for one in found]
+        return [{**one, "labels": one["labels"].long() - 1} for one in found]
+
+
+SIDES: dict[str, type[Side]] = {"ours": Ours, "torchvision": Torchvision, "ONNX Runtime": Exported}
+
+
+def tensors(result: Result) -> dict[str, Tensor]:
+    """A result as torchvision gives it."""
+    return {name: torch.tensor(getattr(result, name)) for name in ("boxes", "scores", "labels")}
+
+
+# ---- the input -------------------------------------------------------------------------------------------------------
+
+
+def make_files(folder: Path, images: Path | None) -> Files:
+    """Photographs and weights in a folder, made once for all sides."""
+    state = torchvision_model(800).state_dict()
+    weights, checkpoint, onnx = folder / "torchvision.pth", folder / "ours.ckpt", folder / "ours.onnx"
+    torch.save(state, weights)
+    model = faster_rcnn_from_torchvision(state, frozen_eps=1e-5)
+    names, numbers = zip(*((f"class {label}", label + 1) for label in range(model.num_classes)), strict=True)
+    config = Config(torchvision_options(state), DataOptions(short_side=(800,), long_side=1333))
+    save(Checkpoint(model, config, names, numbers), checkpoint)
+    paths = sorted(images.glob("*.jpg")) if images else []
+    if images and not paths:
+        sys.exit(f"{images}: no .jpg in it; give a folder of photographs")
+    if not paths:
+        for place, picture in enumerate(made_pictures(Step("infer", "cpu", 800, 8, "fp32", False), None)):
+            paths.append(folder / f"{place}.png")
+            cv2.imwrite(str(paths[-1]), picture.permute(1, 2, 0).numpy()[..., ::-1])
+    export(load_checkpoint(checkpoint), onnx, "onnx", [decode(path) for path in paths[:2]])
+    return Files(tuple(paths), weights, checkpoint, onnx)
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Measured:
+    """What came out of a case, by side."""
+
+    case: Case
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    busy: int = 0
+    agreement: dict[str, str] = field(default_factory=dict)
+    failure: str = ""
+
+    def row(self) -> list[str]:
+        """The cells of the table."""
+        if self.failure:
+            return [str(self.case), self.failure, *[""] * 5]
+        return [
+            str(self.case),
+            *(self._times(name) for name in SIDES),
+            *map(self._ratio, list(SIDES)[1:]),
+            f"{self.busy}",
+        ]
+
+    def _times(self, name: str) -> str:
+        """Of one image: the median, and the least."""
+        if name not in self.seconds:
+            return "–"
+        each = [seconds / self.case.batch for seconds in self.seconds[name]]
+        return f"{duration(statistics.median(each))} ({duration(min(each))})"
+
+    def _ratio(self, name: str) -> str:
+        """Our time as a share of theirs: the median over neighbouring samples."""
+        if name not in self.seconds:
+            return "–"
+        pairs = zip(self.seconds["ours"], self.seconds[name], strict=True)
+        return f"{statistics.median(ours / theirs for ours, theirs in pairs):.2f}"
+
+
+HEADER = ["case", *SIDES, "of torchvision", "of ONNX Runtime", "busy"]
+LEGEND = (
+    "case: device × batch. Times are of one image, from file to boxes: median (least). of …: our time as a share of "
+    "theirs, the median over neighbours. busy: samples taken though the machine was busy."
+)
+
+
+def measure(case: Case, files: Files, gate: Gate, repeats: int, threads: int) -> Measured:
+    """All sides of one case in turns."""
+    measured = Measured(case)
+    # The export is in fp32, and runs on the CPU.
+    names = [name for name in SIDES if name != "ONNX Runtime" or (case.device, case.precision) == ("cpu", "fp32")]
+    sides = {name: Remote(name, threads, SIDES[name], case, files) for name in names}
+    try:
+        for side in sides.values():
+            side.ready()
+            side.ask("seconds")
+            side.ask("seconds")
+        measured.seconds = {name: [] for name in names}
+        for _ in range(repeats):
+            for name, side in sides.items():
+                measured.busy += not gate.wait()
+                measured.seconds[name].append(side.ask("seconds"))
+        found = {name: side.ask("run") for name, side in sides.items()}
+        measured.agreement = {name: agreement(found["ours"], found[name]) for name in names[1:]}
+    except RuntimeError as error:
+        measured.failure = str(error)
+    finally:
+        for side in sides.values():
+            side.close()
+    return measured
+
+
+def stream(count: int, console: Console) -> list[str]:
+    """A small detector over `count` files, and the process's memory on the way."""
+    options = FasterRCNNOptions(backbone=ResNet(18, norm="batch", fpn_channels=64))
+    config = Config(options, DataOptions(short_side=(96,), long_side=160))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save(Checkpoint(options.build(3), config, ("a", "b", "c"), (1, 2, 3)), folder / "small.ckpt")
+        draw = random.Random(0)
+        for place in range(200):  # of many sizes, read again and again
+            size = draw.randint(120, 800), draw.randint(120, 800)
+            pixels = np.random.default_rng(place).integers(0, 256, (8, 8, 3), np.uint8)
+            cv2.imwrite(str(folder / f"{place}.jpg"), cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC))
+        paths = islice(cycle(sorted(folder.glob("*.jpg"))), count)
+        model, lines = load(folder / "small.ckpt"), []
+        start = time.perf_counter()
+        for done, _ in enumerate(model.predict(paths, batch_size=4), start=1):
+            if done in (100, 1000) or done % 2500 == 0:
+                memory = process_status("VmRSS") / 2**10
+                lines.append(f"{done:,} images: {memory:,.0f} MiB, {done / (time.perf_counter() - start):.1f} images/s")
+                console.print(lines[-1])
+    return lines
+
+
+# ---- telling ---------------------------------------------------------------------------------------------------------
+
+
+def block(results: Sequence[Measured], lines: Sequence[str], threads: int) -> str:
+    """The results as Markdown, with all that is needed to repeat them."""
+    text = [f"\n## {date.today()}, from file to boxes\n"]
+    text.append(f"`python tools/benchmarks/inference.py {shlex.join(sys.argv[1:])}` on {machine(threads)}\n")
+    if results:
+        rows = [HEADER, ["---"] * len(HEADER), *(measured.row() for measured in results)]
+        text += ["| " + " | ".join(row) + " |" for row in rows] + ["", LEGEND, ""]
+    return "\n".join([*text, *(f"- {line}" for line in lines), ""])
+
+
+def main() -> None:
+    """Reads the command line, measures and tells."""
+    present = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", nargs="+", choices=["cpu", "cuda"], default=present, help="default: all there are")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="images at a time (default 1 8)")
+    every = list(get_args(Precision))
+    parser.add_argument("--precision", nargs="+", choices=every, default=every, help="some CPUs crawl in bf16")
+    parser.add_argument("--compile", action="store_true", help="ours through torch.compile")
+    parser.add_argument("--repeats", type=int, default=11, help="samples of each side (default 11)")
+    parser.add_argument("--threads", type=int, default=physical_cores(), help="default: one for each physical core")
+    parser.add_argument("--images", type=Path, help="a folder of photographs instead of made images")
+    parser.add_argument("--stream", type=int, metavar="N", help="tell the memory of predicting on N files instead")
+    parser.add_argument("--write", action="store_true", help="append the results to RESULTS.md")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    console, results, lines = Console(), [], []
+    if options.stream:
+        lines = stream(options.stream, console)
+    else:
+        results = compare(options, console)
+        lines = [f"{one.case}, {name}: {said}" for one in results for name, said in one.agreement.items()]
+    if options.write:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(block(results, lines, options.threads))
+
+
+def compare(options: argparse.Namespace, console: Console) -> list[Measured]:
+    """Measures every case and shows the table."""
+    table: Any = Table(*HEADER, box=None, pad_edge=False, caption=LEGEND, caption_justify="left")
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = make_files(Path(folder), options.images)
+        for device in options.device:
+            gate = Gate(device)
+            for batch in options.batch:
+                for precision in options.precision:
+                    case = Case(device, batch, precision, options.compile)
+                    console.print(f"measuring {case}")
+                    results.append(measure(case, files, gate, options.repeats, options.threads))
+                    table.add_row(*results[-1].row())
+    console.print(machine(options.threads))
+    console.print(table)
+    for one in results:
+        for name, said in one.agreement.items():
+            console.print(f"{one.case}, {name}: {said}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
