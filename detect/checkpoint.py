@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,8 +50,22 @@ def model_card(config: Experiment, classes: Sequence[str], category_ids: Sequenc
     }
 
 
+def save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes weights alone, with the model card as metadata; `load_checkpoint` reads the file, and others can.
+
+    Raises `UserError` where safetensors is not installed.
+    """
+    try:
+        from safetensors.torch import save_file
+    except ModuleNotFoundError:
+        raise UserError(f"{path}: to write this format, pip install safetensors") from None
+    card = model_card(checkpoint.config, checkpoint.classes, checkpoint.category_ids)
+    weights = {name: value.contiguous() for name, value in checkpoint.model.state_dict().items()}
+    save_file(weights, path, {key: json.dumps(value, ensure_ascii=False) for key, value in card.items()})
+
+
 def load_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
-    """The detector of a checkpoint that `detect train` wrote, on the CPU and in eval mode.
+    """The detector of a checkpoint that `detect train` wrote, or `detect export --format safetensors`, in eval mode.
 
     Nothing in the file is executed. Overrides such as `--model.detections.score=0.3` change its config, as far as its
     weights still fit. Raises `UserError` where it is no such checkpoint.
@@ -88,14 +103,13 @@ class _Content:
 
 def _read(path: Path, overrides: Sequence[str]) -> _Content:
     try:
-        refuse_compressed(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        card, state = content["detect"], content["state_dict"].items()
+        card, weights = (_safetensors if path.suffix == ".safetensors" else _torch)(path)
         config = config_from_dict(card["config"], str(path), overrides)
         classes, category_ids = tuple(map(str, card["classes"])), tuple(map(int, card["category_ids"]))
-        weights = {key.removeprefix("model."): value for key, value in state if key.startswith("model.")}
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path}: {error.strerror}; give a checkpoint such as RUN/checkpoints/best.ckpt") from None
+    except ModuleNotFoundError:
+        raise UserError(f"{path}: to read this format, pip install safetensors") from None
     except UserError:
         raise
     except Exception:  # torch.load raises whatever its readers do
@@ -103,6 +117,24 @@ def _read(path: Path, overrides: Sequence[str]) -> _Content:
             f"{path}: no checkpoint of detect, or a damaged one; give one such as RUN/checkpoints/best.ckpt"
         ) from None
     return _Content(weights, config, classes, category_ids)
+
+
+def _torch(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Model card and weights of a file of Lightning's."""
+    refuse_compressed(path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    state = content["state_dict"].items()
+    return content["detect"], {key.removeprefix("model."): value for key, value in state if key.startswith("model.")}
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Model card and weights of a file of `save_safetensors`."""
+    from safetensors import safe_open
+
+    path.open("rb").close()  # its own errors do not say what is wrong
+    with safe_open(path, "pt") as file:
+        card = {key: json.loads(value) for key, value in file.metadata().items()}
+        return card, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dictionary
 
 
 def _fill(model: Detector | Classifier, content: _Content, path: Path, overrides: Sequence[str]) -> None:

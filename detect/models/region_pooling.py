@@ -150,5 +150,5 @@ def _roi_pool(features: Sequence[Tensor], strides: Sequence[float], boxes: Tenso
 
 def _with_image(boxes: Tensor) -> Tensor:
     """Rows of (place of the image in the batch, x1, y1, x2, y2)."""
-    image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None]
+    image = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)[:, None, None]
     return torch.cat([image.expand(-1, boxes.shape[1], 1), boxes], dim=-1).flatten(0, 1)

@@ -127,7 +127,7 @@ class RPN(nn.Module):
         for level in features:
             hidden = self.convolutions(level)
             logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4))
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))
         level_sizes = tuple(level.shape[1] for level in logits)
         return RPNOutput(
             torch.cat(logits, dim=1).float(), torch.cat(deltas, dim=1).float(), self.anchors(features), level_sizes
@@ -159,7 +159,7 @@ class RPN(nn.Module):
             strict=True,
         )
         for logits, deltas, anchors in levels:
-            top, indices = logits.topk(min(counts.before_nms, logits.shape[1]))
+            top, indices = logits.topk(torch.sym_min(counts.before_nms, logits.shape[1]))
             decoded = clip(self.coder.decode(take(deltas, indices), anchors[indices]), sizes)
             real = large_enough(decoded, self.options.min_size)
             # Whatever is not real is harmless for what follows, NaN included.
@@ -168,7 +168,7 @@ class RPN(nn.Module):
             scores.append(top)
             valid.append(real & nms(decoded, real, self.options.nms_iou))
         score = torch.cat(scores, dim=1).masked_fill(~torch.cat(valid, dim=1), -torch.inf)
-        best, indices = score.topk(min(counts.after_nms, score.shape[1]))
+        best, indices = score.topk(torch.sym_min(counts.after_nms, score.shape[1]))
         kept = best > -torch.inf
         return Proposals(take(torch.cat(boxes, dim=1), indices), best.where(kept, 0.0).sigmoid() * kept, kept)
 

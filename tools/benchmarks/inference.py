@@ -55,6 +55,7 @@ from detect.inference.predictor import Predictor, load
 from detect.inference.prepare import Precision
 from detect.inference.result import Result
 from detect.inference.torchvision_weights import faster_rcnn_from_torchvision, torchvision_options
+from detect.models import ProposalCounts, RPNOptions
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,9 @@ def measure(case: Case, files: Files, gate: Gate, repeats: int, threads: int) ->
 
 def stream(count: int, console: Console) -> list[str]:
     """A small detector over `count` files, and the process's memory on the way."""
-    options = FasterRCNNOptions(backbone=ResNet(18, norm="batch", fpn_channels=64))
+    options = FasterRCNNOptions(
+        backbone=ResNet(18, norm="batch", fpn_channels=64), rpn=RPNOptions(testing=ProposalCounts(200, 50))
+    )
     config = Config(options, DataOptions(short_side=(96,), long_side=160))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
