@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         _predict,
         "find objects in images, folders, patterns, videos, a camera",
         "detect predict --ckpt runs/bccd/checkpoints/best.ckpt photos/ --score 0.5\n\n"
-        "In --out are then pictures/ and videos/ with the boxes, predictions.json and images.json in COCO's format, and\n"
-        "predictions.csv. After an interruption the same command with the same --out goes on.",
+        "In --out are then pictures/ and videos/ with the boxes, predictions.json and images.json in COCO's format,\n"
+        "and predictions.csv. After an interruption the same command with the same --out goes on.",
     )
     predict.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, a folder, a pattern, camera:0")
     predict.add_argument("--ckpt", type=Path, required=True, help="a checkpoint, or an exported model (.onnx)")
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         "file",
         type=Path,
         metavar="FILE",
-        help="a state dict or a checkpoint of training (.pth, .pt, .safetensors), of detectron2 also a .pkl of its model zoo",
+        help="a state dict or a checkpoint of training (.pth, .pt, .safetensors), of detectron2 also a .pkl",
     )
     bring.add_argument("--out", type=Path, required=True, help="the new checkpoint, to be used like any other")
     bring.add_argument(
@@ -447,7 +447,7 @@ def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if compared is not None:
         print(
             f"finds the same: {compared.detections} detections in {compared.photographs} images and {compared.batches} "
-            f"batches of two differ by {compared.score:.1g} in score at most and have an IoU of {compared.iou:.5f} at least"
+            f"batches of two differ by {compared.score:.1g} in score at most, and their IoU is {compared.iou:.5f} at least"
         )
     print(out)
 
