@@ -447,7 +447,7 @@ def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if compared is not None:
         print(
             f"finds the same: {compared.detections} detections in {compared.photographs} images and {compared.batches} "
-            f"batches of two differ by {compared.score:.1g} in score at most, and their IoU is {compared.iou:.5f} at least"
+            f"batches of two differ by {compared.score:.1g} in score at most; their IoU is {compared.iou:.5f} at least"
         )
     print(out)
 
