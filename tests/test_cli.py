@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ import yaml
 
 from detect.backbones import ResNet
 from detect.cli import _announce, _parser, main
-from detect.config import Config, FasterRCNNOptions
+from detect.config import Config, FasterRCNNOptions, config_to_dict
+from detect.data.read import read
 from detect.data.shapes import SHAPES, make_shapes
 from detect.evaluation.coco import FIGURES
+from detect.inference.onnx_model import OnnxModel
+from detect.inference.result import Result
 
 TINY = {
     "model": {
@@ -198,6 +202,52 @@ def test_mistakes_in_predicting(run, shapes, tmp_path, capsys):
     ):
         assert message in mistake(capsys, "predict", "--ckpt", ckpt, *words)
     assert "give a checkpoint" in mistake(capsys, "predict", "--ckpt", tmp_path / "no.ckpt", image)
+
+
+class Exported(OnnxModel):
+    """What stands for an exported model that finds just what is there."""
+
+    def __init__(self, path: Path) -> None:
+        truths = read(path.with_suffix(""), "test")
+        self.path, self.classes, self.category_ids = path, truths.classes, tuple(range(1, len(truths.classes) + 1))
+        self.config, self.records = config_to_dict(Config()), truths.records
+
+    def predict(self, source: object) -> Iterator[Result]:
+        assert source == [record.path for record in self.records]
+        for record in self.records:
+            size, scores = (record.height, record.width), np.ones(len(record.boxes), np.float32)
+            yield Result(record.boxes, scores, record.labels, self.classes, self.category_ids, size)
+
+
+def test_an_exported_detector_is_evaluated(shapes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("detect.inference.onnx_model.OnnxModel", Exported)
+    model = shapes.with_suffix(".onnx")
+    words = ["eval", "--ckpt", str(model), "--data.root", str(shapes), "--split", "test"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["AP"] == metrics["AP50"] == 1 and metrics["evaluation"]["device"] == "ONNX Runtime"
+    assert "average precision" in capsys.readouterr().out
+    for option in ("--model.detections.score=0.3", "--training.epochs=1", "--precision=bf16"):
+        assert mistake(capsys, *words, option).startswith(option.partition("=")[0])
+
+
+def test_weights_of_nothing_known(tmp_path, capsys):
+    torch.save({"some.weight": torch.zeros(2)}, tmp_path / "a.pth")
+    out = tmp_path / "out.ckpt"
+    assert f"{tmp_path / 'a.pth'}: " in mistake(capsys, "import", "torchvision", tmp_path / "a.pth", "--out", out)
+    assert not out.exists()
+
+
+def test_an_export_replaces_nothing(run, tmp_path, capsys):
+    (tmp_path / "a.safetensors").write_text("mine")
+    ckpt = run / "checkpoints" / "best.ckpt"
+    words = ["export", "--ckpt", str(ckpt), "--format", "safetensors", "--out"]
+    assert "this is there already" in mistake(capsys, *words, tmp_path / "a.safetensors")
+    assert "ends in .safetensors" in mistake(capsys, *words, tmp_path / "a.onnx")
+    assert main([*words, str(tmp_path / "b.safetensors")]) == 0
+    assert main(["eval", "--ckpt", str(tmp_path / "b.safetensors"), "--out", str(tmp_path / "eval")]) == 0
+    one, other = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "eval", run / "eval"))
+    assert [one[name] for name in FIGURES] == [other[name] for name in FIGURES]
 
 
 def test_the_recall_of_an_rpn(run, shapes, tmp_path, capsys):
