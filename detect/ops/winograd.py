@@ -1,7 +1,7 @@
 """3×3 convolutions of stride 1 with a quarter of the multiplications (Winograd's F(4×4, 3×3); Lavin & Gray 2016).
 
 map [B, C, H, W]
-    │ tiles of 6×6 that overlap by two, each transformed:        V = Bᵀ d B        [36, T, C]    T = B · ⌈H/4⌉ · ⌈W/4⌉
+    │ tiles of 6×6 that overlap by two, each transformed:        V = Bᵀ d B        [36, T, C]    T = ⌈H/4⌉ · ⌈W/4⌉
     │ one matrix product for each of the 36 places in a tile:    M = V U           [36, T, O]    U = G g Gᵀ, once
     └ transformed back, which gives 4×4 cells of a tile:         y = Aᵀ M A + bias [B, O, H, W]
 
@@ -11,6 +11,7 @@ computes differs from the sum in float64 by some 1e-6 of the output's deviation,
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Self
 
 import numba
@@ -91,13 +92,14 @@ def _winograd_cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     rows, columns = -(-height // CELLS), -(-width // CELLS)
     maps = x.detach().permute(0, 2, 3, 1).contiguous().numpy()
     y = np.empty((batch, height, width, weight.shape[2]), np.float32)
-    tiles = batch * rows * columns
-    for start in range(0, tiles, TILES_AT_ONCE):
-        count = min(TILES_AT_ONCE, tiles - start)
+    tiles = rows * columns
+    # Image by image: how a product is summed depends on its size, and nothing shall depend on what else is in a batch.
+    for image, start in product(range(batch), range(0, tiles, TILES_AT_ONCE)):
+        count, first = min(TILES_AT_ONCE, tiles - start), image * tiles + start
         v = torch.empty(len(weight), count, channels)
-        _each_tile(count, _transform_tiles, maps, rows, columns, start, v.numpy())
+        _each_tile(count, _transform_tiles, maps, rows, columns, first, v.numpy())
         m = torch.bmm(v, weight)
-        _each_tile(count, _transform_back, m.numpy(), bias.numpy(), rows, columns, start, y)
+        _each_tile(count, _transform_back, m.numpy(), bias.numpy(), rows, columns, first, y)
     return torch.from_numpy(y).permute(0, 3, 1, 2)
 
 

@@ -13,7 +13,7 @@ from detect.inference.sources import Frame
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
-METADATA = {"classes": ["cat", "dog"], "category_ids": [7, 9], "score": 0.1}
+METADATA = {"classes": ["cat", "dog"], "category_ids": [7, 9], "score": 0.1, "config": {}}
 
 
 def write(path, metadata=METADATA, outputs=("boxes", "scores", "labels", "count"), external=False):

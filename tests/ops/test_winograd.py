@@ -50,6 +50,11 @@ def test_either_layout_and_any_number_of_threads():
         torch.set_num_threads(before)
 
 
+def test_an_image_is_the_same_in_any_batch():
+    conv, x = WinogradConv2d.of(convolution(16, 8)), torch.randn(3, 16, 30, 22)
+    assert torch.equal(conv(x)[1:2], conv(x[1:2])) and torch.equal(conv(x[[2, 0]])[0], conv(x)[2])
+
+
 def test_what_it_knows_without_computing():
     with torch._subclasses.FakeTensorMode():
         conv = WinogradConv2d(torch.empty(36, 5, 7), torch.empty(7))
