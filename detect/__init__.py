@@ -13,7 +13,7 @@ _HOMES = {
     "FastRCNN": "detect.models",
     "FasterRCNN": "detect.models",
     "RCNN": "detect.models",
-    "load": "detect.inference.predictor",
+    "load": "detect.inference.load",
     "selective_search": "detect.proposals.selective_search",
 }
 

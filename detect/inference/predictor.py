@@ -6,9 +6,8 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from detect.allocator import keep_pages
-from detect.checkpoint import Checkpoint, load_checkpoint
+from detect.checkpoint import Checkpoint
 from detect.data.canvases import MULTIPLE, Size
 from detect.data.transforms import Resize, resize
 from detect.errors import UserError
@@ -28,23 +27,8 @@ from detect.models import Detector
 from detect.proposals.selective_search import selective_search
 from detect.structures import Detections, Images, Proposals, to_file_pixels
 
-if TYPE_CHECKING:
-    from detect.inference.onnx_model import OnnxModel
-
 PADDING = 1.25
 """Images share a batch while its canvas is at most so many times as large as each of them needs."""
-
-
-def load(path: str | Path) -> Predictor | OnnxModel:
-    """A trained detector ready to predict: a checkpoint of `detect train` or `detect import`, or an exported model.
-
-    Nothing in the file is executed. Raises `UserError` where it is none of these.
-    """
-    if Path(path).suffix == ".onnx":
-        from detect.inference.onnx_model import OnnxModel
-
-        return OnnxModel(path)
-    return Predictor(load_checkpoint(Path(path)))
 
 
 class Predictor:

@@ -185,8 +185,8 @@ def test_torch_is_not_needed(tmp_path):
     write(tmp_path / "a.onnx")
     program = (
         "import sys, numpy as np\n"
-        "from detect.inference.onnx_model import OnnxModel\n"
-        f"(result,) = OnnxModel({str(tmp_path / 'a.onnx')!r}).predict(np.zeros((4, 8, 3), np.uint8))\n"
+        "import detect\n"
+        f"(result,) = detect.load({str(tmp_path / 'a.onnx')!r}).predict(np.zeros((4, 8, 3), np.uint8))\n"
         "assert result.names == ('cat', 'dog')\n"
         "heavy = {'torch', 'torchvision', 'lightning', 'numba', 'albumentations'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"

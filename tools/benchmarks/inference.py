@@ -50,8 +50,9 @@ from detect.data.decode import decode
 from detect.data.options import DataOptions
 from detect.inference.compress import save
 from detect.inference.export import export
+from detect.inference.load import load
 from detect.inference.onnx_model import OnnxModel
-from detect.inference.predictor import Predictor, load
+from detect.inference.predictor import Predictor
 from detect.inference.prepare import Precision
 from detect.inference.result import Result
 from detect.inference.torchvision_weights import faster_rcnn_from_torchvision, torchvision_options
