@@ -12,23 +12,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Protocol, TextIO, runtime_checkable
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
 from detect.errors import UserError
 from detect.inference.film import FPS, film, stopped_by_interrupt
 from detect.inference.listing import Listing, listing
 from detect.inference.parts import Parts, whole
+from detect.inference.progress import progress_bar
 from detect.inference.result import Result
 from detect.inference.sources import Frame, frames, video_info
 
@@ -130,7 +121,7 @@ def predict(
         work = listed.parts(parts.size)
         mine = {part: work[part] for part in parts.missing(len(work)) if part % of == number - 1}
         try:
-            with _bar() as bar:
+            with progress_bar(_Speed()) as bar:
                 run = _Run(model, options, listed, parts, download, workers, outcome, bar)
                 run.all(mine)
                 if not parts.missing(len(work)) and not parts.done:
@@ -270,18 +261,3 @@ class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:.1f} {task.fields['unit']}/s")
-
-
-def _bar() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Speed(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

@@ -15,19 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Float32
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from detect.data.decode import decode
 from detect.data.read import image_files
 from detect.errors import UserError
+from detect.inference.progress import progress_bar
 from detect.proposals.selective_search import REVISION, Mode, available_cores, selective_search
 from detect.proposals.store import ProposalStore, digest
 
@@ -62,7 +54,7 @@ def propose(
     processes = processes or available_cores()
     parameters = {"method": "selective search", "revision": REVISION, "mode": mode, "seed": seed}
     outcome = Outcome()
-    with closing(ProposalStore(out, parameters)) as store, _bar() as bar:
+    with closing(ProposalStore(out, parameters)) as store, progress_bar() as bar:
         task = bar.add_task(f"proposing, {mode}", total=len(paths))
         for path, image, result in _results(paths, store, mode, seed, processes):
             if isinstance(result, str):
@@ -147,17 +139,3 @@ def _propose(path: Path, mode: Mode, seed: int) -> Result:
         return selective_search(image, mode, seed=seed, threads=1)
     except UserError as error:  # too large
         return f"{path}: {error}"
-
-
-def _bar() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
