@@ -16,7 +16,8 @@ import torch
 import yaml
 
 from detect.backbones import ResNet
-from detect.cli import _announce, _parser, main
+from detect.cli import _parser, main
+from detect.cli.train import _announce
 from detect.config import Config, FasterRCNNOptions, config_to_dict
 from detect.data.read import read
 from detect.data.shapes import SHAPES, make_shapes

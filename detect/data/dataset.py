@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
 VALIDATION = ("val", "valid", "validation")
 """What the split that chooses the best checkpoint is called: one name asks for the others where it is not there."""
@@ -20,8 +20,8 @@ class Record:
     path: Path
     width: int
     height: int
-    boxes: Float32[np.ndarray, "n 4"]
-    """xyxy, inside the image, of positive area."""
+    boxes: Float[np.ndarray, "n 4"]
+    """xyxy, inside the image, of positive area; float32 but where figures must be those of a file to the last bit."""
     labels: Int64[np.ndarray, " n"]
     """0 … C-1, the place of the class in `Dataset.classes`."""
     crowd: Bool[np.ndarray, " n"]

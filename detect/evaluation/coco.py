@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from detect.data.dataset import Dataset
@@ -31,9 +31,9 @@ class Prediction:
     """What was found in one image, in pixels of its file."""
 
     image_id: int
-    boxes: Float32[np.ndarray, "d 4"]
-    """xyxy."""
-    scores: Float32[np.ndarray, " d"]
+    boxes: Float[np.ndarray, "d 4"]
+    """xyxy, as float32; as float64 where they are from a file of results."""
+    scores: Float[np.ndarray, " d"]
     labels: Int64[np.ndarray, " d"]
     """0 … C-1, the place of the class in `Dataset.classes`."""
 
@@ -135,8 +135,18 @@ def evaluate_coco(
         UserError: the fast engine is not installed.
         ValueError: an unknown image, or one that was predicted twice.
     """
-    truth = coco_truth(dataset)
-    found = {**truth, "annotations": _as_annotations(coco_results(predictions, dataset))}
+    return evaluate_documents(coco_truth(dataset), coco_results(predictions, dataset), dataset, engine=engine)
+
+
+def evaluate_documents(
+    truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    dataset: Dataset,
+    *,
+    engine: Literal["pycocotools", "fast"] = "pycocotools",
+) -> dict[str, Any]:
+    """The same, of the content of an annotation file and of a results file; `dataset` names and counts the classes."""
+    found = {**truth, "annotations": _as_annotations(results)}
     with redirect_stdout(io.StringIO()):  # both engines print their progress and a table
         evaluation = _pycocotools(truth, found) if engine == "pycocotools" else _hotcoco(truth, found)
         evaluation.evaluate()
@@ -174,7 +184,7 @@ def _mean(values: np.ndarray) -> float | None:
     return float(known.mean()) if known.size else None
 
 
-def _xywh(boxes: Float32[np.ndarray, "n 4"]) -> list[list[float]]:
+def _xywh(boxes: Float[np.ndarray, "n 4"]) -> list[list[float]]:
     """x, y, width, height; in float64, where differences of float32 are exact."""
     corners = boxes.astype(np.float64)
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()

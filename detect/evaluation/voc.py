@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
 from detect.data.dataset import Dataset
 from detect.evaluation.coco import Prediction, by_image
@@ -23,7 +23,7 @@ from detect.ops.boxes import iou_matrix
 class _Matches:
     """All detections of all images, each with the truth of its class that it overlaps most."""
 
-    scores: Float32[np.ndarray, " d"]
+    scores: Float[np.ndarray, " d"]
     labels: Int64[np.ndarray, " d"]
     truths: Int64[np.ndarray, " d"]
     """The truth's number among those of all images; without meaning where the overlap is 0."""

@@ -1,0 +1,167 @@
+"""`detect eval`, which is also how a training ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detect.cli.shared import (
+    command,
+    detection_data,
+    free_folder,
+    is_first_process,
+    make_folder,
+    refuse_training,
+    refuse_used,
+    tell_data,
+)
+from detect.errors import UserError
+
+if TYPE_CHECKING:
+    from detect.checkpoint import Checkpoint, ClassifierCheckpoint
+    from detect.config import Experiment
+    from detect.data.datamodule import DetectionData
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    evaluate = command(
+        commands,
+        "eval",
+        _eval,
+        "COCO and VOC figures of a detector's checkpoint, accuracies of a classifier's",
+        "detect eval --ckpt runs/bccd/checkpoints/best.ckpt --data.root data/bccd --split test",
+    )
+    evaluate.add_argument("--ckpt", type=Path, required=True, help="a checkpoint, or an exported detector (.onnx)")
+    evaluate.add_argument("--split", help="the split to evaluate (default: the config's test, else val)")
+    evaluate.add_argument("--out", type=Path, help="a new folder for the results (default: eval_SPLIT/ in the run)")
+    evaluate.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the weights")
+    evaluate.add_argument("--engine", choices=("pycocotools", "fast"), default="pycocotools", help="equal figures")
+    evaluate.set_defaults(takes_overrides=True)
+
+
+def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.checkpoint import ClassifierCheckpoint, load_any
+    from detect.config import check_proposals
+
+    refuse_training(overrides)
+    if options.ckpt.suffix == ".onnx":
+        _evaluate_exported(options, overrides)
+        return
+    checkpoint = load_any(options.ckpt, overrides)
+    config = checkpoint.config
+    if not isinstance(checkpoint, ClassifierCheckpoint):
+        check_proposals(checkpoint.config)
+    split, out = _split_and_out(options, config)
+    if isinstance(checkpoint, ClassifierCheckpoint):
+        if (options.precision, options.engine) != ("fp32", "pycocotools"):
+            raise UserError("--precision, --engine: they are for detectors; leave them out for a classifier")
+        refuse_used(out)
+        evaluate_classifier(checkpoint, options.ckpt, split, out)
+        return
+    data = detection_data(checkpoint.config, checkpoint.classes)
+    tell_data(data, [data.split(split)])
+    if is_first_process():
+        refuse_used(out)
+        make_folder(out)
+    evaluate_checkpoint(checkpoint, options.ckpt, data, split, out, options.precision, options.engine)
+
+
+def _evaluate_exported(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.config import Config, config_from_dict
+    from detect.evaluation.table import print_metrics
+    from detect.inference.evaluate import evaluate_exported, write_evaluation
+    from detect.inference.onnx_model import OnnxModel
+
+    model = OnnxModel(options.ckpt)
+    for word in overrides:
+        if word.startswith("--model."):
+            raise UserError(f"{word}: the network is in the graph as it is; change the checkpoint and export it again")
+    if options.precision != "fp32":
+        raise UserError(f"--precision: {options.precision}; an exported model computes in fp32; leave it out")
+    config = config_from_dict(model.config, str(options.ckpt), overrides)
+    assert isinstance(config, Config)
+    split, out = _split_and_out(options, config)
+    data = detection_data(config, model.classes)
+    dataset = data.split(split)
+    tell_data(data, [dataset])
+    refuse_used(out)
+    make_folder(out)
+    metrics, evaluator = evaluate_exported(model, dataset, options.engine)
+    write_evaluation(out, metrics, evaluator, options.ckpt, "ONNX Runtime", "fp32", options.engine)
+    print_metrics(metrics)
+    print(f"{dataset.root} {split}: {out / 'metrics.json'}, {out / 'predictions.json'}, {out / 'pictures'}")
+
+
+def _split_and_out(options: argparse.Namespace, config: Experiment) -> tuple[str, Path]:
+    """What to evaluate on, and the folder for the results."""
+    split = options.split or config.data.test or config.data.val
+    if split is None:
+        raise UserError("--split: the config names no test and no val split; name the one to evaluate")
+    folder = options.ckpt.resolve().parent
+    return split, options.out or free_folder(
+        (folder.parent if folder.name == "checkpoints" else folder) / f"eval_{split}"
+    )
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint,
+    file: Path,
+    data: DetectionData,
+    split: str,
+    out: Path,
+    precision: Any = "fp32",
+    engine: Any = "pycocotools",
+) -> dict[str, Any]:
+    """Evaluates a detector on a split, prints its figures and, with all else, writes them into the folder `out`."""
+    import torch
+
+    from detect.allocator import keep_pages
+    from detect.evaluation.table import print_metrics
+    from detect.inference.evaluate import evaluate, write_evaluation
+    from detect.inference.prepare import prepare
+
+    keep_pages()
+    _join_processes()
+    place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    dataset = data.split(split)
+    model = prepare(checkpoint.model.to(place), precision)
+    metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, torch.device(place), engine)
+    if is_first_process():
+        write_evaluation(out, metrics, evaluator, file, place, precision, engine)
+        print_metrics(metrics)
+        print(f"{dataset.root} {split}: {out / 'metrics.json'}, {out / 'predictions.json'}, {out / 'pictures'}")
+    return metrics
+
+
+def evaluate_classifier(checkpoint: ClassifierCheckpoint, file: Path, split: str, out: Path) -> None:
+    """The same for a classifier."""
+    import torch
+
+    from detect.data.classification import ClassificationData
+    from detect.evaluation.classification import print_classification, write_classification
+    from detect.inference.classify import classify
+
+    _join_processes()
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    data = ClassificationData(checkpoint.config.data, checkpoint.classes)
+    metrics, evaluator = classify(checkpoint.model.to(device), data, split, device, file)
+    if is_first_process():
+        write_classification(out, metrics, evaluator)
+        print_classification(metrics)
+        files = (out / name for name in ("metrics.json", "predictions.csv", "confusion.png"))
+        print(f"{evaluator.dataset.root} {split}: {', '.join(map(str, files))}")
+
+
+def _join_processes() -> None:
+    """Under torchrun, lets the processes share the evaluation; after training they are joined already."""
+    import torch
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_torchelastic_launched() and not distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group()
