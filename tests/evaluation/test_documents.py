@@ -1,0 +1,149 @@
+"""Figures of anybody's files: pycocotools reads the same files."""
+
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detect.errors import UserError
+from detect.evaluation.coco import FIGURES, evaluate_documents
+from detect.evaluation.documents import read_documents
+
+TRUTH = {
+    "images": [{"id": 0, "file_name": "a.jpg", "width": 40, "height": 30}, {"id": 7}],
+    "categories": [{"id": 3, "name": "cat"}, {"id": 1, "name": "dog"}],
+    "annotations": [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 2, 10.5, 20]}],
+}
+RESULTS = [{"image_id": 0, "category_id": 3, "bbox": [1, 2, 10, 20], "score": 0.9}]
+
+
+def write(folder: Path, truth: object, results: object) -> tuple[Path, Path]:
+    paths = folder / "instances.json", folder / "results.json"
+    for path, content in zip(paths, (truth, results), strict=True):
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return paths
+
+
+def test_what_is_read(tmp_path):
+    documents = read_documents(*write(tmp_path, TRUTH, RESULTS))
+    dataset = documents.dataset
+    assert (dataset.classes, dataset.category_ids, documents.left_out) == (("dog", "cat"), (1, 3), 0)
+    first, second = dataset.records
+    assert (first.id, first.width, first.height, first.path) == (0, 40, 30, Path("a.jpg"))
+    np.testing.assert_array_equal(first.boxes, [[1, 2, 11.5, 22]])
+    assert (first.labels.tolist(), first.areas.tolist(), first.crowd.tolist()) == ([1], [210.0], [False])
+    assert (second.id, second.boxes.shape, second.width, second.height) == (7, (0, 4), 1, 1)
+    (prediction,) = documents.predictions
+    assert (prediction.image_id, prediction.labels.tolist(), prediction.scores.tolist()) == (0, [1], [0.9])
+    assert documents.truth["annotations"][0]["id"] == 1  # which pycocotools would not count as a match if it were 0
+
+
+def test_nothing_found_and_no_truth(tmp_path):
+    documents = read_documents(*write(tmp_path, TRUTH, []))
+    assert evaluate_documents(documents.truth, documents.results, documents.dataset)["AP"] == 0
+    documents = read_documents(*write(tmp_path, {"images": [], "annotations": [], "categories": []}, []))
+    assert evaluate_documents(documents.truth, documents.results, documents.dataset)["AP"] is None
+
+
+def made(seed: int) -> tuple[dict, list]:
+    """A random set: crowds, ties, missing classes, images without truths and results; ids from 1, as pycocotools needs."""
+    rng = np.random.default_rng(seed)
+    images = [{"id": int(id), "width": 640, "height": 480} for id in rng.permutation(20)[: rng.integers(1, 8)]]
+    categories = [{"id": int(id), "name": f"c{id}"} for id in rng.permutation(9)[: rng.integers(1, 5)]]
+
+    def boxes(count: int) -> list[list[float]]:
+        sides = rng.choice([8.0, 30.0, 95.7, 200.1], (count, 2)) * rng.uniform(0.5, 1, (count, 2))
+        return np.concatenate([rng.uniform(0, 400, (count, 2)), sides], axis=1).tolist()
+
+    annotations, results = [], []
+    for image in images:
+        truths = boxes(int(rng.integers(0, 12)))
+        for box in truths:
+            crowd, category = int(rng.random() < 0.1), rng.choice([one["id"] for one in categories])
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": image["id"], "category_id": int(category), "bbox": box}
+                | {"iscrowd": crowd, "area": box[2] * box[3] * rng.uniform(0.3, 1)}
+            )
+        moved = [(np.array(box) + rng.normal(0, 4, 4)).clip(1).tolist() for box in truths * 3]
+        for box in moved + boxes(int(rng.integers(0, 6))):
+            category = int(rng.choice([one["id"] for one in categories]))
+            score = float(rng.choice([0.1, 0.5, 0.9, rng.random()]))
+            results.append({"image_id": image["id"], "category_id": category, "bbox": box, "score": score})
+    return {"images": images, "categories": categories, "annotations": annotations}, results
+
+
+def pycocotools(truth: Path, results: Path) -> list[float]:
+    with redirect_stdout(io.StringIO()):
+        truths = COCO(str(truth))
+        evaluation = COCOeval(truths, truths.loadRes(str(results)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats.tolist()
+
+
+def test_equals_pycocotools_on_the_same_files_to_the_last_bit(tmp_path):
+    compared = 0
+    for seed in range(60):
+        truth, results = made(seed)
+        if not results:  # which pycocotools cannot load
+            continue
+        files = write(tmp_path, {"info": {}, **truth}, results)
+        documents = read_documents(*files)
+        metrics = evaluate_documents(documents.truth, documents.results, documents.dataset)
+        ours = [-1.0 if metrics[name] is None else metrics[name] for name in FIGURES]
+        assert ours == pycocotools(*files), seed
+        compared += 1
+    assert compared > 50
+
+
+def test_ids_from_zero_are_counted(tmp_path):
+    truth = TRUTH | {"annotations": [{**TRUTH["annotations"][0], "area": 210.0, "iscrowd": 0}]}
+    files = write(tmp_path, {"info": {}, **truth}, RESULTS)
+    assert pycocotools(*files)[1] == 0  # the trap
+    documents = read_documents(*files)
+    assert evaluate_documents(documents.truth, documents.results, documents.dataset)["AP50"] == 1
+
+
+def test_annotations_of_unlisted_images_are_counted_and_left_out(tmp_path):
+    stray = {"id": 5, "image_id": 99, "category_id": 3, "bbox": [0, 0, 1, 1]}
+    documents = read_documents(*write(tmp_path, {**TRUTH, "annotations": [*TRUTH["annotations"], stray]}, RESULTS))
+    assert documents.left_out == 1 and len(documents.truth["annotations"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("truth", "results", "message"),
+    [
+        ("{", RESULTS, "instances.json: Invalid JSON"),
+        ([], RESULTS, "instances.json: Input should be"),
+        (TRUTH | {"images": [{"id": 1}, {"id": 1}]}, [], "image 1 is there twice"),
+        (TRUTH | {"categories": [{"id": 3, "name": "a"}, {"id": 4, "name": "a"}]}, [], "two categories are called 'a'"),
+        (TRUTH | {"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, [], "category 3 is there twice"),
+        (TRUTH, {"annotations": []}, "results.json: Input should be"),
+        (TRUTH, [{**RESULTS[0], "image_id": 5}], "result 1 is for the image 5"),
+        (TRUTH, [{**RESULTS[0], "category_id": 2}], "result 1 has the category 2"),
+        (TRUTH, [{**RESULTS[0], "score": float("nan")}], "0.score: Input should be a finite number"),
+        (TRUTH, [{**RESULTS[0], "bbox": [1, 2, 3, float("inf")]}], "0.bbox.3: Input should be a finite number"),
+        (TRUTH, [{**RESULTS[0], "bbox": [1, 2, 3]}], "0.bbox.3: Field required"),
+        (TRUTH, [{"image_id": 0, "category_id": 3, "segmentation": {}, "score": 1}], "0.bbox: Field required"),
+        (TRUTH, "[" * 100_000, "results.json: Invalid JSON"),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path, truth, results, message):
+    with pytest.raises(UserError) as error:
+        read_documents(*write(tmp_path, truth, results))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_files_and_names_that_lead_out(tmp_path):
+    truth, results = write(tmp_path, TRUTH, RESULTS)
+    with pytest.raises(UserError, match="none.json: No such file"):
+        read_documents(truth, tmp_path / "none.json")
+    write(tmp_path, TRUTH | {"images": [{"id": 0, "file_name": "../secret.jpg"}]}, RESULTS)
+    with pytest.raises(UserError, match="leads out of"):
+        read_documents(truth, results, tmp_path)
