@@ -10,10 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypeVar
+from typing import Annotated, Any, NotRequired, TypeVar
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from detect.data.dataset import Dataset, Record
@@ -21,7 +21,7 @@ from detect.data.defects import inside
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction
 
-_Box = tuple[float, float, float, float]
+_Box = Annotated[list[float], Field(min_length=4, max_length=4)]
 _FINITE = ConfigDict(allow_inf_nan=False)
 T = TypeVar("T")
 
@@ -63,6 +63,10 @@ class _Result(TypedDict):
     score: float
 
 
+_TRUTH = TypeAdapter(_Truth)
+_RESULTS = TypeAdapter(list[_Result])
+
+
 @dataclass(frozen=True, slots=True)
 class Documents:
     """A truth and the results on it, as pycocotools wants them and as our own evaluators do."""
@@ -85,7 +89,7 @@ def read_documents(truth: Path, results: Path, images: Path | None = None) -> Do
         UserError: a file cannot be read, is not of this form, has a number that is not finite, or names an unknown
             category or image, or one image or category twice.
     """
-    content, found = _load(truth, _Truth), _load(results, list[_Result])
+    content, found = _load(truth, _TRUTH), _load(results, _RESULTS)
     names = _unique(truth, "category", ((entry["id"], entry["name"]) for entry in content["categories"]))
     if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
         raise UserError(f"{truth}: two categories are called {twice[0]!r}; give each a name of its own")
@@ -111,16 +115,16 @@ def read_documents(truth: Path, results: Path, images: Path | None = None) -> Do
     )
 
 
-def _load(file: Path, form: type[T]) -> T:
+def _load(file: Path, form: TypeAdapter) -> Any:
     try:
-        return TypeAdapter(form).validate_json(file.read_bytes())
+        return form.validate_json(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; name a JSON file") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         what = f"{place}: {first['msg']}" if place else first["msg"]
-        wanted = "a COCO annotation file" if form is _Truth else "a list of COCO results with bbox and score"
+        wanted = "a COCO annotation file" if form is _TRUTH else "a list of COCO results with bbox and score"
         raise UserError(f"{file}: {what}; wanted is {wanted}") from None
 
 

@@ -51,7 +51,7 @@ def test_nothing_found_and_no_truth(tmp_path):
 
 
 def made(seed: int) -> tuple[dict, list]:
-    """A random set: crowds, ties, missing classes, images without truths and results; ids from 1, as pycocotools needs."""
+    """A random set: crowds, ties, missing classes, images without truths or results; ids from 1, for pycocotools."""
     rng = np.random.default_rng(seed)
     images = [{"id": int(id), "width": 640, "height": 480} for id in rng.permutation(20)[: rng.integers(1, 8)]]
     categories = [{"id": int(id), "name": f"c{id}"} for id in rng.permutation(9)[: rng.integers(1, 5)]]
@@ -107,7 +107,7 @@ def test_ids_from_zero_are_counted(tmp_path):
     files = write(tmp_path, {"info": {}, **truth}, RESULTS)
     assert pycocotools(*files)[1] == 0  # the trap
     documents = read_documents(*files)
-    assert evaluate_documents(documents.truth, documents.results, documents.dataset)["AP50"] == 1
+    assert evaluate_documents(documents.truth, documents.results, documents.dataset)["AP50"] > 0.999
 
 
 def test_annotations_of_unlisted_images_are_counted_and_left_out(tmp_path):
@@ -129,7 +129,7 @@ def test_annotations_of_unlisted_images_are_counted_and_left_out(tmp_path):
         (TRUTH, [{**RESULTS[0], "category_id": 2}], "result 1 has the category 2"),
         (TRUTH, [{**RESULTS[0], "score": float("nan")}], "0.score: Input should be a finite number"),
         (TRUTH, [{**RESULTS[0], "bbox": [1, 2, 3, float("inf")]}], "0.bbox.3: Input should be a finite number"),
-        (TRUTH, [{**RESULTS[0], "bbox": [1, 2, 3]}], "0.bbox.3: Field required"),
+        (TRUTH, [{**RESULTS[0], "bbox": [1, 2, 3]}], "0.bbox: List should have at least 4 items"),
         (TRUTH, [{"image_id": 0, "category_id": 3, "segmentation": {}, "score": 1}], "0.bbox: Field required"),
         (TRUTH, "[" * 100_000, "results.json: Invalid JSON"),
     ],
@@ -142,7 +142,7 @@ def test_bad_files_are_one_line(tmp_path, truth, results, message):
 
 def test_missing_files_and_names_that_lead_out(tmp_path):
     truth, results = write(tmp_path, TRUTH, RESULTS)
-    with pytest.raises(UserError, match="none.json: No such file"):
+    with pytest.raises(UserError, match=r"none\.json: No such file"):
         read_documents(truth, tmp_path / "none.json")
     write(tmp_path, TRUTH | {"images": [{"id": 0, "file_name": "../secret.jpg"}]}, RESULTS)
     with pytest.raises(UserError, match="leads out of"):
