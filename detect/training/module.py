@@ -37,7 +37,8 @@ class TrainingModule(LightningModule):
 
     def __init__(self, model: Detector | Classifier, training: TrainingOptions, card: dict[str, Any] | None) -> None:
         super().__init__()
-        self.model = model.lay_out(_fastest_layout(training))
+        on_cpu = training.accelerator == "cpu" or not torch.cuda.is_available()
+        self.model = model.lay_out(fastest_layout(on_cpu))
         self.training_options, self.card = training, card or {}
         loss: Callable[..., Losses] = model.loss
         self.loss = torch.compile(loss, fullgraph=True) if training.compile else loss
@@ -194,9 +195,8 @@ class ClassifierModule(TrainingModule):
         self.log_dict({name: metrics[name] for name in ("top1", "top5")}, rank_zero_only=False)
 
 
-def _fastest_layout(training: TrainingOptions) -> torch.memory_format:
+def fastest_layout(on_cpu: bool) -> torch.memory_format:
     """Channels last, but where gradients are computed with AVX2: there a step of a ResNet takes a third longer so."""
-    on_cpu = training.accelerator == "cpu" or not torch.cuda.is_available()
     avx2 = on_cpu and torch.backends.cpu.get_cpu_capability() == "AVX2"
     return torch.contiguous_format if avx2 else torch.channels_last
 

@@ -48,6 +48,7 @@ from detect.inference.prepare import Precision, prepare
 from detect.inference.torchvision_weights import faster_rcnn_from_torchvision
 from detect.models import Detector
 from detect.structures import Batch, Images, Targets
+from detect.training.module import fastest_layout
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 CLASSES = 91
@@ -226,7 +227,7 @@ class Ours(Side):
         self.batch = self._batch().to(self.device)
         self.model: Detector = model
         if case.what == "train":
-            model.train().to(memory_format=torch.channels_last)
+            model.train().lay_out(fastest_layout(on_cpu=self.device.type == "cpu"))  # as `detect train` does
             self.learn(model)
         else:
             self.model = prepare(model, case.precision)
