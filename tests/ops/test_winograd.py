@@ -4,7 +4,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from detect.ops import winograd
-from detect.ops.winograd import WinogradConv2d, is_winograd, transform_weight
+from detect.ops.winograd import (
+    LearningWinogradConv2d,
+    WinogradConv2d,
+    is_winograd,
+    learn_by_winograd,
+    transform_weight,
+)
 
 
 def convolution(channels_in: int = 64, channels_out: int = 64, **options) -> nn.Conv2d:
@@ -84,3 +90,94 @@ def test_which_convolutions():
         convolution(device="meta"),
     ):
         assert not is_winograd(other)
+
+
+def learning(channels_in: int = 64, channels_out: int = 64, **options) -> LearningWinogradConv2d:
+    conv = nn.Conv2d(channels_in, channels_out, **({"kernel_size": 3, "padding": 1} | options))
+    LearningWinogradConv2d.take_over(conv)
+    assert isinstance(conv, LearningWinogradConv2d)
+    return conv
+
+
+@pytest.fixture
+def small_maps(monkeypatch):
+    monkeypatch.setattr(winograd, "LEAST_TILES", 1)
+
+
+@pytest.mark.usefixtures("small_maps")
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 1, 1), (1, 5, 3), (2, 8, 12), (3, 13, 7)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients(batch, height, width, bias):
+    conv = learning(5, 7, bias=bias)
+    exact = nn.Conv2d(5, 7, 3, padding=1, bias=bias).double()
+    exact.load_state_dict(conv.state_dict())
+    x = torch.randn(batch, 5, height, width)
+    gradient = torch.randn(batch, 7, height, width)
+    inputs = x.clone().requires_grad_(), x.double().requires_grad_()
+    outputs = [layer(one) for layer, one in zip((conv, exact), inputs, strict=True)]
+    outputs[0].backward(gradient)
+    outputs[1].backward(gradient.double())
+    pairs = [outputs, [one.grad for one in inputs]]
+    pairs += [[one.grad for one in both] for both in zip(conv.parameters(), exact.parameters(), strict=True)]
+    for found, expected in pairs:
+        error = (found.double() - expected).abs().max()
+        assert error <= 3e-5 * expected.square().mean().sqrt()
+
+
+@pytest.mark.usefixtures("small_maps")
+def test_gradients_of_whole_numbers_are_exact():
+    conv = learning(4, 3, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.randint(-3, 4, conv.weight.shape) * 576.0)
+    x = torch.randint(-9, 10, (2, 4, 9, 10)).float().requires_grad_()
+    y = conv(x)
+    (gx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    (expected,) = torch.autograd.grad(F.conv2d(x, conv.weight, padding=1), x, torch.ones_like(y))
+    assert torch.equal(gx, expected)
+
+
+@pytest.mark.usefixtures("small_maps")
+def test_torchs_own_checks_of_an_operator():
+    x, weight = torch.randn(2, 5, 6, 9, requires_grad=True), torch.randn(7, 5, 3, 3, requires_grad=True)
+    torch.library.opcheck(winograd._convolution_cpu, (x, weight))
+    last = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    torch.library.opcheck(winograd._convolution_cpu, (last, weight))
+
+
+@pytest.mark.usefixtures("small_maps")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_layout_stays(layout):
+    conv, x = learning(8, 16), torch.randn(2, 8, 9, 10).to(memory_format=layout).requires_grad_()
+    y = conv(x)
+    y.sum().backward()
+    assert y.is_contiguous(memory_format=layout) and x.grad.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.usefixtures("small_maps")
+def test_only_what_is_asked_for_has_a_gradient():
+    conv, x = learning(8, 8), torch.randn(1, 8, 9, 10)
+    conv(x).sum().backward()
+    assert x.grad is None and conv.weight.grad is not None
+    conv.requires_grad_(False)
+    x.requires_grad_()
+    conv(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_elsewhere_it_is_the_plain_convolution():
+    conv = learning(8, 8)
+    small = torch.randn(1, 8, 9, 10)
+    assert torch.equal(conv(small), F.conv2d(small, conv.weight, conv.bias, padding=1))  # too few tiles
+    large = torch.randn(1, 8, 40, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(large).dtype == torch.bfloat16
+    assert conv.double()(large.double()).dtype == torch.float64
+
+
+def test_which_convolutions_learn_so():
+    layers = nn.Sequential(nn.Conv2d(128, 128, 3, padding=1), nn.Conv2d(64, 128, 3, padding=1), nn.Conv2d(128, 128, 1))
+    names, weights = list(layers.state_dict()), list(layers.parameters())
+    learn_by_winograd(layers)
+    assert [type(layer) for layer in layers] == [LearningWinogradConv2d, nn.Conv2d, nn.Conv2d]
+    assert list(layers.state_dict()) == names
+    assert all(now is before for now, before in zip(layers.parameters(), weights, strict=True))

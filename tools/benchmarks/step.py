@@ -47,6 +47,7 @@ from detect.data.decode import decode
 from detect.inference.prepare import Precision, prepare
 from detect.inference.torchvision_weights import faster_rcnn_from_torchvision
 from detect.models import Detector
+from detect.ops.winograd import learn_by_winograd
 from detect.structures import Batch, Images, Targets
 from detect.training.module import fastest_layout
 
@@ -227,7 +228,10 @@ class Ours(Side):
         self.batch = self._batch().to(self.device)
         self.model: Detector = model
         if case.what == "train":
-            model.train().lay_out(fastest_layout(on_cpu=self.device.type == "cpu"))  # as `detect train` does
+            on_cpu = self.device.type == "cpu"
+            model.train().lay_out(fastest_layout(on_cpu))  # both as `detect train` does
+            if on_cpu:
+                learn_by_winograd(model)
             self.learn(model)
         else:
             self.model = prepare(model, case.precision)
