@@ -187,7 +187,7 @@ def _check(entry: Entry, dataset: Dataset, split: str, store: Path) -> None:
         return
     if count_processes(entry.config.training) > 1:
         raise UserError("training.devices: a comparison trains in one process; give --training.devices 1")
-    build((_with_store(entry, store) if made else entry).config, data, entry.folder, resumes)
+    build((_with_store(entry, store) if made else entry).config, data)
 
 
 def _check_folder(entry: Entry, store: Path | None) -> bool:
@@ -292,7 +292,7 @@ def _row(entry: Entry, split: str, images: int) -> Row:
     print(f"{entry.name}: evaluating on {dataset.split}", flush=True)
     model = prepare(checkpoint.model.to(device))
     metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, device)
-    write_evaluation(entry.folder / "eval", metrics, evaluator, entry.checkpoint, str(device), "fp32", "pycocotools")
+    write_evaluation(entry.folder / "eval", metrics, evaluator, entry.checkpoint, checkpoint.config, device=str(device))
     del model, checkpoint
     gc.collect()
     if device.type == "cuda":

@@ -203,6 +203,8 @@ class TrainingOptions:
         compile: run the loss through torch.compile.
         alternating: the paper's four-step training (Ren et al. 2015, §3.2); each step has `epochs` passes.
         validate_every: epochs from one validation to the next.
+        save_minutes: of work that a kill may cost: `last.ckpt` is written so often within an epoch, and after each; null
+            for after each alone.
         patience: validations without a better AP after which training ends; null for never.
         seed: of initialisation, shuffles, augmentations and sampling.
         accelerator: where to train; `auto` takes a GPU where there is one.
@@ -226,6 +228,7 @@ class TrainingOptions:
     compile: bool = False
     alternating: bool = False
     validate_every: PositiveInt = 1
+    save_minutes: PositiveFloat | None = 15.0
     patience: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -321,9 +324,14 @@ def config_to_dict(config: Experiment) -> dict[str, Any]:
     return _adapter(config.model.name).dump_python(config, mode="json")
 
 
+def config_to_yaml(config: Experiment) -> str:
+    """The experiment as `load_config` reads it."""
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+
+
 def save_config(config: Experiment, path: Path) -> None:
     """Writes the experiment as YAML that `load_config` reads."""
-    path.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(config_to_yaml(config), encoding="utf-8")
 
 
 def _adapter(model: str) -> TypeAdapter:

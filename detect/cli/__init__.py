@@ -6,11 +6,12 @@ Nothing heavy is imported before a command needs it: help comes at once.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from detect.cli import compare, data, evaluate, model, predict, propose, ship, train
+from detect.cli import compare, data, evaluate, model, predict, propose, report, ship, train
 from detect.errors import UserError
 
 
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(_one_word_each(words) if words[:1] == ["compare"] else words)
     if overrides and not options.takes_overrides:
         parser.error(f"unrecognised: {' '.join(overrides)}")
+    options.command = shlex.join(["detect", *words])
     try:
         return options.run(options, overrides) or 0
     except KeyboardInterrupt as interrupt:
@@ -41,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version)
     parser.set_defaults(takes_overrides=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for part in (train, evaluate, predict, ship, compare, propose, model, data):
+    for part in (train, evaluate, predict, ship, report, compare, propose, model, data):
         part.add(commands)
     return parser
 

@@ -1,4 +1,4 @@
-"""`detect data`: make, convert and fetch data sets."""
+"""`detect data`: check, count, convert, make and fetch data sets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,51 @@ from detect.cli.shared import command
 def add(commands: Any) -> None:
     """Adds the commands."""
     sets = commands.add_parser(
-        "data", help="make, convert, fetch data sets", epilog="example: detect data download bccd"
+        "data",
+        help="check, count, convert, make and fetch data sets",
+        epilog="example: detect data check data/bccd --config configs/bccd/faster_rcnn.yaml",
     )
     data = sets.add_subparsers(required=True, metavar="COMMAND")
+
+    check = command(
+        data,
+        "check",
+        _check,
+        "find what is wrong with a data set: files, boxes, ids, duplicates, leakage, anchors",
+        "detect data check data/bccd --config configs/bccd/faster_rcnn.yaml --html check.html\n\n"
+        "The exit code is 0 for a clean set, 1 where there are errors or warnings.",
+    )
+    _source(check)
+    check.add_argument("--config", type=Path, metavar="YAML", help="judge boxes and anchors as its network sees them")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write all findings")
+    check.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
+    check.add_argument("--fix", type=Path, metavar="DIR", help="write a mended copy; what is checked stays as it is")
+
+    stats = command(
+        data,
+        "stats",
+        _stats,
+        "count images, boxes and classes, and draw how they are distributed",
+        "detect data stats data/bccd --out stats",
+    )
+    _source(stats)
+    stats.add_argument("--out", type=Path, help="a new folder for stats.json and a picture a split")
+
+    convert = command(
+        data,
+        "convert",
+        _convert,
+        "write a data set in another format, or its objects as images, one folder a class",
+        "detect data convert data/voc2007 --to coco --out data/voc2007-coco",
+    )
+    _source(convert)
+    formats = "imagefolder cuts the objects out: SPLIT/CLASS/IMAGE_k.jpg"
+    convert.add_argument("--to", choices=("coco", "voc", "yolo", "imagefolder"), required=True, help=formats)
+    convert.add_argument("--out", type=Path, required=True, help="a new folder")
+    convert.add_argument("--limit", type=int, metavar="N", help="take the first N images of each split")
+    convert.add_argument(
+        "--margin", type=float, help="around an object that is cut out, as a share of its sides (default: 0.1)"
+    )
 
     shapes = command(
         data,
@@ -29,22 +71,6 @@ def add(commands: Any) -> None:
     shapes.add_argument("--images", type=int, default=300, help="training images; a fifth for validation")
     shapes.add_argument("--seed", type=int, default=0)
 
-    convert = command(
-        data,
-        "convert",
-        _convert,
-        "cut the objects of a detection data set out, into one folder a class",
-        "detect data convert data/voc2007 --to imagefolder --out data/voc2007-crops --split train --split val",
-    )
-    convert.add_argument("source", type=Path, metavar="SOURCE", help="a data set in COCO, VOC or YOLO layout")
-    convert.add_argument("--to", choices=("imagefolder",), required=True, help="SPLIT/CLASS/IMAGE_k.jpg")
-    convert.add_argument("--out", type=Path, required=True, help="a new folder")
-    convert.add_argument("--split", action="extend", nargs="+", metavar="NAME", help="default: all splits")
-    convert.add_argument("--limit", type=int, metavar="N", help="take the first N images of each split")
-    convert.add_argument(
-        "--margin", type=float, default=0.1, help="around a box, as a share of its sides (default: %(default)s)"
-    )
-
     download = command(
         data,
         "download",
@@ -56,22 +82,40 @@ def add(commands: Any) -> None:
     download.add_argument("--root", type=Path, default=Path("data"), help="the folder of data sets (default: data)")
 
 
+def _source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a data set in COCO, VOC or YOLO layout")
+    parser.add_argument("--split", action="extend", nargs="+", metavar="NAME", help="default: all splits")
+
+
+def _check(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from detect.inference.check_data import run_check
+
+    files = {"json_file": options.json, "html": options.html, "fix": options.fix}
+    return run_check(options.source, options.split, config=options.config, **files)
+
+
+def _stats(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.data.stats import stats
+
+    stats(options.source, options.split, options.out)
+
+
+def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.data.convert import convert
+
+    chosen = {"margin": options.margin, "limit": options.limit}
+    done = convert(options.source, options.out, options.to, options.split, **chosen)
+    for line in done.unreadable:
+        print(f"detect: left out: {line}", file=sys.stderr)
+    for line in done.lines():
+        print(line)
+    print(options.out)
+
+
 def _shapes(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.data.shapes import make_shapes
 
     print(make_shapes(options.out, images=options.images, seed=options.seed))
-
-
-def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from detect.data.convert import MIN_SIDE, to_imagefolder
-
-    done = to_imagefolder(options.source, options.out, options.split, margin=options.margin, limit=options.limit)
-    for name, folder in done.renamed.items():
-        print(f"class {name!r}: its folder is {folder}")
-    for line in done.unreadable:
-        print(f"detect: left out: {line}", file=sys.stderr)
-    left_out = f"{done.small} boxes with a side under {MIN_SIDE} pixels and {done.crowds} crowds left out"
-    print(f"{options.out}: {done.crops.total()} images of {len(done.crops)} classes; {left_out}")
 
 
 def _download(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from detect.checkpoint import Checkpoint, ClassifierCheckpoint
     from detect.config import Experiment
     from detect.data.datamodule import DetectionData
+    from detect.data.dataset import Dataset
 
 
 def add(commands: Any) -> None:
@@ -67,7 +68,8 @@ def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if is_first_process():
         refuse_used(out)
         make_folder(out)
-    evaluate_checkpoint(checkpoint, options.ckpt, data, split, out, options.precision, options.engine)
+    how = (options.command, options.precision, options.engine)
+    evaluate_checkpoint(checkpoint, options.ckpt, data, split, out, *how)
 
 
 def _evaluate_exported(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -91,9 +93,10 @@ def _evaluate_exported(options: argparse.Namespace, overrides: Sequence[str]) ->
     refuse_used(out)
     make_folder(out)
     metrics, evaluator = evaluate_exported(model, dataset, options.engine)
-    write_evaluation(out, metrics, evaluator, options.ckpt, "ONNX Runtime", "fp32", options.engine)
+    how = {"device": "ONNX Runtime", "engine": options.engine, "command": options.command}
+    write_evaluation(out, metrics, evaluator, options.ckpt, config, **how)
     print_metrics(metrics)
-    print(f"{dataset.root} {split}: {out / 'metrics.json'}, {out / 'predictions.json'}, {out / 'pictures'}")
+    print(_where(dataset, out))
 
 
 def _split_and_out(options: argparse.Namespace, config: Experiment) -> tuple[str, Path]:
@@ -113,6 +116,7 @@ def evaluate_checkpoint(
     data: DetectionData,
     split: str,
     out: Path,
+    command: str,
     precision: Any = "fp32",
     engine: Any = "pycocotools",
 ) -> dict[str, Any]:
@@ -131,10 +135,16 @@ def evaluate_checkpoint(
     model = prepare(checkpoint.model.to(place), precision)
     metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, torch.device(place), engine)
     if is_first_process():
-        write_evaluation(out, metrics, evaluator, file, place, precision, engine)
+        how = {"device": place, "precision": precision, "engine": engine, "command": command}
+        write_evaluation(out, metrics, evaluator, file, checkpoint.config, **how)
         print_metrics(metrics)
-        print(f"{dataset.root} {split}: {out / 'metrics.json'}, {out / 'predictions.json'}, {out / 'pictures'}")
+        print(_where(dataset, out))
     return metrics
+
+
+def _where(dataset: Dataset, out: Path) -> str:
+    files = ", ".join(str(out / name) for name in ("report.html", "metrics.json", "predictions.json", "pictures"))
+    return f"{dataset.root} {dataset.split}: {files}"
 
 
 def evaluate_classifier(checkpoint: ClassifierCheckpoint, file: Path, split: str, out: Path) -> None:

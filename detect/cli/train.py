@@ -48,8 +48,8 @@ def _demo(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     refuse_used(options.out)
     data = make_shapes(options.out / "data", images={"train": 800, "val": 60})
-    metrics = _train_and_evaluate(demo_config(data), options.out)
-    print(f"AP50 {metrics['AP50']:.3f}. Detections beside the truths: {options.out / 'eval' / 'pictures'}")
+    metrics = _train_and_evaluate(demo_config(data), options.out, options.command)
+    print(f"AP50 {metrics['AP50']:.3f}. Open the report: {options.out / 'eval' / 'report.html'}")
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -71,12 +71,12 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             refuse_used(out)
     _tell_weights()
     if isinstance(config, Config):
-        _train_and_evaluate(config, out, options.resume)
+        _train_and_evaluate(config, out, options.command, options.resume)
     else:
         _train_classifier(config, out, options.resume)
 
 
-def _train_and_evaluate(config: Config, out: Path, resume: bool = False) -> dict[str, Any]:
+def _train_and_evaluate(config: Config, out: Path, command: str, resume: bool = False) -> dict[str, Any]:
     from detect.checkpoint import load_checkpoint
     from detect.training.fit import fit
 
@@ -92,7 +92,7 @@ def _train_and_evaluate(config: Config, out: Path, resume: bool = False) -> dict
     say(f"trained in {seconds:.0f} s: {best}")
     if final is None:
         return {}
-    return evaluate_checkpoint(load_checkpoint(best), best, data, final, free_folder(out / "eval"))
+    return evaluate_checkpoint(load_checkpoint(best), best, data, final, free_folder(out / "eval"), command)
 
 
 def _train_classifier(config: ClassificationConfig, out: Path, resume: bool) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from detect.data.decode import check_image
+from detect.data.defects import is_file
 from detect.errors import UserError
 
 _BAR_FROM = 200
@@ -30,7 +31,7 @@ def check_images(paths: Sequence[Path], progress: bool = True) -> Iterator[Look]
 
 
 def _look_at(path: Path) -> Look:
-    if not path.is_file():
+    if not is_file(path):
         return None, "missing-image", "there is no such file"
     try:
         return check_image(path), "", ""

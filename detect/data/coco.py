@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detect.data.defects import Annotations, Findings, as_json, choose_classes, inside
+from detect.data.defects import Annotations, Findings, as_json, choose_classes, inside, is_file
 
 LOOKED_FOR = "annotations/instances_*.json or */_annotations.coco.json (COCO)"
 _ROBOFLOW = "_annotations.coco.json"
@@ -81,7 +81,7 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findi
 def _locate(root: Path, split: str) -> tuple[Path, list[Path]]:
     """The annotation file of a split and the folders in which its images may lie, the likeliest first."""
     official = root / "annotations" / f"instances_{split}.json"
-    if official.is_file():
+    if is_file(official):
         return official, [root / split, root / "images" / split, root / "images", root]
     return root / split / _ROBOFLOW, [root / split]
 
@@ -157,7 +157,7 @@ def _images(
             findings.add("path-outside-root", path, f"the file_name of image {entry['id']} is {name}")
         else:
             candidates = (folder / name for folder in folders)
-            image = next((file for file in candidates if file.is_file()), likeliest)
+            image = next((file for file in candidates if is_file(file)), likeliest)
             if image in id_of:
                 findings.add("duplicate-image", path, f"the images {id_of[image]} and {entry['id']} are both {name}")
             id_of[image] = entry["id"]

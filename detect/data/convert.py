@@ -1,177 +1,333 @@
-"""A detection data set to a classification data set: each object becomes an image of its class.
+"""A detection data set from any format that `read` knows to COCO, VOC or YOLO, or to crops for a classifier.
 
-    SOURCE, any format that `read` knows  ->  OUT/SPLIT/CLASS/IMAGE_k.jpg
+    to="coco"         OUT/annotations/instances_SPLIT.json, OUT/SPLIT/IMAGE
+    to="voc"          OUT/JPEGImages/IMAGE, OUT/Annotations/IMAGE.xml, OUT/ImageSets/Main/SPLIT.txt
+    to="yolo"         OUT/data.yaml, OUT/images/SPLIT/IMAGE, OUT/labels/SPLIT/IMAGE.txt
+    to="imagefolder"  OUT/SPLIT/CLASS/IMAGE_k.jpg, by `detect.data.crops`
 
-`k` is the place of the box among those of its image.
+Image files are copied byte by byte. What is read of a data set are its boxes with class, area, `iscrowd` and
+`difficult`; masks, key points, poses and the like stay behind. What of the rest a format cannot hold is counted.
 """
 
 from __future__ import annotations
 
+import filecmp
+import re
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
+from xml.etree.ElementTree import Element, ParseError, fromstring, tostring
 
-import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from detect.data.dataset import Dataset, Record
-from detect.data.decode import decode
+from detect.data.crops import Crops, safe_name, to_imagefolder
+from detect.data.dataset import VALIDATION, Dataset, Record
+from detect.data.decode import SUFFIXES, orientation
+from detect.data.defects import RULES, one_line
 from detect.data.download import new_folder
-from detect.data.read import read, splits
+from detect.data.read import image_ids, read, splits
+from detect.data.writers import voc_boxes, write_coco, write_voc, write_yaml, write_yolo
 from detect.errors import UserError
 
-MIN_SIDE = 16
-"""Pixels. A box with a shorter side shows too little to be recognised."""
-QUALITY = 95  # of the JPEGs
-_UNSAFE = frozenset('/\\:*?"<>|')
+Format = Literal["coco", "voc", "yolo"]
+
+_NOT_READ = "boxes are all that is converted: masks, key points, poses and the like are not read"
+_YOLO_SPLIT = re.compile(rf"(train|{'|'.join(VALIDATION)}|test)(\d{{4}})?")
 
 
 @dataclass(slots=True)
 class Conversion:
-    """What became of the boxes."""
+    """What became of a data set."""
 
-    crops: Counter[str] = field(default_factory=Counter)
-    """Images written, by class."""
-    small: int = 0
-    """Boxes left out because a side is shorter than `MIN_SIDE`."""
-    crowds: int = 0
-    """Regions of many objects, left out."""
+    images: Counter[str] = field(default_factory=Counter)
+    """Images written, by split."""
+    boxes: Counter[str] = field(default_factory=Counter)
+    """Boxes written, by split."""
+    changed: Counter[str] = field(default_factory=Counter)
+    """What the new format cannot hold and what was mended on the way: how often, by what happened."""
     unreadable: list[str] = field(default_factory=list)
     """Images left out, with the reason."""
-    renamed: dict[str, str] = field(default_factory=dict)
-    """The folders of classes whose names are no names of folders."""
+    classes: tuple[str, ...] = ()
+    """The classes of the new data set, in its order."""
 
-    def add(self, other: Conversion) -> None:
-        """Adds what became of other boxes."""
-        self.crops.update(other.crops)
-        self.small += other.small
-        self.crowds += other.crowds
-        self.unreadable += other.unreadable
+    def lines(self) -> list[str]:
+        """What to tell the user."""
+        written = [f"{split}: {self.images[split]} images, {self.boxes[split]} boxes" for split in self.images]
+        changed = [f"{number} × {what}" for what, number in self.changed.items() if number]
+        return [*written, f"{len(self.classes)} classes", *changed, _NOT_READ]
 
 
-def to_imagefolder(
+def convert(
     source: Path | str,
-    out: Path,
+    out: Path | str,
+    to: Literal["coco", "voc", "yolo", "imagefolder"],
     names: Sequence[str] | None = None,
     *,
-    margin: float = 0.1,
+    margin: float | None = None,
     limit: int | None = None,
     progress: bool = True,
-) -> Conversion:
-    """Cuts the objects of a detection data set out of their images, for `read_imagefolder` to read.
+) -> Conversion | Crops:
+    """Writes a data set, or some splits of it, in another format.
 
     Args:
         source: the folder of the data set.
         out: the new folder; it appears complete or not at all.
+        to: the format.
         names: the splits; by default all.
-        margin: what is cut out around a box on each side, as a share of its width and height, up to the image's edge.
+        margin: for `imagefolder`, as for `to_imagefolder`; 0.1 if not given.
         limit: take the first so many images of each split.
-        progress: show a bar.
+        progress: show bars.
+
+    Returns:
+        What was written, and what was lost; its `lines()` tell it.
 
     Raises:
-        UserError: `source` cannot be read, `out` is not empty or cannot be written, `margin` or `limit` makes no
-            sense, or the names of two classes would be one folder.
+        UserError: `source` cannot be read, `out` is not empty or cannot be written, an option makes no sense, or the
+            format knows no such split or class.
     """
-    if not 0 <= margin <= 10:
-        raise UserError(f"--margin: {margin:g}; give a share of the box's size, within 0 … 10")
+    if to == "imagefolder":
+        margin = 0.1 if margin is None else margin
+        return to_imagefolder(source, Path(out), names, margin=margin, limit=limit, progress=progress)
+    if margin is not None:
+        raise UserError(f"--margin: only crops (--to imagefolder) have one; leave it out with --to {to}")
     if limit is not None and limit < 1:
         raise UserError(f"--limit: {limit}; convert 1 image at least")
-    datasets = [read(source, name, skip_unreadable=True, progress=progress) for name in names or splits(source)]
-    by_split = {dataset.split: dataset for dataset in datasets}  # val and valid may be one
-    folders = folder_names(dict.fromkeys(name for dataset in datasets for name in dataset.classes))
-    whole = Conversion(renamed={name: folder for name, folder in folders.items() if name != folder})
+    done = Conversion()
+    read_ones = [read(source, name, skip_unreadable=True, progress=progress) for name in names or splits(source)]
+    by_split = {dataset.split: dataset for dataset in read_ones}  # val and valid may be one
+    datasets = _agree([_first(dataset, limit, done) for dataset in by_split.values()])
+    if to == "yolo":
+        datasets = _yolo_splits(datasets, chosen=names is not None, done=done)
+    datasets = [_held(dataset, to, done) for dataset in datasets]
+    done.classes = _classes(datasets, to, done)
     try:
         with new_folder(Path(out)) as draft:
-            for split, dataset in by_split.items():
-                lost = (defect for defect in dataset.mended if defect.rule in ("missing-image", "unreadable-image"))
-                whole.unreadable += [f"{defect.path}: {defect.detail}" for defect in lost]
-                kept = replace(dataset, records=dataset.records[:limit])
-                whole.add(_convert(kept, draft / split, folders, margin, progress))
-            if not whole.crops:
-                raise UserError(f"{source}: has no box to cut out whose sides are {MIN_SIDE} pixels or more")
+            _write(datasets, draft, to, progress, done)
     except OSError as error:
         raise UserError(f"{error.filename or out}: {error.strerror}; mend that or choose another --out") from error
-    return whole
+    return done
 
 
-def folder_names(classes: Iterable[str]) -> dict[str, str]:
-    """A safe folder for each class: its name without what leads elsewhere, hides the folder or what Windows forbids.
+# ----------------------------------------------------------------------------------------------------------------- read
 
-    Raises `UserError` where nothing is left of a name, or two names become one, also for systems that ignore case.
+
+def _first(dataset: Dataset, limit: int | None, done: Conversion) -> Dataset:
+    """The first images of a split; what was mended in all of it is counted."""
+    for defect in dataset.mended:
+        if defect.rule in ("missing-image", "unreadable-image"):
+            done.unreadable.append(f"{defect.path}: {defect.detail}")
+        else:
+            done.changed[f"{defect.rule}: {RULES[defect.rule].action}"] += 1
+    return replace(dataset, records=dataset.records[:limit])
+
+
+def _agree(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """The splits with the same classes: those of all, sorted by id as the reader of COCO has them.
+
+    COCO lists the classes of each split, and two splits may disagree. Ids that do are counted anew.
     """
-    folders: dict[str, str] = {}
-    class_of: dict[str, str] = {}
-    for name in classes:
-        safe = "".join("_" if letter in _UNSAFE or not letter.isprintable() else letter for letter in name)
-        folders[name] = safe = safe.strip(". ")
-        if not safe:
-            raise UserError(f"class {name!r}: no folder can have this name; give it another one in the annotations")
-        if (other := class_of.setdefault(safe.casefold(), name)) != name:
-            raise UserError(f"classes {other!r} and {name!r}: their images would share a folder; rename one of them")
-    return folders
+    id_of: dict[str, int] = {}
+    for dataset in datasets:
+        for name, id in zip(dataset.classes, dataset.category_ids, strict=True):
+            id_of.setdefault(name, id)
+    if len(set(id_of.values())) < len(id_of):
+        id_of = {name: id for id, name in enumerate(id_of, start=1)}
+    classes = tuple(sorted(id_of, key=id_of.__getitem__))
+    return [_relabel(dataset, classes, tuple(id_of[name] for name in classes)) for dataset in datasets]
 
 
-def cut_out(
-    image: UInt8[np.ndarray, "H W 3"], box: Float32[np.ndarray, " 4"], margin: float
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Every pixel that a box (xyxy) with a margin around it touches; the margin is a share of the box's sides."""
-    height, width = image.shape[:2]
-    space = margin * (box[2:] - box[:2])
-    left, top = np.floor(np.maximum(box[:2] - space, 0)).astype(int)
-    right, bottom = np.ceil(np.minimum(box[2:] + space, (width, height))).astype(int)
-    return image[top:bottom, left:right]
+def _relabel(dataset: Dataset, classes: tuple[str, ...], category_ids: tuple[int, ...]) -> Dataset:
+    place = np.array([classes.index(name) for name in dataset.classes], dtype=np.int64)
+    records = tuple(replace(record, labels=place[record.labels]) for record in dataset.records)
+    return replace(dataset, classes=classes, category_ids=category_ids, records=records)
 
 
-def _convert(dataset: Dataset, out: Path, folders: Mapping[str, str], margin: float, progress: bool) -> Conversion:
-    """Writes the objects of a split."""
+# ----------------------------------------------------------------------------------------------- what a format can hold
+
+
+def _yolo_splits(datasets: Sequence[Dataset], *, chosen: bool, done: Conversion) -> list[Dataset]:
+    """The splits under YOLO's names. One without such a name is left out if the others have all of its images."""
+    known = [dataset for dataset in datasets if _YOLO_SPLIT.fullmatch(dataset.split)]
+    there = {record.path for dataset in known for record in dataset.records}
+    renamed: dict[str, Dataset] = {}
+    for dataset in datasets:
+        match = _YOLO_SPLIT.fullmatch(dataset.split)
+        if match:
+            name = "val" if match[1] in VALIDATION else match[1]
+            if name in renamed:
+                both = f"the splits {renamed[name].split} and {dataset.split} would both be YOLO's {name}"
+                raise UserError(f"{dataset.root}: {both}; name one of them with --split")
+            renamed[name] = dataset
+        elif chosen or not there or not all(record.path in there for record in dataset.records):
+            what = f"YOLO knows train, val and test, but no split {dataset.split}"
+            raise UserError(one_line(f"{dataset.root}: {what}; name others with --split"))
+        else:
+            done.changed[f"split {dataset.split} is left out: YOLO has none, and the others have its images"] += 1
+    return [replace(dataset, split=name) for name, dataset in renamed.items()]
+
+
+def _held(dataset: Dataset, to: Format, done: Conversion) -> Dataset:
+    """The split with only those boxes that a format can hold; what it cannot hold is counted."""
+    crowd, difficult, areas = (_column(dataset, name) for name in ("crowd", "difficult", "areas"))
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in dataset.records)])
+    kept = np.ones(len(boxes), dtype=bool)
+    if to != "coco":
+        done.changed[f"crowd left out: {to.upper()} knows single objects only"] += int(crowd.sum())
+        kept &= ~crowd
+    if to == "voc":
+        corners = voc_boxes(dataset)
+        thin = ~(corners[:, :2] < corners[:, 2:]).all(axis=1)
+        done.changed["box left out: in VOC one no wider or no higher than a pixel has no area"] += int(
+            (thin & kept).sum()
+        )
+        kept &= ~thin
+    else:
+        count = int(difficult.sum())
+        done.changed[f"object is no longer marked difficult: {to.upper()} has no such mark"] += count
+    if to != "coco":
+        own = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        other = ~np.isclose(areas, own, rtol=1e-5, atol=0) & kept
+        done.changed[f"area is now that of the box: {to.upper()} has no other"] += int(other.sum())
+    parts = np.split(kept, np.cumsum([len(record.boxes) for record in dataset.records]))
+    return replace(dataset, records=tuple(map(_select, dataset.records, parts)))
+
+
+def _column(dataset: Dataset, name: str) -> np.ndarray:
+    kind = np.float64 if name == "areas" else bool
+    return np.concatenate([np.zeros(0, kind), *(getattr(record, name) for record in dataset.records)])
+
+
+def _select(record: Record, kept: Bool[np.ndarray, " n"]) -> Record:
+    if kept.all():
+        return record
+    columns = ("boxes", "labels", "crowd", "difficult", "areas")
+    return replace(record, **{name: getattr(record, name)[kept] for name in columns})
+
+
+def _classes(datasets: Sequence[Dataset], to: Format, done: Conversion) -> tuple[str, ...]:
+    """The classes that the reader of a format finds, in their order; what that changes is counted."""
+    classes = datasets[0].classes
+    before = dict(zip(classes, datasets[0].category_ids, strict=True))
+    after = before
+    if to == "yolo":
+        after = {name: label for label, name in enumerate(classes)}
+        for name in classes:
+            if not _is_utf8(name):
+                raise _class_refused(name, to, datasets[0])
+    if to == "voc":
+        used = {label for dataset in datasets for record in dataset.records for label in record.labels.tolist()}
+        found = sorted(classes[label] for label in used)
+        for name in found:
+            if not _is_xml(name):
+                raise _class_refused(name, to, datasets[0])
+        done.changed["class without an object is gone: VOC has no list of classes"] += len(classes) - len(found)
+        after = {name: id for id, name in enumerate(found, start=1)}
+    if datasets[0].format == "coco":
+        changed = sum(before[name] != id for name, id in after.items())
+        done.changed[f"category gets another id: {to.upper()} counts them by itself"] += changed
+    return tuple(after)
+
+
+def _is_xml(name: str) -> bool:
+    """Whether a name comes back from an XML file as it is; the reader takes off what is blank around it."""
+    element = Element("name")
+    element.text = name
+    try:
+        return bool(name) and fromstring(tostring(element, encoding="utf-8")).text == name == name.strip()
+    except (ParseError, UnicodeEncodeError):
+        return False
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name can be written at all: JSON may hold halves of letters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _class_refused(name: str, to: Format, dataset: Dataset) -> UserError:
+    what = f"{to.upper()} cannot hold the class {name[:60]!a}"
+    return UserError(one_line(f"{dataset.root}: {what}; give it another name in the annotations"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- write
+
+
+def _write(datasets: Sequence[Dataset], draft: Path, to: Format, progress: bool, done: Conversion) -> None:
+    """Copies the images of all splits and writes their boxes."""
     console = Console(stderr=True)
     shown = progress and console.is_terminal
-    whole = Conversion()
-
-    def cut(record: Record, stem: str) -> Conversion:
-        return _cut(record, stem, dataset.classes, out, folders, margin)
-
-    # Closing the generator cancels what is not begun, so that an interrupt does not wait for all the images.
-    with ThreadPoolExecutor() as pool, closing(pool.map(cut, dataset.records, _stems(dataset))) as parts:  # type: ignore[type-var]
-        total = len(dataset)
-        for part in track(parts, f"Cutting out {dataset.split}", total=total, console=console, disable=not shown):
-            whole.add(part)
-    return whole
-
-
-def _cut(
-    record: Record, stem: str, classes: Sequence[str], out: Path, folders: Mapping[str, str], margin: float
-) -> Conversion:
-    """Writes the objects of an image."""
-    small = (record.boxes[:, 2:] - record.boxes[:, :2]).min(axis=1, initial=np.inf) < MIN_SIDE
-    result = Conversion(small=int((small & ~record.crowd).sum()), crowds=int(record.crowd.sum()))
-    chosen = np.flatnonzero(~small & ~record.crowd)
-    if not len(chosen):
-        return result
-    try:
-        image = decode(record.path)
-    except UserError as error:  # a damage that its header does not show
-        return Conversion(unreadable=[str(error).rpartition("; ")[0]])
-    for place in chosen:
-        name = classes[record.labels[place]]
-        file = out / folders[name] / f"{stem}_{place}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        crop = cut_out(image, record.boxes[place], margin)
-        _, jpeg = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-        file.write_bytes(jpeg.tobytes())
-        result.crops[name] += 1
-    return result
+    names = _Names(per_split=to != "voc")
+    for dataset in datasets:
+        folder = draft / {"coco": dataset.split, "voc": "JPEGImages", "yolo": f"images/{dataset.split}"}[to]
+        folder.mkdir(parents=True, exist_ok=True)
+        files = []
+        for record in track(dataset.records, f"Writing {dataset.split}", console=console, disable=not shown):
+            name, new = names.choose(record, dataset.split)
+            files.append(name)
+            if new:
+                shutil.copyfile(record.path, folder / name)
+                done.changed["image renamed: another has its name, or some systems forbid it"] += (
+                    name != record.path.name
+                )
+                turned = orientation(record.path) != 1
+                done.changed["image is stored turned (EXIF): its boxes are those of the upright image"] += turned
+        if to != "coco" and dataset.format == "coco":
+            ids = zip(dataset.records, image_ids([Path(name) for name in files]), strict=True)
+            what = f"image gets another id: {to.upper()} has only the digits of its name"
+            done.changed[what] += sum(record.id != id for record, id in ids)
+        write = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}[to]
+        write(draft, dataset.split, files, dataset)
+        done.images[dataset.split] = len(dataset)
+        done.boxes[dataset.split] = sum(len(record.boxes) for record in dataset.records)
+    if to == "yolo":
+        write_yaml(draft, [dataset.split for dataset in datasets], datasets[0].classes)
 
 
-def _stems(dataset: Dataset) -> list[str]:
-    """The names of the image files; where two in different folders have the same, the images' ids."""
-    stems = [record.path.stem for record in dataset.records]
-    if len({stem.casefold() for stem in stems}) == len(stems):
-        return stems
-    return [str(record.id) for record in dataset.records]
+class _Names:
+    """The names of the image files: as they were, but safe everywhere, and no two in a folder with the same stem.
+
+    VOC has one folder for all splits, in which an image of several splits lies once.
+    """
+
+    def __init__(self, *, per_split: bool):
+        self._per_split = per_split
+        self._taken: set[tuple[str, str]] = set()
+        self._chosen: dict[tuple[str, str], list[tuple[Record, str]]] = {}
+
+    def choose(self, record: Record, split: str) -> tuple[str, bool]:
+        """The name of a record's image, and whether it is a new one."""
+        folder = split if self._per_split else ""
+        others = self._chosen.setdefault((folder, record.path.name), [])
+        for other, name in others:
+            if not self._per_split and _same(record, other):
+                return name, False
+        suffix = record.path.suffix if record.path.suffix.lower() in SUFFIXES else _suffix(record.path)
+        first = safe_name(record.path.name.removesuffix(suffix)) or "image"
+        if first.lower().endswith(SUFFIXES):  # the list of VOC may hold names with their ending, which goes
+            first = "_".join(first.rsplit(".", 1))
+        stem, number = first, 1
+        while (folder, stem.casefold()) in self._taken:
+            number += 1
+            stem = f"{first}_{number}"
+        self._taken.add((folder, stem.casefold()))
+        others.append((record, stem + suffix))
+        return stem + suffix, True
+
+
+def _same(one: Record, other: Record) -> bool:
+    """Whether two records are one image with the same boxes."""
+    columns = ("boxes", "labels", "difficult")
+    boxes = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in columns)
+    return boxes and (one.path == other.path or filecmp.cmp(one.path, other.path, shallow=False))
+
+
+def _suffix(path: Path) -> str:
+    """The usual ending of a file's format, for one that has none."""
+    with Image.open(path) as image:
+        return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(image.format or "", f".{image.format}".lower())

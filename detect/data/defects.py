@@ -7,6 +7,7 @@ gathers every defect on the way, so that the user hears of all of them at once a
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -107,7 +108,7 @@ class Findings:
         """Raises one `UserError` for all that cannot be mended: for each rule the count, the first case, the remedy."""
         refused = [defect for defect in self._defects if defect.rule not in self._mendable]
         if refused:
-            raise UserError(_one_line(f"{self._root}, split {self._split}: {_cases(refused, _REMEDY)}"))
+            raise UserError(one_line(f"{self._root}, split {self._split}: {_cases(refused, _REMEDY)}"))
 
 
 def refuse_without_boxes(dataset: Dataset) -> None:
@@ -116,7 +117,7 @@ def refuse_without_boxes(dataset: Dataset) -> None:
         why = f": {_cases(dataset.mended, _DONE)}" if dataset.mended else ""
         what = f"the split {dataset.split}, of {len(dataset)} images, has no box to train on"
         remedy = "add boxes or name another split with --data.train"
-        raise UserError(_one_line(f"{dataset.root}: {what}{why}; {remedy}"))
+        raise UserError(one_line(f"{dataset.root}: {what}{why}; {remedy}"))
 
 
 def as_json(value: object) -> str:
@@ -131,7 +132,7 @@ def as_json(value: object) -> str:
 def _cases(defects: Iterable[Defect], actions: Mapping[str, str]) -> str:
     """Of each rule the count, the first case and the action."""
     return "; ".join(
-        f"{len(of_rule)} × {rule}, first {of_rule[0].path}: {of_rule[0].detail[:200]} ({actions[rule]})"
+        f"{len(of_rule)} × {rule}, first {str(of_rule[0].path)[:300]}: {of_rule[0].detail[:200]} ({actions[rule]})"
         for rule, of_rule in _by_rule(defects).items()
     )
 
@@ -143,8 +144,8 @@ def _by_rule(defects: Iterable[Defect]) -> dict[str, list[Defect]]:
     return dict(sorted(groups.items(), key=lambda group: list(RULES).index(group[0])))
 
 
-def _one_line(text: str) -> str:
-    """Names from files may hold anything; what is printed is one line without control characters."""
+def one_line(text: str) -> str:
+    """A text in which anything may stand, names of files too, as one line without control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
@@ -206,6 +207,16 @@ def inside(root: Path, folder: Path, name: str) -> Path | None:
     ):
         return None
     return folder / relative
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file. Unlike Path's own it does not raise for what the system refuses, as a long name."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; otherwise as `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def mend(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], findings: Findings) -> Annotations:
@@ -270,4 +281,4 @@ def summary(dataset: Dataset) -> str:
     for rule, defects in _by_rule(dataset.mended).items():
         lines.append(f"  {len(defects)} × {rule}: {_DONE[rule]}")
         lines.append(f"    first {defects[0].path}: {defects[0].detail}")
-    return "\n".join(_one_line(line) for line in lines)
+    return "\n".join(one_line(line) for line in lines)

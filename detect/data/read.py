@@ -16,7 +16,7 @@ from detect.data import coco, voc, yolo
 from detect.data.check import check_images
 from detect.data.dataset import VALIDATION, Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
-from detect.data.defects import Annotations, Findings, as_json, mend
+from detect.data.defects import Annotations, Findings, as_json, mend, one_line
 from detect.errors import UserError
 
 _FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
@@ -24,8 +24,7 @@ _FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
 
 def splits(root: Path | str) -> tuple[str, ...]:
     """The names of the splits that a data folder holds. Raises `UserError` where no known format is found."""
-    root = Path(root)
-    return _FORMATS[_format(root)].splits(root)
+    return _format(Path(root))[1]
 
 
 def read(
@@ -54,8 +53,8 @@ def read(
             line names the count, the first case and the remedy of each kind.
     """
     root = Path(root)
-    format = _format(root)
-    split = _resolve(root, split, _FORMATS[format].splits(root))
+    format, names = _format(root)
+    split = _resolve(root, split, names)
     findings = Findings(root, split, skip_unreadable=skip_unreadable)
     with _collector_paused():
         annotations = _FORMATS[format].parse(root, split, classes, findings)
@@ -82,16 +81,17 @@ def image_files(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
-def _format(root: Path) -> str:
+def _format(root: Path) -> tuple[str, tuple[str, ...]]:
+    """The format of a data folder and the names of its splits."""
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; check the path of the data")
     for name, module in _FORMATS.items():
-        if module.splits(root):
-            return name
+        if names := module.splits(root):
+            return name, names
     wanted = ", ".join(module.LOOKED_FOR for module in _FORMATS.values())
     there = sorted(path.name for path in root.iterdir())
     listing = ", ".join(there[:10]) + (" …" if len(there) > 10 else "") or "nothing"
-    raise UserError(f"{root}: no data set of a known format: looked for {wanted}; there is {listing}")
+    raise UserError(one_line(f"{root}: no data set of a known format: looked for {wanted}; there is {listing}"))
 
 
 @contextmanager
@@ -112,10 +112,9 @@ def _resolve(root: Path, split: str, names: tuple[str, ...]) -> str:
     dated = re.compile(f"({'|'.join(map(re.escape, same))})(\\d{{4}})?")
     candidates = [split] if split in names else [name for name in names if dated.fullmatch(name)]
     if len(candidates) != 1:
-        raise UserError(
-            f"{root}: there is no split {split}; name one of {', '.join(names)} with --data.train, --data.val or "
-            "--data.test (null for none)"
-        )
+        listing = ", ".join(names)
+        remedy = f"name one of {listing} with --data.train, --data.val or --data.test (null for none)"
+        raise UserError(one_line(f"{root}: there is no split {split}; {remedy}"))
     return candidates[0]
 
 
@@ -147,7 +146,7 @@ def _compare_sizes(annotations: Annotations, place: int, size: tuple[int, int], 
 
 
 def _records(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> tuple[Record, ...]:
-    ids = _ids(annotations.paths) if annotations.ids is None else annotations.ids
+    ids = image_ids(annotations.paths) if annotations.ids is None else annotations.ids
     order = np.argsort(annotations.image, kind="stable")
     boxes = annotations.boxes[order].astype(np.float32)
     labels, areas = annotations.labels[order], annotations.areas[order]
@@ -164,7 +163,7 @@ def _records(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> tuple
     return tuple(records)
 
 
-def _ids(paths: Sequence[Path]) -> list[int]:
+def image_ids(paths: Sequence[Path]) -> list[int]:
     """Ids for images that have none: the digits of their names where these tell them apart, else 1, 2, …"""
     digits = [re.sub(r"[^0-9]", "", path.stem) for path in paths]
     if all(0 < len(digit) <= 18 for digit in digits) and len(set(map(int, digits))) == len(digits):

@@ -17,7 +17,7 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from detect.data.defects import Annotations, Findings, choose_classes, inside
+from detect.data.defects import Annotations, Findings, choose_classes, inside, is_file, one_line
 from detect.errors import UserError
 
 LOOKED_FOR = "ImageSets/Main/*.txt (VOC, here or in VOC2007, VOCdevkit/VOC2007)"
@@ -40,7 +40,7 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findi
     trees: dict[Path, _Image] = {}
     # The classes must not depend on the split: without given ones, every file of the folder is read.
     for path in dict.fromkeys(sources if classes is not None else [*sources, *sorted(base.glob("Annotations/*.xml"))]):
-        if path.is_file():
+        if is_file(path):
             trees[path] = _read(path, findings)
         else:
             findings.add("missing-annotation", path, f"{split}.txt lists its image")
@@ -93,9 +93,8 @@ def _base(root: Path) -> Path:
         return root
     years = sorted(path.parent for pattern in ("VOC*", "VOCdevkit/VOC*") for path in root.glob(f"{pattern}/ImageSets"))
     if len(years) > 1:
-        raise UserError(
-            f"{root}: holds {' and '.join(path.name for path in years)}; name one of these folders as the root"
-        )
+        names = " and ".join(path.name for path in years)
+        raise UserError(one_line(f"{root}: holds {names}; name one of these folders as the root"))
     return years[0] if years else root
 
 
@@ -137,7 +136,7 @@ def _is_of_a_class(base: Path, path: Path) -> bool:
 
 def _has_flag(base: Path, line: str) -> bool:
     """Whether a line gives an image and whether a class is on it; a name may end so, too, and then has its file."""
-    return bool(_FLAG.fullmatch(line)) and not (base / "Annotations" / f"{line}.xml").is_file()
+    return bool(_FLAG.fullmatch(line)) and not is_file(base / "Annotations" / f"{line}.xml")
 
 
 def _image_files(base: Path) -> dict[str, Path]:

@@ -15,18 +15,19 @@ import yaml
 
 from detect.data.dataset import VALIDATION
 from detect.data.decode import SUFFIXES
-from detect.data.defects import Annotations, Findings, as_json, choose_classes, inside
+from detect.data.defects import Annotations, Findings, as_json, choose_classes, inside, is_file, is_folder, one_line
 from detect.errors import UserError
 
 LOOKED_FOR = "data.yaml (YOLO)"
 _MAX_DEPTH = 16
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # where libyaml is there: a thousand names take Python a second
 _PIXELS = 2.0
 """A box that reaches out of its image has fractions a little over 1; what is over this was meant as pixels."""
 
 
 def splits(root: Path) -> tuple[str, ...]:
     """Those of `train`, `val` (or one of its other names) and `test` that `data.yaml` names."""
-    if not (root / "data.yaml").is_file():
+    if not is_file(root / "data.yaml"):
         return ()
     document = _load(root / "data.yaml")
     return tuple(split for split in ("train", *VALIDATION, "test") if document.get(split))
@@ -76,9 +77,12 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         _refuse_bombs(text, path)
-        document = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: it is no YAML ({' '.join(str(error).split())}); correct the file") from None
+        document = yaml.load(text, _Loader)
+    except UserError:
+        raise
+    except Exception as error:  # values that are not what their tags say raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(one_line(f"{path}: it is no YAML ({reason[:300]}); correct the file")) from None
     if not isinstance(document, dict):
         raise UserError(f"{path}: it holds no names and no splits; write names: and train: into it")
     return document
@@ -87,7 +91,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _refuse_bombs(text: str, path: Path) -> None:
     """Refuses what no data set needs: aliases of aliases make gigabytes of a few lines, deep nesting takes hours."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, _Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH or isinstance(event, yaml.AliasEvent):
             raise UserError(f"{path}: it has YAML aliases or deep nesting; write the names and paths out")
@@ -99,36 +103,50 @@ def _names(document: dict[str, Any], path: Path) -> dict[int, str]:
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not all(type(index) is int and index >= 0 for index in names):
         raise UserError(f"{path}: names is neither a list nor index: name; write the names of the classes there")
-    if any(isinstance(name, (dict, list, set)) or name is None for name in names.values()):
+    named = {index: name for index in sorted(names) if (name := _text(names[index])) is not None}
+    if len(named) < len(names):
         raise UserError(f"{path}: one of the names is no text; write the names of the classes there")
-    named = {index: str(names[index]) for index in sorted(names)}
     if len(set(named.values())) < len(named):
         raise UserError(f"{path}: two of the names are the same; give every class its own")
     return named
 
 
+def _text(value: object) -> str | None:
+    """A name or path; YAML may have taken it for a number, a date or a truth value. None for what is no text."""
+    if value is None or isinstance(value, (dict, list, set, tuple, bytes)):
+        return None
+    try:
+        return str(value)
+    except ValueError:  # an integer of thousands of digits
+        return None
+
+
 def _images(root: Path, document: dict[str, Any], split: str, findings: Findings) -> list[Path]:
     """The images of a split: sorted where a folder is given, in the order of the file where a list is."""
     path = root / "data.yaml"
-    base = inside(root, root, str(document.get("path") or ""))
-    base = base if base and base.is_dir() else root  # `path` often names a folder of the machine the data comes from
+    base = inside(root, root, _text(document.get("path")) or "")
+    base = base if base and is_folder(base) else root  # `path` often names a folder of the machine the data comes from
     entries = document[split] if isinstance(document[split], list) else [document[split]]
     images: dict[Path, None] = {}
     for entry in entries:
+        name = _text(entry)
+        if not name:
+            findings.stop("broken-file", path, f"{split}: {as_json(entry)} is no path of a folder or a list")
         # Roboflow writes ../train/images and means train/images.
-        place = inside(root, base, str(entry).removeprefix("../"))
+        place = inside(root, base, name.removeprefix("../"))
         if place is None:
-            findings.stop("path-outside-root", path, f"{split}: {entry}")
-        if place.is_dir():
+            findings.stop("path-outside-root", path, f"{split}: {name}")
+        if is_folder(place):
             found = (image for image in sorted(place.rglob("*")) if image.suffix.lower() in SUFFIXES)
             images.update(dict.fromkeys(image for image in found if not image.name.startswith(".")))
-        elif place.is_file():
+        elif is_file(place):
             for image in _listed(root, base, place, findings):
                 if image in images:
                     findings.add("duplicate-image", place, f"{image} stands there twice")
                 images[image] = None
         else:
-            raise UserError(f"{path}: {split} names {place}, which is not there; correct the entry or add the folder")
+            what = f"{split} names {str(place)[:300]}, which is not there"
+            raise UserError(one_line(f"{path}: {what}; correct the entry or add the folder"))
     return list(images)
 
 
@@ -141,7 +159,7 @@ def _listed(root: Path, base: Path, path: Path, findings: Findings) -> Iterator[
     for number, line in enumerate(map(str.strip, lines), start=1):
         if line:
             image = inside(root, path.parent if line.startswith("./") else base, line)
-            if image is None:
+            if image is None or image.absolute() == root.absolute():
                 findings.add("path-outside-root", path, f"line {number}: {line}")
             else:
                 yield image
@@ -159,7 +177,7 @@ def _label_file(root: Path, image: Path) -> Path:
 
 def _read(path: Path, findings: Findings) -> Iterator[tuple[int, int, tuple[float, ...]]]:
     """Line number, class and xyxy as fractions of the image's size. No file means no objects."""
-    if not path.is_file():
+    if not is_file(path):
         findings.add("missing-label", path, "there is no such file")
         return
     try:

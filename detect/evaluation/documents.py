@@ -7,7 +7,7 @@ images need not be there.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar
@@ -68,54 +68,72 @@ _RESULTS = TypeAdapter(list[_Result])
 
 
 @dataclass(frozen=True, slots=True)
-class Documents:
-    """A truth and the results on it, as pycocotools wants them and as our own evaluators do."""
+class Truth:
+    """An annotation file as pycocotools wants it, and as our own evaluators do."""
 
-    truth: dict[str, Any]
-    results: list[dict[str, Any]]
+    document: dict[str, Any]
     dataset: Dataset
-    predictions: list[Prediction]
     left_out: int
     """Annotations of images that the file does not list, which pycocotools looks over."""
 
 
-def read_documents(truth: Path, results: Path, images: Path | None = None) -> Documents:
-    """Reads `instances.json` and `results.json`; `images` is the folder of the pictures, where there are any to draw.
+def read_truth(file: Path, images: Path | None = None) -> Truth:
+    """Reads an annotation file; `images` is the folder of the pictures, where there are any to draw.
 
     Annotations are numbered anew from 1, as pycocotools takes number 0 for "not matched"; one without `area` gets its
     box's, one without `iscrowd` is one object. All this changes no figure that pycocotools computes without an error.
 
     Raises:
-        UserError: a file cannot be read, is not of this form, has a number that is not finite, or names an unknown
-            category or image, or one image or category twice.
+        UserError: the file cannot be read, is not of this form, has a number that is not finite, names an unknown
+            category, or an image or a category twice.
     """
-    content, found = _load(truth, _TRUTH), _load(results, _RESULTS)
-    names = _unique(truth, "category", ((entry["id"], entry["name"]) for entry in content["categories"]))
+    content = _load(file, _TRUTH, "a COCO annotation file")
+    names = _unique(file, "category", ((entry["id"], entry["name"]) for entry in content["categories"]))
     if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise UserError(f"{truth}: two categories are called {twice[0]!r}; give each a name of its own")
-    _unique(truth, "image", ((entry["id"], entry) for entry in content["images"]))
-    listed = {entry["id"] for entry in content["images"]}
+        raise UserError(f"{file}: two categories are called {twice[0]!r}; give each a name of its own")
+    listed = _unique(file, "image", ((entry["id"], entry) for entry in content["images"]))
+    kept = [entry for entry in content["annotations"] if entry["image_id"] in listed]
     annotations = [
         {"area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0, **entry, "id": number}
-        for number, entry in enumerate((one for one in content["annotations"] if one["image_id"] in listed), start=1)
+        for number, entry in enumerate(kept, start=1)
     ]
-    _refuse_unknown(truth, "annotation", annotations, names, listed)
-    _refuse_unknown(results, "result", found, names, listed)
-
     category_ids = tuple(sorted(names))
-    label_of = {id: label for label, id in enumerate(category_ids)}
-    records = _records(content["images"], annotations, label_of, truth, images)
-    root = images or truth.parent
-    return Documents(
-        truth={**content, "info": {}, "annotations": annotations},
-        results=[dict(one) for one in found],
-        dataset=Dataset(root, truth.stem, "coco", tuple(names[id] for id in category_ids), category_ids, records),
-        predictions=_predictions(found, label_of),
+    _refuse_unknown(file, "annotation", annotations, names, listed)
+    records = _records(content["images"], annotations, category_ids, file, images)
+    classes = tuple(names[id] for id in category_ids)
+    return Truth(
+        document={**content, "info": {}, "annotations": annotations},
+        dataset=Dataset(images or file.parent, file.stem, "coco", classes, category_ids, records),
         left_out=len(content["annotations"]) - len(annotations),
     )
 
 
-def _load(file: Path, form: TypeAdapter) -> Any:
+def read_results(file: Path, dataset: Dataset) -> tuple[list[dict[str, Any]], list[Prediction]]:
+    """Reads a results file on a data set: its content, and the same as predictions.
+
+    Raises:
+        UserError: the file cannot be read, is not of this form, has a number that is not finite, or names an unknown
+            category or image.
+    """
+    results = _load(file, _RESULTS, "a list of COCO results with bbox and score")
+    _refuse_unknown(file, "result", results, set(dataset.category_ids), {record.id for record in dataset.records})
+    label_of = {id: label for label, id in enumerate(dataset.category_ids)}
+    of_image = defaultdict(list)
+    for result in results:
+        of_image[result["image_id"]].append(result)
+    predictions = [
+        Prediction(
+            id,
+            _xyxy(own),
+            np.array([one["score"] for one in own], np.float64),
+            np.array([label_of[one["category_id"]] for one in own], np.int64),
+        )
+        for id, own in of_image.items()
+    ]
+    return results, predictions
+
+
+def _load(file: Path, form: TypeAdapter, wanted: str) -> Any:
     try:
         return form.validate_json(file.read_bytes())
     except OSError as error:
@@ -124,7 +142,6 @@ def _load(file: Path, form: TypeAdapter) -> Any:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         what = f"{place}: {first['msg']}" if place else first["msg"]
-        wanted = "a COCO annotation file" if form is _TRUTH else "a list of COCO results with bbox and score"
         raise UserError(f"{file}: {what}; wanted is {wanted}") from None
 
 
@@ -138,25 +155,26 @@ def _unique(file: Path, what: str, entries: Iterable[tuple[int, T]]) -> dict[int
 
 
 def _refuse_unknown(
-    file: Path, what: str, entries: Sequence[Any], categories: dict[int, str], images: set[int]
+    file: Path, what: str, entries: Sequence[Any], categories: Collection[int], images: Collection[int]
 ) -> None:
     for number, entry in enumerate(entries, start=1):
         if entry["category_id"] not in categories:
             known = ", ".join(map(str, sorted(categories)[:5])) or "none"
             about = f"{what} {number} has the category {entry['category_id']}"
-            raise UserError(f"{file}: {about}, which is not in categories ({known} …); correct it there")
+            raise UserError(f"{file}: {about}, which is not among the truth's ({known} …); correct it there")
         if entry["image_id"] not in images:
             about = f"{what} {number} is for the image {entry['image_id']}"
-            raise UserError(f"{file}: {about}, which is not in the truth's images; give results of the same images")
+            raise UserError(f"{file}: {about}, which is not among the truth's; give results of the same images")
 
 
 def _records(
     images: Sequence[_Image],
     annotations: Sequence[dict[str, Any]],
-    label_of: dict[int, int],
-    truth: Path,
+    category_ids: Sequence[int],
+    file: Path,
     folder: Path | None,
 ) -> tuple[Record, ...]:
+    label_of = {id: label for label, id in enumerate(category_ids)}
     of_image = defaultdict(list)
     for annotation in annotations:
         of_image[annotation["image_id"]].append(annotation)
@@ -167,38 +185,18 @@ def _records(
         name = image.get("file_name", str(image["id"]))
         path = inside(folder, folder, name) if folder else Path(name)
         if path is None:
-            raise UserError(f"{truth}: the file_name of image {image['id']} leads out of {folder}; correct it there")
+            raise UserError(f"{file}: the file_name of image {image['id']} leads out of {folder}; correct it there")
         # Sizes are for drawing only: where the file is silent, as large as the boxes need.
         width, height = np.ceil(boxes[:, 2:].max(axis=0, initial=1.0)).astype(int).tolist()
-        records.append(
-            Record(
-                image["id"],
-                path,
-                image.get("width", width),
-                image.get("height", height),
-                boxes,
-                np.array([label_of[one["category_id"]] for one in own], np.int64),
-                np.array([one["iscrowd"] == 1 for one in own], bool),
-                np.zeros(len(own), bool),
-                np.array([one["area"] for one in own], np.float64),
-            )
-        )
-    return tuple(records)
-
-
-def _predictions(results: Sequence[_Result], label_of: dict[int, int]) -> list[Prediction]:
-    of_image = defaultdict(list)
-    for result in results:
-        of_image[result["image_id"]].append(result)
-    return [
-        Prediction(
-            id,
-            _xyxy(own),
-            np.array([one["score"] for one in own], np.float64),
+        columns = (
+            boxes,
             np.array([label_of[one["category_id"]] for one in own], np.int64),
+            np.array([one["iscrowd"] == 1 for one in own], bool),
+            np.zeros(len(own), bool),
+            np.array([one["area"] for one in own], np.float64),
         )
-        for id, own in of_image.items()
-    ]
+        records.append(Record(image["id"], path, image.get("width", width), image.get("height", height), *columns))
+    return tuple(records)
 
 
 def _xyxy(entries: Sequence[Any]) -> np.ndarray:

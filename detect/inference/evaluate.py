@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 
+from detect.config import Config, config_to_yaml
 from detect.data.dataset import Dataset
 from detect.evaluation.coco import coco_results, evaluate_coco
 from detect.evaluation.evaluator import Evaluator
 from detect.evaluation.pictures import write_pictures
+from detect.evaluation.report import Origin, write_report
 from detect.evaluation.voc import evaluate_voc
 from detect.inference.onnx_model import OnnxModel, predictions
 from detect.models import Detector
@@ -59,14 +61,31 @@ def evaluate_exported(
 
 
 def write_evaluation(
-    out: Path, metrics: dict[str, Any], evaluator: Evaluator, checkpoint: Path, device: str, precision: str, engine: str
+    out: Path,
+    metrics: dict[str, Any],
+    evaluator: Evaluator,
+    checkpoint: Path,
+    config: Config,
+    *,
+    device: str,
+    precision: str = "fp32",
+    engine: str = "pycocotools",
+    command: str | None = None,
 ) -> None:
-    """Writes results and pictures into a folder; `metrics` then says, as its `evaluation`, what was judged and how."""
+    """Writes results, report and pictures into a folder.
+
+    `metrics` then says, as its `evaluation`, what was judged and how. Where the checkpoint lies in the folder of its
+    run, the report has the curves of the training.
+    """
     dataset = evaluator.dataset
     subject = {"root": str(dataset.root), "split": dataset.split, "images": len(dataset)}
     how = {"checkpoint": str(checkpoint), "precision": precision, "engine": engine, "device": device}
     metrics["evaluation"] = subject | how
     write_results(out, metrics, evaluator)
+    run = checkpoint.absolute().parent.parent if checkpoint.absolute().parent.name == "checkpoints" else None
+    title = f"{dataset.root.absolute().name} {dataset.split}"
+    origin = Origin(title, checkpoint, config_to_yaml(config), run, command)
+    write_report(out / "report.html", dataset, evaluator.predictions, origin, evaluator.recall)
     write_pictures(out / "pictures", dataset, evaluator.predictions)
 
 

@@ -182,3 +182,11 @@ def test_two_categories_of_one_name(tmp_path):
     official(tmp_path, categories=[{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}])
     with pytest.raises(UserError, match="same name"):
         read(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x/" * 3000 + "y.jpg", "\ud800", "a\0b"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    official(tmp_path, names=(name,))
+    with pytest.raises(UserError, match=r"1 × (missing-image|path-outside-root)") as error:
+        read(tmp_path, "train")
+    assert str(error.value).isprintable() and len(str(error.value)) < 1500

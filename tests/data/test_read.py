@@ -122,3 +122,15 @@ def test_voc2007():
     assert sum(len(record.boxes) for record in dataset.records) == 1421
     assert np.concatenate([record.boxes for record in dataset.records]).min() == 0
     assert "person 446" in summary(dataset)
+
+
+def test_names_of_folders_and_splits_that_are_no_line(tmp_path):
+    (tmp_path / "a\nb").mkdir()
+    with pytest.raises(UserError, match=r"there is a\?b") as error:
+        splits(tmp_path)
+    assert str(error.value).isprintable()
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "x\ny.txt").touch()
+    with pytest.raises(UserError, match=r"no split train; name one of x\?y") as error:
+        read(tmp_path, "train")
+    assert str(error.value).isprintable()

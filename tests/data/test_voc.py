@@ -186,3 +186,20 @@ def test_names_that_lead_out(tmp_path, name):
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(f"a\n{name}\n")
     with pytest.raises(UserError, match=r"1 × path-outside-root, first .*train\.txt: line 2"):
         read(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x " * 3000, "x/" * 3000 + "y", "a\0b", "x" * 300 + " 7"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    save(tmp_path, {"a": []})
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(f"a\n{name}\n")
+    with pytest.raises(UserError, match=r"1 × (missing-annotation|path-outside-root)") as error:
+        read(tmp_path, "train")
+    assert str(error.value).isprintable() and len(str(error.value)) < 1500
+
+
+def test_years_whose_names_are_no_line(tmp_path):
+    for year in ("VOC2007\n", "VOC2012"):
+        save(tmp_path / year, {"a": []})
+    with pytest.raises(UserError, match="name one of these folders as the root") as error:
+        read(tmp_path, "train")
+    assert str(error.value).isprintable()

@@ -236,3 +236,61 @@ def test_yaml_that_describes_no_data_set(root, text):
     with pytest.raises(UserError, match=r"data\.yaml") as error:
         read(root, "train")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!int ''", "!!bool maybe", "!!timestamp soon", "!!float abc", "2001-99-99", ":".join(["59"] * 300) + ".5"],
+)
+def test_values_that_are_not_what_yaml_takes_them_for(root, value):
+    (root / "data.yaml").write_text(f"names: [cat]\ntrain: images/train\nx: {value}\n")
+    with pytest.raises(UserError, match=r"data\.yaml: it is no YAML") as error:
+        read(root, "train")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "entry", ["{a: b}", "[{a: b}]", "[[images/train]]", "!!binary YQ==", "0x" + "f" * 6000, "[null]"]
+)
+def test_splits_that_are_no_paths(root, entry):
+    (root / "data.yaml").write_text(f"names: [cat]\ntrain: {entry}\n")
+    with pytest.raises(UserError, match="no path of a folder or a list"):
+        read(root, "train")
+
+
+@pytest.mark.parametrize("name", ["0x" + "f" * 6000, "!!binary YQ==", "[a]", "!!pairs [a: b]"])
+def test_names_that_are_no_text(root, name):
+    (root / "data.yaml").write_text(f"names: [cat, {name}]\ntrain: images/train\n")
+    with pytest.raises(UserError, match="one of the names is no text"):
+        read(root, "train")
+
+
+def test_names_that_yaml_takes_for_numbers_and_dates(root):
+    (root / "data.yaml").write_text("names: [1, 2.5, 2001-01-01]\ntrain: images/train\n")
+    assert read(root, "train").classes == ("1", "2.5", "2001-01-01")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x/" * 3000, '"\\u202e"', '"a\\nb"', "nowhere"])
+def test_places_that_are_not_there(root, name):
+    (root / "data.yaml").write_text(f"names: [cat]\ntrain: {name}\n")
+    with pytest.raises(UserError, match="which is not there") as error:
+        read(root, "train")
+    assert str(error.value).isprintable() and len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize("line", [".", "./", "./.", ".//."])
+def test_a_list_that_names_the_data_folder_itself(root, line):
+    """Its label file would be the folder's name with .txt, which lies outside of the folder."""
+    (root.parent / f"{root.name}.txt").write_text("0 0.5 0.5 1 1\n")
+    (root / "train.txt").write_text(f"{line}\n")
+    (root / "data.yaml").write_text("names: [cat]\ntrain: train.txt\n")
+    with pytest.raises(UserError, match="1 × path-outside-root"):
+        read(root, "train")
+
+
+def test_a_list_of_names_that_no_file_can_have(root):
+    (root / "train.txt").write_text("x" * 5000 + "\n")
+    (root / "data.yaml").write_text("names: [cat]\ntrain: train.txt\n")
+    with pytest.raises(UserError, match="1 × missing-image") as error:
+        read(root, "train")
+    assert len(str(error.value)) < 1500

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detect.errors import UserError
 from detect.evaluation.coco import FIGURES, evaluate_documents
-from detect.evaluation.documents import read_documents
+from detect.evaluation.documents import read_results, read_truth
 
 TRUTH = {
     "images": [{"id": 0, "file_name": "a.jpg", "width": 40, "height": 30}, {"id": 7}],
@@ -20,6 +20,11 @@ TRUTH = {
     "annotations": [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 2, 10.5, 20]}],
 }
 RESULTS = [{"image_id": 0, "category_id": 3, "bbox": [1, 2, 10, 20], "score": 0.9}]
+
+
+def figures(truth: Path, results: Path) -> dict:
+    whole = read_truth(truth)
+    return evaluate_documents(whole.document, read_results(results, whole.dataset)[0], whole.dataset)
 
 
 def write(folder: Path, truth: object, results: object) -> tuple[Path, Path]:
@@ -30,24 +35,24 @@ def write(folder: Path, truth: object, results: object) -> tuple[Path, Path]:
 
 
 def test_what_is_read(tmp_path):
-    documents = read_documents(*write(tmp_path, TRUTH, RESULTS))
-    dataset = documents.dataset
-    assert (dataset.classes, dataset.category_ids, documents.left_out) == (("dog", "cat"), (1, 3), 0)
+    files = write(tmp_path, TRUTH, RESULTS)
+    truth = read_truth(files[0])
+    dataset = truth.dataset
+    assert (dataset.classes, dataset.category_ids, truth.left_out) == (("dog", "cat"), (1, 3), 0)
     first, second = dataset.records
     assert (first.id, first.width, first.height, first.path) == (0, 40, 30, Path("a.jpg"))
     np.testing.assert_array_equal(first.boxes, [[1, 2, 11.5, 22]])
     assert (first.labels.tolist(), first.areas.tolist(), first.crowd.tolist()) == ([1], [210.0], [False])
     assert (second.id, second.boxes.shape, second.width, second.height) == (7, (0, 4), 1, 1)
-    (prediction,) = documents.predictions
+    results, (prediction,) = read_results(files[1], dataset)
+    assert results == RESULTS
     assert (prediction.image_id, prediction.labels.tolist(), prediction.scores.tolist()) == (0, [1], [0.9])
-    assert documents.truth["annotations"][0]["id"] == 1  # which pycocotools would not count as a match if it were 0
+    assert truth.document["annotations"][0]["id"] == 1  # which pycocotools would not count as a match if it were 0
 
 
 def test_nothing_found_and_no_truth(tmp_path):
-    documents = read_documents(*write(tmp_path, TRUTH, []))
-    assert evaluate_documents(documents.truth, documents.results, documents.dataset)["AP"] == 0
-    documents = read_documents(*write(tmp_path, {"images": [], "annotations": [], "categories": []}, []))
-    assert evaluate_documents(documents.truth, documents.results, documents.dataset)["AP"] is None
+    assert figures(*write(tmp_path, TRUTH, []))["AP"] == 0
+    assert figures(*write(tmp_path, {"images": [], "annotations": [], "categories": []}, []))["AP"] is None
 
 
 def made(seed: int) -> tuple[dict, list]:
@@ -94,8 +99,7 @@ def test_equals_pycocotools_on_the_same_files_to_the_last_bit(tmp_path):
         if not results:  # which pycocotools cannot load
             continue
         files = write(tmp_path, {"info": {}, **truth}, results)
-        documents = read_documents(*files)
-        metrics = evaluate_documents(documents.truth, documents.results, documents.dataset)
+        metrics = figures(*files)
         ours = [-1.0 if metrics[name] is None else metrics[name] for name in FIGURES]
         assert ours == pycocotools(*files), seed
         compared += 1
@@ -106,14 +110,13 @@ def test_ids_from_zero_are_counted(tmp_path):
     truth = TRUTH | {"annotations": [{**TRUTH["annotations"][0], "area": 210.0, "iscrowd": 0}]}
     files = write(tmp_path, {"info": {}, **truth}, RESULTS)
     assert pycocotools(*files)[1] == 0  # the trap
-    documents = read_documents(*files)
-    assert evaluate_documents(documents.truth, documents.results, documents.dataset)["AP50"] > 0.999
+    assert figures(*files)["AP50"] > 0.999
 
 
 def test_annotations_of_unlisted_images_are_counted_and_left_out(tmp_path):
     stray = {"id": 5, "image_id": 99, "category_id": 3, "bbox": [0, 0, 1, 1]}
-    documents = read_documents(*write(tmp_path, {**TRUTH, "annotations": [*TRUTH["annotations"], stray]}, RESULTS))
-    assert documents.left_out == 1 and len(documents.truth["annotations"]) == 1
+    truth = read_truth(write(tmp_path, {**TRUTH, "annotations": [*TRUTH["annotations"], stray]}, RESULTS)[0])
+    assert truth.left_out == 1 and len(truth.document["annotations"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -136,14 +139,14 @@ def test_annotations_of_unlisted_images_are_counted_and_left_out(tmp_path):
 )
 def test_bad_files_are_one_line(tmp_path, truth, results, message):
     with pytest.raises(UserError) as error:
-        read_documents(*write(tmp_path, truth, results))
+        figures(*write(tmp_path, truth, results))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_files_and_names_that_lead_out(tmp_path):
-    truth, results = write(tmp_path, TRUTH, RESULTS)
+    truth, _ = write(tmp_path, TRUTH, RESULTS)
     with pytest.raises(UserError, match=r"none\.json: No such file"):
-        read_documents(truth, tmp_path / "none.json")
+        read_results(tmp_path / "none.json", read_truth(truth).dataset)
     write(tmp_path, TRUTH | {"images": [{"id": 0, "file_name": "../secret.jpg"}]}, RESULTS)
     with pytest.raises(UserError, match="leads out of"):
-        read_documents(truth, results, tmp_path)
+        read_truth(truth, tmp_path)
