@@ -1,9 +1,10 @@
-"""How long the report's statistics take on a made set of COCO's size.
+"""How long a report takes on a made set of COCO's size, beyond the evaluator's own figures, and how large it is.
 
-    python tools/benchmarks/report_figures.py --images 5000 --resamples 1000 --threads 2
+    python tools/benchmarks/report.py --photographs data/bccd/JPEGImages
 
 Truths: 7 an image on average, one in a hundred a crowd, in 80 classes of which the k-th is 1/k as frequent as the
 first. Detections: 100 an image, three for each truth, near it and mostly of its class, and the others anywhere.
+The photographs stand in for the images: the report shows some of them.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
 from detect.data.dataset import Dataset, Record
-from detect.evaluation.breakdown import analyse
 from detect.evaluation.coco import Prediction
+from detect.evaluation.report import Origin, write_report
 
 CLASSES = 80
 
 
-def made(images: int, per_image: int = 100) -> tuple[Dataset, list[Prediction]]:
+def made(images: int, photographs: Sequence[Path], per_image: int = 100) -> tuple[Dataset, list[Prediction]]:
     """The set: the same one for the same arguments."""
     random = np.random.default_rng(0)
     frequency = 1 / np.arange(1, CLASSES + 1)
@@ -39,7 +42,8 @@ def made(images: int, per_image: int = 100) -> tuple[Dataset, list[Prediction]]:
         boxes, labels = anywhere(n).astype(np.float32), random.choice(CLASSES, n, p=frequency)
         areas = 0.6 * np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64)  # as masks have them
         crowd = random.random(n) < 0.01
-        records.append(Record(number, Path(f"/{number}.jpg"), 640, 480, boxes, labels, crowd, np.zeros(n, bool), areas))
+        path = photographs[number % len(photographs)]
+        records.append(Record(number, path, 640, 480, boxes, labels, crowd, np.zeros(n, bool), areas))
         found, classes = anywhere(per_image), random.choice(CLASSES, per_image, p=frequency)
         scores = random.beta(0.5, 6, per_image)
         near = min(per_image, 3 * n)
@@ -55,20 +59,26 @@ def made(images: int, per_image: int = 100) -> tuple[Dataset, list[Prediction]]:
 
 
 def main() -> None:
-    """Prints the time and the most memory ever held."""
+    """Prints the time, the most memory ever held, and the size of the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", type=Path, required=True, help="a folder of JPEGs")
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    analyse(*made(20), resamples=2)  # compiles
-    dataset, predictions = made(options.images)
-    begun = time.perf_counter(), time.process_time()
-    analyse(dataset, predictions, resamples=options.resamples)
-    taken, busy = time.perf_counter() - begun[0], time.process_time() - begun[1]
+    photographs = sorted(options.photographs.glob("*.jpg"))
+    with TemporaryDirectory() as folder:
+        page = Path(folder) / "report.html"
+        write_report(page, *made(20, photographs), Origin("compiles"))
+        dataset, predictions = made(options.images, photographs)
+        begun = time.perf_counter(), time.process_time()
+        write_report(page, dataset, predictions, Origin("made"))
+        taken, busy = time.perf_counter() - begun[0], time.process_time() - begun[1]
+        size = page.stat().st_size / 1e6
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{options.images} images: {taken:.1f} s, of which {busy:.1f} s busy; at most {most:.2f} GiB")
+    print(
+        f"{options.images} images: {taken:.1f} s ({busy:.1f} s of CPU), {most:.2f} GiB at most, a page of {size:.1f} MB"
+    )
 
 
 if __name__ == "__main__":
