@@ -156,7 +156,7 @@ def _entries(sources: Sequence[Path], out: Path, overrides: Sequence[str]) -> li
         entry = Entry(name, source, out / name, config, classes, of_checkpoints)
         # A store that was given for all is none of theirs.
         entries.append(_with_store(entry, None) if entry.proposes else entry)
-    for key in ("root", "skip_unreadable"):
+    for key in ("root", "skip_unreadable", "follow_links"):
         if len(found := {str(getattr(entry.config.data, key)) for entry in entries}) > 1:
             raise UserError(
                 f"--data.{key}: the configs have {' and '.join(sorted(found))}; a comparison has one: give --data.{key}"
@@ -182,7 +182,7 @@ def _check(entry: Entry, dataset: Dataset, split: str, store: Path) -> None:
             f"{', '.join(dataset.classes)}; a comparison is between detectors of the same"
         )
     data.split(split)
-    resumes = _check_folder(entry, store if made else None)
+    _check_folder(entry, store if made else None)
     if entry.trained:
         return
     if count_processes(entry.config.training) > 1:

@@ -26,6 +26,7 @@ from pydantic import (
 
 from detect.backbones import VGG, VGGM, AlexNet, GoogLeNet, LeNet, ResNet, Timm
 from detect.data.classification_options import ClassificationDataOptions
+from detect.data.fence import MAX_BYTES, is_yaml_bomb, read_bounded
 from detect.data.options import DataOptions
 from detect.errors import UserError
 from detect.models import (
@@ -203,8 +204,8 @@ class TrainingOptions:
         compile: run the loss through torch.compile.
         alternating: the paper's four-step training (Ren et al. 2015, §3.2); each step has `epochs` passes.
         validate_every: epochs from one validation to the next.
-        save_minutes: of work that a kill may cost: `last.ckpt` is written so often within an epoch, and after each; null
-            for after each alone.
+        save_minutes: of work that a kill may cost: `last.ckpt` is written so often within an epoch, and after each;
+            null for after each alone.
         patience: validations without a better AP after which training ends; null for never.
         seed: of initialisation, shuffles, augmentations and sampling.
         accelerator: where to train; `auto` takes a GPU where there is one.
@@ -340,12 +341,15 @@ def _adapter(model: str) -> TypeAdapter:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = read_bounded(path, MAX_BYTES[".yaml"]).decode("utf-8")
+        if is_yaml_bomb(text, aliases=8):
+            raise UserError(f"{path}: it has many YAML aliases or deep nesting; write the values out")
+        values = yaml.safe_load(text)
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}; give the path of a config, such as configs/bccd/faster_rcnn.yaml"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config is a mapping with the keys model, data and training")

@@ -268,7 +268,7 @@ def test_the_version(capsys):
 
 def test_a_run_goes_on(config, tmp_path):
     common = ["--out", str(tmp_path / "run"), "--data.train=val", "--data.val=null"]
-    assert main(["train", "-c", str(config), *common]) == 0
+    assert main(["train", "-c", str(config), "--resume", *common]) == 0  # there is none to go on with yet
     assert main(["train", *common, "--resume", "--training.epochs=2"]) == 0
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 1 and not (tmp_path / "run" / "eval").exists()
@@ -328,9 +328,10 @@ def test_a_used_folder(config, run, tmp_path, capsys):
 
 def test_nothing_to_resume(config, tmp_path, capsys):
     assert "--resume goes on with the run in --out DIR" in mistake(capsys, "train", "-c", config, "--resume")
-    for more in (["-c", config], []):
-        lost = mistake(capsys, "train", *more, "--resume", "--out", tmp_path)
-        assert lost == f"--resume: {tmp_path} holds no run; start one without --resume"
+    lost = mistake(capsys, "train", "--resume", "--out", tmp_path)
+    assert lost == f"--resume: {tmp_path} holds no run; with -c it would begin one"
+    (tmp_path / "mine").touch()
+    assert "not empty" in mistake(capsys, "train", "-c", config, "--resume", "--out", tmp_path)
 
 
 def test_a_checkpoint_that_is_none(run, tmp_path, capsys):

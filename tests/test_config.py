@@ -135,7 +135,7 @@ def test_a_mistake_is_one_line_with_the_key(given, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: [", "no valid YAML: .*line 1"),
+        ("model: [", "no valid YAML: .*line 2"),
         ("- a", "a config is a mapping with the keys model, data and training"),
         ("", "a config is a mapping"),
         ("training:", "training: Input should be a dictionary"),

@@ -38,7 +38,9 @@ def add(commands: Any) -> None:
     )
     train.add_argument("-c", "--config", type=Path, help="the experiment, a YAML file; see configs/")
     train.add_argument("--out", type=Path, help="the folder of the run (default: a new one under runs/)")
-    train.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    train.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, or with -c begin it where there is none"
+    )
     train.set_defaults(takes_overrides=True)
 
 
@@ -58,10 +60,12 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if options.resume:
         if options.out is None:
             raise UserError("--resume goes on with the run in --out DIR: name that folder")
-        if not (options.out / "config.yaml").exists():
-            raise UserError(f"--resume: {options.out} holds no run; start one without --resume")
-        config = load_experiment(options.config or options.out / "config.yaml", overrides)
-        out = options.out
+        out, begun = options.out, (options.out / "config.yaml").exists()
+        if not begun and options.config is None:
+            raise UserError(f"--resume: {out} holds no run; with -c it would begin one")
+        if not begun and is_first_process() and not (out / ".lock").exists():
+            refuse_used(out)
+        config = load_experiment(options.config or out / "config.yaml", overrides)
     elif options.config is None:
         raise UserError("-c: name the experiment, for example -c configs/bccd/faster_rcnn.yaml")
     else:

@@ -57,6 +57,8 @@ class CanvasBatchSampler(Sampler[list[Item]]):
 
     In training the images are shuffled anew each epoch, each batch draws one of the scales, and the last batch of a
     canvas is filled up with images of that canvas drawn again, so that every image is seen and every batch is full.
+    Several processes share such a batch, so that none waits for one whose canvas is larger, and W of them with batches
+    of b see what one with a batch of W · b does, whose run they may go on with.
     In evaluation every image comes exactly once, on exactly one of the processes, at the first scale.
 
     Args:
@@ -82,7 +84,9 @@ class CanvasBatchSampler(Sampler[list[Item]]):
     ) -> None:
         self.batch_size, self.resizes, self.training = batch_size, tuple(resizes), training
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        self._together = batch_size * world_size if training else batch_size
         self.epoch = 0
+        self._begins = (0, 0)
         resized = [np.array([resize.size(*size) for size in sizes]) for resize in self.resizes]
         # Images are grouped as the first scale has them. At the other scales the same images share a canvas, so that
         # there are never more of these than were asked for.
@@ -101,11 +105,14 @@ class CanvasBatchSampler(Sampler[list[Item]]):
         """Chooses the shuffle of that epoch."""
         self.epoch = epoch
 
+    def begin(self, epoch: int, batch: int) -> None:
+        """Goes on with that epoch at that batch of this process: the batches before it do not come again."""
+        self.epoch, self._begins = epoch, (epoch, batch)
+
     def __len__(self) -> int:
-        batches = int(np.ceil(np.bincount(self.groups) / self.batch_size).sum())
-        if self.training:
-            return -(-batches // self.world_size)
-        return len(range(self.rank, batches, self.world_size))
+        """The batches of a whole epoch, also of one that is gone on with."""
+        batches = int(np.ceil(np.bincount(self.groups) / self._together).sum())
+        return batches if self.training else len(range(self.rank, batches, self.world_size))
 
     def __iter__(self) -> Iterator[list[Item]]:
         rng = np.random.default_rng([self.seed, self.epoch])
@@ -115,23 +122,25 @@ class CanvasBatchSampler(Sampler[list[Item]]):
             for chunk in self._chunks(np.flatnonzero(self.groups == group), rng)
         ]
         if self.training:
-            order = rng.permutation(len(batches))
-            # Each process gets as many: where they run out, they begin anew.
-            batches = [batches[place] for place in np.resize(order, len(self) * self.world_size)]
+            batches = [batches[place] for place in rng.permutation(len(batches))]
         scales = rng.integers(len(self.resizes), size=len(batches)) if self.training else np.zeros(len(batches), int)
-        seeds = rng.integers(2**32, size=(len(batches), self.batch_size))
-        for place in range(self.rank, len(batches), self.world_size):
+        seeds = rng.integers(2**32, size=(len(batches), self._together))
+        done = self._begins[1] if self.epoch == self._begins[0] else 0
+        # Of a batch in training each process has its part; in evaluation batches are dealt out whole.
+        first, step = (done, 1) if self.training else (self.rank, self.world_size)
+        own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size) if self.training else slice(None)
+        for place in range(first, len(batches), step):
             scale, (group, images) = scales[place], batches[place]
             yield [
                 Item(int(image), self.resizes[scale], self.canvases[scale][group], int(seed))
-                for image, seed in zip(images, seeds[place], strict=False)
+                for image, seed in zip(images[own], seeds[place, own], strict=False)
             ]
 
     def _chunks(self, images: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
         if self.training:
             images = rng.permutation(images)
-            images = np.concatenate([images, rng.choice(images, -len(images) % self.batch_size)])
-        return [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
+            images = np.concatenate([images, rng.choice(images, -len(images) % self._together)])
+        return [images[start : start + self._together] for start in range(0, len(images), self._together)]
 
 
 def _canvas(sizes: Int[np.ndarray, "n 2"]) -> Size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def make_loader(
         batch_size, resizes, canvases, training, seed: as the sampler has them.
         collate: makes a batch of samples.
         workers: processes that load; 0 loads in this one.
-        trainer: Lightning's, which tells the epoch at which training begins.
+        trainer: Lightning's, which tells the epoch and the batch at which training begins.
     """
     parallel = distributed.is_available() and distributed.is_initialized()
     sampler = CanvasBatchSampler(
@@ -50,7 +51,8 @@ def make_loader(
     )
     if trainer is not None:
         # Workers begin before Lightning tells the epoch: a run that goes on would repeat the first one's batches.
-        sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
+        loop = trainer.fit_loop
+        sampler.begin(loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.completed)
     return data.DataLoader(
         images,
         batch_sampler=sampler,
@@ -60,10 +62,17 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         # Its own, so that what the model draws depends neither on the workers nor on when they start.
         generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
     )
 
 
-def _one_thread(worker: int) -> None:
-    """Workers are parallel by themselves."""
+def _begin_worker(worker: int) -> None:
+    """Workers are parallel by themselves, and end with the process that they work for.
+
+    Ctrl-C and a cluster's signals reach all processes of a run; the first one saves and then ends the others, whose
+    death before would be an error to it.
+    """
     cv2.setNumThreads(0)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,16 +15,36 @@ from torch import Tensor
 
 from detect.errors import UserError
 from detect.structures import Batch, ClassificationBatch
+from detect.training.module import TrainingModule
+from detect.training.nonfinite import first_place
+from detect.training.randomness import get_random_state, set_random_state
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What is looked at once the device has computed it."""
+
+    number: int
+    figures: Tensor
+    copied: torch.cuda.Event | None
+    batch: Batch | ClassificationBatch
+    random: dict[str, Tensor]
 
 
 class StopOnNaN(Callback):
-    """Ends training within a step of a loss that is NaN or infinite, and names the images.
+    """Ends training within a step of a loss or a gradient that is no number, and names the images and the layer.
 
-    On CUDA the loss of a step is looked at after the next one has been queued, so that the GPU is not waited for.
+    On CUDA the figures of a step are looked at after the next one has been queued, so that the GPU is not waited for.
+    No checkpoint is written before they are. With fp16 the gradients may be anything: its scaler leaves such steps out.
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[torch.cuda.Event, Tensor, Tensor, int] | None = None
+        self._pending: _Step | None = None
+        self._random: dict[str, Tensor] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Remembers what the step will draw, should it have to be done again."""
+        self._random = get_random_state(pl_module.device)
 
     def on_train_batch_end(
         self,
@@ -33,33 +54,42 @@ class StopOnNaN(Callback):
         batch: Batch | ClassificationBatch,
         batch_idx: int,
     ) -> None:
-        """Looks at the loss, or at the one before."""
-        loss = outputs["loss"].detach()
-        if loss.device.type == "cuda":
-            copy, copied = loss.to("cpu", non_blocking=True), torch.cuda.Event()
+        """Looks at this step, or at the one before."""
+        assert isinstance(pl_module, TrainingModule)
+        norm = pl_module.gradient_norm.detach() * (pl_module.training_options.precision != "fp16")
+        figures, copied = torch.stack([outputs["loss"].detach().to(norm), norm]), None
+        if figures.device.type == "cuda":
+            figures, copied = figures.to("cpu", non_blocking=True), torch.cuda.Event()
             copied.record()
-            self._look_back()
-            self._pending = copied, copy, batch.ids, trainer.global_step
-        else:
-            self._check(loss, batch.ids, trainer.global_step)
+            self._look_back(trainer, pl_module)
+        self._pending = _Step(trainer.global_step, figures, copied, batch, self._random)
+        if copied is None or trainer.is_last_batch:
+            self._look_back(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at the last loss of the epoch."""
-        self._look_back()
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Looks at the last step first."""
+        self._look_back(trainer, pl_module)
 
-    def _look_back(self) -> None:
-        if self._pending is not None:
-            copied, loss, ids, step = self._pending
-            self._pending = None
-            copied.synchronize()  # until the copy is there, what it reads is whatever the memory held
-            self._check(loss, ids, step)
-
-    def _check(self, loss: Tensor, ids: Tensor, step: int) -> None:
-        if not torch.isfinite(loss):
-            images = ", ".join(map(str, ids.tolist()))
+    def _look_back(self, trainer: Trainer, module: LightningModule) -> None:
+        step, self._pending = self._pending, None
+        if step is None:
+            return
+        if step.copied is not None:
+            step.copied.synchronize()  # until the copy is there, what it reads is whatever the memory held
+        wrong = [
+            f"{name} is {value.item()}"
+            for name, value in zip(("loss", "gradient's norm"), step.figures, strict=True)
+            if not value.isfinite()
+        ]
+        if wrong:
+            assert isinstance(module, TrainingModule)
+            set_random_state(module.device, step.random)
+            with torch.enable_grad(), trainer.precision_plugin.train_step_context():
+                place = first_place(module.model, lambda: module.losses(step.batch, module.model.loss))
+            images = ", ".join(map(str, step.batch.ids.tolist()))
             raise UserError(
-                f"step {step}: the loss is {loss.item()} on the images with ids {images}; look at them, lower "
-                "--training.learning_rate, or set --training.clip_norm 10"
+                f"step {step.number}: the {wrong[0]} on the images with ids {images}, first in {place}; look at them, "
+                "lower --training.learning_rate, or set --training.clip_norm 10"
             )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from detect.training.folder import write
+
 
 @rank_zero_only
 def begin(out: Path, resume: bool) -> None:
@@ -51,6 +53,4 @@ def _read(out: Path) -> dict[str, Any]:
 
 
 def _write(out: Path, content: dict[str, Any]) -> None:
-    draft = out / ".training.json.part"
-    draft.write_text(json.dumps(content), encoding="utf-8")
-    draft.replace(out / "training.json")
+    write(out / "training.json", json.dumps(content))

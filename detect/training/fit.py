@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from detect.checkpoint import load_any, load_checkpoint, model_card
 from detect.config import (
@@ -27,7 +32,7 @@ from detect.config import (
     RCNNOptions,
     TrainingOptions,
     check_proposals,
-    save_config,
+    config_to_yaml,
 )
 from detect.data.classification import ClassificationData
 from detect.data.datamodule import DetectionData
@@ -38,9 +43,15 @@ from detect.structures import Targets
 from detect.training import clock
 from detect.training.callbacks import ProgressBar, StopOnNaN
 from detect.training.checkpoints import AtomicCheckpointIO, save_detector
+from detect.training.folder import FULL, complaint, is_first, owned, write
+from detect.training.metrics import MetricsFile
 from detect.training.module import ClassifierModule, DetectorModule, TrainingModule
+from detect.training.saving import Patience, SaveLast, interruptible
 from detect.training.stages import train_stages
 
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for another whose machine is lost; one that dies is noticed at once. None is as far behind
+the others as that, but where a large model is compiled."""
 TUNED = "fine_tuning"
 """The folder of R-CNN's first stage."""
 E = TypeVar("E", Config, ClassificationConfig)
@@ -59,22 +70,20 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     config = _with_precision(config)
     started = time.monotonic()
     # All that can be wrong with the config is found before there is a folder.
-    model, *other = build(config, data, out, resume)
+    model, *other = build(config, data)
     if model.statistics is not None:
         _measure_deltas(model, data)
     card = model_card(config, data.train.classes, data.train.category_ids)
-    for checkpoint in (_last(out), _last(out / TUNED)):
+    for checkpoint in (_last(out), _last(out / TUNED), _last(out / "step1")):
         if resume and checkpoint.exists():
             _compare(config, data.classes, checkpoint)
-    _begin_folder(config, out)
-    clock.begin(out, resume)
-    if other:
-        _fit_alternating(model, other[0], config.training, data, card, out)
-    elif isinstance(model, RCNN):
-        _fit_stages(model, config, data, card, out, resume)
-    else:
-        _fit(DetectorModule(model, config.training, data.val, card), data, out, resume)
-    clock.end(out)
+    with _session(config, out, resume):
+        if other:
+            _fit_alternating(model, other[0], config.training, data, card, out, resume)
+        elif isinstance(model, RCNN):
+            _fit_stages(model, config, data, card, out, resume)
+        else:
+            _fit(DetectorModule(model, config.training, data.val, card), data, out, resume)
     return best_checkpoint(out), time.monotonic() - started
 
 
@@ -84,7 +93,7 @@ def fit_classifier(
     """As `fit`, with a classifier."""
     config = _with_precision(config)
     started = time.monotonic()
-    _check(config.training, out, resume)
+    _check(config.training)
     if config.training.alternating:
         raise UserError("training.alternating: a classifier has no RPN to train in turns with")
     if data.val is not None and len(data.val.labels) < count_processes(config.training):
@@ -97,19 +106,17 @@ def fit_classifier(
         if (before.classes, before.config.model) != (data.classes, config.model):
             raise UserError(f"--resume: {_last(out)} has other classes or another network; start a new run for these")
     card = model_card(config, data.classes)
-    _begin_folder(config, out)
-    clock.begin(out, resume)
-    _fit(ClassifierModule(model, config.training, data.val, card), data, out, resume)
-    clock.end(out)
+    with _session(config, out, resume):
+        _fit(ClassifierModule(model, config.training, data.val, card), data, out, resume)
     return best_checkpoint(out), time.monotonic() - started
 
 
-def build(config: Config, data: DetectionData, out: Path, resume: bool = False) -> list[Detector]:
+def build(config: Config, data: DetectionData) -> list[Detector]:
     """The model as training begins, two for the paper's four steps; the data is read, and nothing written.
 
-    Raises `UserError` where the config does not fit itself, the data, this machine or the folder `out`.
+    Raises `UserError` where the config does not fit itself, the data or this machine.
     """
-    _check(config.training, out, resume)
+    _check(config.training)
     _check_val(config.training, data)
     seed_everything(config.training.seed, verbose=False)
     models: list[Detector] = [
@@ -129,7 +136,10 @@ def _fit(module: TrainingModule, data: DetectionData | ClassificationData, out: 
     """Lightning's loop with our callbacks."""
     training, validates = module.training_options, module.evaluator is not None
     resume = resume and _last(out).exists()
-    metrics = CSVLogger(out, name="", version="")
+    seen = torch.load(_last(out), weights_only=True, mmap=True) if resume else {"metrics_rows": 0, "global_step": 0}
+    metrics = MetricsFile(out / "metrics.csv", seen["metrics_rows"], seen["global_step"])
+    # What TensorBoard was told after the checkpoint goes as well.
+    board = TensorBoardLogger(out, name="", version="tensorboard", purge_step=seen["global_step"] if resume else None)
     with warnings.catch_warnings():
         # Advice on the number of workers, and Lightning's own use of what torch deprecates, help no user.
         warnings.filterwarnings("ignore", module="lightning")
@@ -142,35 +152,35 @@ def _fit(module: TrainingModule, data: DetectionData | ClassificationData, out: 
             limit_val_batches=None if validates else 0,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            callbacks=_callbacks(training, out, module.monitor if validates else None),
-            logger=[metrics, TensorBoardLogger(out, name="", version="tensorboard")],
-            plugins=[AtomicCheckpointIO()],
+            callbacks=_callbacks(training, out, module.monitor if validates else None, metrics),
+            logger=[metrics, board],
+            plugins=[AtomicCheckpointIO(), *_cluster(training)],
+            default_root_dir=out,
             log_every_n_steps=10,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        if resume:
-            _keep_rows(metrics, out)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=_last(out) if resume else None, weights_only=True)
         except SystemExit:  # which is what Lightning makes of it
             raise KeyboardInterrupt from None
 
 
-def _callbacks(training: TrainingOptions, out: Path, monitor: str | None) -> list[Callback]:
-    folder: dict[str, Any] = {"dirpath": out / "checkpoints", "enable_version_counter": False}
+def _callbacks(training: TrainingOptions, out: Path, monitor: str | None, metrics: MetricsFile) -> list[Callback]:
     callbacks: list[Callback] = [
         ProgressBar(),
         StopOnNaN(),
         LearningRateMonitor(logging_interval="step"),
-        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **folder),
+        SaveLast(_last(out), training.save_minutes, metrics),
     ]
     if monitor is not None:
+        folder: dict[str, Any] = {"dirpath": out / "checkpoints", "enable_version_counter": False}
         callbacks.append(_Best(filename="best", monitor=monitor, mode="max", save_on_train_epoch_end=False, **folder))
     if training.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=training.ema))
+        # Not EMAWeightAveraging, whose formula also moves what is constant, such as anchors, by a rounding a step.
+        callbacks.append(WeightAveraging(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(training.ema)))
     if training.patience is not None and monitor is not None:
-        callbacks.append(EarlyStopping(monitor, mode="max", patience=training.patience))
+        callbacks.append(Patience(monitor, mode="max", patience=training.patience))
     return callbacks
 
 
@@ -193,13 +203,20 @@ class _DDP(DDPStrategy):
 def _processes(training: TrainingOptions) -> dict[str, Any]:
     """Where training runs and in how many processes: as torchrun started them, else as the config says."""
     # With alternation only a part of the parameters is trained in each phase.
-    parallel = _DDP(find_unused_parameters=training.alternating)
+    parallel = _DDP(find_unused_parameters=training.alternating, timeout=PATIENCE)
     if torch.distributed.is_torchelastic_launched():
         here, machines = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
         return {"accelerator": training.accelerator, "devices": here, "num_nodes": machines, "strategy": parallel}
     several = count_processes(training) > 1
     devices = training.devices or "auto"
     return {"accelerator": training.accelerator, "devices": devices, "strategy": parallel if several else "auto"}
+
+
+def _cluster(training: TrainingOptions) -> list[Any]:
+    """No requeueing by Lightning in SLURM: it saves amid a step, in the working directory, where runs then begin."""
+    if not SLURMEnvironment.detect() or torch.distributed.is_torchelastic_launched():
+        return []
+    return [SLURMEnvironment(auto_requeue=False) if count_processes(training) > 1 else LightningEnvironment()]
 
 
 def _with_precision(config: E) -> E:
@@ -221,29 +238,34 @@ def count_processes(training: TrainingOptions) -> int:
     return training.devices or max(1, 0 if training.accelerator == "cpu" else torch.accelerator.device_count())
 
 
-@rank_zero_only
-def _keep_rows(metrics: CSVLogger, out: Path) -> None:
-    """Lightning begins `metrics.csv` anew; a run that goes on keeps the rows up to its checkpoint."""
-    file, step = out / "metrics.csv", torch.load(_last(out), weights_only=True, mmap=True)["global_step"]
-    if file.exists():
-        with file.open(newline="", encoding="utf-8") as lines:
-            metrics.experiment.metrics += [row for row in csv.DictReader(lines) if int(row["step"]) < step]
-
-
 def _last(out: Path) -> Path:
     return out / "checkpoints" / "last.ckpt"
 
 
+@contextmanager
+def _session(config: Experiment, out: Path, resume: bool) -> Iterator[None]:
+    """The time in which this process, and no other, writes to the folder of a run."""
+    with owned(out), interruptible():
+        # The first process alone asks: to the others it would be their own run that has begun.
+        if not resume and is_first() and (out / "config.yaml").exists():
+            raise UserError(f"{out}: another run has begun in this folder; give another --out")
+        clock.begin(out, resume)
+        _save_config(config, out)
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise UserError(complaint(out, str(error.strerror), None, full=True)) from None
+        clock.end(out)
+
+
 @rank_zero_only
-def _begin_folder(config: Experiment, out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        save_config(config, out / "config.yaml")
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}; choose another folder with --out") from None
+def _save_config(config: Experiment, out: Path) -> None:
+    write(out / "config.yaml", config_to_yaml(config))
 
 
-def _check(training: TrainingOptions, out: Path, resume: bool) -> None:
+def _check(training: TrainingOptions) -> None:
     gpus, processes = torch.accelerator.device_count(), count_processes(training)
     if training.accelerator == "gpu" and not gpus:
         raise UserError("training.accelerator: torch sees no GPU; choose cpu or auto")
@@ -251,10 +273,6 @@ def _check(training: TrainingOptions, out: Path, resume: bool) -> None:
         raise UserError(f"training.devices: there are {gpus} GPUs here for {processes} processes; choose fewer")
     if training.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("training.precision: fp16 needs a CUDA device; choose auto, bf16 or fp32")
-    if resume and training.alternating:
-        raise UserError("--resume: alternating training cannot go on; start anew without it")
-    if resume and not (out / "config.yaml").exists():
-        raise UserError(f"--resume: {out} holds no run; start one without --resume")
 
 
 def _check_val(training: TrainingOptions, data: DetectionData) -> None:
@@ -325,9 +343,7 @@ def _fit_stages(
     if resume and done.exists():
         return
     if config.model.fine_tuning:
-        _fit(DetectorModule(model, config.training, None, card), data, out / TUNED, resume)
-        # As it is on the disk, where an average of the weights stands in their place, also after a run that had ended.
-        model.load_state_dict(load_checkpoint(_last(out / TUNED)).model.state_dict())
+        _fit_step(DetectorModule(model, config.training, None, card), data, out / TUNED, resume)
     cuda = config.training.accelerator != "cpu" and torch.cuda.is_available()
     train_stages(model.to("cuda" if cuda else "cpu").eval(), data.eval_loader(data.train), config.model, stages)
     save_detector(model, card, done)
@@ -338,20 +354,34 @@ def _fit_stages(
 
 
 def _fit_alternating(
-    first: Detector, second: Detector, training: TrainingOptions, data: DetectionData, card: dict[str, Any], out: Path
+    first: Detector,
+    second: Detector,
+    training: TrainingOptions,
+    data: DetectionData,
+    card: dict[str, Any],
+    out: Path,
+    resume: bool,
 ) -> None:
     """Alternating training (Ren et al. 2015, §3.2): in the end RPN and detector share one backbone.
 
     1. An RPN is trained from the initial weights. 2. A detector is trained from the initial weights on its proposals;
     the two share nothing yet. 3. An RPN is trained on the detector's backbone, which is frozen. 4. The detector's own
     layers are trained on the proposals of that RPN, with backbone and RPN frozen.
+
+    A run goes on in the step that it was in; of those before it, the last checkpoints are read.
     """
     assert first.rpn is not None and second.rpn is not None
-    _fit(DetectorModule(first, training, None, card, ["rpn"]), data, out / "step1")
-    _fit(DetectorModule(second, training, None, card, ["boxes"], proposer=first), data, out / "step2")
+    _fit_step(DetectorModule(first, training, None, card, ["rpn"]), data, out / "step1", resume)
+    _fit_step(DetectorModule(second, training, None, card, ["boxes"], proposer=first), data, out / "step2", resume)
     second.rpn.load_state_dict(first.rpn.state_dict())
     # In eval mode, in which Lightning leaves it, so that the statistics of batch norms stay as well.
     second.backbone.requires_grad_(False).eval()
-    _fit(DetectorModule(second, training, None, card, ["rpn"]), data, out / "step3")
+    _fit_step(DetectorModule(second, training, None, card, ["rpn"]), data, out / "step3", resume)
     second.rpn.requires_grad_(False)
-    _fit(DetectorModule(second, training, data.val, card, ["boxes"]), data, out)
+    _fit(DetectorModule(second, training, data.val, card, ["boxes"]), data, out, resume)
+
+
+def _fit_step(module: DetectorModule, data: DetectionData, out: Path, resume: bool) -> None:
+    """Leaves the model as it is on the disk, where an average of the weights stands in their place."""
+    _fit(module, data, out, resume)
+    module.model.load_state_dict(load_checkpoint(_last(out)).model.state_dict())

@@ -10,6 +10,8 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, distributed
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.optim import Optimizer
 
 from detect.config import TrainingOptions
 from detect.data.dataset import Dataset
@@ -18,8 +20,10 @@ from detect.evaluation.classification import ClassificationEvaluator
 from detect.evaluation.evaluator import Evaluator
 from detect.models import Classifier, Detector
 from detect.models.detector import Losses, Part
+from detect.ops.winograd import learn_by_winograd
 from detect.structures import Batch, ClassificationBatch
 from detect.training.optimization import make_optimizer, schedule
+from detect.training.randomness import get_random_state, set_random_state
 
 
 class TrainingModule(LightningModule):
@@ -39,9 +43,45 @@ class TrainingModule(LightningModule):
         super().__init__()
         on_cpu = training.accelerator == "cpu" or not torch.cuda.is_available()
         self.model = model.lay_out(fastest_layout(on_cpu))
+        if on_cpu:
+            learn_by_winograd(self.model)
         self.training_options, self.card = training, card or {}
         loss: Callable[..., Losses] = model.loss
         self.loss = torch.compile(loss, fullgraph=True) if training.compile else loss
+        self.gradient_norm = torch.zeros(())
+
+    def setup(self, stage: str) -> None:
+        """Lets each process draw samples and dropout of its own; Lightning has seeded all of them alike."""
+        if _parallel():
+            torch.manual_seed(self.training_options.seed + distributed.get_rank())
+
+    def losses(self, batch: Any, loss: Callable[..., Losses]) -> Losses:
+        """What `loss`, the model's own or the compiled one, says to the batch."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, index: int) -> dict[str, Tensor]:
+        """The sum of the losses, and each of them."""
+        return self.sum_up(self.losses(batch, self.loss), batch)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the gradients; a step whose gradients are no numbers changes nothing.
+
+        `gradient_norm` says so afterwards; the device is not waited for.
+        """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_val is not None:
+            self.gradient_norm = clip_grad_norm_(parameters, gradient_clip_val)
+        else:
+            self.gradient_norm = get_total_norm(one.grad for one in parameters if one.grad is not None)
+        if optimizer.defaults.get("fused"):  # as a scaler tells it
+            optimizer.found_inf = (~self.gradient_norm.isfinite()).float()  # type: ignore[attr-defined]
+        elif self.training_options.precision != "fp16" and not self.gradient_norm.isfinite():  # RMSprop alone waits
+            optimizer.zero_grad()
 
     def sum_up(self, losses: Losses, batch: Batch | ClassificationBatch) -> dict[str, Tensor]:
         """The sum of the losses, which is minimised; it and each of them is logged."""
@@ -71,21 +111,17 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts class names, preprocessing and versions beside the weights, and every process's random state."""
         checkpoint["detect"] = self.card
-        states: list[Any] = [{"cpu": torch.get_rng_state()}]
-        if self.device.type == "cuda":
-            states[0]["cuda"] = torch.cuda.get_rng_state(self.device)
+        states: list[Any] = [get_random_state(self.device)]
         if _parallel():
             states *= distributed.get_world_size()
             distributed.all_gather_object(states, states[0])
         checkpoint["random"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run that goes on draws what it would have drawn."""
-        states = checkpoint["random"]
-        state = states[distributed.get_rank() % len(states) if _parallel() else 0]
-        torch.set_rng_state(state["cpu"])
-        if "cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda"])
+        """A run that goes on draws what it would have drawn; processes that it did not have draw what they will."""
+        states, rank = checkpoint["random"], distributed.get_rank() if _parallel() else 0
+        if rank < len(states):
+            set_random_state(self.device, states[rank])
 
 
 class DetectorModule(TrainingModule):
@@ -118,11 +154,11 @@ class DetectorModule(TrainingModule):
         # In a tuple, so that it is no submodule: neither trained nor saved.
         self.proposer = () if proposer is None else (proposer.eval(),)
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """The sum of the losses, and each of them."""
+    def losses(self, batch: Batch, loss: Callable[..., Losses]) -> Losses:
+        """Those of the parts."""
         for proposer in self.proposer:
             batch = replace(batch, proposals=proposer.to(self.device).propose(batch.images))
-        return self.sum_up(self.loss(batch, self.parts), batch)
+        return loss(batch, self.parts)
 
     def on_validation_epoch_start(self) -> None:
         """Begins anew."""
@@ -172,9 +208,9 @@ class ClassifierModule(TrainingModule):
         self.model: Classifier
         self.evaluator: ClassificationEvaluator | None = None if val is None else ClassificationEvaluator(val)
 
-    def training_step(self, batch: ClassificationBatch, index: int) -> dict[str, Tensor]:
-        """The sum of the losses, and each of them."""
-        return self.sum_up(self.loss(batch), batch)
+    def losses(self, batch: ClassificationBatch, loss: Callable[..., Losses]) -> Losses:
+        """The cross entropies."""
+        return loss(batch)
 
     def on_validation_epoch_start(self) -> None:
         """Begins anew."""

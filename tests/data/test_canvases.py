@@ -98,3 +98,18 @@ def test_the_seed_and_the_epoch_alone_decide():
     assert first != list(sampler(20, training=True, seed=6))
     one.set_epoch(0)
     assert first == list(one)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_epoch_goes_on_with_the_batch_that_comes_next(world_size):
+    for rank in range(world_size):
+        one, other = (sampler(20, training=True, rank=rank, world_size=world_size) for _ in range(2))
+        one.set_epoch(3)
+        whole = list(one)
+        for done in range(len(whole) + 1):
+            other.begin(3, done)
+            other.set_epoch(3)  # as Lightning does, after the workers have begun
+            assert list(other) == whole[done:] and len(other) == len(whole)
+        other.set_epoch(4)
+        one.set_epoch(4)
+        assert list(other) == list(one)

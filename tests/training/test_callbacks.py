@@ -1,33 +1,71 @@
-from unittest.mock import Mock
+"""Runs whose numbers go wrong in the second epoch."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-from lightning import LightningModule, Trainer
 
+from detect.backbones import LeNet
+from detect.data.datamodule import DetectionData
 from detect.errors import UserError
-from detect.structures import Batch, Images, Targets
-from detect.training.callbacks import StopOnNaN
+from detect.models import HeadOptions
+from detect.models.detector import Detector
+from detect.training.fit import fit
+from detect.training.module import DetectorModule
 
 
-def batch(*ids: int) -> Batch:
-    count = len(ids)
-    images = Images(torch.zeros(count, 3, 32, 32), torch.full((count, 2), 32))
-    none = torch.zeros(count, 1, dtype=torch.bool)
-    targets = Targets(torch.zeros(count, 1, 4), torch.zeros(count, 1, dtype=torch.int64), none, none)
-    return Batch(images, targets, torch.tensor(ids), torch.ones(count, 2))
+def root_of_nothing(self, losses):
+    """Adds 0 whose gradient is no number."""
+    return losses | {"boxes": losses["boxes"] + (self.predictor.scores.weight.sum() * 0).sqrt()}
 
 
-def end_of_step(loss: float) -> None:
-    stop = StopOnNaN()
-    trainer, module = Mock(Trainer, global_step=5), Mock(LightningModule)
-    stop.on_train_batch_end(trainer, module, {"loss": torch.tensor(loss)}, batch(7, 12), 0)
+def infinite(self, losses):
+    return {name: value * torch.inf for name, value in losses.items()}
 
 
-def test_a_finite_loss_passes():
-    end_of_step(1e30)
+@pytest.mark.parametrize(
+    ("wrong", "training", "message"),
+    [
+        (root_of_nothing, {}, "the gradient's norm is nan on .* first in the gradient of predictor.scores.weight; "),
+        (root_of_nothing, {"clip_norm": 1.0, "ema": 0.9}, "the gradient's norm is nan .* of predictor.scores.weight; "),
+        (infinite, {"optimizer": "rmsprop"}, "the loss is inf on .* first in the loss rpn_objectness; "),
+    ],
+)
+def test_numbers_that_go_wrong_end_the_run_and_spoil_nothing(changed, tmp_path, monkeypatch, wrong, training, message):
+    config = changed({"val": "val"}, save_minutes=1e-9, **training)
+    config = replace(config, model=replace(config.model, backbone=LeNet(), head=HeadOptions()))
+    loss, modules, before = Detector.loss, [], {}
+    files = [tmp_path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+
+    def third(self, batch, index):
+        if self.trainer.global_step == 2:
+            before.update({file: file.read_bytes() for file in files})
+            modules.append((self.model, {name: value.clone() for name, value in self.model.named_parameters()}))
+            monkeypatch.setattr(Detector, "loss", lambda self, *args: wrong(self, loss(self, *args)))
+            self.loss = self.model.loss
+        return step(self, batch, index)
+
+    step = DetectorModule.training_step
+    monkeypatch.setattr(DetectorModule, "training_step", third)
+    with pytest.raises(UserError, match=rf"^step 3: {message}.*clip_norm 10$"):
+        fit(config, DetectionData(config.data), tmp_path)
+    assert {file: file.read_bytes() for file in files} == before
+    (model, weights), *_ = modules
+    assert all(torch.equal(value, weights[name]) for name, value in model.named_parameters())  # the step was left out
 
 
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_names_step_and_images(loss):
-    with pytest.raises(UserError, match=rf"^step 5: the loss is {loss} on the images with ids 7, 12; .*clip_norm"):
-        end_of_step(loss)
+def test_a_layer_that_overflows_is_named(changed, tmp_path, monkeypatch):
+    config = changed(precision="bf16")
+    config = replace(config, model=replace(config.model, backbone=LeNet(), head=HeadOptions()))
+    build = type(config.model).build
+
+    def overflowing(self, classes):
+        model = build(self, classes)
+        model.trunk.register_forward_hook(lambda layer, inputs, output: output * torch.inf)
+        return model
+
+    monkeypatch.setattr(type(config.model), "build", overflowing)
+    with pytest.raises(
+        UserError, match=r"^step 1: the loss is nan .* first in the output of predictor\.(scores|deltas);"
+    ):
+        fit(config, DetectionData(config.data), tmp_path)

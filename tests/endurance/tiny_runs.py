@@ -1,0 +1,157 @@
+"""Tiny runs of `detect train` in processes of their own, for the scripts here that kill them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+
+from detect.cli import main, train
+from detect.data.shapes import make_shapes
+from detect.training.module import DetectorModule
+
+EPOCHS, STEPS, VALIDATIONS = 3, 6, 3
+"""Epochs, steps of each, batches of its validation."""
+FAMILY = ("faster_rcnn", "alternating", "rcnn")
+
+
+def make_config(folder: Path, kind: str = "faster_rcnn") -> Path:
+    """Data and an experiment on it: batch norm, two scales, flips, an average of the weights, clipped gradients."""
+    data = folder / "data"
+    if not data.exists():
+        make_shapes(data, images={"train": 2 * STEPS, "val": 2 * VALIDATIONS}, size=(64, 96), progress=False)
+    counts = {"before_nms": 100, "after_nms": 20}
+    rpn = {"anchor_sizes": [8, 16, 32, 48, 64], "training": counts, "testing": counts}
+    model = {"boxes": {"samples": 16}}
+    if kind == "rcnn":
+        model |= {"name": "rcnn", "crop": {"size": 64}, "backbone": {"name": "resnet", "depth": 18, "norm": "batch"}}
+    else:  # a ResNet of half a million weights: saving takes the most of a step otherwise
+        backbone = {"name": "timm", "model": "test_resnet", "fpn": False}
+        model |= {"backbone": backbone, "rpn": rpn, "head": {"layers": 1, "channels": 32}}
+    config = {
+        "model": model,
+        "data": {
+            **{"root": str(data), "short_side": [64, 48], "long_side": 96, "canvases": 1, "workers": 0},
+            **{"batch_size": 2, "eval_batch_size": 2, "augment": [{"HorizontalFlip": {"p": 0.5}}]},
+            **({"proposals": str(folder / "proposals.db")} if kind == "rcnn" else {}),
+        },
+        "training": {
+            **{"epochs": 1 if kind != "faster_rcnn" else EPOCHS, "warmup_steps": 4, "learning_rate": 0.01},
+            **{"schedule": "cosine", "ema": 0.9, "clip_norm": 5.0, "accelerator": "cpu", "devices": 1},
+            **{"save_minutes": 0.005, "alternating": kind == "alternating"},
+        },
+    }
+    if kind == "rcnn" and not (folder / "proposals.db").exists():
+        child(["propose", str(data), "--out", str(folder / "proposals.db"), "--processes", "1"], lambda _: None)
+    path = folder / f"{kind}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def child(words: list[str], watch: Callable[[int], None], told: Path | None = None) -> int:
+    """Runs one command in a child; returns its exit code, negative for a signal.
+
+    Args:
+        words: the command.
+        watch: is called with the child's id at each of its steps, of training and of validation.
+        told: where its output goes.
+    """
+    reads, writes = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = os.fork()
+    if process == 0:
+        os.close(reads)
+        with (told or Path(os.devnull)).open("wb", buffering=0) as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        for name in ("training_step", "validation_step"):
+            _tell(name, writes)
+        train.evaluate_checkpoint = lambda *_: {}  # training is over by then
+        code = 70
+        try:
+            code = main(words)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    os.close(writes)
+    with os.fdopen(reads, "rb", buffering=0) as steps:
+        while steps.read(1):
+            watch(process)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def killed_at(step: int, pause: float = 0.0, number: int = signal.SIGKILL) -> Callable[[int], None]:
+    """Sends a signal so many seconds after that step, counted from 1."""
+    seen = 0
+
+    def watch(process: int) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == step:
+            time.sleep(pause)
+            os.kill(process, number)
+
+    return watch
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What two runs have not in common to the last bit: whatever is in their checkpoints, and the rows of metrics."""
+    files = [sorted(path.relative_to(run) for path in run.rglob("*.ckpt")) for run in (one, other)]
+    if files[0] != files[1]:
+        return [f"{files[0]} and {files[1]}"]
+    found = [
+        f"{file}{place}" for file in files[0] for place in _differences(_content(one / file), _content(other / file))
+    ]
+    for file in sorted(path.relative_to(one) for path in one.rglob("metrics.csv")):
+        rows, others = _rows(one / file), _rows(other / file)
+        if rows != others:
+            place = next((i for i, (a, b) in enumerate(zip(rows, others, strict=False)) if a != b), len(rows))
+            found.append(f"{file}: {len(rows)} and {len(others)} rows, {rows[place:][:1]} and {others[place:][:1]}")
+    return found
+
+
+def _tell(name: str, pipe: int) -> None:
+    function = getattr(DetectorModule, name)
+
+    def told(self, *args):
+        os.write(pipe, b".")
+        return function(self, *args)
+
+    setattr(DetectorModule, name, told)
+
+
+def _content(file: Path) -> dict:
+    content = torch.load(file, weights_only=True)
+    content["detect"]["config"]["data"].pop("workers")
+    return content
+
+
+def _differences(one: object, other: object, place: str = "") -> list[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        if one.keys() != other.keys():
+            return [f"{place}: {sorted(map(str, one.keys() ^ other.keys()))}"]
+        # Paths of the folder, and Lightning's counters, whose meaning is in all the rest.
+        names = one.keys() - {"loops", "dirpath", "best_model_path", "best_k_models", "kth_best_model_path"}
+        return [found for name in names for found in _differences(one[name], other[name], f"{place}/{name}")]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [found for index, (a, b) in pairs for found in _differences(a, b, f"{place}/{index}")]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return [] if one.dtype == other.dtype and torch.equal(one, other) else [place]
+    return [] if one == other else [place]
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
