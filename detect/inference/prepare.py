@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from detect.backbones.norm import FrozenBatchNorm2d
 from detect.backbones.timm import TimmBackbone, WholeTimm
 from detect.models import Detector
-from detect.ops.winograd import LearningWinogradConv2d, WinogradConv2d, is_winograd
+from detect.ops.winograd import WinogradConv2d, is_winograd
 
 Precision = Literal["fp32", "bf16"]
 
@@ -64,7 +64,7 @@ def fold_norms(module: nn.Module) -> None:
 def use_winograd(module: nn.Module) -> None:
     """Replaces, in place, every convolution that Winograd's algorithm computes faster."""
     for name, child in module.named_children():
-        if type(child) in (nn.Conv2d, LearningWinogradConv2d) and is_winograd(child):
+        if isinstance(child, nn.Conv2d) and is_winograd(child):
             setattr(module, name, WinogradConv2d.of(child))
         else:
             use_winograd(child)

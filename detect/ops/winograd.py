@@ -97,7 +97,8 @@ def is_winograd(convolution: nn.Conv2d, least_channels: int = LEAST_CHANNELS) ->
     """Whether `WinogradConv2d` computes it, and faster."""
     shape = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
     return (
-        shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+        type(convolution) in (nn.Conv2d, LearningWinogradConv2d)
+        and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
         and convolution.padding_mode == "zeros"
         and min(convolution.in_channels, convolution.out_channels) >= least_channels
         and convolution.weight.device.type == "cpu"
@@ -108,7 +109,7 @@ def is_winograd(convolution: nn.Conv2d, least_channels: int = LEAST_CHANNELS) ->
 def learn_by_winograd(module: nn.Module) -> None:
     """Makes, in place, every convolution that gains from it a `LearningWinogradConv2d`."""
     for child in module.modules():
-        if type(child) is nn.Conv2d and is_winograd(child, LEAST_CHANNELS_LEARNING):
+        if isinstance(child, nn.Conv2d) and is_winograd(child, LEAST_CHANNELS_LEARNING):
             LearningWinogradConv2d.take_over(child)
 
 
