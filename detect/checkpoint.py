@@ -104,7 +104,8 @@ class _Content:
 def _read(path: Path, overrides: Sequence[str]) -> _Content:
     try:
         card, weights = (_safetensors if path.suffix == ".safetensors" else _torch)(path)
-        config = config_from_dict(card["config"], str(path), overrides)
+        # Whose links are followed is for this user to say, not for the maker of the file.
+        config = config_from_dict(card["config"], str(path), ["--data.follow_links=false", *overrides])
         classes, category_ids = tuple(map(str, card["classes"])), tuple(map(int, card["category_ids"]))
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path}: {error.strerror}; give a checkpoint such as RUN/checkpoints/best.ckpt") from None

@@ -86,7 +86,8 @@ class ClassificationData(LightningDataModule):
     def _read(self, name: str, classes: Sequence[str] | None) -> ImageClasses:
         if self.options.dataset == "digits":
             return read_digits(name, classes)
-        return read_imagefolder(self.options.root, name, classes, self.options.skip_unreadable)
+        options = self.options
+        return read_imagefolder(options.root, name, classes, options.skip_unreadable, options.follow_links)
 
     def _loader(
         self, dataset: ImageClasses, batch_size: int, augmentation: Augmentation | None

@@ -54,6 +54,7 @@ class ClassificationDataOptions:
         crop: the stretch of an image that training draws; null takes the middle, as evaluation does.
         augment: albumentations by name, applied in training to what has been cropped; they keep the size.
         skip_unreadable: leave damaged images out (counted and told) instead of stopping.
+        follow_links: read what links out of the data folder lead to; they are then the user's own, not a stranger's.
     """
 
     dataset: Literal["folder", "digits"] = "folder"
@@ -69,6 +70,7 @@ class ClassificationDataOptions:
     crop: RandomCropOptions | None = field(default_factory=RandomCropOptions)
     augment: tuple[dict[str, Any], ...] = field(default_factory=lambda: ({"HorizontalFlip": {"p": 0.5}},))
     skip_unreadable: bool = False
+    follow_links: bool = False
 
     @model_validator(mode="after")
     def _middle_is_within(self) -> ClassificationDataOptions:

@@ -19,8 +19,8 @@ LOOKED_FOR = "annotations/instances_*.json or */_annotations.coco.json (COCO)"
 _ROBOFLOW = "_annotations.coco.json"
 
 
-def splits(root: Path) -> tuple[str, ...]:
-    """The splits that have an annotation file below `root`."""
+def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
+    """The splits that have an annotation file below `root`; none of these is opened."""
     official = [path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json")]
     roboflow = [path.parent.name for path in root.glob(f"*/{_ROBOFLOW}")]
     return tuple(sorted({*official, *roboflow}))
@@ -87,9 +87,10 @@ def _locate(root: Path, split: str) -> tuple[Path, list[Path]]:
 
 
 def _load(path: Path, findings: Findings) -> dict[str, Any]:
+    content = findings.need(path)
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
         findings.stop("broken-file", path, f"it is no JSON: {error}")
     if not isinstance(document, dict):
         findings.stop(

@@ -39,7 +39,9 @@ class DetectionData(LightningDataModule):
     def __init__(self, options: DataOptions, classes: Sequence[str] | None = None, seed: int = 0) -> None:
         super().__init__()
         self.options, self.seed = options, seed
-        self._read = partial(read, options.root, skip_unreadable=options.skip_unreadable)
+        self._read = partial(
+            read, options.root, skip_unreadable=options.skip_unreadable, follow_links=options.follow_links
+        )
         self._classes = tuple(classes) if classes is not None else None
         self._augmentation = Augmentation(options.augment)
         self._resizes = [Resize(short_side, options.long_side) for short_side in options.short_side]

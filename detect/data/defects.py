@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from detect.data.dataset import Dataset, Defect
+from detect.data.fence import Fence, OutsideError
 from detect.errors import UserError
 
 MIN_SIDE = 1e-3
@@ -54,7 +55,11 @@ RULES: dict[str, Rule] = {
     "class-list": Rule("refused", "write the names of the images alone, one a line, or name another split"),
     "duplicate-image": Rule("refused", "list every image once, with an id of its own and all its boxes"),
     "broken-file": Rule("refused", "correct the file at that place"),
-    "path-outside-root": Rule("refused", "name files by their path within the data folder"),
+    "path-outside-root": Rule(
+        "refused",
+        "name files by their path within the data folder; links out of it that are your own are followed with "
+        "--data.follow_links true",
+    ),
     "zero-area": Rule("mended", "a box without width or height is left out, its image is kept"),
     "negative-size": Rule("mended", "a box with its corners reversed is left out, its image is kept"),
     "outside-image": Rule("mended", "a box that lies wholly outside its image is left out, the image is kept"),
@@ -78,9 +83,17 @@ _DONE = _REMEDY | dict.fromkeys(_SKIPPABLE, "the image is left out")
 
 
 class Findings:
-    """Gathers the defects of one split. `skip_unreadable` leaves images that cannot be read out and goes on."""
+    """Gathers the defects of one split, and reads its files for the readers.
 
-    def __init__(self, root: Path, split: str, *, skip_unreadable: bool = False):
+    Args:
+        root: the data folder.
+        split: for messages.
+        skip_unreadable: leave images that cannot be read out and go on.
+        follow_links: as `Fence` has it.
+    """
+
+    def __init__(self, root: Path, split: str, *, skip_unreadable: bool = False, follow_links: bool = False):
+        self.fence = Fence(root, follow_links)
         self._root = root
         self._split = split
         self._mendable = {name for name, rule in RULES.items() if rule.verdict == "mended"}
@@ -98,6 +111,26 @@ class Findings:
         self.add(rule, path, detail)
         self.raise_refused()
         raise AssertionError(f"{rule} is not refused")
+
+    def read(self, path: Path) -> bytes | None:
+        """The content of an annotation file. None where it must not or cannot be read, which becomes a defect."""
+        try:
+            return self.fence.read(path)
+        except OutsideError as error:
+            self.add("path-outside-root", path, str(error))
+        except OSError as error:
+            self.add("broken-file", path, f"it cannot be read ({error.strerror})")
+        except ValueError as error:
+            self.add("broken-file", path, str(error))
+        return None
+
+    def need(self, path: Path) -> bytes:
+        """The same of a file that nothing can be read without: raises `UserError`."""
+        content = self.read(path)
+        if content is None:
+            self.raise_refused()
+            raise AssertionError(f"{path} is refused")
+        return content
 
     @property
     def mended(self) -> tuple[Defect, ...]:
@@ -197,7 +230,7 @@ def choose_classes(
 def inside(root: Path, folder: Path, name: str) -> Path | None:
     """The file `name` of `folder`, or None where the name leads out of `root`.
 
-    Only the name is judged: symbolic links are the user's own affair.
+    Only the name is judged; where links lead is for `Fence` to tell.
     """
     relative = Path(name)
     if (

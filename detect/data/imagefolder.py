@@ -1,8 +1,8 @@
 """Images sorted into folders, one a class: `ROOT/SPLIT/CLASS/*.jpg`, as torchvision's ImageFolder and ImageNet have it.
 
 A class has the name of its folder, and the classes are sorted by name. Images may lie at any depth below that folder.
-What begins with a dot (`.ipynb_checkpoints`, macOS's `._1.jpg`) is no class and no image. Symbolic links are followed
-wherever they lead, as by the readers of boxes: they are the user's own affair.
+What begins with a dot (`.ipynb_checkpoints`, macOS's `._1.jpg`) is no class and no image. Links that lead out of the
+root are refused, unless `follow_links` says that they are the user's own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ class ImageClasses:
 
 
 def read_imagefolder(
-    root: Path | str, split: str, classes: Sequence[str] | None = None, skip_unreadable: bool = False
+    root: Path | str,
+    split: str,
+    classes: Sequence[str] | None = None,
+    skip_unreadable: bool = False,
+    follow_links: bool = False,
 ) -> ImageClasses:
     """One split of a folder of images, class by class, with the header of every image looked at.
 
@@ -56,6 +60,7 @@ def read_imagefolder(
         classes: those of the training split or of a trained model, which the labels then follow; by default the
             folders' own. A class may then be without a folder here.
         skip_unreadable: leave damaged images out, and count them as mended.
+        follow_links: read what links out of the root lead to.
 
     Raises:
         UserError: there is no such split, it has no class, a class has no image or is not among `classes`, or images
@@ -73,7 +78,7 @@ def read_imagefolder(
 
     paths = [path for of_class in files for path in of_class]
     place = np.repeat(np.arange(len(folders)), list(map(len, files)))
-    findings = Findings(Path(root), folder.name, skip_unreadable=skip_unreadable)
+    findings = Findings(Path(root), folder.name, skip_unreadable=skip_unreadable, follow_links=follow_links)
     readable = _check(paths, findings)
     findings.raise_refused()
     _refuse_empty(folders, np.bincount(place[readable], minlength=len(folders)), "has no image that can be read")
@@ -146,7 +151,7 @@ def _refuse_empty(folders: Sequence[Path], counts: Sequence[int] | np.ndarray, w
 def _check(paths: Sequence[Path], findings: Findings) -> list[int]:
     """The places of the images that can be read; the others become defects."""
     readable = []
-    for place, (size, rule, detail) in enumerate(check_images(paths)):
+    for place, (size, rule, detail) in enumerate(check_images(paths, fence=findings.fence)):
         if size is None:
             findings.add(rule, paths[place], detail)
         else:

@@ -28,6 +28,7 @@ from detect.data.defects import Annotations, Findings, mend
 from detect.data.diagnosis import Report, one_line
 from detect.data.doctor import Survey
 from detect.data.download import new_folder
+from detect.data.fence import Fence
 from detect.errors import UserError
 
 LOG = "MENDED.txt"
@@ -410,7 +411,7 @@ def _text(parent: Element, name: str, number: float) -> None:
 def _write_yolo(work: _Work, draft: Path) -> None:
     _copy_images(work, draft)
     root = work.survey.root
-    document = yolo._load(root / "data.yaml")
+    document = yolo._load(root / "data.yaml", Fence(root))
     document.pop("path", None)
     for split in ("train", *VALIDATION, "test"):
         if split not in work.survey.parsed:

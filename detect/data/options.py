@@ -34,6 +34,7 @@ class DataOptions:
         proposals: a store that `detect propose` has made, for detectors without an RPN.
         max_proposals: the best so many of them an image.
         skip_unreadable: leave missing and damaged images out (counted and told) instead of stopping.
+        follow_links: read what links out of the data folder lead to; they are then the user's own, not a stranger's.
     """
 
     root: Path = Path("data")
@@ -51,3 +52,4 @@ class DataOptions:
     proposals: Path | None = None
     max_proposals: PositiveInt = 2000
     skip_unreadable: bool = False
+    follow_links: bool = False

@@ -17,14 +17,15 @@ from detect.data.check import check_images
 from detect.data.dataset import VALIDATION, Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
 from detect.data.defects import Annotations, Findings, as_json, mend, one_line
+from detect.data.fence import Fence, OutsideError
 from detect.errors import UserError
 
 _FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
 
 
-def splits(root: Path | str) -> tuple[str, ...]:
+def splits(root: Path | str, follow_links: bool = False) -> tuple[str, ...]:
     """The names of the splits that a data folder holds. Raises `UserError` where no known format is found."""
-    return _format(Path(root))[1]
+    return _format(Path(root), follow_links)[1]
 
 
 def read(
@@ -33,6 +34,7 @@ def read(
     *,
     classes: Sequence[str] | None = None,
     skip_unreadable: bool = False,
+    follow_links: bool = False,
     progress: bool = True,
 ) -> Dataset:
     """One split of a data folder, with every box checked and every image looked at, in the order of its files.
@@ -46,6 +48,7 @@ def read(
         split: One of `splits(root)`.
         classes: The classes of a trained model, whose order the labels then follow; by default the data's own.
         skip_unreadable: Leave images out that are missing or damaged, and count them as mended.
+        follow_links: Read what links out of the folder lead to. The folder itself may be a link in any case.
         progress: Show a progress bar on a terminal.
 
     Raises:
@@ -53,9 +56,9 @@ def read(
             line names the count, the first case and the remedy of each kind.
     """
     root = Path(root)
-    format, names = _format(root)
+    format, names = _format(root, follow_links)
     split = _resolve(root, split, names)
-    findings = Findings(root, split, skip_unreadable=skip_unreadable)
+    findings = Findings(root, split, skip_unreadable=skip_unreadable, follow_links=follow_links)
     with _collector_paused():
         annotations = _FORMATS[format].parse(root, split, classes, findings)
     sizes = _check_images(annotations, findings, progress)
@@ -73,20 +76,33 @@ def read(
 
 
 def image_files(root: Path) -> list[Path]:
-    """The images that the splits of a data set list; in a folder of no known format, the image files below it."""
+    """The images that the splits of a data set list; in a folder of no known format, the image files below it.
+
+    Raises `UserError` where one lies behind a link that leads out of the folder.
+    """
+    found = _listed_images(root)
+    if found is None:
+        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    fence = Fence(root)
+    if outside := [path for path in found if not fence.admits(path)]:
+        raise UserError(f"{outside[0]}: {OutsideError()}; name the folder that it leads to as a source of its own")
+    return found
+
+
+def _listed_images(root: Path) -> list[Path] | None:
     for module in _FORMATS.values():
         if names := module.splits(root):
             listed = (module.parse(root, name, None, Findings(root, name)).paths for name in names)
             return list(dict.fromkeys(path for paths in listed for path in paths))
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return None
 
 
-def _format(root: Path) -> tuple[str, tuple[str, ...]]:
+def _format(root: Path, follow_links: bool) -> tuple[str, tuple[str, ...]]:
     """The format of a data folder and the names of its splits."""
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; check the path of the data")
     for name, module in _FORMATS.items():
-        if names := module.splits(root):
+        if names := module.splits(root, follow_links):
             return name, names
     wanted = ", ".join(module.LOOKED_FOR for module in _FORMATS.values())
     there = sorted(path.name for path in root.iterdir())
@@ -122,7 +138,7 @@ def _check_images(annotations: Annotations, findings: Findings, progress: bool) 
     """Width and height of each image, 0 where it cannot be read; what is wrong with the images becomes defects."""
     paths = annotations.paths
     sizes = np.zeros((len(paths), 2), dtype=np.int64)
-    for place, (size, rule, detail) in enumerate(check_images(paths, progress)):
+    for place, (size, rule, detail) in enumerate(check_images(paths, progress, findings.fence)):
         if size is None:
             source = annotations.sources[place]
             findings.add(rule, paths[place], f"{detail}, its boxes are in {source}")

@@ -18,6 +18,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from detect.data.defects import Annotations, Findings, choose_classes, inside, is_file, one_line
+from detect.data.fence import Fence
 from detect.errors import UserError
 
 LOOKED_FOR = "ImageSets/Main/*.txt (VOC, here or in VOC2007, VOCdevkit/VOC2007)"
@@ -25,11 +26,13 @@ _FLAG = re.compile(r"\S+\s+(-1|0|1)")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def splits(root: Path) -> tuple[str, ...]:
+def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
     """The lists of images in `ImageSets/Main`, without those of a single class (`aeroplane_train`)."""
-    base = _base(root)
-    lists = (base / "ImageSets" / "Main").glob("*.txt")
-    return tuple(sorted(path.stem for path in lists if "_" not in path.stem or not _is_of_a_class(base, path)))
+    base, fence = _base(root), Fence(root, follow_links)
+    lists = [path for path in (base / "ImageSets" / "Main").glob("*.txt") if "_" in path.stem]
+    of_a_class = {path.stem for path in lists if fence.admits(path) and _is_of_a_class(base, path)}
+    stems = {path.stem for path in (base / "ImageSets" / "Main").glob("*.txt")}
+    return tuple(sorted(stems - of_a_class))
 
 
 def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findings) -> Annotations:
@@ -102,8 +105,8 @@ def _listed(base: Path, split: str, findings: Findings) -> Iterator[str]:
     """The stems of the images that the list of a split names; an extension there is tolerated."""
     path = base / "ImageSets" / "Main" / f"{split}.txt"
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
+        lines = findings.need(path).decode("utf-8-sig").splitlines()
+    except ValueError as error:
         findings.stop("broken-file", path, f"it is no list of names: {error}")
     seen = set()
     for number, line in enumerate(lines, start=1):
@@ -147,9 +150,12 @@ def _image_files(base: Path) -> dict[str, Path]:
 
 def _read(path: Path, findings: Findings) -> _Image:
     """The size and objects of one XML file. What is broken in it becomes a defect and is left out."""
+    content = findings.read(path)
+    if content is None:
+        return _NOTHING
     try:
-        tree = fromstring(path.read_bytes())
-    except (OSError, ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        tree = fromstring(content)
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         findings.add("broken-file", path, f"it is no XML: {error}")
         return _NOTHING
     objects = []

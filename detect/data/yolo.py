@@ -15,28 +15,37 @@ import yaml
 
 from detect.data.dataset import VALIDATION
 from detect.data.decode import SUFFIXES
-from detect.data.defects import Annotations, Findings, as_json, choose_classes, inside, is_file, is_folder, one_line
+from detect.data.defects import (
+    RULES,
+    Annotations,
+    Findings,
+    as_json,
+    choose_classes,
+    inside,
+    is_file,
+    is_folder,
+    one_line,
+)
+from detect.data.fence import LOADER, Fence, OutsideError, is_yaml_bomb
 from detect.errors import UserError
 
 LOOKED_FOR = "data.yaml (YOLO)"
-_MAX_DEPTH = 16
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # where libyaml is there: a thousand names take Python a second
 _PIXELS = 2.0
 """A box that reaches out of its image has fractions a little over 1; what is over this was meant as pixels."""
 
 
-def splits(root: Path) -> tuple[str, ...]:
+def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
     """Those of `train`, `val` (or one of its other names) and `test` that `data.yaml` names."""
     if not is_file(root / "data.yaml"):
         return ()
-    document = _load(root / "data.yaml")
+    document = _load(root / "data.yaml", Fence(root, follow_links))
     return tuple(split for split in ("train", *VALIDATION, "test") if document.get(split))
 
 
 def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findings) -> Annotations:
     """What the label files of a split say. `classes` are as for `read`; by default `names` of `data.yaml`, by index."""
     path = root / "data.yaml"
-    document = _load(path)
+    document = _load(path, findings.fence)
     names = _names(document, path)
     if document.get("nc", len(names)) != len(names):
         findings.add("class-count", path, f"nc is {as_json(document['nc'])}, but names has {len(names)}")
@@ -73,28 +82,22 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findi
     )
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, fence: Fence) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        _refuse_bombs(text, path)
-        document = yaml.load(text, _Loader)
+        text = fence.read(path).decode("utf-8-sig")
+        if is_yaml_bomb(text, aliases=0):
+            raise UserError(f"{path}: it has YAML aliases or deep nesting; write the names and paths out")
+        document = yaml.load(text, LOADER)
     except UserError:
         raise
+    except OutsideError as error:
+        raise UserError(one_line(f"{path}: {error}; {RULES['path-outside-root'].action}")) from None
     except Exception as error:  # values that are not what their tags say raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(one_line(f"{path}: it is no YAML ({reason[:300]}); correct the file")) from None
     if not isinstance(document, dict):
         raise UserError(f"{path}: it holds no names and no splits; write names: and train: into it")
     return document
-
-
-def _refuse_bombs(text: str, path: Path) -> None:
-    """Refuses what no data set needs: aliases of aliases make gigabytes of a few lines, deep nesting takes hours."""
-    depth = 0
-    for event in yaml.parse(text, _Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_DEPTH or isinstance(event, yaml.AliasEvent):
-            raise UserError(f"{path}: it has YAML aliases or deep nesting; write the names and paths out")
 
 
 def _names(document: dict[str, Any], path: Path) -> dict[int, str]:
@@ -153,8 +156,8 @@ def _images(root: Path, document: dict[str, Any], split: str, findings: Findings
 def _listed(root: Path, base: Path, path: Path, findings: Findings) -> Iterator[Path]:
     """The images that a list names, by their path from the list's folder (`./`) or from the data folder."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
+        lines = findings.need(path).decode("utf-8-sig").splitlines()
+    except ValueError as error:
         findings.stop("broken-file", path, f"it is no list of images: {error}")
     for number, line in enumerate(map(str.strip, lines), start=1):
         if line:
@@ -180,9 +183,12 @@ def _read(path: Path, findings: Findings) -> Iterator[tuple[int, int, tuple[floa
     if not is_file(path):
         findings.add("missing-label", path, "there is no such file")
         return
+    content = findings.read(path)
+    if content is None:
+        return
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
+        lines = content.decode("utf-8-sig").splitlines()
+    except ValueError as error:
         findings.add("broken-file", path, f"it is no text: {error}")
         return
     for number, line in enumerate(lines, start=1):

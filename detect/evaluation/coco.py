@@ -44,14 +44,12 @@ def from_detections(detections: Detections, ids: Int[Tensor, " B"], scales: Floa
     `ids` and `scales` are those of the `Batch`.
     """
     in_file = to_file_pixels(detections, scales).to("cpu")
+    # Of arrays, not of tensors: a million small tensors take ten times the memory of what they hold.
+    boxes, scores = in_file.boxes.float().numpy(), in_file.scores.float().numpy()
+    labels, valid = in_file.labels.long().numpy(), in_file.valid.numpy()
     return [
-        Prediction(
-            image_id,
-            boxes=in_file.boxes[i, valid].float().numpy(),
-            scores=in_file.scores[i, valid].float().numpy(),
-            labels=in_file.labels[i, valid].long().numpy(),
-        )
-        for i, (image_id, valid) in enumerate(zip(ids.tolist(), in_file.valid, strict=True))
+        Prediction(image_id, boxes[i, valid[i]], scores[i, valid[i]], labels[i, valid[i]])
+        for i, image_id in enumerate(ids.tolist())
     ]
 
 

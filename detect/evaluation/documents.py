@@ -18,6 +18,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from detect.data.dataset import Dataset, Record
 from detect.data.defects import inside
+from detect.data.fence import MAX_BYTES, Fence, read_bounded
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction
 
@@ -135,7 +136,7 @@ def read_results(file: Path, dataset: Dataset) -> tuple[list[dict[str, Any]], li
 
 def _load(file: Path, form: TypeAdapter, wanted: str) -> Any:
     try:
-        return form.validate_json(file.read_bytes())
+        return form.validate_json(read_bounded(file, MAX_BYTES[".json"]))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; name a JSON file") from None
     except ValidationError as error:
@@ -143,6 +144,8 @@ def _load(file: Path, form: TypeAdapter, wanted: str) -> Any:
         place = ".".join(map(str, first["loc"]))
         what = f"{place}: {first['msg']}" if place else first["msg"]
         raise UserError(f"{file}: {what}; wanted is {wanted}") from None
+    except ValueError as error:  # of which pydantic's are, too
+        raise UserError(f"{file}: {error}; wanted is {wanted}") from None
 
 
 def _unique(file: Path, what: str, entries: Iterable[tuple[int, T]]) -> dict[int, T]:
@@ -178,14 +181,16 @@ def _records(
     of_image = defaultdict(list)
     for annotation in annotations:
         of_image[annotation["image_id"]].append(annotation)
+    fence = Fence(folder) if folder else None
     records = []
     for image in images:
         own = of_image[image["id"]]
         boxes = _xyxy(own)
         name = image.get("file_name", str(image["id"]))
         path = inside(folder, folder, name) if folder else Path(name)
-        if path is None:
-            raise UserError(f"{file}: the file_name of image {image['id']} leads out of {folder}; correct it there")
+        if path is None or (fence and not fence.admits(path)):
+            where = f"the file_name of image {image['id']} leads out of {folder}, by its name or by a link"
+            raise UserError(f"{file}: {where}; correct it there, or give the folder in which the images lie")
         # Sizes are for drawing only: where the file is silent, as large as the boxes need.
         width, height = np.ceil(boxes[:, 2:].max(axis=0, initial=1.0)).astype(int).tolist()
         columns = (

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detect.data.dataset import Dataset
+from detect.data.fence import read_bounded
 from detect.data.read import read
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction, coco_truth, evaluate_documents
 from detect.evaluation.documents import Truth, read_results, read_truth
 from detect.evaluation.voc import evaluate_voc
+
+_MOST = 2**26
+"""Bytes of a `metrics.json`; a thousand classes take a hundredth of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ def _subject(folder: Path) -> tuple[str, str, list[str]]:
 
 def _metrics(folder: Path) -> dict[str, Any]:
     try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = json.loads(read_bounded(folder / "metrics.json", _MOST))
     except (OSError, ValueError, RecursionError):
         return {}
     return metrics if isinstance(metrics, dict) else {}

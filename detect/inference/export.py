@@ -204,7 +204,9 @@ def photographs_of(config: Config, split: str | None, classes: Sequence[str]) ->
     name = split or config.data.test or config.data.val
     if name is None:
         raise UserError("--split: the config names no test and no val split; name the one to compare on")
-    records = read(config.data.root, name, classes=classes, skip_unreadable=config.data.skip_unreadable).records
+    data = config.data
+    leniently = {"skip_unreadable": data.skip_unreadable, "follow_links": data.follow_links}
+    records = read(data.root, name, classes=classes, **leniently).records
     if not records:
         raise UserError(f"{config.data.root}: the split {name} has no images; name another one")
     places = np.linspace(0, len(records) - 1, min(MOST, len(records))).round().astype(int)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from detect.data.dataset import Dataset
     from detect.evaluation.coco import Prediction
 
+_ELSEWHERE = re.compile(rb"(\x08|\x88\x80*\x00)location")
+"""The key of a tensor's entry that names another file: its length, as any of protobuf's ways to write 8, and itself."""
 OUTPUTS = ("boxes", "scores", "labels", "count")
 """What the graph gives for `images`, uint8 [B, H, W, 3]: float32 [B, D, 4], float32 [B, D], int64 [B, D], int64 [B]."""
 
@@ -138,7 +141,7 @@ def _session(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a file of detect export --format onnx") from None
     # We write weights into the file itself; another one could name any file of this machine as theirs.
-    if b"\n\x08location\x12" in content:
+    if _ELSEWHERE.search(content):
         raise UserError(f"{path}: keeps its weights in other files, as no model of detect export does")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = physical_cores()

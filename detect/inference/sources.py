@@ -33,6 +33,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from detect.data.decode import MAX_PIXELS, SUFFIXES, decode
+from detect.data.fence import Fence, OutsideError
 from detect.errors import UserError
 
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".webm")
@@ -93,7 +94,8 @@ def frames(
     A source is one of these, or a list or an iterator of them:
 
     - a path, `str` or `Path`: an image, a video, or a folder, of which all images and videos below are read but hidden
-      ones; or a pattern such as `photos/**/*.jpg`, of which the images and videos that match are read
+      ones; or a pattern such as `photos/**/*.jpg`, of which the images and videos that match are read. What lies behind
+      a link that leads out of the folder, or out of the pattern's first one, is an unreadable image
     - `http://…`, `https://…`: an image of at most `MAX_DOWNLOAD` bytes, with `download=True` alone
     - `bytes` of an image file; a `PIL.Image`, to which EXIF, palettes and 16 bits apply as to a file
     - numpy: uint8 RGB [H, W, 3], or a batch of these [B, H, W, 3]; grey [H, W]; a fourth channel, alpha, is dropped
@@ -306,7 +308,7 @@ def _of_path(source: str | Path) -> _Items:
     if not is_there:
         yield from _of_pattern(path, text)
     elif is_folder:
-        found = _of_folder(path, set())
+        found = _of_folder(path, Fence(path), set())
         first = next(found, None)
         if first is None:
             raise UserError(f"{path}: the folder holds no image or video; their names end in {_suffixes()}")
@@ -330,13 +332,19 @@ def _of_pattern(path: Path, text: str) -> _Items:
     found = [match for match in matches if _is_wanted(match.relative_to(base)) and not match.is_dir()]
     if not found:
         raise UserError(f"{text}: no image or video matches; check the pattern; their names end in {_suffixes()}")
-    yield from map(_of_file, found)
+    fence = Fence(base)
+    yield from (_of_file(match) if fence.admits(match) else _outside(match) for match in found)
 
 
-def _of_folder(folder: Path, seen: set[tuple[int, int]]) -> _Items:
+def _outside(path: Path) -> Still:
+    error = UserError(f"{path}: {OutsideError()}; name what it leads to as a source of its own")
+    return Still(str(path), partial(_raise, error))
+
+
+def _of_folder(folder: Path, fence: Fence, seen: set[tuple[int, int]]) -> _Items:
     """The images and videos below a folder, as their paths are sorted; each folder once, so that links may be followed.
 
-    A folder that cannot be read is one unreadable image.
+    A folder that cannot be read is one unreadable image, as is what lies behind a link that leads out of the fence.
     """
     try:
         status = folder.stat()
@@ -349,8 +357,11 @@ def _of_folder(folder: Path, seen: set[tuple[int, int]]) -> _Items:
         return
     seen.add((status.st_dev, status.st_ino))
     for child in children:
-        if child.is_dir() and not child.name.startswith("."):
-            yield from _of_folder(child, seen)
+        is_dir = child.is_dir() and not child.name.startswith(".")
+        if (is_dir or _is_wanted(Path(child.name))) and not fence.admits(child):
+            yield _outside(child)
+        elif is_dir:
+            yield from _of_folder(child, fence, seen)
         elif _is_wanted(Path(child.name)):
             yield _of_file(child)
 

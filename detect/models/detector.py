@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Literal, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detect.backbones import Backbone, Trunk
@@ -189,7 +189,8 @@ class Detector(nn.Module):
     ) -> Proposals:
         """The proposals that came with the batch, else the RPN's."""
         if given is not None:
-            return given
+            boxes, valid = _finite(given.boxes, given.valid)
+            return Proposals(boxes, given.scores, valid)
         if self.rpn is None or output is None:
             raise ValueError("a detector without an RPN needs proposals in its batch")
         counts: ProposalCounts = self.rpn.options.training if training else self.rpn.options.testing
@@ -197,13 +198,24 @@ class Detector(nn.Module):
 
     def _losses(self, features: list[Tensor], output: RPNOutput | None, batch: Batch, parts: Sequence[Part]) -> Losses:
         losses: Losses = {}
+        targets = self._targets(batch.targets)
         if "rpn" in parts and self.rpn is not None and output is not None:
-            losses |= self.rpn.loss(output, batch.images.sizes, batch.targets)
+            losses |= self.rpn.loss(output, batch.images.sizes, targets)
         if "boxes" in parts:
             proposals = self._proposals(output, batch.images, batch.proposals, training=True)
-            samples = self.sample(proposals, batch.targets)
+            samples = self.sample(proposals, targets)
             losses |= self._box_losses(*self.heads(features, samples.boxes), samples)
         return losses
+
+    def _targets(self, targets: Targets) -> Targets:
+        """The truths without those that are none: of NaN or infinity, or of no class, which no reader lets in."""
+        if not targets.boxes.shape[1]:  # nothing to match with: one place of padding, as collate makes it
+            count = len(targets.boxes)
+            empty = targets.valid.new_zeros(count, 1)
+            targets = Targets(targets.boxes.new_zeros(count, 1, 4), targets.labels.new_zeros(count, 1), empty, empty)
+        known = (targets.labels >= 0) & (targets.labels < self.num_classes)
+        boxes, valid = _finite(targets.boxes, targets.valid & known)
+        return Targets(boxes, targets.labels.clamp(0, self.num_classes - 1), valid, targets.crowd)
 
     def _box_losses(self, logits: Tensor, deltas: Tensor, samples: Samples) -> Losses:
         positive = samples.labels < self.num_classes
@@ -219,3 +231,9 @@ class Detector(nn.Module):
                 deltas.gather(2, own_class).squeeze(2), goals, positive, samples.valid, self.options.beta
             ),
         }
+
+
+def _finite(boxes: Float[Tensor, "B n 4"], valid: Bool[Tensor, "B n"]) -> tuple[Tensor, Tensor]:
+    """The boxes, and which are valid: one with NaN or infinity, on which region pooling crashes, is padding."""
+    good = valid & boxes.isfinite().all(dim=-1)
+    return boxes.where(good[..., None], 0.0), good

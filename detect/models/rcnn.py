@@ -143,7 +143,7 @@ class RCNN(Detector):
     def _losses(self, features: list[Tensor], output: RPNOutput | None, batch: Batch, parts: Sequence[Part]) -> Losses:
         """That of fine-tuning (§2.3)."""
         proposals = self._proposals(None, batch.images, batch.proposals, training=True)
-        samples = self.sample(proposals, batch.targets)
+        samples = self.sample(proposals, self._targets(batch.targets))
         logits = self.predictor.logits(self.trunk(self.pooling(features, samples.boxes)))
         return {"classification": classification_loss(logits, samples.labels.flatten(), samples.valid.flatten())}
 

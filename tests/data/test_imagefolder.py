@@ -48,10 +48,12 @@ def test_a_validation_split_has_many_names_and_follows_the_classes(animals):
     assert read_imagefolder(animals, "val", ("cat", "dog")).labels.tolist() == [1]
 
 
-def test_links_lead_where_they_lead(animals, tmp_path_factory):
+def test_links_of_ones_own_lead_where_they_lead(animals, tmp_path_factory):
     elsewhere = write(tmp_path_factory.mktemp("elsewhere"), "1.jpg", "2.jpg")
     (animals / "train" / "bird").symlink_to(elsewhere, target_is_directory=True)
-    dataset = read_imagefolder(animals, "train")
+    with pytest.raises(UserError, match=r"2 × path-outside-root, first .*bird/1\.jpg"):
+        read_imagefolder(animals, "train")
+    dataset = read_imagefolder(animals, "train", follow_links=True)
     assert dataset.classes == ("bird", "cat", "dog") and dataset.labels.tolist() == [0, 0, 1, 1, 1, 2]
 
 

@@ -366,7 +366,7 @@ def _judge(error: Exception | None) -> tuple[str, str]:
     if error is None:
         return "read", ""
     if isinstance(error, UserError):
-        text = str(error)
+        text = error.args[0]  # as the reader wrote it: printed, it is one line in any case
         return ("refused", text) if text.isprintable() and 10 < len(text) < 5000 else ("many lines", ascii(text))
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "detect" in Path(frame.filename).parts]
     return "crashed", f"{type(error).__name__}: {str(error)[:40]} ({Path(ours[-1].filename).name}:{ours[-1].lineno})"

@@ -1,0 +1,115 @@
+"""Nothing touches the network: every command runs where an attempt would be counted, and none is made.
+
+Python tells an audit hook of each call of `socket`; child processes have the hook, too. `detect data download`, and
+`--download` of `detect predict`, are the exceptions, and ask for it by their names.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+HOOK = """
+import os, sys
+def _count(event, arguments):
+    # A socket of its own, as to wake a thread, is no network; an address is.
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.bind"):
+        place = arguments[1] if event in ("socket.connect", "socket.sendto", "socket.bind") else arguments[0]
+        if event.startswith("socket.get") or isinstance(place, tuple):
+            with open(os.environ["ATTEMPTS"], "a") as file:
+                print(os.getpid(), event, place, sys.argv, file=file)
+            raise OSError(101, "Network is unreachable")
+sys.addaudithook(_count)
+"""
+TINY = """
+model: {backbone: {name: resnet, depth: 18, norm: batch, train_stages: 5, fpn_channels: 32},
+  rpn: {anchor_sizes: [8, 16, 32, 48, 64]},
+  head: {layers: 1, channels: 32}, boxes: {samples: 16}}
+data: {root: DATA, short_side: [64], long_side: 96, batch_size: 2, workers: 1, canvases: 1}
+training: {epochs: 1, accelerator: cpu, devices: 1, warmup_steps: 0, milestones: []}
+"""
+SCRIPT = """
+import json, os, sys
+from detect.cli import main
+for words in json.loads(sys.argv[1]):
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = end.code
+    print("ran", words[0], words[1], code, flush=True)
+"""
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """Runs Python with the hook; gives what was printed and the attempts."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HOOK)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{Path(__file__).parents[1]}"}
+    environment |= {"ATTEMPTS": str(tmp_path / "attempts"), "MPLCONFIGDIR": str(tmp_path / "matplotlib")}
+    environment |= {"TORCH_HOME": str(tmp_path / "torch"), "HOME": str(tmp_path)}  # nobody's caches
+    environment.pop("NO_ALBUMENTATIONS_UPDATE", None)
+
+    def run(*arguments):
+        command = [sys.executable, "-W", "ignore", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        attempts = tmp_path / "attempts"
+        return done, attempts.read_text() if attempts.exists() else ""
+
+    return run
+
+
+def test_the_hook_hears_of_an_attempt(offline, tmp_path):
+    """Else the test below would prove nothing; a process of multiprocessing's is heard as well."""
+    code = """
+import multiprocessing, socket, urllib.request
+def look():
+    try: urllib.request.urlopen("http://example.invalid/")
+    except OSError: pass
+if __name__ == "__main__":
+    look()
+    for way in ("spawn", "fork"):
+        one = multiprocessing.get_context(way).Process(target=look); one.start(); one.join()
+"""
+    (tmp_path / "attempt.py").write_text(code)
+    _, attempts = offline(tmp_path / "attempt.py")
+    assert attempts.count("socket.getaddrinfo") == 3
+
+
+def test_no_command_touches_the_network(offline, tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("DATA", str(tmp_path / "shapes")))
+    Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
+    run, ckpt = tmp_path / "run", tmp_path / "run" / "checkpoints" / "best.ckpt"
+    truth, found = tmp_path / "shapes/annotations/instances_val.json", tmp_path / "judged/predictions.json"
+    commands = [
+        ["data", "shapes", "--out", "shapes", "--images", "6"],
+        ["data", "check", "shapes"],
+        ["data", "stats", "shapes"],
+        ["model", "tiny.yaml"],
+        ["train", "-c", "tiny.yaml", "--out", run],
+        ["eval", "--ckpt", ckpt, "--split", "val", "--out", "judged"],
+        ["predict", "--ckpt", ckpt, "photo.png", "--out", "predicted"],
+        ["export", "--ckpt", ckpt, "--format", "onnx", "--out", "model.onnx"],
+        ["predict", "--ckpt", "model.onnx", "photo.png", "--out", "exported"],
+        ["report", "--truth", truth, "--predictions", found, "--out", "report"],
+        ["import", "torchvision", "weights.pth", "--out", "imported.ckpt"],
+        ["propose", "photo.png", "--out", "proposals.db", "--processes", "1"],
+    ]
+    weights = """
+import torch, torchvision
+model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
+torch.save(model.state_dict(), "weights.pth")
+"""
+    (tmp_path / "commands.py").write_text(SCRIPT)
+    offline("-c", weights)
+    done, attempts = offline(tmp_path / "commands.py", json.dumps([[*map(str, words)] for words in commands]))
+    ran = [line.split() for line in done.stdout.splitlines() if line.startswith("ran ")]
+    assert [words[1] for words in ran] == [command[0] for command in commands], done.stderr[-3000:]
+    # Of these, data check tells of what the made set lacks, and mobilenet is a network that is none of ours.
+    assert [words[1] for words in ran if words[-1] == "2"] in ([], ["import"]), done.stderr[-3000:]
+    assert attempts == ""
