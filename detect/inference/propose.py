@@ -18,7 +18,7 @@ from jaxtyping import Float32
 
 from detect.data.decode import decode
 from detect.data.read import image_files
-from detect.errors import UserError
+from detect.errors import UserError, one_line
 from detect.inference.progress import progress_bar
 from detect.proposals.selective_search import REVISION, Mode, available_cores, selective_search
 from detect.proposals.store import ProposalStore, digest
@@ -109,7 +109,7 @@ def _results(
             try:
                 image = digest(path)
             except OSError as error:
-                yield path, b"", f"{path}: {error.strerror}"
+                yield path, b"", one_line(f"{path}: {error.strerror}")
                 continue
             if image in begun or image in store:
                 yield path, image, None
@@ -138,4 +138,4 @@ def _propose(path: Path, mode: Mode, seed: int) -> Result:
     try:
         return selective_search(image, mode, seed=seed, threads=1)
     except UserError as error:  # too large
-        return f"{path}: {error}"
+        return one_line(f"{path}: {error}")

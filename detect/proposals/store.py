@@ -22,10 +22,11 @@ from detect.errors import UserError
 _APPLICATION = 0x44455450
 """What SQLite's header says of the file: "DETP"."""
 _FORMAT = 1
-_TABLES = """
-CREATE TABLE parameters (json TEXT NOT NULL);
-CREATE TABLE proposals (image BLOB PRIMARY KEY, name TEXT NOT NULL, boxes BLOB NOT NULL, checksum BLOB NOT NULL);
-"""
+_HEADER = (f"PRAGMA application_id = {_APPLICATION}", f"PRAGMA user_version = {_FORMAT}")
+_TABLES = (
+    "CREATE TABLE parameters (json TEXT NOT NULL)",
+    "CREATE TABLE proposals (image BLOB PRIMARY KEY, name TEXT NOT NULL, boxes BLOB NOT NULL, checksum BLOB NOT NULL)",
+)
 _MAPPED = 2**40
 """Bytes of the file that are mapped into memory, as many as the system allows: reading then copies nothing twice."""
 
@@ -129,10 +130,12 @@ def _open(path: Path, parameters: str | None) -> sqlite3.Connection:
         database.execute(f"PRAGMA query_only = {parameters is None}")
         database.execute(f"PRAGMA mmap_size = {_MAPPED}")
         if parameters is not None and not database.execute("PRAGMA page_count").fetchone()[0]:
-            database.executescript(
-                f"BEGIN; PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_FORMAT}; {_TABLES}"
-            )
-            database.execute("INSERT INTO parameters VALUES (?)", (parameters,))
+            # Of several processes that come at once, one makes it and the others wait.
+            database.execute("BEGIN IMMEDIATE")
+            if not database.execute("SELECT 1 FROM sqlite_master").fetchone():
+                for statement in (*_HEADER, *_TABLES):
+                    database.execute(statement)
+                database.execute("INSERT INTO parameters VALUES (?)", (parameters,))
             database.commit()
         _check(path, database, parameters)
     except sqlite3.OperationalError as error:

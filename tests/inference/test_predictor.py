@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import cv2
 import numpy as np
@@ -138,12 +139,21 @@ def test_scales_see_the_image_larger(predictor):
     assert same(twice, larger) and set(np.round(both.scores, 4)) & set(np.round(twice.scores, 4))
 
 
-def test_eight_threads_find_the_same(predictor):
+@pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (1.0, 2.0)}])
+def test_eight_threads_find_the_same(predictor, monkeypatch, options):
     images = [picture(seed=seed) for seed in range(8)]
-    expected = list(predictor.predict(images))
+    expected = list(predictor.predict(images, **options))
+    all_there, look = Barrier(8, timeout=60), predictor._look
+
+    def look_together(*arguments):
+        all_there.wait()  # no thread is through before all are here
+        return look(*arguments)
+
+    monkeypatch.setattr(predictor, "_look", look_together)
     with ThreadPoolExecutor(8) as pool:
-        for one, found in zip(expected, pool.map(lambda image: list(predictor.predict(image)), images), strict=True):
-            assert same(one, found[0], atol=1e-4)
+        found = pool.map(lambda image: list(predictor.predict(image, **options)), images)
+        for one, [other] in zip(expected, found, strict=True):
+            assert same(one, other, atol=1e-4)
 
 
 def test_a_stream_is_read_as_results_are_asked_for(predictor):

@@ -2,6 +2,8 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 
 import numpy as np
@@ -145,3 +147,34 @@ def test_a_digest_follows_from_the_content_alone(tmp_path):
         (tmp_path / name).write_bytes(content)
     a, b, c, d = (digest(tmp_path / name) for name in "abcd")
     assert a == b and len({a, c, d}) == 3 and len(a) == 16
+
+
+def test_several_processes_make_and_fill_one_store(tmp_path):
+    """Each begins when the others do; nothing is lost or there twice, and one that dies does not block the others."""
+    code = (
+        "import os, sys, time; from pathlib import Path; import numpy as np\n"
+        "from detect.proposals.store import ProposalStore\n"
+        "folder, name = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "(folder / f'ready{name}').touch()\n"
+        "while len(list(folder.glob('ready*'))) < 3: time.sleep(0.001)\n"
+        "for place in range(10):\n"
+        "    store = ProposalStore(folder / f'store{place}', {'mode': 'fast'})\n"
+        "    for number in range(4):\n"
+        "        store.add(bytes([name, number]), 'own', np.full((2, 4), name, np.float32))\n"
+        "        store.add(bytes([number]), 'shared', np.full((2, 4), number, np.float32))\n"
+        "    if name == 2 and place == 9:\n"
+        "        store._database.execute('BEGIN IMMEDIATE')\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    store.close()\n"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(name)], stderr=subprocess.PIPE, text=True)
+        for name in range(3)
+    ]
+    errors = [process.communicate(timeout=60)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0, -9], errors
+    for place in range(10):
+        store = ProposalStore(tmp_path / f"store{place}")
+        assert len(store) == 16 and all(store.boxes(bytes([n]))[0, 0] == n for n in range(4))
+        assert all(store.boxes(bytes([name, n]))[0, 0] == name for name in range(3) for n in range(4))
+        store.close()

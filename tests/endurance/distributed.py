@@ -1,0 +1,329 @@
+"""Several processes see what one sees, and none waits for ever for another that died.
+
+    python tests/endurance/distributed.py [--quick]     without the namespaces and most of the evaluations
+
+On this machine's CPU, by gloo: 1 to 4 processes evaluate 1 to 9 images, to equal bits; two train as one does with
+batches of twice the size; of two, each in turn is killed, and the run goes on with one process and with two again; two
+launchers, on one address and in two network namespaces, train as one launcher does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+
+from detect.checkpoint import load_checkpoint, model_card
+from detect.config import Config, load_experiment
+from detect.data.datamodule import DetectionData
+from detect.inference.evaluate import evaluate
+from detect.training.checkpoints import save_detector
+
+IMAGES, HEIGHT, WIDTH = 9, 64, 96
+A_MINUTE = 60.0
+MODEL: dict[str, Any] = {
+    "backbone": {"name": "resnet", "depth": 18, "norm": "group", "train_stages": 5},
+    # Nothing is drawn, and each image counts as many anchors and boxes as every other: the mean over the processes of
+    # the losses is then that over their images.
+    "rpn": {
+        "anchor_sizes": [8, 16, 32, 48, 64],
+        "training": {"before_nms": 20, "after_nms": 20},
+        "testing": {"before_nms": 40, "after_nms": 20},
+        "nms_iou": 1.0,
+        "positive_iou": 0.5,
+        "negative_iou": 0.5,
+        "samples": 10**6,
+        "positive_fraction": 1.0,
+    },
+    "head": {"layers": 1, "channels": 32},
+    "boxes": {"samples": 10**6, "positive_fraction": 1.0},
+    "detections": {"score": 0.01, "detections": 20},
+}
+DATA = {"short_side": [HEIGHT], "long_side": WIDTH, "canvases": 1, "workers": 0, "batch_size": 1, "val": "val4"}
+TRAINING = {"epochs": 2, "warmup_steps": 0, "learning_rate": 0.01, "accelerator": "cpu"}
+
+
+def make_data(root: Path) -> Path:
+    """A COCO data set with two objects in each image; split `valN` has N images, `train` four."""
+    (root / "annotations").mkdir(parents=True)
+    for split, count in {"train": 4, **{f"val{count}": count for count in range(1, IMAGES + 1)}}.items():
+        folder, images, annotations = root / "images" / split, [], []
+        folder.mkdir(parents=True)
+        for number in range(count):
+            rng = np.random.default_rng([number, split == "train"])
+            pixels = rng.integers(0, 90, (HEIGHT, WIDTH, 3), np.uint8)
+            for label in range(2):
+                width, height = rng.integers(16, 40, 2).tolist()
+                x, y = int(rng.integers(0, WIDTH - width)), int(rng.integers(0, HEIGHT - height))
+                pixels[y : y + height, x : x + width, label] += 150
+                place = {"id": len(annotations) + 1, "image_id": number + 1, "category_id": label + 1}
+                annotations.append({**place, "bbox": [x, y, width, height], "area": width * height, "iscrowd": 0})
+            cv2.imwrite(str(folder / f"{number}.png"), pixels)
+            images.append({"id": number + 1, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT})
+        categories = [{"id": 1, "name": "blue"}, {"id": 2, "name": "green"}]
+        truth = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(truth))
+    return root
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def launch(
+    processes: int, *arguments: object, more: Sequence[str] = (), inside: Sequence[str] = ()
+) -> subprocess.Popen:
+    """torchrun with these processes, on this machine alone unless `more` says else, `inside` a namespace."""
+    alone = ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    launcher = [*inside, sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    return start(*launcher, *(more or alone), *arguments)
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    """A command, one thread a process."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(
+        [*map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def finished(*running: subprocess.Popen) -> str:
+    """What all of them said, once they have ended well."""
+    text = ""
+    for process in running:
+        out, error = process.communicate(timeout=600)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(map(str, process.args))} ended with {process.returncode}: {error[-3000:]}")
+        text += out + error
+    return text
+
+
+def free_port() -> int:
+    """A port that nobody listens to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def rank_of(launcher: int, rank: int) -> int:
+    """The process of that rank below a launcher, or below Lightning's first process."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for child in children:
+        names = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in names or (b"RANK=0" not in names and f"LOCAL_RANK={rank}".encode() in names):
+            return int(child)
+    raise RuntimeError(f"no process of rank {rank} below {launcher}")
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def evaluation(folder: Path, config: Path, worlds: Sequence[int]) -> Iterator[str]:
+    """Figures and predictions of every number of images, of every number of processes: all equal."""
+    experiment = load_experiment(config, [])
+    assert isinstance(experiment, Config)
+    torch.manual_seed(0)
+    network = experiment.model.build(2)
+    with torch.no_grad():  # so that scores differ
+        network.predictor.scores.weight.normal_(std=0.3)
+    save_detector(network, model_card(experiment, ("blue", "green"), (1, 2)), folder / "a.ckpt")
+    found = {}
+    for world in worlds:
+        finished(launch(world, __file__, "--worker", folder))
+        found[world] = json.loads((folder / "figures.json").read_text())
+        if found[world] != found[worlds[0]]:
+            yield f"{world} processes have other figures than {worlds[0]}"
+    for name, one in found[worlds[0]].items():
+        count = int(name.partition(" ")[0][3:])
+        if one["images"] != list(range(1, count + 1)):
+            yield f"{name}: images {one['images']}"
+    figures = len({json.dumps(one["figures"]) for one in found[worlds[0]].values()})
+    some = [name for name, one in found[worlds[0]].items() if one["figures"]["AP"] > 0]
+    if figures < IMAGES or not some:
+        yield f"only {figures} sets of figures differ, {len(some)} are above zero: this proves nothing"
+    print(f"evaluation: {list(worlds)} processes, {len(found[worlds[0]])} evaluations each, {figures} sets of figures")
+
+
+def evaluate_all(folder: Path) -> None:
+    """One of several processes: evaluates every split, with batches of one and of two; the first one writes."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    found = {}
+    for batch_size in (1, 2):
+        checkpoint = load_checkpoint(folder / "a.ckpt", [f"--data.eval_batch_size={batch_size}"])
+        data = DetectionData(checkpoint.config.data, checkpoint.classes)
+        for count in range(1, IMAGES + 1):
+            dataset = data.split(f"val{count}")
+            metrics, evaluator = evaluate(
+                checkpoint.model.eval(), data.eval_loader(dataset), dataset, torch.device("cpu")
+            )
+            found[f"val{count} by {batch_size}"] = {
+                "figures": metrics,
+                "images": [prediction.image_id for prediction in evaluator.predictions],
+                "boxes": [prediction.boxes.tolist() for prediction in evaluator.predictions],
+                "scores": [prediction.scores.tolist() for prediction in evaluator.predictions],
+            }
+    if torch.distributed.get_rank() == 0:
+        (folder / "figures.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def weights(run: Path) -> torch.Tensor:
+    """All that a run has learned, as one vector."""
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return torch.cat([value.flatten().double() for value in state.values() if value.is_floating_point()])
+
+
+def training(folder: Path, config: Path) -> Iterator[str]:
+    """Two processes with one image each end where one process does with two."""
+    command = ("-m", "detect", "train", "-c", config, "--out")
+    finished(launch(2, *command, folder / "two"))
+    finished(start(sys.executable, *command, folder / "one", "--data.batch_size=2"))
+    finished(start(sys.executable, *command, folder / "half", "--data.batch_size=1"))
+    two, one, half = (weights(folder / name) for name in ("two", "one", "half"))
+    same, other = float((two - one).abs().max()), float((half - one).abs().max())
+    print(f"training: two processes differ from the double batch by {same:.1e}, half the batch by {other:.1e}")
+    if same > 1e-4 or other < 100 * same:
+        yield f"the weights of two processes differ from those of the double batch by {same:.1e}"
+
+
+def killed(folder: Path, config: Path, rank: int, by_torchrun: bool) -> Iterator[str]:
+    """A process of two is killed amid training: the other ends, with a reason. Then one goes on, and then two."""
+    out, how = folder / f"killed_{rank}_{by_torchrun}", "torchrun" if by_torchrun else "devices=2"
+    command = ("-m", "detect", "train", "-c", config, "--out", out, "--training.epochs=1000")
+    running = launch(2, *command) if by_torchrun else start(sys.executable, *command, "--training.devices=2")
+    last = out / "checkpoints" / "last.ckpt"
+    wait_for(last.exists, running)
+    victim = running.pid if not by_torchrun and rank == 0 else rank_of(running.pid, rank)
+    survivor = rank_of(running.pid, 1 - rank) if by_torchrun or rank == 0 else running.pid
+    os.kill(victim, signal.SIGKILL)
+    killed_at = time.monotonic()
+    try:
+        _, error = running.communicate(timeout=A_MINUTE)
+    except subprocess.TimeoutExpired:
+        running.kill()
+        yield f"rank {rank} of {how} was killed, and a minute later the run still hung"
+        return
+    while Path(f"/proc/{survivor}").exists() and time.monotonic() - killed_at < A_MINUTE:
+        time.sleep(0.1)
+    seconds = time.monotonic() - killed_at
+    lines = [line for line in error.splitlines() if "rror" in line or "SIGKILL" in line or "killed" in line]
+    print(
+        f"killed: rank {rank} of {how}: over after {seconds:.1f} s; {lines[-1].strip()[:150] if lines else 'no reason'}"
+    )
+    if running.returncode == 0 or not lines or seconds >= A_MINUTE:
+        yield f"rank {rank} of {how} was killed: status {running.returncode} after {seconds:.0f} s, {error[-500:]}"
+    if by_torchrun and rank == 1:
+        yield from goes_on(out)
+
+
+def goes_on(out: Path) -> Iterator[str]:
+    """A run of two processes with one, with twice the batch, and with two again."""
+    for processes in (1, 2):
+        last = out / "checkpoints" / "last.ckpt"
+        before = torch.load(last, weights_only=True)
+        epochs = before["epoch"] + 3
+        more = (f"--training.epochs={epochs}", f"--data.batch_size={2 // processes}")
+        command = ("-m", "detect", "train", "--resume", "--out", out, *more)
+        finished(launch(2, *command) if processes == 2 else start(sys.executable, *command))
+        after = torch.load(last, weights_only=True)
+        # Two batches of two images an epoch, however they are shared out.
+        if (after["epoch"] + 1, after["global_step"]) != (epochs, 2 * epochs):
+            yield f"resumed with {processes}: epoch {after['epoch']}, step {after['global_step']} and not {epochs}"
+        print(f"resumed with {processes}: from step {before['global_step']} to {after['global_step']}")
+
+
+def wait_for(there: Callable[[], bool], running: subprocess.Popen) -> None:
+    """Until something is there."""
+    while not there():
+        if running.poll() is not None:
+            raise RuntimeError(f"ended with {running.returncode}: {running.communicate()[1][-3000:]}")
+        time.sleep(0.2)
+
+
+# ---- hosts -----------------------------------------------------------------------------------------------------------
+
+
+def hosts(folder: Path, config: Path, name: str, address: str, inside: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Two launchers with a process each train as one launcher with two."""
+    out = folder / f"hosts_{name}"
+    port = free_port()
+    running = []
+    for node, prefix in enumerate(inside):
+        more = ["--nnodes=2", f"--node-rank={node}", f"--master-addr={address}", f"--master-port={port}"]
+        running.append(launch(1, "-m", "detect", "train", "-c", config, "--out", out, more=more, inside=prefix))
+    finished(*running)
+    differ = float((weights(out) - weights(folder / "two")).abs().max())
+    print(f"hosts: {name}: weights differ by {differ:.1e} from those of one launcher")
+    if differ:
+        yield f"two launchers ({name}) train otherwise than one: {differ:.1e}"
+
+
+@contextmanager
+def namespaces() -> Iterator[list[list[str]]]:
+    """Two hosts, as far as the network is concerned, with a cable between them: what a command in each begins with."""
+    names = [f"detect{os.getpid()}{side}" for side in "ab"]
+    try:
+        for name in names:
+            subprocess.run(["ip", "netns", "add", name], check=True)
+        cable = ["ip", "link", "add", "va", "netns", names[0], "type", "veth", "peer", "name", "vb", "netns", names[1]]
+        subprocess.run(cable, check=True)
+        for name, end, number in zip(names, ("va", "vb"), (1, 2), strict=True):
+            for words in (f"addr add 10.77.0.{number}/24 dev {end}", f"link set {end} up", "link set lo up"):
+                subprocess.run(["ip", "-n", name, *words.split()], check=True)
+        yield [
+            ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={end}"]
+            for name, end in zip(names, ("va", "vb"), strict=True)
+        ]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+def main() -> int:
+    """0 if all is well."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="two processes on this machine's own address alone")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        evaluate_all(options.worker)
+        return 0
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        config = folder / "config.yaml"
+        data = DATA | {"root": str(make_data(folder / "data"))}
+        config.write_text(yaml.safe_dump({"model": MODEL, "data": data, "training": TRAINING}))
+        wrong += evaluation(folder, config, (1, 2) if options.quick else (1, 2, 3, 4))
+        wrong += training(folder, config)
+        for rank, by_torchrun in ((1, True),) if options.quick else ((1, True), (0, True), (1, False), (0, False)):
+            wrong += killed(folder, config, rank, by_torchrun)
+        if not options.quick:
+            wrong += hosts(folder, config, "one address", "127.0.0.1", ([], []))
+            if os.geteuid() == 0:
+                with namespaces() as inside:
+                    wrong += hosts(folder, config, "two namespaces", "10.77.0.1", inside)
+    print("distributed:", "; ".join(wrong) or "passed")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""100,000 tiny images through `detect predict` and `detect eval`: memory stays, and the bar tells the truth.
+
+    python tests/endurance/long_run.py [--quick]        2,000 images with --quick
+
+Both commands run in a terminal of their own, as a user sees them. Whenever the bar has gone a further percent, the
+memory of the process is read. From 10 % on, `predict` may grow by `PREDICTING` bytes an image, which is nothing. `eval`
+keeps what it found until the figures are computed: `EVALUATING` bytes an image with `FOUND` detections. pycocotools
+then takes `COUNTING` bytes a detection, after the bar. Half way, the time that the bar says is left is compared with
+the time that it took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pty
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from detect.backbones import LeNet
+from detect.checkpoint import model_card
+from detect.config import Config, FasterRCNNOptions
+from detect.data.options import DataOptions
+from detect.models import BoxOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.training.checkpoints import save_detector
+
+SIZE, DIFFERENT, FOUND = 32, 200, 5
+PREDICTING, EVALUATING, COUNTING = 50, 1500, 5000
+"""Bytes; see above."""
+SLACK = 10e6
+"""Bytes by which memory may move, however few the images are."""
+CLASSES = ("cell",)
+COLOURS = r"\x1b\[[\d;?]*[A-Za-z]"
+"""And whatever else a terminal is told."""
+
+
+def make_data(folder: Path, images: int) -> Path:
+    """A COCO data set of one file under many names: links take no space."""
+    rng, pictures = np.random.default_rng(0), folder / "images" / "val"
+    for place in (pictures, folder / "annotations", folder / "kinds"):
+        place.mkdir(parents=True)
+    kinds = [folder / "kinds" / f"{kind}.png" for kind in range(DIFFERENT)]
+    for kind in kinds:
+        cv2.imwrite(str(kind), cv2.resize(rng.integers(0, 256, (4, 4, 3), np.uint8), (SIZE, SIZE)))
+    for number in range(images):
+        os.link(kinds[number % DIFFERENT], pictures / f"{number:06}.png")
+    corners = rng.integers(0, SIZE // 2, (images, 2)).tolist()
+    truth = {
+        "images": [
+            {"id": n + 1, "file_name": f"{n:06}.png", "width": SIZE, "height": SIZE} for n in range(images)
+        ],
+        "annotations": [
+            {"id": n + 1, "image_id": n + 1, "category_id": 1, "bbox": [x, y, 12, 12], "area": 144, "iscrowd": 0}
+            for n, (x, y) in enumerate(corners)
+        ],
+        "categories": [{"id": 1, "name": CLASSES[0]}],
+    }  # fmt: skip
+    (folder / "annotations" / "instances_val.json").write_text(json.dumps(truth), encoding="utf-8")
+    return folder
+
+
+def make_checkpoint(path: Path, data: Path) -> Path:
+    """Of a detector that has learned nothing and finds `FOUND` boxes in every image."""
+    torch.manual_seed(0)
+    counts = ProposalCounts(40, 20)
+    options = FasterRCNNOptions(
+        backbone=LeNet(),
+        rpn=RPNOptions(anchor_sizes=(12,), anchor_ratios=(1.0,), training=counts, testing=counts),
+        boxes=BoxOptions(samples=16),
+        detections=PostprocessOptions(score=0.0, detections=FOUND),
+    )
+    size = {"short_side": (SIZE,), "long_side": SIZE, "canvases": 1}
+    config = Config(options, DataOptions(root=data, train="val", eval_batch_size=16, workers=0, **size))
+    save_detector(options.build(1), model_card(config, CLASSES, (1,)), path)
+    return path
+
+
+@dataclass
+class Watched:
+    """What a command showed, and took."""
+
+    text: str = ""
+    """The end of it."""
+    resident: dict[int, int] = field(default_factory=dict)
+    """Bytes in memory when the bar had gone so many percent of its way."""
+    left: dict[int, tuple[float, int]] = field(default_factory=dict)
+    """At each percent, when it was and how many seconds the bar said were left."""
+    peak: int = 0
+    seconds: float = 0.0
+    status: int = 0
+
+
+def watch(bar: str, *arguments: object) -> Watched:
+    """Runs the command in a terminal of its own; the expression `bar` finds the percent and the time left."""
+    seen, started, pending = Watched(), time.monotonic(), ""
+    process, terminal = pty.fork()
+    if not process:
+        os.environ |= {"COLUMNS": "120", "TERM": "xterm"}
+        os.execv(sys.executable, [sys.executable, "-m", "detect", *map(str, arguments)])
+    with suppress(OSError):  # which is how Linux says that the other end is closed
+        while part := os.read(terminal, 2**16).decode(errors="replace"):
+            seen.text, pending = (seen.text + part)[-5000:], pending + part
+            memory = memory_of(process)
+            seen.peak = max(seen.peak, memory["VmHWM"])
+            for match in re.finditer(bar, re.sub(COLOURS, "", pending).replace("\r", "\n")):
+                found = match.groupdict()
+                percent = int(found["percent"]) if "percent" in found else 100 * int(found["done"]) // int(found["all"])
+                seen.resident.setdefault(percent, memory["VmRSS"])
+                hours, minutes, seconds = map(int, match["left"].split(":"))
+                seen.left.setdefault(percent, (time.monotonic(), 3600 * hours + 60 * minutes + seconds))
+            pending = pending[pending.rfind("\r") :]
+    seen.status, seen.seconds = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), time.monotonic() - started
+    return seen
+
+
+def memory_of(process: int) -> Counter[str]:
+    """Bytes in memory now and at most, by the kernel's names; 0 for a process that is over."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return Counter({name: 1024 * int(size) for name, size in re.findall(r"(VmRSS|VmHWM):\s+(\d+)", status)})
+
+
+# ---- the verdict -----------------------------------------------------------------------------------------------------
+
+
+def judge(name: str, seen: Watched, images: int, allowed: int) -> list[str]:
+    """What is wrong; prints the figures."""
+    if seen.status:
+        return [f"{name} ended with {seen.status}: {seen.text[-500:]}"]
+    marks = {at: seen.resident[min(percent for percent in seen.resident if percent >= at)] for at in (10, 50, 100)}
+    growth = (marks[100] - marks[10]) / (0.9 * images)
+    half = min(percent for percent in seen.left if percent >= 50)
+    (when, said), (end, _) = seen.left[half], seen.left[100]
+    megabytes = ", ".join(f"{at} % {size / 1e6:.1f}" for at, size in marks.items())
+    print(
+        f"{name}: {images:,} images, {seen.seconds:.0f} s; resident MB {megabytes}: {growth:.0f} bytes an image; "
+        f"at {half} % {said} s were left and it took {end - when:.0f}; at most {seen.peak / 1e6:.1f} MB",
+        flush=True,
+    )
+    wrong = []
+    if marks[100] - marks[10] > allowed * images + SLACK:
+        wrong.append(f"{name}: {growth:.0f} bytes an image and not {allowed}")
+    if list(seen.resident) != sorted(seen.resident):
+        wrong.append(f"{name}: the bar went back")
+    if not 0.5 * (end - when) - 2 <= said <= 2 * (end - when) + 2:
+        wrong.append(f"{name}: half way {said} s were left, but it took {end - when:.0f}")
+    return wrong
+
+
+def main() -> int:
+    """0 if all is well."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="2,000 images")
+    images = 2_000 if parser.parse_args().quick else 100_000
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_data(Path(folder) / "data", images)
+        checkpoint = make_checkpoint(Path(folder) / "a.ckpt", data)
+        out, bar = Path(folder) / "out", r"predicting .* (?P<done>\d+)/(?P<all>\d+) .*left (?P<left>\d+:\d+:\d+)"
+        source = data / "images" / "val"
+        options = ("--ckpt", checkpoint, "--batch-size", 16, "--save", "coco", "csv")
+        predicted = watch(bar, "predict", source, "--out", out, *options)
+        wrong = judge("predict", predicted, images, PREDICTING)
+        found = json.loads((out / "manifest.json").read_text())["done"]
+        if (found["images"], found["detections"]) != (images, FOUND * images):
+            wrong.append(f"predict: {found}")
+        bar = r"evaluating val .* (?P<percent>\d+)% (?P<left>\d+:\d+:\d+)"
+        evaluated = watch(bar, "eval", "--ckpt", checkpoint, "--split", "val", "--out", Path(folder) / "eval")
+        wrong += judge("eval", evaluated, images, EVALUATING)
+        counting = (evaluated.peak - evaluated.resident[100]) / (FOUND * images)
+        print(f"eval: figures and report take {counting:.0f} bytes a detection")
+        if counting * FOUND * images > COUNTING * FOUND * images + SLACK:
+            wrong.append(f"eval: {counting:.0f} bytes a detection for the figures, and not {COUNTING}")
+        results = json.loads((Path(folder) / "eval" / "predictions.json").read_text())
+        if len(results) != FOUND * images or len({one["image_id"] for one in results}) != images:
+            wrong.append(f"eval: {len(results)} detections")
+    print("long run:", "; ".join(wrong) or f"passed with {images:,} images")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
