@@ -46,7 +46,7 @@ def _report(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _of_files(options: argparse.Namespace) -> None:
     import json
 
-    from detect.evaluation.report import Origin, write_report
+    from detect.evaluation.report.write import Origin, write_report
     from detect.evaluation.saved import evaluate_files
     from detect.evaluation.table import print_metrics
 
@@ -62,7 +62,7 @@ def _of_files(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from detect.evaluation.report import write_comparison_report
+    from detect.evaluation.report.write import write_comparison_report
     from detect.evaluation.saved import read_evaluations
 
     if options.predictions is not None:

@@ -15,11 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from detect.config import Config, FasterRCNNOptions, load_config
-from detect.data import anchor_recall, doctor
 from detect.data.dataset import Record
-from detect.data.diagnosis import CHECKS, Finding, Report, sort
-from detect.data.doctor_page import write_page
-from detect.data.mending import fix as mend_copy
+from detect.data.doctor import anchor_recall
+from detect.data.doctor.check import Survey, check
+from detect.data.doctor.diagnosis import CHECKS, Finding, Report, sort
+from detect.data.doctor.mending import fix as mend_copy
+from detect.data.doctor.page import write_page
 from detect.data.transforms import Resize
 from detect.errors import UserError
 from detect.models.rpn import RPN
@@ -62,7 +63,7 @@ def run_check(
     console = console or Console()
     experiment = None if config is None else load_config(config)
     resize = None if experiment is None else _resize(experiment)
-    report = doctor.check(root, splits, resize=resize, workers=workers)
+    report = check(root, splits, resize=resize, workers=workers)
     anchors = None if experiment is None or report.survey is None else anchor_report(report, experiment)
     if anchors and config and anchors["ceiling"]["all"]["0.5"] < LOW:
         what = f"of {config.name} meet only {anchors['ceiling']['all']['0.5']:.1%} of the truths with IoU 0.5"
@@ -129,7 +130,7 @@ def anchor_report(report: Report, config: Config) -> dict[str, Any] | None:
     }
 
 
-def _records(survey: doctor.Survey) -> list[Record]:
+def _records(survey: Survey) -> list[Record]:
     """Every readable image once, with its good boxes."""
     records: dict[Path, Record] = {}
     for split, kept in survey.mended.items():

@@ -16,7 +16,7 @@ from detect.data.dataset import Dataset
 from detect.evaluation.coco import coco_results, evaluate_coco
 from detect.evaluation.evaluator import Evaluator
 from detect.evaluation.pictures import write_pictures
-from detect.evaluation.report import Origin, write_report
+from detect.evaluation.report.write import Origin, write_report
 from detect.evaluation.voc import evaluate_voc
 from detect.inference.onnx_model import OnnxModel, predictions
 from detect.models import Detector

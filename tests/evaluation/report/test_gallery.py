@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detect.evaluation.gallery import LIMIT, OVERALL, PAIRED, SIDE, detections_of, differing, gallery, judge, picture
-from detect.evaluation.tide import tide
+from detect.evaluation.report.gallery import (
+    LIMIT,
+    OVERALL,
+    PAIRED,
+    SIDE,
+    detections_of,
+    differing,
+    gallery,
+    judge,
+    picture,
+)
+from detect.evaluation.report.tide import tide
 
 TRUTH, OTHER, NOWHERE = (10, 10, 50, 50), (60, 60, 90, 90), (150, 150, 180, 180)
 

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float64, Int8, Int32, Int64
 
 from detect.data.dataset import Dataset
 from detect.evaluation.coco import Prediction
-from detect.evaluation.matching import Found, Truths, found_in, overlap, truths_of
+from detect.evaluation.report.matching import Found, Truths, found_in, overlap, truths_of
 from detect.ops.threads import in_threads
 
 FOREGROUND = 0.5

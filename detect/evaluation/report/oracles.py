@@ -16,8 +16,8 @@ import numba
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from detect.evaluation.matching import Found, Truths, arrange, match, mean, overlap, tables
-from detect.evaluation.tide import BACKGROUND, FOREGROUND
+from detect.evaluation.report.matching import Found, Truths, arrange, match, mean, overlap, tables
+from detect.evaluation.report.tide import BACKGROUND, FOREGROUND
 from detect.ops.threads import in_threads
 
 _MEANING = {

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt64
 
-from detect.data.image_looks import Look
+from detect.data.doctor.image_looks import Look
 
 HASH_DISTANCE = 10
 """Bits. Two frames a moment apart differ in fewer, two photographs of different things in 32 on average."""

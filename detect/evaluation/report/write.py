@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from detect.data.dataset import Dataset
-from detect.evaluation.breakdown import analyse, compare
 from detect.evaluation.coco import Prediction
-from detect.evaluation.gallery import differing, gallery, judge
-from detect.evaluation.page import render_comparison, render_report
+from detect.evaluation.report.breakdown import analyse, compare
+from detect.evaluation.report.gallery import differing, gallery, judge
+from detect.evaluation.report.page import render_comparison, render_report
+from detect.evaluation.report.tide import tide
 from detect.evaluation.saved import Evaluation
-from detect.evaluation.tide import tide
 from detect.proposals.recall import ProposalRecall
 
 VERSIONS = ("detect", "torch", "torchvision", "lightning", "pycocotools", "numpy")

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from detect.data.decode import decode
-from detect.data.diagnosis import CHECKS, SEVERITIES, Finding, Report, one_line
+from detect.data.doctor.diagnosis import CHECKS, SEVERITIES, Finding, Report, one_line
 from detect.errors import UserError
 
 ROWS = 200
@@ -33,7 +33,7 @@ def write_page(path: Path, report: Report, anchors: Mapping[str, Any] | None = N
     cards: list[tuple[int, str, str]] = [(count[name], name + "s" * (count[name] != 1), name) for name in SEVERITIES]
     cards += [(sum(report.splits.values()), "images, split by split", ""), (report.boxes, "boxes", "")]
     splits = ", ".join(f"{split} {number:,}" for split, number in report.splits.items())
-    page = Template(files("detect.data").joinpath("doctor.html").read_text(encoding="utf-8")).substitute(
+    page = Template(files("detect.data.doctor").joinpath("page.html").read_text(encoding="utf-8")).substitute(
         title=_text(f"Findings in {report.root}"),
         subtitle=_text(f"{report.format or 'not read'}; {splits or 'no split'}; {report.seconds:.1f} s"),
         counts="".join(f'<div><b class="{kind}">{number:,}</b>{label}</div>' for number, label, kind in cards),

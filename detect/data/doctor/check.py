@@ -20,13 +20,14 @@ from types import ModuleType
 import numpy as np
 from jaxtyping import Int64
 
-from detect.data import coco, duplicates, voc, yolo
-from detect.data.box_checks import check_boxes, check_classes
+from detect.data import coco, voc, yolo
 from detect.data.dataset import Defect
 from detect.data.defects import Annotations, Findings, as_json, mend
-from detect.data.diagnosis import Finding, Report, one_line, place_in, sort
-from detect.data.image_looks import Look, look_at_images
-from detect.data.strays import Folder, orphans, unlisted, walk
+from detect.data.doctor import duplicates
+from detect.data.doctor.box_checks import check_boxes, check_classes
+from detect.data.doctor.diagnosis import Finding, Report, one_line, place_in, sort
+from detect.data.doctor.image_looks import Look, look_at_images
+from detect.data.doctor.strays import Folder, orphans, unlisted, walk
 from detect.data.transforms import Resize
 from detect.errors import UserError
 

@@ -20,13 +20,14 @@ from defusedxml.ElementTree import fromstring
 from jaxtyping import Float64
 from PIL import Image
 
-from detect.data import coco, duplicates, yolo
-from detect.data.box_checks import repeats
+from detect.data import coco, yolo
 from detect.data.dataset import VALIDATION
 from detect.data.decode import decode
 from detect.data.defects import Annotations, Findings, mend
-from detect.data.diagnosis import Report, one_line
-from detect.data.doctor import Survey
+from detect.data.doctor import duplicates
+from detect.data.doctor.box_checks import repeats
+from detect.data.doctor.check import Survey
+from detect.data.doctor.diagnosis import Report, one_line
 from detect.data.download import new_folder
 from detect.data.fence import Fence
 from detect.errors import UserError

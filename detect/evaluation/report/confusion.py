@@ -6,7 +6,7 @@ import numba
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from detect.evaluation.matching import LIMIT, Found, Truths, overlap
+from detect.evaluation.report.matching import LIMIT, Found, Truths, overlap
 from detect.ops.threads import in_threads
 
 EDGES = np.arange(101) / 100

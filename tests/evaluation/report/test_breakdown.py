@@ -4,11 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detect.evaluation.breakdown import CROWDING, MEANINGS, analyse, compare
 from detect.evaluation.coco import FIGURES, evaluate_coco
-from detect.evaluation.confusion import EDGES, bins, confusion
-from detect.evaluation.matching import found_in, truths_of
-from detect.evaluation.oracles import oracles
+from detect.evaluation.report.breakdown import CROWDING, MEANINGS, analyse, compare
+from detect.evaluation.report.confusion import EDGES, bins, confusion
+from detect.evaluation.report.matching import found_in, truths_of
+from detect.evaluation.report.oracles import oracles
 from detect.evaluation.voc import evaluate_voc
 
 SQUARE = (10, 10, 50, 50)

@@ -23,7 +23,7 @@ import numba
 import numpy as np
 from jaxtyping import Bool, Float64, Int8, Int32, Int64
 
-from detect.evaluation.matching import AREAS, RECALLS, Found, Matches, Truths, of_area, overlap
+from detect.evaluation.report.matching import AREAS, RECALLS, Found, Matches, Truths, of_area, overlap
 from detect.ops.threads import in_threads
 
 COLUMNS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")

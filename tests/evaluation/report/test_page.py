@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from detect.evaluation.page import render_comparison, render_report
+from detect.evaluation.report.page import render_comparison, render_report
 
 HOSTILE = ("<script>alert(1)</script>", "</script><!-- & \u2028", '"><img src=x onerror=alert(1)>')
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw=="

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from detect.evaluation.tide import KINDS, STATES, tide
+from detect.evaluation.report.tide import KINDS, STATES, tide
 
 HERE = Path(__file__).parent
-RECIPE = HERE.parents[1] / "tools" / "fixtures" / "tide_errors.py"
+RECIPE = HERE.parents[2] / "tools" / "fixtures" / "tide_errors.py"
 SQUARE = (10, 10, 50, 50)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detect.data import duplicates
-from detect.data.image_looks import look_at, look_at_images
+from detect.data.doctor import duplicates
+from detect.data.doctor.image_looks import look_at, look_at_images
 
-DATA = Path(os.environ.get("DETECT_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+DATA = Path(os.environ.get("DETECT_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
 
 
 def picture(seed, size=(200, 150)):

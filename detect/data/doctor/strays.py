@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detect.data.decode import SUFFIXES
-from detect.data.diagnosis import Finding
+from detect.data.doctor.diagnosis import Finding
 
 _MOST_BYTES = {".json": 2**31, ".xml": 2**24, ".txt": 2**26, ".yaml": 2**20}
 """Ten times what the largest public data sets have; parsing takes several times as much memory."""

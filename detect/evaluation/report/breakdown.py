@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32
 
 from detect.data.dataset import Dataset
-from detect.evaluation.bootstrap import (
+from detect.evaluation.coco import Prediction
+from detect.evaluation.report.bootstrap import (
     Resamples,
     class_mean,
     difference,
@@ -23,9 +24,8 @@ from detect.evaluation.bootstrap import (
     spread,
     weighted,
 )
-from detect.evaluation.coco import Prediction
-from detect.evaluation.confusion import EDGES, bins, confusion
-from detect.evaluation.matching import (
+from detect.evaluation.report.confusion import EDGES, bins, confusion
+from detect.evaluation.report.matching import (
     AREAS,
     RECALLS,
     Found,
@@ -37,8 +37,8 @@ from detect.evaluation.matching import (
     tables,
     truths_of,
 )
-from detect.evaluation.oracles import oracles
-from detect.evaluation.tide import tide
+from detect.evaluation.report.oracles import oracles
+from detect.evaluation.report.tide import tide
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 … 0.95",

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numba
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float, Float64, Int32, Int64
 
 from detect.data.dataset import Dataset
 from detect.evaluation.coco import Prediction, by_image
@@ -329,6 +329,6 @@ def _starts(counts: Sequence[int]) -> Int64[np.ndarray, " n"]:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-def _xywh(boxes: Float32[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n 4"]:
+def _xywh(boxes: Float[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n 4"]:
     corners = boxes.astype(np.float64)
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from detect.evaluation.bootstrap import COLUMNS, LEAST_IMAGES, difference, draw, interval, resample
 from detect.evaluation.coco import FIGURES, Prediction, evaluate_coco
-from detect.evaluation.matching import RECALLS, found_in, truths_of
+from detect.evaluation.report.bootstrap import COLUMNS, LEAST_IMAGES, difference, draw, interval, resample
+from detect.evaluation.report.matching import RECALLS, found_in, truths_of
 from detect.evaluation.voc import evaluate_voc
 
 SQUARE = (10, 10, 50, 50)

@@ -17,7 +17,7 @@ from detect.data.dataset import Dataset, Record
 from detect.data.decode import decode
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction, by_image
-from detect.evaluation.tide import KINDS, STATES, Errors
+from detect.evaluation.report.tide import KINDS, STATES, Errors
 
 SHOWN = 0.3
 """Detections of a lower score are not drawn."""

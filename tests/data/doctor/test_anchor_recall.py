@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detect.data import anchor_recall
-from detect.data.anchor_recall import Anchors, Truths, best_overlaps, ceiling, kmeans, propose, shape_iou, truths
 from detect.data.dataset import Record
+from detect.data.doctor import anchor_recall
+from detect.data.doctor.anchor_recall import Anchors, Truths, best_overlaps, ceiling, kmeans, propose, shape_iou, truths
 from detect.data.transforms import Resize
 from detect.models.anchors import AnchorGenerator
 from detect.ops.boxes import iou_matrix

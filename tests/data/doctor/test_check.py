@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detect.data.diagnosis import CHECKS
-from detect.data.doctor import check
-from detect.data.mending import LOG, fix
+from detect.data.doctor.check import check
+from detect.data.doctor.diagnosis import CHECKS
+from detect.data.doctor.mending import LOG, fix
 from detect.data.read import read
 from detect.data.transforms import Resize
 from detect.errors import UserError
 
-DATA = Path(os.environ.get("DETECT_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+DATA = Path(os.environ.get("DETECT_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
 SIZE = (96, 64)
 
 

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detect.evaluation.coco import Prediction, coco_results, coco_truth
-from detect.evaluation.matching import AREAS, LIMIT, RECALLS, found_in, match, mean, of_area, tables, truths_of
+from detect.evaluation.report.matching import AREAS, LIMIT, RECALLS, found_in, match, mean, of_area, tables, truths_of
 
 SETS = int(os.environ.get("DETECT_RANDOM_SETS", "100"))
 SQUARE = (10, 10, 50, 50)

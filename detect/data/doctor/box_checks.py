@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from detect.data.defects import Annotations
-from detect.data.diagnosis import Finding, one_line, place_in
+from detect.data.doctor.diagnosis import Finding, one_line, place_in
 from detect.data.transforms import Resize
 
 SAME = 0.95

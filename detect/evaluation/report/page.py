@@ -69,7 +69,7 @@ def _page(body: str, scripts: tuple[str, ...], data: dict[str, Any]) -> str:
 
 
 def _read(name: str) -> str:
-    return (resources.files("detect.evaluation") / "web" / name).read_text(encoding="utf-8")
+    return (resources.files("detect.evaluation.report") / "web" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -1,0 +1,1 @@
+"""The report: statistics of an evaluation and the page that shows them."""
