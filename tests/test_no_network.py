@@ -35,12 +35,13 @@ training: {epochs: 1, accelerator: cpu, devices: 1, warmup_steps: 0, milestones:
 SCRIPT = """
 import json, os, sys
 from detect.cli import main
-for words in json.loads(sys.argv[1]):
-    try:
-        code = main(words)
-    except SystemExit as end:
-        code = end.code
-    print("ran", words[0], words[1], code, flush=True)
+if __name__ == "__main__":  # which processes of propose and of loaders are not
+    for words in json.loads(sys.argv[1]):
+        try:
+            code = main(words)
+        except SystemExit as end:
+            code = end.code
+        print("ran", words[0], words[1], code, flush=True)
 """
 
 
