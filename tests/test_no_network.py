@@ -103,7 +103,7 @@ def test_no_command_touches_the_network(offline, tmp_path):
     ]
     weights = """
 import torch, torchvision
-model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
+model = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
 torch.save(model.state_dict(), "weights.pth")
 """
     (tmp_path / "commands.py").write_text(SCRIPT)
@@ -111,6 +111,6 @@ torch.save(model.state_dict(), "weights.pth")
     done, attempts = offline(tmp_path / "commands.py", json.dumps([[*map(str, words)] for words in commands]))
     ran = [line.split() for line in done.stdout.splitlines() if line.startswith("ran ")]
     assert [words[1] for words in ran] == [command[0] for command in commands], done.stderr[-3000:]
-    # Of these, data check tells of what the made set lacks, and mobilenet is a network that is none of ours.
-    assert [words[1] for words in ran if words[-1] == "2"] in ([], ["import"]), done.stderr[-3000:]
+    # data check tells of what the made set lacks.
+    assert {words[1] for words in ran if words[-1] != "0"} <= {"data"}, done.stdout + done.stderr[-3000:]
     assert attempts == ""

@@ -19,9 +19,9 @@ from detect.errors import UserError
 from detect.inference.film import FPS, film, stopped_by_interrupt
 from detect.inference.listing import Listing, listing
 from detect.inference.parts import Parts, whole
-from detect.inference.progress import progress_bar
 from detect.inference.result import Result
 from detect.inference.sources import Frame, frames, video_info
+from detect.progress import progress_bar
 
 SAVED = ("pictures", "coco", "csv")
 """What can be written: annotated pictures and videos; predictions.json with images.json; predictions.csv."""

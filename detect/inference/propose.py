@@ -19,7 +19,7 @@ from jaxtyping import Float32
 from detect.data.decode import decode
 from detect.data.read import image_files
 from detect.errors import UserError, one_line
-from detect.inference.progress import progress_bar
+from detect.progress import progress_bar
 from detect.proposals.selective_search import REVISION, Mode, available_cores, selective_search
 from detect.proposals.store import ProposalStore, digest
 

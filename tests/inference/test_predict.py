@@ -420,7 +420,7 @@ def test_a_picture_that_no_video_can_hold(tmp_path):
 
 
 def test_a_second_ctrl_c_interrupts():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     try:
         with pytest.raises(KeyboardInterrupt), film_module.stopped_by_interrupt() as stopped:
             signal.raise_signal(signal.SIGINT)

@@ -14,11 +14,10 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from detect.data.decode import decode, image_size, orientation
 from detect.errors import UserError
+from detect.progress import progress_bar
 
 SIDE = 32
 """Pixels. The side of the grey picture that duplicates are compared by."""
@@ -52,7 +51,7 @@ class Look:
 def look_at_images(paths: Sequence[Path], workers: int | None = None, progress: bool = True) -> dict[Path, Look]:
     """Decodes every image once, with a progress bar; `workers` threads, by default as many as Python thinks fit."""
     looks: dict[Path, Look] = {}
-    with _bar(progress) as bar:
+    with progress_bar(shown=progress) as bar:
         task = bar.add_task("Decoding images", total=len(paths))
         for look in _in_threads(paths, workers):
             looks[look.path] = look
@@ -64,20 +63,6 @@ def _in_threads(paths: Sequence[Path], workers: int | None) -> Iterator[Look]:
     # Closing the generator cancels what is not begun, so that an interrupt does not wait for all the images.
     with ThreadPoolExecutor(workers) as pool, closing(pool.map(look_at, paths)) as results:  # type: ignore[type-var]
         yield from results
-
-
-def _bar(shown: bool) -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (shown and console.is_terminal),
-    )
 
 
 def look_at(path: Path) -> Look:

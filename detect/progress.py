@@ -14,7 +14,7 @@ from rich.progress import (
 )
 
 
-def progress_bar(*more: ProgressColumn) -> Progress:
+def progress_bar(*more: ProgressColumn, shown: bool = True) -> Progress:
     """What is done of how much, whatever `more` tells, and the time it took and will take; only on a terminal."""
     console = Console(stderr=True)
     return Progress(
@@ -26,5 +26,5 @@ def progress_bar(*more: ProgressColumn) -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (shown and console.is_terminal),
     )
