@@ -29,10 +29,11 @@ from detect import load
 from detect.backbones.weights import load_weights
 from detect.checkpoint import load_any
 from detect.cli import main
-from detect.data.defects import RULES
+from detect.data.convert import convert
 from detect.data.fence import MAX_BYTES, Fence
 from detect.data.imagefolder import read_imagefolder
-from detect.data.read import image_files, read, splits
+from detect.data.read import image_files, read
+from detect.data.stats import stats
 from detect.demo import demo_config
 from detect.errors import UserError
 from detect.evaluation.documents import read_truth
@@ -262,6 +263,21 @@ def test_links_out_of_the_root_are_not_followed_unless_they_are_the_users_own(tm
         image_files(root)
     assert not [name for name in Watch.opened if name.endswith(".png")]
     assert len(read_any(root, layout, follow_links=True)) == 1 and Watch.opened
+
+
+@pytest.mark.parametrize("to", ["voc", "yolo"])
+def test_statistics_and_conversions_follow_links_that_are_the_users_own(tmp_path, outside, to):
+    root = make(tmp_path / "root", "coco")
+    (root / "train").rename(outside / "moved")
+    (root / "train").symlink_to(outside / "moved")
+    with pytest.raises(UserError, match="--follow-links"):
+        stats(root)
+    with pytest.raises(UserError, match="--follow-links"):
+        convert(root, tmp_path / "out", to)
+    assert Watch.opened == []
+    assert sum(split["images"] for split in stats(root, follow_links=True).values()) == 1
+    convert(root, tmp_path / "out", to, follow_links=True)
+    assert len([*(tmp_path / "out").rglob("*.png"), *(tmp_path / "out").rglob("*.jpg")]) == 1
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -596,8 +612,3 @@ def checkpoint(tmp_path_factory):
     state = {f"model.{name}": value for name, value in detector.model.state_dict().items()}
     torch.save({"state_dict": state, "detect": model_card(config, detector.classes, detector.category_ids)}, path)
     return path
-
-
-def test_rules_name_their_remedies():
-    assert "--data.follow_links true" in RULES["path-outside-root"].action
-    assert splits  # imported for the folders that are no data set

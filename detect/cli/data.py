@@ -42,6 +42,7 @@ def add(commands: Any) -> None:
         "detect data stats data/bccd --out stats",
     )
     _source(stats)
+    _follow_links(stats)
     stats.add_argument("--out", type=Path, help="a new folder for stats.json and a picture a split")
 
     convert = command(
@@ -52,6 +53,7 @@ def add(commands: Any) -> None:
         "detect data convert data/voc2007 --to coco --out data/voc2007-coco",
     )
     _source(convert)
+    _follow_links(convert)
     formats = "imagefolder cuts the objects out: SPLIT/CLASS/IMAGE_k.jpg"
     convert.add_argument("--to", choices=("coco", "voc", "yolo", "imagefolder"), required=True, help=formats)
     convert.add_argument("--out", type=Path, required=True, help="a new folder")
@@ -87,6 +89,10 @@ def _source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", action="extend", nargs="+", metavar="NAME", help="default: all splits")
 
 
+def _follow_links(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--follow-links", action="store_true", help="read what links out of the folder lead to")
+
+
 def _check(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from detect.inference.check_data import run_check
 
@@ -97,13 +103,13 @@ def _check(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _stats(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.data.stats import stats
 
-    stats(options.source, options.split, options.out)
+    stats(options.source, options.split, options.out, follow_links=options.follow_links)
 
 
 def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.data.convert import convert
 
-    chosen = {"margin": options.margin, "limit": options.limit}
+    chosen = {"margin": options.margin, "limit": options.limit, "follow_links": options.follow_links}
     done = convert(options.source, options.out, options.to, options.split, **chosen)
     for line in done.unreadable:
         print(f"detect: left out: {line}", file=sys.stderr)

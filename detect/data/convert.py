@@ -32,7 +32,7 @@ from detect.data.dataset import VALIDATION, Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
 from detect.data.defects import RULES, one_line
 from detect.data.download import new_folder
-from detect.data.read import image_ids, read, splits
+from detect.data.read import image_ids, read_all
 from detect.data.writers import voc_boxes, write_coco, write_voc, write_yaml, write_yolo
 from detect.errors import UserError
 
@@ -72,6 +72,7 @@ def convert(
     *,
     margin: float | None = None,
     limit: int | None = None,
+    follow_links: bool = False,
     progress: bool = True,
 ) -> Conversion | Crops:
     """Writes a data set, or some splits of it, in another format.
@@ -83,6 +84,7 @@ def convert(
         names: the splits; by default all.
         margin: for `imagefolder`, as for `to_imagefolder`; 0.1 if not given.
         limit: take the first so many images of each split.
+        follow_links: read what links out of the source lead to.
         progress: show bars.
 
     Returns:
@@ -94,14 +96,15 @@ def convert(
     """
     if to == "imagefolder":
         margin = 0.1 if margin is None else margin
-        return to_imagefolder(source, Path(out), names, margin=margin, limit=limit, progress=progress)
+        return to_imagefolder(
+            source, Path(out), names, margin=margin, limit=limit, follow_links=follow_links, progress=progress
+        )
     if margin is not None:
         raise UserError(f"--margin: only crops (--to imagefolder) have one; leave it out with --to {to}")
     if limit is not None and limit < 1:
         raise UserError(f"--limit: {limit}; convert 1 image at least")
     done = Conversion()
-    read_ones = [read(source, name, skip_unreadable=True, progress=progress) for name in names or splits(source)]
-    by_split = {dataset.split: dataset for dataset in read_ones}  # val and valid may be one
+    by_split = read_all(source, names, follow_links=follow_links, progress=progress)
     datasets = _agree([_first(dataset, limit, done) for dataset in by_split.values()])
     if to == "yolo":
         datasets = _yolo_splits(datasets, chosen=names is not None, done=done)

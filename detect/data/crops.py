@@ -23,7 +23,7 @@ from rich.progress import track
 from detect.data.dataset import Dataset, Record
 from detect.data.decode import decode
 from detect.data.download import new_folder
-from detect.data.read import read, splits
+from detect.data.read import read_all
 from detect.errors import UserError
 
 MIN_SIDE = 16
@@ -68,6 +68,7 @@ def to_imagefolder(
     *,
     margin: float = 0.1,
     limit: int | None = None,
+    follow_links: bool = False,
     progress: bool = True,
 ) -> Crops:
     """Cuts the objects of a detection data set out of their images, for `read_imagefolder` to read.
@@ -78,6 +79,7 @@ def to_imagefolder(
         names: the splits; by default all.
         margin: what is cut out around a box on each side, as a share of its width and height, up to the image's edge.
         limit: take the first so many images of each split.
+        follow_links: read what links out of the source lead to.
         progress: show a bar.
 
     Raises:
@@ -88,9 +90,8 @@ def to_imagefolder(
         raise UserError(f"--margin: {margin:g}; give a share of the box's size, within 0 … 10")
     if limit is not None and limit < 1:
         raise UserError(f"--limit: {limit}; convert 1 image at least")
-    datasets = [read(source, name, skip_unreadable=True, progress=progress) for name in names or splits(source)]
-    by_split = {dataset.split: dataset for dataset in datasets}  # val and valid may be one
-    folders = folder_names(dict.fromkeys(name for dataset in datasets for name in dataset.classes))
+    by_split = read_all(source, names, follow_links=follow_links, progress=progress)
+    folders = folder_names(dict.fromkeys(name for dataset in by_split.values() for name in dataset.classes))
     whole = Crops(renamed={name: folder for name, folder in folders.items() if name != folder})
     try:
         with new_folder(Path(out)) as draft:

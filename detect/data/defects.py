@@ -58,7 +58,7 @@ RULES: dict[str, Rule] = {
     "path-outside-root": Rule(
         "refused",
         "name files by their path within the data folder; links out of it that are your own are followed with "
-        "--data.follow_links true",
+        "--data.follow_links true, by detect data with --follow-links",
     ),
     "zero-area": Rule("mended", "a box without width or height is left out, its image is kept"),
     "negative-size": Rule("mended", "a box with its corners reversed is left out, its image is kept"),

@@ -75,6 +75,18 @@ def read(
     )
 
 
+def read_all(
+    root: Path | str, names: Sequence[str] | None = None, *, follow_links: bool = False, progress: bool = True
+) -> dict[str, Dataset]:
+    """Some splits of a data folder, by default all, each once by its name in the files, without unreadable images.
+
+    Raises `UserError` as `read` does.
+    """
+    chosen = splits(root, follow_links) if names is None else names
+    datasets = [read(root, name, skip_unreadable=True, follow_links=follow_links, progress=progress) for name in chosen]
+    return {dataset.split: dataset for dataset in datasets}
+
+
 def image_files(root: Path) -> list[Path]:
     """The images that the splits of a data set list; in a folder of no known format, the image files below it.
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from detect.data.dataset import Dataset
 from detect.data.defects import one_line
 from detect.data.download import new_folder
-from detect.data.read import read, splits
+from detect.data.read import read_all
 from detect.errors import UserError
 
 AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
@@ -60,6 +60,7 @@ def stats(
     names: Sequence[str] | None = None,
     out: Path | str | None = None,
     *,
+    follow_links: bool = False,
     console: Console | None = None,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
@@ -69,6 +70,7 @@ def stats(
         root: the folder of the data set.
         names: the splits; by default all.
         out: the new folder for the files; none are written if not given.
+        follow_links: read what links out of the folder lead to.
         console: where to print; the terminal if not given.
         progress: show a bar while the images are checked.
 
@@ -78,8 +80,7 @@ def stats(
     Raises:
         UserError: the data cannot be read, or `out` is not empty or cannot be written.
     """
-    datasets = [read(root, name, skip_unreadable=True, progress=progress) for name in names or splits(root)]
-    by_split = {dataset.split: dataset for dataset in datasets}  # val and valid may be one
+    by_split = read_all(root, names, follow_links=follow_links, progress=progress)
     figures = {split: statistics(dataset) for split, dataset in by_split.items()}
     print_statistics(figures, console)
     if out is not None:

@@ -38,7 +38,6 @@ from detect.evaluation.report.matching import (
     truths_of,
 )
 from detect.evaluation.report.oracles import oracles
-from detect.evaluation.report.tide import tide
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 … 0.95",
@@ -73,7 +72,7 @@ SIZES = {"under 32²": "small", "32² – 96²": "medium", "over 96²": "large"}
 def analyse(
     dataset: Dataset, predictions: Sequence[Prediction], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Everything about one detector: figures, classes, curves, confusion, errors, slices, calibration and oracles.
+    """Everything about one detector: figures, classes, curves, confusion, slices, calibration and oracles.
 
     The result is the same with any number of threads.
 
@@ -98,7 +97,6 @@ def analyse(
         "curves": _curves(curves),
         "thresholds": _thresholds(found, matches, positives),
         "confusion": {"edges": EDGES.tolist(), "events": confusion(truths, found), "truths": positives},
-        "errors": tide(dataset, predictions).summary(),
         "slices": _slices(truths, found, samples, weights),
         "calibration": _calibration(found, matches),
         "oracles": oracles(truths, found),

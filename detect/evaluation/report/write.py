@@ -63,6 +63,7 @@ def report_data(
         "subject": _subject(dataset, predictions, origin),
         "config": origin.config,
         **analyse(dataset, predictions),
+        "errors": errors.summary(),
         "proposals": _proposals(recall),
         "gallery": gallery(judge(dataset, predictions, errors)),
         "training": training_curves(origin.run / "metrics.csv") if origin.run else None,

@@ -13,7 +13,7 @@ from detect.evaluation.voc import evaluate_voc
 
 SQUARE = (10, 10, 50, 50)
 FAR = (200, 200, 240, 240)
-KEYS = ("figures", "classes", "curves", "thresholds", "confusion", "errors", "slices", "calibration", "oracles")
+KEYS = ("figures", "classes", "curves", "thresholds", "confusion", "slices", "calibration", "oracles")
 
 
 def approx(values):
