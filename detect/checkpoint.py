@@ -108,7 +108,7 @@ def _read(path: Path, overrides: Sequence[str]) -> _Content:
         config = config_from_dict(card["config"], str(path), ["--data.follow_links=false", *overrides])
         classes, category_ids = tuple(map(str, card["classes"])), tuple(map(int, card["category_ids"]))
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise UserError(f"{path}: {error.strerror}; give a checkpoint such as RUN/checkpoints/best.ckpt") from None
+        raise UserError(f"{path}: {error.strerror}; give a checkpoint such as {_example(path)}") from None
     except ModuleNotFoundError:
         raise UserError(f"{path}: to read this format, pip install safetensors") from None
     except UserError:
@@ -118,6 +118,13 @@ def _read(path: Path, overrides: Sequence[str]) -> _Content:
             f"{path}: no checkpoint of detect, or a damaged one; give one such as RUN/checkpoints/best.ckpt"
         ) from None
     return _Content(weights, config, classes, category_ids)
+
+
+def _example(path: Path) -> str:
+    """One that is there, if the user was right about the run: without validation there is no best.ckpt."""
+    folders = (path.parent, path, path / "checkpoints")
+    there = [folder / name for folder in folders for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()]
+    return str(there[0]) if there else "RUN/checkpoints/best.ckpt"
 
 
 def _torch(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -124,6 +124,15 @@ def test_a_file_that_cannot_be_read(tmp_path, name, reason):
         load_checkpoint(tmp_path / name)
 
 
+@pytest.mark.parametrize("asked", ["", "checkpoints", "checkpoints/best.ckpt"])
+def test_a_run_without_validation_has_a_last_checkpoint_only_which_is_named(tmp_path, asked):
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    last.touch()
+    with pytest.raises(UserError, match=f"give a checkpoint such as {re.escape(str(last))}$"):
+        load_checkpoint(tmp_path / asked)
+
+
 # ---- classifiers -----------------------------------------------------------------------------------------------------
 
 CLASSIFICATION = ClassificationConfig(model=ClassifierOptions(backbone=LeNet(weights="gone.pth"), dropout=0.25))
