@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,12 @@ from detect.checkpoint import load_checkpoint, model_card
 from detect.config import Config, load_experiment
 from detect.data.datamodule import DetectionData
 from detect.inference.evaluate import evaluate
+from detect.models import Detector
 from detect.training.checkpoints import save_detector
 
 IMAGES, HEIGHT, WIDTH = 9, 64, 96
+STEPS = 60
+"""After which the evaluated detector finds some of its images' objects."""
 A_MINUTE = 60.0
 MODEL: dict[str, Any] = {
     "backbone": {"name": "resnet", "depth": 18, "norm": "group", "train_stages": 5},
@@ -136,10 +140,7 @@ def evaluation(folder: Path, config: Path, worlds: Sequence[int]) -> Iterator[st
     """Figures and predictions of every number of images, of every number of processes: all equal."""
     experiment = load_experiment(config, [])
     assert isinstance(experiment, Config)
-    torch.manual_seed(0)
-    network = experiment.model.build(2)
-    with torch.no_grad():  # so that scores differ
-        network.predictor.scores.weight.normal_(std=0.3)
+    network = learned(experiment)
     save_detector(network, model_card(experiment, ("blue", "green"), (1, 2)), folder / "a.ckpt")
     found = {}
     for world in worlds:
@@ -153,9 +154,23 @@ def evaluation(folder: Path, config: Path, worlds: Sequence[int]) -> Iterator[st
             yield f"{name}: images {one['images']}"
     figures = len({json.dumps(one["figures"]) for one in found[worlds[0]].values()})
     some = [name for name, one in found[worlds[0]].items() if one["figures"]["AP"] > 0]
-    if figures < IMAGES or not some:
+    if figures < IMAGES or len(some) < len(found[worlds[0]]) // 2:
         yield f"only {figures} sets of figures differ, {len(some)} are above zero: this proves nothing"
     print(f"evaluation: {list(worlds)} processes, {len(found[worlds[0]])} evaluations each, {figures} sets of figures")
+
+
+def learned(experiment: Config) -> Detector:
+    """A detector that has seen the nine images so often that its figures are above zero, and differ."""
+    torch.manual_seed(0)
+    network = experiment.model.build(2)
+    data = DetectionData(replace(experiment.data, train=f"val{IMAGES}", batch_size=3))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    for _ in range(STEPS // 3):
+        for batch in data.train_dataloader():
+            torch.stack([*network.loss(batch).values()]).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return network
 
 
 def evaluate_all(folder: Path) -> None:
