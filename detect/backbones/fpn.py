@@ -32,7 +32,7 @@ class FPN(nn.Module):
             coarser = F.interpolate(sums[level + 1], size=sums[level].shape[-2:], mode="nearest")
             sums[level] = sums[level] + coarser
         pyramid = [output(features) for output, features in zip(self.output, sums, strict=True)]
-        return [*pyramid, F.max_pool2d(pyramid[-1], kernel_size=1, stride=2)]
+        return [*pyramid, pyramid[-1][..., ::2, ::2]]
 
 
 def _convolution(channels_in: int, channels: int, size: int, norm: Norm | None) -> nn.Sequential:

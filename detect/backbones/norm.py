@@ -44,7 +44,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """The normalised x."""
-        if not x.requires_grad:
+        if not x.requires_grad and self.eps > 0:  # torch 2.11 refuses 0
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         # On the way to a gradient, batch_norm would keep x in memory to differentiate weight and bias. This keeps
         # nothing, and is one pass over x as well.

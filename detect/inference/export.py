@@ -151,7 +151,8 @@ def _write_onnx(checkpoint: Checkpoint, program: ExportedProgram, path: Path) ->
 
 def _write_pt2(checkpoint: Checkpoint, program: ExportedProgram, path: Path) -> Callable[[list[Frame]], Any]:
     torch.export.save(program, path, extra_files={f"{key}.json": text for key, text in metadata(checkpoint).items()})
-    module = torch.export.load(path).module()
+    with _quiet():
+        module = torch.export.load(path).module()
 
     def run(batch: list[Frame]) -> Iterator[Result]:
         height, width = size = batch[0].pixels.shape[0], batch[0].pixels.shape[1]

@@ -9,6 +9,7 @@ from torch import Tensor
 from detect.models.box_coder import BoxCoder
 from detect.ops.boxes import clip, large_enough
 from detect.ops.nms import nms
+from detect.ops.topk import topk
 from detect.options import options
 from detect.structures import Detections, Proposals
 
@@ -44,7 +45,7 @@ def postprocess(
     """Decoding, clipping, NMS within each class, and the best D of each image by falling score, which is in 0 … 1."""
     num_classes = deltas.shape[2]
     scores = torch.where((scores > options.score) & proposals.valid.unsqueeze(-1), scores, -1.0).flatten(1)
-    scores, pairs = scores.topk(torch.sym_min(options.candidates, scores.shape[1]))
+    scores, pairs = topk(scores, options.candidates)
     labels = pairs % num_classes
 
     pair = pairs.unsqueeze(-1).expand(-1, -1, 4)
@@ -54,7 +55,7 @@ def postprocess(
     boxes = boxes.where(valid.unsqueeze(-1), 0.0)
 
     kept = torch.where(nms(boxes, valid, options.nms_iou, groups=labels), scores, -1.0)
-    scores, best = kept.topk(torch.sym_min(options.detections, kept.shape[1]))
+    scores, best = topk(kept, options.detections)
     valid = scores > 0
     boxes = boxes.gather(1, best.unsqueeze(-1).expand(-1, -1, 4))
     return Detections(boxes, scores.where(valid, 0.0), labels.gather(1, best), valid)

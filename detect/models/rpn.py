@@ -24,6 +24,7 @@ from detect.models.matcher import Matcher, match
 from detect.models.sampler import Sampler
 from detect.ops.boxes import clip, large_enough, take
 from detect.ops.nms import nms
+from detect.ops.topk import topk
 from detect.options import options
 from detect.structures import Proposals, Targets
 
@@ -159,7 +160,7 @@ class RPN(nn.Module):
             strict=True,
         )
         for logits, deltas, anchors in levels:
-            top, indices = logits.topk(torch.sym_min(counts.before_nms, logits.shape[1]))
+            top, indices = topk(logits, counts.before_nms)
             decoded = clip(self.coder.decode(take(deltas, indices), anchors[indices]), sizes)
             real = large_enough(decoded, self.options.min_size)
             # Whatever is not real is harmless for what follows, NaN included.
@@ -168,7 +169,7 @@ class RPN(nn.Module):
             scores.append(top)
             valid.append(real & nms(decoded, real, self.options.nms_iou))
         score = torch.cat(scores, dim=1).masked_fill(~torch.cat(valid, dim=1), -torch.inf)
-        best, indices = score.topk(torch.sym_min(counts.after_nms, score.shape[1]))
+        best, indices = topk(score, counts.after_nms)
         kept = best > -torch.inf
         return Proposals(take(torch.cat(boxes, dim=1), indices), best.where(kept, 0.0).sigmoid() * kept, kept)
 
