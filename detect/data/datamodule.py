@@ -150,6 +150,10 @@ class _Loading(data.Dataset):
         """Opened by each worker for itself, when it is first asked."""
         return None if self.proposals is None else ProposalStore(self.proposals)
 
+    def __del__(self) -> None:
+        if store := vars(self).get("store"):
+            store.close()
+
     def __getitem__(self, item: Item) -> Sample:
         record = self.dataset.records[item.index]
         image, proposals = decode(record.path), np.empty((0, 4), np.float32)

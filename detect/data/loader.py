@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import cv2
@@ -62,17 +67,31 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         # Its own, so that what the model draws depends neither on the workers nor on when they start.
         generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=_begin_worker,
+        worker_init_fn=partial(_begin_worker, ending=_ending()),
     )
 
 
-def _begin_worker(worker: int) -> None:
+@cache
+def _ending() -> Any:
+    """Whether this process is about to end, as its workers see it."""
+    ending = multiprocessing.RawValue(ctypes.c_bool, False)
+    atexit.register(setattr, ending, "value", True)
+    return ending
+
+
+def _begin_worker(worker: int, ending: Any) -> None:
     """Workers are parallel by themselves, and end with the process that they work for.
 
     Ctrl-C and a cluster's signals reach all processes of a run; the first one saves and then ends the others, whose
-    death before would be an error to it.
+    death before would be an error to it. When it ends it sends SIGTERM itself and waits: that must be heard.
     """
     cv2.setNumThreads(0)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+
+    def hear(*_: object) -> None:
+        if ending.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, hear)
+    for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

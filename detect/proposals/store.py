@@ -120,8 +120,10 @@ def _open(path: Path, parameters: str | None) -> sqlite3.Connection:
     try:
         # Who only reads must still be able to undo what a killed writer has begun.
         mode = "rw" if parameters is None else "rwc"
-        # Readers in other threads and processes are safe: each of them opens the store by itself.
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=60)
+        # Readers in other threads and processes are safe: each of them opens the store by itself. Whichever thread
+        # collects what they leave closes it.
+        address = f"{path.absolute().as_uri()}?mode={mode}"
+        database = sqlite3.connect(address, uri=True, timeout=60, check_same_thread=False)
     except sqlite3.OperationalError as error:
         raise UserError(f"{path}: {error}; choose another file with --out") from None
     try:

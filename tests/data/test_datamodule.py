@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -53,6 +55,17 @@ def test_workers_change_nothing(two_epochs, workers):
         for one, other in zip(alone, shared, strict=True):
             assert torch.equal(one.ids, other.ids) and torch.equal(one.images.pixels, other.images.pixels)
             assert torch.equal(one.targets.boxes, other.targets.boxes)
+
+
+def test_a_process_ends_although_its_workers_are_amid_an_epoch(shapes):
+    """They are deaf to the signal that Python ends them by, so that a cluster's does not kill them before a save."""
+    script = f"""
+from detect.data.datamodule import DetectionData
+from detect.data.options import DataOptions
+batches = iter(DetectionData(DataOptions(root={str(shapes)!r}, workers=2)).train_dataloader())
+next(batches)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120, cwd=Path(__file__).parents[2])
 
 
 def test_two_workers_repeat_no_augmentation_in_two_epochs(two_epochs):

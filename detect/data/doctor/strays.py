@@ -83,9 +83,10 @@ def _sort_in(path: Path, top: Path, folder: Folder) -> None:
 def _check_link(path: Path, top: Path, folder: Folder) -> bool:
     """Whether a link stays below the root; one that does not is a finding and is not followed."""
     try:
-        if path.resolve().is_relative_to(top):
+        real = path.resolve()
+        if real.is_relative_to(top) and not real.is_symlink():
             return True
-    except (OSError, RuntimeError):  # a link to itself
+    except (OSError, RuntimeError):  # a link to itself, which Python from 3.13 on leaves as it is
         pass
     folder.blocked.add(path)
     folder.findings.append(Finding("path-outside-root", path, "it is a link that leads out of the data folder"))
