@@ -13,9 +13,9 @@ from detect.models import BoxOptions, HeadOptions, ProposalCounts, RPNOptions
 def demo_config(root: Path) -> Config:
     """Faster R-CNN with ResNet-18 and FPN, from scratch, on the data set that `detect data shapes` makes."""
     model = FasterRCNNOptions(
-        backbone=ResNet(depth=18, norm="batch", train_stages=5, fpn_channels=64),
+        backbone=ResNet(depth=18, norm="batch", train_stages=5, fpn_channels=64, fpn_top=4),
         rpn=RPNOptions(
-            anchor_sizes=(16, 32, 64, 96, 128),
+            anchor_sizes=(16, 32, 64, 96),
             training=ProposalCounts(500, 300),
             testing=ProposalCounts(300, 100),
         ),

@@ -43,6 +43,9 @@ class ResNet(CNN):
     stage 5 with its average pool as the trunk, which takes regions of 14×14."""
     fpn_channels: int = 256
     """Width of the pyramid; the paper has 256."""
+    fpn_top: Literal[4, 5] = 5
+    """The last stage in the pyramid. 4 leaves stage 5 out, and the pyramid ends at stride 32: enough for images of a
+    hundred pixels, all of which a cell of stage 4 sees."""
     dilated: bool = False
     """Without the pyramid: stage 5 keeps stride 16, its 3×3 convolutions dilated by 2, and is the map; no trunk is left
     (DC5: Dai et al. 2017, "Deformable Convolutional Networks", §3)."""
@@ -85,6 +88,9 @@ class ResNet(CNN):
             raise UserError("model.backbone.dilated: a pyramid needs stage 5 at stride 32; set fpn to false")
         stages, channels = self._parts()
         if self.fpn:
+            if self.fpn_top == 4:
+                stages.popitem()
+                channels.pop()
             norm = None if self.norm in ("frozen", "none") else self.norm
             return ResNetFPN(stages, FPN(channels, self.fpn_channels, norm)), None
         if self.dilated:
@@ -106,21 +112,22 @@ class ResNet(CNN):
 
 
 class ResNetFPN(Backbone):
-    """C2 … C5 of a ResNet, made P2 … P6 by a pyramid."""
+    """C2 … C5 of a ResNet, made P2 … P6 by a pyramid; with C5 left out, C2 … C4 made P2 … P5."""
 
     def __init__(self, stages: OrderedDict[str, nn.Sequential], fpn: FPN) -> None:
-        super().__init__(tuple(FeatureInfo(fpn.channels, stride) for stride in (4, 8, 16, 32, 64)))
+        super().__init__(tuple(FeatureInfo(fpn.channels, 2 << stage) for stage in range(1, len(stages) + 1)))
         self.body = nn.ModuleDict(stages)
         self.fpn = fpn
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _c _h _w"]]:
-        """Five maps, 256 channels wide unless chosen otherwise, at strides 4, 8, 16, 32 and 64."""
-        c1 = self.body["stem"](pixels)
-        c2 = self.body["layer1"](c1)
-        c3 = self.body["layer2"](c2)
-        c4 = self.body["layer3"](c3)
-        c5 = self.body["layer4"](c4)
-        return self.fpn([c2, c3, c4, c5])
+        """Five maps, 256 channels wide unless chosen otherwise, at strides 4, 8, 16, 32 and 64; without C5 four."""
+        stem, *stages = self.body.values()
+        features = stem(pixels)
+        maps = []
+        for stage in stages:
+            features = stage(features)
+            maps.append(features)
+        return self.fpn(maps)
 
 
 def _stride_in_1x1(network: Network, depth: int) -> None:

@@ -28,6 +28,17 @@ def test_pyramid_channels_and_strides_are_true(depth):
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
+def test_a_pyramid_without_stage_5_ends_a_level_earlier(depth):
+    with torch.device("meta"):
+        backbone, trunk = ResNet(depth, fpn_top=4).build()
+        maps = backbone(torch.empty(2, 3, 64, 160))
+    assert [tuple(features.shape[1:]) for features in maps] == [(256, 16, 40), (256, 8, 20), (256, 4, 10), (256, 2, 5)]
+    assert backbone.features == tuple(FeatureInfo(256, stride) for stride in (4, 8, 16, 32))
+    assert trunk is None
+    assert list(backbone.body) == ["stem", "layer1", "layer2", "layer3"]
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
 def test_c4_channels_and_strides_are_true(depth):
     with torch.device("meta"):
         backbone, trunk = ResNet(depth, fpn=False).build()
@@ -87,13 +98,14 @@ def test_the_last_stages_of_the_whole_learn(train_stages):
         assert any(isinstance(layer, nn.BatchNorm2d) for layer in stage.modules()) == learns
 
 
-def test_the_pyramid_stands_on_the_networks_stages(tmp_path):
+@pytest.mark.parametrize("top", [4, 5])
+def test_the_pyramid_stands_on_the_networks_stages(top, tmp_path):
     network, file = network_and_file(18, tmp_path)
-    backbone, _ = ResNet(18, weights=file).build()
+    backbone, _ = ResNet(18, weights=file, fpn_top=top).build()
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         stages, x = [], network.maxpool(network.relu(network.bn1(network.conv1(pixels))))
-        for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
+        for layer in (network.layer1, network.layer2, network.layer3, network.layer4)[: top - 1]:
             x = layer(x)
             stages.append(x)
         torch.testing.assert_close(backbone(pixels), backbone.fpn(stages), rtol=1e-4, atol=1e-4)
