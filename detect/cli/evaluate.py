@@ -21,6 +21,8 @@ from detect.cli.shared import (
 from detect.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from detect.checkpoint import Checkpoint, ClassifierCheckpoint
     from detect.config import Experiment
     from detect.data.datamodule import DetectionData
@@ -119,23 +121,21 @@ def evaluate_checkpoint(
     command: str,
     precision: Any = "fp32",
     engine: Any = "pycocotools",
+    accelerator: str = "auto",
 ) -> dict[str, Any]:
     """Evaluates a detector on a split, prints its figures and, with all else, writes them into the folder `out`."""
-    import torch
-
     from detect.allocator import keep_pages
     from detect.evaluation.table import print_metrics
     from detect.inference.evaluate import evaluate, write_evaluation
     from detect.inference.prepare import prepare
 
     keep_pages()
-    _join_processes()
-    place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    device = _join_processes(accelerator)
     dataset = data.split(split)
-    model = prepare(checkpoint.model.to(place), precision)
-    metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, torch.device(place), engine)
+    model = prepare(checkpoint.model.to(device), precision)
+    metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, device, engine)
     if is_first_process():
-        how = {"device": place, "precision": precision, "engine": engine, "command": command}
+        how = {"device": str(device), "precision": precision, "engine": engine, "command": command}
         write_evaluation(out, metrics, evaluator, file, checkpoint.config, **how)
         print_metrics(metrics)
         print(_where(dataset, out))
@@ -147,16 +147,15 @@ def _where(dataset: Dataset, out: Path) -> str:
     return f"{dataset.root} {dataset.split}: {files}"
 
 
-def evaluate_classifier(checkpoint: ClassifierCheckpoint, file: Path, split: str, out: Path) -> None:
+def evaluate_classifier(
+    checkpoint: ClassifierCheckpoint, file: Path, split: str, out: Path, accelerator: str = "auto"
+) -> None:
     """The same for a classifier."""
-    import torch
-
     from detect.data.classification import ClassificationData
     from detect.evaluation.classification import print_classification, write_classification
     from detect.inference.classify import classify
 
-    _join_processes()
-    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    device = _join_processes(accelerator)
     data = ClassificationData(checkpoint.config.data, checkpoint.classes)
     metrics, evaluator = classify(checkpoint.model.to(device), data, split, device, file)
     if is_first_process():
@@ -166,12 +165,15 @@ def evaluate_classifier(checkpoint: ClassifierCheckpoint, file: Path, split: str
         print(f"{evaluator.dataset.root} {split}: {', '.join(map(str, files))}")
 
 
-def _join_processes() -> None:
-    """Under torchrun, lets the processes share the evaluation; after training they are joined already."""
+def _join_processes(accelerator: str) -> torch.device:
+    """The device of this process. Under torchrun the processes share the evaluation; after training they do already."""
     import torch
     from torch import distributed
 
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
     if distributed.is_available() and distributed.is_torchelastic_launched() and not distributed.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if on_gpu:
+            torch.cuda.set_device(device)
         distributed.init_process_group()
+    return device

@@ -96,7 +96,9 @@ def _train_and_evaluate(config: Config, out: Path, command: str, resume: bool = 
     say(f"trained in {seconds:.0f} s: {best}")
     if final is None:
         return {}
-    return evaluate_checkpoint(load_checkpoint(best), best, data, final, free_folder(out / "eval"), command)
+    checkpoint, results = load_checkpoint(best), free_folder(out / "eval")
+    where = {"accelerator": config.training.accelerator}
+    return evaluate_checkpoint(checkpoint, best, data, final, results, command, **where)
 
 
 def _train_classifier(config: ClassificationConfig, out: Path, resume: bool) -> None:
@@ -122,7 +124,7 @@ def _train_classifier(config: ClassificationConfig, out: Path, resume: bool) -> 
     if final is not None:
         checkpoint = load_any(best)
         assert isinstance(checkpoint, ClassifierCheckpoint)
-        evaluate_classifier(checkpoint, best, final, free_folder(out / "eval"))
+        evaluate_classifier(checkpoint, best, final, free_folder(out / "eval"), config.training.accelerator)
 
 
 def _announce(config: Experiment) -> None:

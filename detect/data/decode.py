@@ -41,7 +41,7 @@ def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
     """The pixels of an image file, or of its bytes, as RGB.
 
     The EXIF orientation is applied, grey and palettes become RGB, alpha is dropped, 16 bits keep their upper 8. Colour
-    profiles are not applied. Of an animation this is the first frame.
+    profiles are not applied, nor is EXIF that a PNG has behind its pixels. Of an animation this is the first frame.
 
     Raises `UserError` with the file's name for what is missing, no image, truncated, damaged, or larger than
     `max_pixels`.
@@ -128,7 +128,8 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":  # Pillow applies it by itself
         return 1
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        # Not `image.getexif`: that of a PNG decodes its pixels, to see what stands behind them.
+        value = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF is common, and the image is good without it
         return 1
     return value if value in range(1, 9) else 1

@@ -6,6 +6,7 @@ images need not be there.
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from detect.data.defects import inside
 from detect.data.fence import MAX_BYTES, Fence, read_bounded
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction
+
+NOWHERE = Path(os.devnull)
+"""Where pictures lie whose folder is not named: what others call a file must not choose which one is opened."""
 
 _Box = Annotated[list[float], Field(min_length=4, max_length=4)]
 _FINITE = ConfigDict(allow_inf_nan=False)
@@ -187,7 +191,7 @@ def _records(
         own = of_image[image["id"]]
         boxes = _xyxy(own)
         name = image.get("file_name", str(image["id"]))
-        path = inside(folder, folder, name) if folder else Path(name)
+        path = inside(folder, folder, name) if folder else NOWHERE / Path(name).name
         if path is None or (fence and not fence.admits(path)):
             where = f"the file_name of image {image['id']} leads out of {folder}, by its name or by a link"
             raise UserError(f"{file}: {where}; correct it there, or give the folder in which the images lie")

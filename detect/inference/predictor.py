@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from detect.inference.result import Result, labels_of
 from detect.inference.sources import Frame, frames
 from detect.inference.views import View, merge, mirror, views
 from detect.models import Detector
-from detect.proposals.selective_search import selective_search
+from detect.proposals.selective_search import MAX_PIXELS, MAX_SIDE, selective_search
 from detect.structures import Detections, Images, Proposals, to_file_pixels
 
 PADDING = 1.25
@@ -170,8 +171,12 @@ class Predictor:
         return replace(found, boxes=mirror(found.boxes, in_file[:, 1])) if view.mirrored else found
 
     def _search(self, frame: Frame) -> Tensor:
-        """The proposals of a detector without an RPN, in pixels of the image."""
-        return torch.from_numpy(selective_search(frame.pixels)[: self.checkpoint.config.data.max_proposals])
+        """The proposals of a detector without an RPN, in pixels of the image; one too large is searched smaller."""
+        height, width = frame.pixels.shape[:2]
+        scale = min(1.0, MAX_SIDE / max(height, width), math.sqrt(MAX_PIXELS / (height * width)))
+        size = max(1, int(height * scale)), max(1, int(width * scale))
+        boxes = selective_search(resize(frame.pixels, size))[: self.checkpoint.config.data.max_proposals]
+        return torch.from_numpy(boxes * np.array([width / size[1], height / size[0]] * 2, np.float32))
 
     def _finish(self, batch: Sequence[Frame], found: Detections, wait: Callable[[], None]) -> Iterator[Result]:
         wait()
@@ -242,5 +247,5 @@ def _fetch(found: Detections) -> tuple[Detections, Callable[[], None]]:
     if not found.boxes.is_cuda:
         return found, lambda: None
     here, arrived = found.to("cpu", non_blocking=True), torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(found.boxes.device))  # by default it would be the current device's
     return here, arrived.synchronize

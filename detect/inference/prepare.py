@@ -51,7 +51,7 @@ def fold_norms(module: nn.Module) -> None:
         return  # the order of their children is not always the order in which these run
     children = list(module.named_children())
     for (_, first), (name, second) in pairwise(children):
-        if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d | FrozenBatchNorm2d):
+        if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d | nn.SyncBatchNorm | FrozenBatchNorm2d):
             assert second.running_mean is not None and second.running_var is not None
             statistics = second.running_mean, second.running_var, second.eps
             weight, bias = fuse_conv_bn_weights(first.weight, first.bias, *statistics, second.weight, second.bias)

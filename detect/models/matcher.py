@@ -46,9 +46,12 @@ class Matcher:
 
 
 def match(
-    boxes: Float[Tensor, "B n 4"], targets: Targets, matcher: Matcher
+    boxes: Float[Tensor, "B n 4"], targets: Targets, matcher: Matcher, among: Bool[Tensor, "B n"] | None = None
 ) -> tuple[Int[Tensor, "B n"], Int[Tensor, "B n"]]:
-    """`matcher` on boxes and truths; background that lies in a crowd region is ignored."""
+    """`matcher` on boxes and truths; background that lies in a crowd region is ignored.
+
+    Boxes that are not `among` those given are ignored as well, and a truth's best boxes are found without them.
+    """
     # Truths along the rows: reductions over truths then run along contiguous boxes, which is several times faster.
     shared = intersection_matrix(targets.boxes, boxes)
     crowd = (targets.valid & targets.crowd).unsqueeze(-1)
@@ -56,5 +59,8 @@ def match(
     in_crowd = (shared * crowd).sum(dim=-2) >= CROWD_SHARE * area(boxes).clamp(min=1e-6)
     union = area(targets.boxes).unsqueeze(-1) + area(boxes).unsqueeze(-2) - shared
     iou = shared.div_(union.clamp_(min=1e-6))
+    ignored = in_crowd
+    if among is not None:
+        iou, ignored = iou.where(among.unsqueeze(-2), 0.0), in_crowd | ~among
     indices, labels = matcher(iou.mT, targets.valid & ~targets.crowd)
-    return indices, torch.where(in_crowd & (labels == 0), -1, labels)
+    return indices, torch.where(ignored & (labels == 0), -1, labels)

@@ -137,9 +137,9 @@ class RPN(nn.Module):
     def loss(self, output: RPNOutput, sizes: Int[Tensor, "B 2"], targets: Targets) -> dict[str, Float[Tensor, ""]]:
         """Log loss of objectness and smooth L1 of the deltas over the sampled anchors."""
         anchors = output.anchors.expand(len(sizes), -1, -1)
-        matched, labels = match(anchors, targets, self.matcher)
-        if self.options.border is not None:
-            labels = labels.where(_within(output.anchors, sizes, self.options.border), -1)
+        border = self.options.border
+        among = None if border is None else _within(output.anchors, sizes, border)
+        matched, labels = match(anchors, targets, self.matcher, among)
         indices, valid = self.sampler(labels)
         labels, matched = labels.gather(1, indices), matched.gather(1, indices)
         goals = self.coder.encode(take(targets.boxes, matched), take(anchors, indices))

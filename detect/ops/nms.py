@@ -1,7 +1,8 @@
 """Greedy non-maximum suppression of many padded lists at once, without a data-dependent shape.
 
 Equal to `torchvision.ops.nms` on each list. On the CPU a compiled loop skips what is suppressed already; elsewhere the
-same answer is the fixpoint of one matrix operation, so that the GPU is never waited for.
+same answer is the fixpoint of one matrix operation, so that the GPU is never waited for. What `SWEEPS` sweeps have not
+settled, as in a long row of boxes each of which hides the next, may be kept there though it should go.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ ColourSpace = Literal["HSV", "Lab", "rgI", "H", "I", "RGB", "rgb"]
 MAX_PIXELS = 2**25
 """Width times height of the largest image: 34 million. Larger ones are refused, so that the memory is bounded."""
 
-_MAX_SIDE = 2**16 - 1  # four coordinates of 16 bits are one key
+MAX_SIDE = 2**16 - 1  # four coordinates of 16 bits are one key
 
 
 class Strategies(NamedTuple):
@@ -139,10 +139,10 @@ def _checked_image(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     if not height * width:
         raise UserError(f"selective search: the image has {width}×{height} pixels; {wanted}")
-    if height * width > MAX_PIXELS or max(height, width) > _MAX_SIDE:
+    if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
         raise UserError(
             f"selective search: the image has {width}×{height} pixels; shrink it to {MAX_PIXELS} pixels"
-            f" and sides of {_MAX_SIDE} at most, and stretch the boxes"
+            f" and sides of {MAX_SIDE} at most, and stretch the boxes"
         )
     return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else np.ascontiguousarray(image)
 

@@ -56,7 +56,9 @@ class StopOnNaN(Callback):
     ) -> None:
         """Looks at this step, or at the one before."""
         assert isinstance(pl_module, TrainingModule)
-        norm = pl_module.gradient_norm.detach() * (pl_module.training_options.precision != "fp16")
+        norm = pl_module.gradient_norm.detach()
+        if pl_module.training_options.precision == "fp16":
+            norm = torch.zeros_like(norm)
         figures, copied = torch.stack([outputs["loss"].detach().to(norm), norm]), None
         if figures.device.type == "cuda":
             figures, copied = figures.to("cpu", non_blocking=True), torch.cuda.Event()

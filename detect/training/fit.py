@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -96,8 +96,8 @@ def fit_classifier(
     _check(config.training)
     if config.training.alternating:
         raise UserError("training.alternating: a classifier has no RPN to train in turns with")
-    if data.val is not None and len(data.val.labels) < count_processes(config.training):
-        raise UserError(f"{data.val.root}: the split {data.val.split} has fewer images than there are processes")
+    if data.val is not None:
+        _check_shares(config.training, f"{data.val.root}: the split {data.val.split}", data.val_dataloader())
     _check_size(config)
     seed_everything(config.training.seed, verbose=False)
     model = config.model.build(len(data.classes))
@@ -197,7 +197,8 @@ class _DDP(DDPStrategy):
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         assert self.lightning_module is not None
-        return self.lightning_module.validation_step(*args, **kwargs)
+        with self.precision_plugin.val_step_context():
+            return self.lightning_module.validation_step(*args, **kwargs)
 
 
 def _processes(training: TrainingOptions) -> dict[str, Any]:
@@ -276,15 +277,21 @@ def _check(training: TrainingOptions) -> None:
 
 
 def _check_val(training: TrainingOptions, data: DetectionData) -> None:
-    processes = count_processes(training)
     if data.val is not None:
         place = f"{data.val.root}: the split {data.val.split}"
         if all(record.crowd.all() for record in data.val.records):
             raise UserError(
                 f"{place} has no boxes, so it cannot tell the best checkpoint; name another with --data.val, or null"
             )
-        if len(data.val) < processes:
-            raise UserError(f"{place} has {len(data.val)} images for {processes} processes; take fewer processes")
+        _check_shares(training, place, data.val_dataloader())
+
+
+def _check_shares(training: TrainingOptions, place: str, batches: Sized) -> None:
+    """Each process must have a batch to validate on: Lightning ends where one has none."""
+    processes = count_processes(training)
+    if len(batches) < processes:
+        remedy = "lower --data.eval_batch_size or take fewer processes"
+        raise UserError(f"{place} has batches for {len(batches)} of {processes} processes; {remedy}")
 
 
 def _check_size(config: ClassificationConfig) -> None:

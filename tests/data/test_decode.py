@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from detect.data.decode import check_image, decode, image_size, orientation
 from detect.errors import UserError
@@ -246,3 +247,10 @@ def test_random_bytes_never_come_through(save):
             assert decode(data).ndim == 3
         except UserError as error:
             assert "\n" not in str(error)
+
+
+def test_the_header_of_a_png_is_all_that_is_looked_at(save, monkeypatch):
+    path = save(encode(RGB, "PNG"), "image.png")
+    monkeypatch.setattr(PngImageFile, "load", None)
+    assert check_image(path) == image_size(path) == Image.fromarray(RGB).size
+    assert orientation(path) == 1

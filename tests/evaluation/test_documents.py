@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detect.errors import UserError
 from detect.evaluation.coco import FIGURES, evaluate_documents
-from detect.evaluation.documents import read_results, read_truth
+from detect.evaluation.documents import NOWHERE, read_results, read_truth
+from detect.evaluation.report.gallery import picture
 
 TRUTH = {
     "images": [{"id": 0, "file_name": "a.jpg", "width": 40, "height": 30}, {"id": 7}],
@@ -40,7 +42,7 @@ def test_what_is_read(tmp_path):
     dataset = truth.dataset
     assert (dataset.classes, dataset.category_ids, truth.left_out) == (("dog", "cat"), (1, 3), 0)
     first, second = dataset.records
-    assert (first.id, first.width, first.height, first.path) == (0, 40, 30, Path("a.jpg"))
+    assert (first.id, first.width, first.height, first.path) == (0, 40, 30, NOWHERE / "a.jpg")
     np.testing.assert_array_equal(first.boxes, [[1, 2, 11.5, 22]])
     assert (first.labels.tolist(), first.areas.tolist(), first.crowd.tolist()) == ([1], [210.0], [False])
     assert (second.id, second.boxes.shape, second.width, second.height) == (7, (0, 4), 1, 1)
@@ -150,3 +152,12 @@ def test_missing_files_and_names_that_lead_out(tmp_path):
     write(tmp_path, TRUTH | {"images": [{"id": 0, "file_name": "../secret.jpg"}]}, RESULTS)
     with pytest.raises(UserError, match="leads out of"):
         read_truth(truth, tmp_path)
+
+
+def test_no_file_is_opened_that_only_the_truth_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30)).save(tmp_path / "secret.png")
+    for name in ("secret.png", str(tmp_path / "secret.png"), "", ".."):
+        truth = TRUTH | {"images": [{"id": 0, "file_name": name, "width": 40, "height": 30}, {"id": 7}]}
+        for record in read_truth(write(tmp_path, truth, RESULTS)[0]).dataset.records:
+            assert picture(record)["thumbnail"] is None

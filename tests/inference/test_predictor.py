@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import box_iou
 
 import detect
 from detect.backbones import ResNet
@@ -16,6 +17,7 @@ from detect.errors import UserError
 from detect.inference.predictor import Predictor
 from detect.inference.sources import Frame
 from detect.models import HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.proposals import selective_search
 from detect.structures import Images
 
 CLASSES = ("cell", "dust")
@@ -194,6 +196,19 @@ def test_a_detector_without_an_rpn_searches_by_itself():
     assert len(result) and len(predictor._search(frame)) <= 50
     [mirrored] = predictor.predict(image, flip=True)
     assert len(mirrored)
+
+
+def test_an_image_too_large_to_search_is_searched_smaller(monkeypatch):
+    options = FastRCNNOptions(backbone=ResNet(depth=18, norm="batch", fpn_channels=32), head=HeadOptions())
+    predictor, frame = Predictor(checkpoint(options)), Frame(picture(128, 192))
+    monkeypatch.setattr("detect.inference.predictor.MAX_PIXELS", 64 * 96)
+    monkeypatch.setattr(selective_search, "MAX_PIXELS", 64 * 96)
+    boxes = predictor._search(frame)
+    assert [0, 0, 192, 128] in boxes.tolist()  # the whole image
+    assert len(boxes) > 10 and (boxes[:, 2:] > boxes[:, :2]).all()
+    monkeypatch.undo()
+    near = box_iou(boxes, predictor._search(frame)).amax(dim=1)
+    assert near.mean() > 0.7
 
 
 def test_options_of_no_meaning(predictor):

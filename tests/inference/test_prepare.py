@@ -121,8 +121,9 @@ def test_a_network_without_norms_stays_as_it_is():
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_a_convolution_and_its_norm_by_hand():
-    layers = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0.0), nn.ReLU()).eval()
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm])
+def test_a_convolution_and_its_norm_by_hand(norm):
+    layers = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), norm(1, eps=0.0), nn.ReLU()).eval()
     with torch.no_grad():
         layers[0].weight.fill_(3.0)
         layers[1].weight.fill_(2.0), layers[1].bias.fill_(1.0)

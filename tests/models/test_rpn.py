@@ -6,9 +6,11 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import box_iou
 
 from detect.errors import UserError
-from detect.models.rpn import RPN, ProposalCounts, RPNOptions, RPNOutput
+from detect.models.matcher import match
+from detect.models.rpn import RPN, ProposalCounts, RPNOptions, RPNOutput, _within
 from detect.structures import Targets
 
 CHANNELS = 8
@@ -216,3 +218,19 @@ def test_crowds_are_not_trained_on():
 def test_as_many_anchor_sizes_as_levels_are_asked_for():
     with pytest.raises(UserError, match="anchor_sizes: 2 sizes; give one a level, 5"):
         RPN(8, [4, 8, 16, 32, 64], RPNOptions(anchor_sizes=(32, 64)))
+
+
+def test_a_truth_at_the_border_has_an_anchor_within_it():
+    rpn = make_rpn(replace(OPTIONS, border=0.0))
+    sizes = torch.tensor([[HEIGHT, WIDTH]])
+    truths = torch.tensor([[[0.0, 0, 20, 90], [150, 40, 192, 60], [60, 100, 140, 128]]])
+    targets = Targets(truths, torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 3).bool(), torch.zeros(1, 3).bool())
+    anchors = rpn(pyramid(1)).anchors
+    within = _within(anchors, sizes, 0.0)
+    iou = box_iou(anchors, truths[0])
+    best = iou.where(within[0, :, None], 0).amax(dim=0)
+    assert (best < iou.amax(dim=0)).any()  # the best anchor of all reaches over the border
+    _, labels = match(anchors[None], targets, rpn.matcher, within)
+    for truth in range(3):
+        assert (labels[0][iou[:, truth].isclose(best[truth]) & within[0]] == 1).all()
+    assert (labels[~within] == -1).all() and (labels == 0).any()

@@ -1,15 +1,20 @@
 """Runs whose numbers go wrong in the second epoch."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning import Trainer
 
 from detect.backbones import LeNet
+from detect.config import TrainingOptions
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
 from detect.models import HeadOptions
 from detect.models.detector import Detector
+from detect.structures import Batch
+from detect.training.callbacks import StopOnNaN
 from detect.training.fit import fit
 from detect.training.module import DetectorModule
 
@@ -69,3 +74,9 @@ def test_a_layer_that_overflows_is_named(changed, tmp_path, monkeypatch):
         UserError, match=r"^step 1: the loss is nan .* first in the output of predictor\.(scores|deltas);"
     ):
         fit(config, DetectionData(config.data), tmp_path)
+
+
+def test_gradients_that_overflow_in_fp16_are_left_to_the_scaler():
+    module, trainer = Mock(spec=DetectorModule), Mock(spec=Trainer, is_last_batch=False, global_step=0)
+    module.training_options, module.gradient_norm = TrainingOptions(precision="fp16"), torch.tensor(torch.inf)
+    StopOnNaN().on_train_batch_end(trainer, module, {"loss": torch.tensor(1.0)}, Mock(spec=Batch), 0)

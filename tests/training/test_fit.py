@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lightning import seed_everything
+from lightning.pytorch.plugins import MixedPrecision
 
 from detect.checkpoint import load_checkpoint
 from detect.config import Config, load_config
@@ -15,7 +16,7 @@ from detect.data.shapes import SHAPES
 from detect.errors import UserError
 from detect.evaluation.evaluator import Evaluator
 from detect.models import Detector
-from detect.training.fit import fit
+from detect.training.fit import _DDP, fit
 from detect.training.module import DetectorModule
 
 VALIDATED = {"val": "val"}
@@ -205,7 +206,7 @@ def test_a_validation_split_must_tell_the_best_epoch(changed, tmp_path, monkeypa
     few = data.val.records[:1]
     for records, training, message in (
         (empty, {}, r"the split val has no boxes, so it cannot tell the best checkpoint; .*--data\.val"),
-        (few, {"devices": 2}, r"the split val has 1 images for 2 processes; take fewer"),
+        (few, {"devices": 2}, r"the split val has batches for 1 of 2 processes; lower --data\.eval_batch_size or take"),
     ):
         monkeypatch.setattr(data, "_splits", data._splits | {"val": replace(data.val, records=tuple(records))})
         with pytest.raises(UserError, match=message):
@@ -239,3 +240,11 @@ def test_a_folder_that_cannot_be_made_is_a_mistake(config, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/run: Not a directory; choose another folder with --out"):
         run(config, tmp_path / "file" / "run")
+
+
+def test_several_processes_validate_in_the_precision_of_one():
+    strategy, module = _DDP(), Mock()
+    strategy.connect(module)
+    strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu")
+    module.validation_step.side_effect = lambda: torch.is_autocast_enabled("cpu")
+    assert strategy.validation_step()

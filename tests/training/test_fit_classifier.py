@@ -194,7 +194,7 @@ def test_other_classes_are_no_run_to_go_on_with(whole, config, images, tmp_path)
             r"^data\.size: 32 pixels are too few .*more than 1 spatial",
         ),
         ({}, {}, {"alternating": True}, r"^training\.alternating: a classifier has no RPN"),
-        ({}, {}, {"devices": 13}, "the split val has fewer images than there are processes"),
+        ({}, {}, {"devices": 13}, "the split val has batches for 1 of 13 processes; lower --data.eval_batch_size"),
         (
             {"backbone": LeNet(train_stages=3), "learns": "stages"},
             {},
