@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -149,8 +150,9 @@ def _fill(model: Detector | Classifier, content: _Content, path: Path, overrides
     try:
         model.load_state_dict(content.weights)
     except RuntimeError as error:
-        raise UserError(
-            f"{path}: its weights do not fit {'the options' if overrides else 'its own config'}: "
-            + str(error).splitlines()[1].strip()
-        ) from None
+        first = textwrap.shorten(str(error).splitlines()[1], 160, placeholder=" …")
+        if overrides:
+            wanted = f"the options {' '.join(overrides)}"
+            raise UserError(f"{path}: its weights do not fit {wanted}: {first}; leave these out") from None
+        raise UserError(f"{path}: its weights do not fit its own config: {first}; restore the file") from None
     model.lay_out(torch.channels_last).eval()

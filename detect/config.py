@@ -315,8 +315,11 @@ def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[st
         return adapter.validate_python(values)
     except ValidationError as error:
         place, mistake = _first_mistake(error, adapter)
-        if any((place + ".").startswith(key + ".") for key, _ in given):
-            raise UserError(f"--{place}: {mistake}") from None
+        for key, _ in given:
+            if f"{place}.".startswith(f"{key}."):
+                raise UserError(f"--{place}: {mistake}") from None
+            if f"{key}.".startswith(f"{place}."):
+                raise UserError(f"--{key}: {mistake}") from None
         raise UserError(f"{source}: {place}: {mistake}") from None
 
 
@@ -397,6 +400,8 @@ def _first_mistake(error: ValidationError, adapter: TypeAdapter) -> tuple[str, s
             wanted = "Input should be a mapping"
         case "tuple_type":
             wanted = "Input should be a list, such as " + (f"[{mistake['input']}]" if mistake["input"] else "[1, 2]")
+        case "value_error":  # of our own validators, which say what to do
+            return place, mistake["msg"].removeprefix("Value error, ")
         case _:
             wanted = mistake["msg"]
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""

@@ -159,7 +159,8 @@ def test_eval_takes_options_of_the_model_and_refuses_those_of_training(run, tmp_
     assert 0 < len(predictions) <= 2 * 3
     assert "training is over" in mistake(capsys, "eval", "--ckpt", best, "--training.epochs=3")
     wrong = mistake(capsys, "eval", "--ckpt", best, "--model.head.channels=16")
-    assert wrong.startswith(f"{best}: its weights do not fit the options: size mismatch")
+    assert wrong.startswith(f"{best}: its weights do not fit the options --")
+    assert "size mismatch" in wrong and wrong.endswith("; leave these out")
 
 
 def images(shapes: Path) -> list[Path]:
@@ -189,12 +190,24 @@ def test_an_unreadable_image_among_good_ones(run, shapes, tmp_path, capsys):
     assert told.err.startswith(f"detect: left out: {broken}: ") and told.err.count("\n") == 1
 
 
+def test_a_score_of_nothing_is_one(run, shapes, tmp_path, capsys):
+    ckpt, image = run / "checkpoints" / "best.ckpt", images(shapes)[0]
+    counts = []
+    for score in ("0", "0.3"):
+        out = tmp_path / score
+        words = ["predict", "--ckpt", str(ckpt), str(image), "--score", score, "--save", "coco", "--out", str(out)]
+        assert main(words) == 0
+        counts.append(len(json.loads((out / "predictions.json").read_text())))
+    assert counts[0] > counts[1]
+
+
 def test_mistakes_in_predicting(run, shapes, tmp_path, capsys):
     ckpt, image = run / "checkpoints" / "best.ckpt", images(shapes)[0]
     for words, message in (
         ([image, "--shard", "1/2"], "--shard: all shards write into one folder; name it with --out"),
         ([image, "--shard", "half", "--out", tmp_path / "a"], "--shard: 'half'; give i/n"),
         ([image, "--scales", "0", "--out", tmp_path / "a"], "scales: [0.0]; give factors"),
+        ([image, "--batch-size", "0", "--out", tmp_path / "a"], "batch_size: 0; give 1 or more"),
         ([image, "--classes", "moon", "--out", tmp_path / "a"], "class 'moon': there is none"),
         (
             [tmp_path / "none.jpg", "--out", tmp_path / "a"],

@@ -7,6 +7,7 @@ from dataclasses import field
 from typing import Literal
 
 from jaxtyping import Float
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torchvision.models import get_model
 
@@ -41,7 +42,7 @@ class ResNet(CNN):
     fpn: bool = True
     """With the pyramid: maps at strides 4, 8, 16, 32 and 64, and no trunk. Without: one map at stride 16 (C4), and
     stage 5 with its average pool as the trunk, which takes regions of 14×14."""
-    fpn_channels: int = 256
+    fpn_channels: PositiveInt = 256
     """Width of the pyramid; the paper has 256."""
     fpn_top: Literal[4, 5] = 5
     """The last stage in the pyramid. 4 leaves stage 5 out, and the pyramid ends at stride 32: enough for images of a

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from jaxtyping import Float
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from detect.backbones.backbone import CNN, Backbone, Colour, FeatureInfo, Network, WholeCNN, refuse_small
@@ -32,7 +33,7 @@ class Timm(CNN):
     fpn: bool = True
     """With a pyramid over the maps at strides 4, 8, 16 and 32. Without: the map at stride 16. Either way the box head
     brings the layers of a region."""
-    fpn_channels: int = 256
+    fpn_channels: PositiveInt = 256
     """Width of the pyramid."""
     train_stages: Literal[0, 1] = 1
     """1: all of the network learns; 0: it stays as loaded."""

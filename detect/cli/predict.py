@@ -54,9 +54,9 @@ def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from detect.inference.predict import predict, shard_of
 
     chosen = {
-        name: getattr(options, name)
+        name: value
         for name in ("score", "classes", "batch_size", "device", "precision", "compile", "flip", "scales")
-        if getattr(options, name) not in (None, False, "auto" if name == "device" else None)
+        if (value := getattr(options, name)) is not None and value is not False and (name, value) != ("device", "auto")
     }
     if options.ckpt.suffix == ".onnx":
         _refuse_of_exported(chosen)
@@ -80,6 +80,8 @@ def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise KeyboardInterrupt(f"interrupted; the same command with --out {out} goes on") from None
     for line in outcome.left_out:
         print(f"detect: left out: {line}", file=sys.stderr)
+    if outcome.left_out and outcome.merged:
+        print(f"detect: {out} is finished; for what was left out, once mended, give another --out", file=sys.stderr)
     done = f"{outcome.images} images, {outcome.detections} detections"
     print(f"{out}: {done if outcome.merged else 'other shards have work to do'}")
     return 3 if outcome.left_out else 0
@@ -87,7 +89,8 @@ def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _refuse_of_exported(chosen: dict[str, Any]) -> None:
     """An exported model has its precision and its one view in the graph."""
-    chosen.pop("precision", None)
+    if chosen.pop("precision", "fp32") == "bf16":
+        raise UserError("--precision: an exported model has its own; leave it out, or give the checkpoint")
     for name in ("device", "compile", "flip", "scales"):
         if name in chosen:
             raise UserError(f"--{name}: an exported model has no such choice; leave it out, or give the checkpoint")

@@ -52,14 +52,12 @@ def free_folder(folder: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def refuse_used(out: Path) -> None:
-    """Raises `UserError` where something is in the way of a new folder."""
+def refuse_used(out: Path, remedy: str = "") -> None:
+    """Raises `UserError` where something is in the way of a new folder; `remedy` is one more than there always are."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: this is a file; give another --out")
     if out.exists() and any(out.iterdir()):
-        raise UserError(
-            f"{out}: the folder is not empty; give another --out, or remove it (a run goes on with --resume)"
-        )
+        raise UserError(f"{out}: the folder is not empty; give another --out, or remove it{remedy}")
 
 
 def refuse_training(overrides: Sequence[str]) -> None:

@@ -64,7 +64,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         if not begun and options.config is None:
             raise UserError(f"--resume: {out} holds no run; with -c it would begin one")
         if not begun and is_first_process() and not (out / ".lock").exists():
-            refuse_used(out)
+            refuse_used(out, " (a run goes on with --resume)")
         config = load_experiment(options.config or out / "config.yaml", overrides)
     elif options.config is None:
         raise UserError("-c: name the experiment, for example -c configs/bccd/faster_rcnn.yaml")
@@ -72,7 +72,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         config = load_experiment(options.config, overrides)
         out = options.out or _new_run(options.config)
         if is_first_process():
-            refuse_used(out)
+            refuse_used(out, " (a run goes on with --resume)")
     _tell_weights()
     if isinstance(config, Config):
         _train_and_evaluate(config, out, options.command, options.resume)

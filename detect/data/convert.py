@@ -91,9 +91,11 @@ def convert(
         What was written, and what was lost; its `lines()` tell it.
 
     Raises:
-        UserError: `source` cannot be read, `out` is not empty or cannot be written, an option makes no sense, or the
-            format knows no such split or class.
+        UserError: `source` cannot be read, `out` is not empty, lies in `source` or cannot be written, an option makes
+            no sense, or the format knows no such split or class.
     """
+    if Path(out).absolute().resolve().is_relative_to(Path(source).resolve()):
+        raise UserError(f"--out: {out} lies in the data set; choose a folder outside of it")
     if to == "imagefolder":
         margin = 0.1 if margin is None else margin
         return to_imagefolder(

@@ -27,8 +27,7 @@ def read_digits(split: str, classes: Sequence[str] | None = None) -> ImageClasse
     """
     if split not in SPLITS:
         raise UserError(
-            f"{ROOT}: there is no split {split} but {' and '.join(SPLITS)}; name one of them with --data.train, "
-            "--data.val or --data.test (null for none)"
+            f"{ROOT}: there is no split {split} but {' and '.join(SPLITS)}; name one of these, or null for none"
         )
     counts, digits = load_digits(return_X_y=True)
     parts = train_test_split(np.arange(len(digits)), test_size=0.2, stratify=digits, random_state=0)

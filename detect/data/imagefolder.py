@@ -126,8 +126,8 @@ def _folder_of(root: Path, split: str) -> Path:
     if len(names) != 1:
         listing = ", ".join(there[:10]) + (" …" if len(there) > 10 else "") or "no folder"
         raise UserError(
-            f"{root}: there is no split {split} but {listing}; images are looked for in {root}/SPLIT/CLASS/; name a "
-            "split with --data.train, --data.val or --data.test (null for none)"
+            f"{root}: there is no split {split} but {listing}; images are looked for in {root}/SPLIT/CLASS/; name "
+            "one of these, or null for none"
         )
     return root / names[0]
 

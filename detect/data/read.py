@@ -140,8 +140,7 @@ def _resolve(root: Path, split: str, names: tuple[str, ...]) -> str:
     dated = re.compile(f"({'|'.join(map(re.escape, same))})(\\d{{4}})?")
     candidates = [split] if split in names else [name for name in names if dated.fullmatch(name)]
     if len(candidates) != 1:
-        listing = ", ".join(names)
-        remedy = f"name one of {listing} with --data.train, --data.val or --data.test (null for none)"
+        remedy = f"name one of {', '.join(names)}, or null for none"
         raise UserError(one_line(f"{root}: there is no split {split}; {remedy}"))
     return candidates[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
+from pydantic import ValidationError
 
 from detect.errors import UserError
 
@@ -98,7 +100,17 @@ def _transform(name: str, arguments: Any) -> A.BasicTransform:
             warnings.simplefilter("error", UserWarning)  # all it has for an argument that it does not know
             return transform(**arguments)
     except (TypeError, ValueError, UserWarning) as error:
-        raise UserError(f"data.augment: {name}: {_one_line(error)}") from error
+        raise UserError(f"data.augment: {name}: {_mistake(error)}") from error
+
+
+def _mistake(error: Exception) -> str:
+    """What a transform says of its arguments; albumentations asks pydantic, whose text has many lines."""
+    for one in (error, error.__cause__, error.__context__):
+        if isinstance(one, ValidationError):
+            first = one.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            return f"{place}: {first['msg']}, not {reprlib.repr(first['input'])}"
+    return _one_line(error)
 
 
 def _one_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,6 +74,7 @@ def export(checkpoint: Checkpoint, out: Path, format: Format, photographs: Seque
     draft = out.with_name(f".{os.getpid()}.{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch()  # before the work, which takes a minute
         if format == "safetensors":
             _write_safetensors(checkpoint, draft)
             comparison = None
@@ -83,9 +84,10 @@ def export(checkpoint: Checkpoint, out: Path, format: Format, photographs: Seque
             comparison = compare(Predictor(checkpoint), write(checkpoint, program, draft), photographs)
         draft.replace(out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+        raise UserError(f"{out}: cannot be written: {error.strerror}; choose another file with --out") from None
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
     return comparison
 
 

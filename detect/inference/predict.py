@@ -99,7 +99,11 @@ def predict(
     options, (number, of) = dict(options or {}), shard
     if not 1 <= number <= of:
         raise UserError(f"--shard: {number}/{of}; give i/n with i from 1 to n, such as 1/{max(of, 1)}")
+    if workers < 1:
+        raise UserError(f"--workers: {workers}; give 1 or more")
     listed = listing(sources, out, download)
+    if not download and (addresses := [name for name in listed.names if name.startswith(("http://", "https://"))]):
+        raise UserError(f"{addresses[0]}: nothing is fetched unless you ask; allow it with --download")
     if of > 1 and listed.cameras:
         raise UserError(f"--shard: {listed.cameras[0]} cannot be shared, for nobody knows its length; leave it out")
     chosen = SAVED[len(listed.names) > PICTURES :] if save is None else [kind for kind in SAVED if kind in save]

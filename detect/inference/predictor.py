@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 from threading import Lock
 from typing import Literal
 
@@ -90,8 +91,10 @@ class Predictor:
         """
         wanted = None if classes is None else labels_of(classes, self.classes)
         seen = views(flip, scales)
-        if batch_size < 1:
-            raise UserError(f"batch_size: {batch_size}; give 1 or more")
+        if not (isinstance(batch_size, Integral) and batch_size >= 1):
+            raise UserError(f"batch_size: {batch_size}; give 1 or more, a whole number")
+        if precision not in ("fp32", "bf16", "auto"):
+            raise UserError(f"precision: {precision}; give fp32, bf16 or auto")
         model = _with_score(self.prepared(device, precision, compile), score)
         stream = frames(source, download=download, workers=workers, on_error=on_error)
         results = self._results(model, stream, batch_size, seen)
@@ -209,7 +212,7 @@ def _with_score(model: Detector, score: float | None) -> Detector:
     """The same network with another threshold."""
     if score is None:
         return model
-    if not 0 <= score <= 1:
+    if not (isinstance(score, Real) and 0 <= score <= 1):
         raise UserError(f"score: {score}; give a number from 0 to 1")
     model = copy.copy(model)
     model.detections = replace(model.detections, score=score)

@@ -50,6 +50,8 @@ def propose(
     Raises:
         UserError: a source holds no images, or `out` is no store or one of other parameters.
     """
+    if processes is not None and processes < 1:
+        raise UserError(f"--processes: {processes}; give 1 or more")
     paths = find_images(sources)
     processes = processes or available_cores()
     parameters = {"method": "selective search", "revision": REVISION, "mode": mode, "seed": seed}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from numbers import Real
 
 import torch
 from jaxtyping import Float, Num
@@ -29,8 +30,9 @@ class View:
 
 def views(flip: bool, scales: Sequence[float]) -> tuple[View, ...]:
     """Every scale, and with `flip` each of them mirrored too. Raises `UserError` for scales of no meaning."""
-    if not scales or not all(0.1 <= scale <= 10 for scale in scales):
-        raise UserError(f"scales: {list(scales)}; give factors of the image's size from 0.1 to 10, such as 0.75 1 1.25")
+    given = isinstance(scales, Sequence) and all(isinstance(scale, Real) for scale in scales)
+    if not given or not scales or not all(0.1 <= scale <= 10 for scale in scales):
+        raise UserError(f"scales: {scales}; give factors of the image's size from 0.1 to 10, such as 0.75 1 1.25")
     return tuple(View(scale, mirrored) for scale, mirrored in product(scales, (False, True) if flip else (False,)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from jaxtyping import Float
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,9 +23,9 @@ class HeadOptions:
         channels: width of these.
     """
 
-    convolutions: int = 0
-    layers: int = 2
-    channels: int = 1024
+    convolutions: NonNegativeInt = 0
+    layers: NonNegativeInt = 2
+    channels: PositiveInt = 1024
 
 
 class BoxHead(Trunk):

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from detect.backbones import Backbone, Trunk
@@ -21,7 +22,7 @@ from detect.models.region_pooling import RegionPooling, Warp
 from detect.models.rpn import RPN, ProposalCounts, RPNOutput
 from detect.models.sampler import Sampler
 from detect.ops.boxes import take
-from detect.options import options
+from detect.options import Fraction, options
 from detect.structures import Batch, Detections, Images, Proposals, Samples, Targets
 
 Part = Literal["rpn", "boxes"]
@@ -44,14 +45,14 @@ class BoxOptions:
         beta: where smooth L1 turns from square to straight.
     """
 
-    samples: int = 512
-    positive_fraction: float = 0.25
-    positive_iou: float = 0.5
-    negative_iou: float = 0.5
-    negative_from: float = 0.0
+    samples: PositiveInt = 512
+    positive_fraction: Fraction = 0.25
+    positive_iou: Fraction = 0.5
+    negative_iou: Fraction = 0.5
+    negative_from: Fraction = 0.0
     class_wise: bool = True
-    delta_weights: tuple[float, float, float, float] | None = (10.0, 10.0, 5.0, 5.0)
-    beta: float = 1 / 9
+    delta_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] | None = (10.0, 10.0, 5.0, 5.0)
+    beta: NonNegativeFloat = 1 / 9
 
 
 class Detector(nn.Module):

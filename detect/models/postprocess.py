@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from detect.models.box_coder import BoxCoder
 from detect.ops.boxes import clip, large_enough
 from detect.ops.nms import nms
 from detect.ops.topk import topk
-from detect.options import options
+from detect.options import Fraction, options
 from detect.structures import Detections, Proposals
 
 
@@ -26,11 +27,11 @@ class PostprocessOptions:
         min_size: detections with a side shorter than this many pixels are dropped.
     """
 
-    score: float = 0.05
-    nms_iou: float = 0.5
-    detections: int = 100
-    candidates: int = 4096
-    min_size: float = 1e-2
+    score: Fraction = 0.05
+    nms_iou: Fraction = 0.5
+    detections: PositiveInt = 100
+    candidates: PositiveInt = 4096
+    min_size: NonNegativeFloat = 1e-2
 
 
 @torch.no_grad()

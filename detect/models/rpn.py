@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from detect.errors import UserError
@@ -25,7 +27,7 @@ from detect.models.sampler import Sampler
 from detect.ops.boxes import clip, large_enough, take
 from detect.ops.nms import nms
 from detect.ops.topk import topk
-from detect.options import options
+from detect.options import Fraction, options
 from detect.structures import Proposals, Targets
 
 
@@ -33,8 +35,8 @@ from detect.structures import Proposals, Targets
 class ProposalCounts:
     """How many boxes a level enter NMS, and how many an image leave it."""
 
-    before_nms: int
-    after_nms: int
+    before_nms: PositiveInt
+    after_nms: PositiveInt
 
 
 @options
@@ -61,22 +63,22 @@ class RPNOptions:
         beta: where smooth L1 turns from square to straight.
     """
 
-    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (32, 64, 128, 256, 512)
+    anchor_ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
     anchor_offset: float = 0.0
     anchors_rounded: bool = True
     anchors_fitted: bool = False
-    convolutions: int = 1
+    convolutions: NonNegativeInt = 1
     training: ProposalCounts = field(default_factory=lambda: ProposalCounts(2000, 2000))
     testing: ProposalCounts = field(default_factory=lambda: ProposalCounts(1000, 1000))
-    nms_iou: float = 0.7
-    min_size: float = 1e-3
-    positive_iou: float = 0.7
-    negative_iou: float = 0.3
-    samples: int = 256
-    positive_fraction: float = 0.5
-    border: float | None = None
-    beta: float = 1 / 9
+    nms_iou: Fraction = 0.7
+    min_size: NonNegativeFloat = 1e-3
+    positive_iou: Fraction = 0.7
+    negative_iou: Fraction = 0.3
+    samples: PositiveInt = 256
+    positive_fraction: Fraction = 0.5
+    border: NonNegativeFloat | None = None
+    beta: NonNegativeFloat = 1 / 9
 
 
 @dataclass(frozen=True, slots=True)

@@ -362,3 +362,11 @@ def test_yaml_by_itself(plain, tmp_path):
     }
     numbers = re.findall(r"\S+", (tmp_path / "out" / "labels" / "train" / "1.txt").read_text())
     assert numbers[:5] == ["2", "0.5", "0.5", "1", "1"] and not any("e" in number for number in numbers)
+
+
+@pytest.mark.parametrize("to", ["voc", "imagefolder"])
+def test_nothing_is_written_into_the_data_set(plain, to):
+    before = sorted(plain.rglob("*"))
+    with pytest.raises(UserError, match="sub lies in the data set; choose a folder outside of it"):
+        convert(plain, plain / "sub", to, progress=False)
+    assert sorted(plain.rglob("*")) == before

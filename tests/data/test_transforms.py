@@ -92,7 +92,7 @@ def test_the_seed_alone_decides():
         ),
         ({"Xyzzy": None}, "no transform named 'Xyzzy'; the names are those of albumentations"),
         ({"Compose": {}}, "no transform named 'Compose'"),
-        ({"HorizontalFlip": {"p": 2}}, "data.augment: HorizontalFlip: .*less than or equal to 1"),
+        ({"HorizontalFlip": {"p": 2}}, "data.augment: HorizontalFlip: p: .*less than or equal to 1, not 2$"),
         ({"HorizontalFlip": {"prob": 1}}, "data.augment: HorizontalFlip: .*prob"),
         ({"HorizontalFlip": 0.5}, "data.augment: HorizontalFlip: .*mapping"),
     ],

@@ -388,3 +388,10 @@ def test_photographs_of_a_split(tmp_path):
     (only,) = photographs_of(config, "train", classes)
     assert only.dtype == np.uint8 and only.shape[2] == 3
     assert all(image.dtype == np.uint8 for image in made_photographs())
+
+
+def test_where_nothing_can_be_written_no_work_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "trace", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"a\.onnx: cannot be written: .*; choose another file with --out"):
+        export(checkpoint(), tmp_path / "file" / "a.onnx", "onnx", [])

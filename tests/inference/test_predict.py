@@ -313,8 +313,15 @@ def test_what_is_no_source_is_refused_before_anything_is_written(tmp_path, run):
 
 
 def test_an_address_is_fetched_only_when_asked(tmp_path, run):
-    outcome = run("http://localhost/a.png", write_image(tmp_path / "a.png", 9))
-    assert outcome.predicted == 1 and "--download" in outcome.left_out[0]
+    with pytest.raises(UserError, match=r"http://localhost/a\.png: nothing is fetched .* allow it with --download"):
+        run("http://localhost/a.png", write_image(tmp_path / "a.png", 9))
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_workers_nothing_is_begun(tmp_path, photos, run):
+    with pytest.raises(UserError, match="--workers: -1; give 1 or more"):
+        run(photos, workers=-1)
+    assert not (tmp_path / "out").exists()
 
 
 # Videos and cameras

@@ -213,7 +213,7 @@ def test_an_image_too_large_to_search_is_searched_smaller(monkeypatch):
 
 def test_options_of_no_meaning(predictor):
     for options, message in (
-        ({"batch_size": 0}, "batch_size: 0; give 1 or more"),
+        ({"batch_size": 0}, "batch_size: 0; give 1 or more, a whole number"),
         ({"score": 2}, "score: 2; give a number from 0 to 1"),
         ({"device": "abacus"}, r"device: abacus: .*; give cpu, cuda, or auto"),
         ({"scales": []}, "scales: .*; give factors"),

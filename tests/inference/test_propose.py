@@ -146,6 +146,7 @@ def test_truths_as_proposals_have_full_recall(shapes, tmp_path):
     [
         ([], "--out: name the file of the store"),
         (["--ckpt", "a.ckpt"], "--ckpt: the recall of an RPN needs the split"),
+        (["--out", "store", "--processes", "-2"], "--processes: -2; give 1 or more"),
         (["--out", "no folder/store"], "unable to open database file; choose another file with --out"),
     ],
 )
