@@ -13,6 +13,7 @@ import colorsys
 import json
 import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -90,27 +91,17 @@ def _make_split(folder: Path, split: str, count: int, size: tuple[int, int], see
     folder.mkdir(parents=True)
     images: list[dict] = []
     annotations: list[dict] = []
-    steps = track(range(count), f"shapes {split}", console=Console(stderr=True), disable=not progress)
-    for index in steps:
-        rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
-        pixels, labels, masks = draw_scene(rng, size)
-        file = folder / f"{index:06}.jpg"
-        _, jpeg = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-        file.write_bytes(jpeg.tobytes())
-        height, width = pixels.shape[:2]
-        images.append({"id": index + 1, "file_name": file.name, "height": height, "width": width})
-        for label, mask in zip(labels, masks, strict=True):
-            x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index + 1,
-                    "category_id": label + 1,
-                    "bbox": [x, y, w, h],
-                    "area": int(mask.sum()),
-                    "iscrowd": 0,
-                }
-            )
+    pool = ThreadPoolExecutor()
+    try:
+        made = pool.map(lambda index: _make_image(folder, split, index, size, seed), range(count))
+        bar = track(made, f"shapes {split}", count, console=Console(stderr=True), disable=not progress)
+        for number, (image, objects) in enumerate(bar, start=1):
+            images.append({"id": number, **image})
+            annotations += [
+                {"id": len(annotations) + place, "image_id": number, **o} for place, o in enumerate(objects, 1)
+            ]
+    finally:
+        pool.shutdown(cancel_futures=True)
     return {
         "info": {"description": f"drawn shapes, split {split}, seed {seed}, sides {size[0]} to {size[1]} px"},
         "images": images,
@@ -120,6 +111,26 @@ def _make_split(folder: Path, split: str, count: int, size: tuple[int, int], see
 
 
 # ---------------------------------------------------------------------------------------------------------------- scene
+
+
+def _make_image(folder: Path, split: str, index: int, size: tuple[int, int], seed: int) -> tuple[dict, list[dict]]:
+    """Writes an image; what COCO says of it and of its objects, but for the ids."""
+    rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
+    pixels, labels, masks = draw_scene(rng, size)
+    file = folder / f"{index:06}.jpg"
+    _, jpeg = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    file.write_bytes(jpeg.tobytes())
+    height, width = pixels.shape[:2]
+    objects = [
+        {
+            "category_id": label + 1,
+            "bbox": list(cv2.boundingRect(mask.astype(np.uint8))),
+            "area": int(mask.sum()),
+            "iscrowd": 0,
+        }
+        for label, mask in zip(labels, masks, strict=True)
+    ]
+    return {"file_name": file.name, "height": height, "width": width}, objects
 
 
 def draw_scene(
