@@ -209,7 +209,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out` to write into, which becomes `out` when the block ends well and goes otherwise.
 
     Raises:
-        UserError: `out` exists and is not an empty folder, or another run is writing it.
+        UserError: `out` exists and is not an empty folder, cannot be made, or another run is writing it.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UserError(f"{out}: exists and is no folder; choose another place or remove it")
@@ -221,6 +221,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         draft.mkdir(parents=True)
     except FileExistsError:
         raise UserError(f"{draft}: another run is writing it, or was killed; in that case remove it") from None
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}); mend that or choose another place") from None
     try:
         yield draft
         if out.is_dir():
