@@ -7,7 +7,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -59,19 +58,17 @@ def make_loader(
         # Workers begin before Lightning tells the epoch: a run that goes on would repeat the first one's batches.
         loop = trainer.fit_loop
         sampler.begin(loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.completed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # of more workers than cores; it works as well
-        return data.DataLoader(
-            images,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0 and training,
-            pin_memory=torch.cuda.is_available(),
-            # Its own, so that what the model draws depends neither on the workers nor on when they start.
-            generator=torch.Generator().manual_seed(seed),
-            worker_init_fn=partial(_begin_worker, ending=_ending()),
-        )
+    return data.DataLoader(
+        images,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0 and training,
+        pin_memory=torch.cuda.is_available(),
+        # Its own, so that what the model draws depends neither on the workers nor on when they start.
+        generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=partial(_begin_worker, ending=_ending()),
+    )
 
 
 @cache

@@ -60,7 +60,10 @@ def test_links_of_ones_own_lead_where_they_lead(animals, tmp_path_factory):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("test", r"there is no split test but train, valid; images are looked for in .*/SPLIT/CLASS/; name a split"),
+        (
+            "test",
+            r"there is no split test but train, valid; images are looked for in .*/SPLIT/CLASS/; name one",
+        ),
         ("../train", r"there is no split \.\./train but train, valid"),
     ],
 )

@@ -10,7 +10,7 @@ from detect.models import SVMOptions
 from detect.training import svm
 from detect.training.svm import SVMTrainer, negatives
 
-EVERYTHING = SVMOptions(hard_margin=-np.inf, evict_margin=-np.inf)
+EVERYTHING = SVMOptions(hard_margin=-1e9, evict_margin=-1e9)
 CHANNELS = 6
 
 
