@@ -31,13 +31,13 @@ def demo_config(root: Path) -> Config:
         workers=1,
     )
     training = TrainingOptions(
-        epochs=4,
+        epochs=5,
         learning_rate=0.02,
         weight_decay=5e-4,
         warmup_steps=100,
         schedule="cosine",
         clip_norm=10.0,
         precision="auto",
-        validate_every=4,
+        validate_every=5,
     )
     return Config(model=model, data=data, training=training)
