@@ -47,7 +47,7 @@ from detect.models import (
     SVMOptions,
 )
 from detect.models.low_rank import factorize
-from detect.options import options
+from detect.options import Fraction, options
 
 BackboneOptions = Annotated[ResNet | VGG | VGGM | AlexNet | GoogLeNet | LeNet | Timm, Field(discriminator="name")]
 Ranks = tuple[PositiveInt, ...]
@@ -220,7 +220,7 @@ class TrainingOptions:
     weight_decay: NonNegativeFloat = 1e-4
     bias_rate: NonNegativeFloat = 1.0
     warmup_steps: NonNegativeInt = 500
-    warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.001
+    warmup_start: Fraction = 0.001
     schedule: Literal["steps", "cosine", "constant"] = "steps"
     milestones: tuple[NonNegativeFloat, ...] = (8, 11)
     clip_norm: PositiveFloat | None = None

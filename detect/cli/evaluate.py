@@ -130,7 +130,8 @@ def evaluate_checkpoint(
     from detect.inference.prepare import prepare
 
     keep_pages()
-    device = _join_processes(accelerator)
+    device = _device(accelerator)
+    _join_processes(device)
     dataset = data.split(split)
     model = prepare(checkpoint.model.to(device), precision)
     metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, device, engine)
@@ -155,7 +156,8 @@ def evaluate_classifier(
     from detect.evaluation.classification import print_classification, write_classification
     from detect.inference.classify import classify
 
-    device = _join_processes(accelerator)
+    device = _device(accelerator)
+    _join_processes(device)
     data = ClassificationData(checkpoint.config.data, checkpoint.classes)
     metrics, evaluator = classify(checkpoint.model.to(device), data, split, device, file)
     if is_first_process():
@@ -165,15 +167,20 @@ def evaluate_classifier(
         print(f"{evaluator.dataset.root} {split}: {', '.join(map(str, files))}")
 
 
-def _join_processes(accelerator: str) -> torch.device:
-    """The device of this process. Under torchrun the processes share the evaluation; after training they do already."""
+def _device(accelerator: str) -> torch.device:
+    """The device of this process, which under torchrun is one of several here."""
+    import torch
+
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
+
+
+def _join_processes(device: torch.device) -> None:
+    """Under torchrun, lets the processes share the evaluation; after training they are joined already."""
     import torch
     from torch import distributed
 
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
     if distributed.is_available() and distributed.is_torchelastic_launched() and not distributed.is_initialized():
-        if on_gpu:
+        if device.type == "cuda":
             torch.cuda.set_device(device)
         distributed.init_process_group()
-    return device

@@ -97,8 +97,8 @@ def _train_and_evaluate(config: Config, out: Path, command: str, resume: bool = 
     if final is None:
         return {}
     checkpoint, results = load_checkpoint(best), free_folder(out / "eval")
-    where = {"accelerator": config.training.accelerator}
-    return evaluate_checkpoint(checkpoint, best, data, final, results, command, **where)
+    accelerator = config.training.accelerator
+    return evaluate_checkpoint(checkpoint, best, data, final, results, command, accelerator=accelerator)
 
 
 def _train_classifier(config: ClassificationConfig, out: Path, resume: bool) -> None:

@@ -31,7 +31,7 @@ from detect.data.crops import Crops, safe_name, to_imagefolder
 from detect.data.dataset import VALIDATION, Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
 from detect.data.defects import RULES, one_line
-from detect.data.download import new_folder
+from detect.data.download import new_folder, refuse_within
 from detect.data.read import image_ids, read_all
 from detect.data.writers import voc_boxes, write_coco, write_voc, write_yaml, write_yolo
 from detect.errors import UserError
@@ -94,8 +94,7 @@ def convert(
         UserError: `source` cannot be read, `out` is not empty, lies in `source` or cannot be written, an option makes
             no sense, or the format knows no such split or class.
     """
-    if Path(out).absolute().resolve().is_relative_to(Path(source).resolve()):
-        raise UserError(f"--out: {out} lies in the data set; choose a folder outside of it")
+    refuse_within(source, out, "--out")
     if to == "imagefolder":
         margin = 0.1 if margin is None else margin
         return to_imagefolder(

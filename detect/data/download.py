@@ -204,6 +204,12 @@ def download(name: str, root: Path, *, sources: Mapping[str, Source] = SOURCES, 
     return root / name.split("/")[0]
 
 
+def refuse_within(root: Path | str, out: Path | str, option: str) -> None:
+    """Raises `UserError` where the folder that `option` names would lie in the data set `root`."""
+    if Path(out).resolve().is_relative_to(Path(root).resolve()):
+        raise UserError(f"{option}: {out} lies in the data set; choose a folder outside of it")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out` to write into, which becomes `out` when the block ends well and goes otherwise.

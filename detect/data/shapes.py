@@ -97,9 +97,8 @@ def _make_split(folder: Path, split: str, count: int, size: tuple[int, int], see
         bar = track(made, f"shapes {split}", count, console=Console(stderr=True), disable=not progress)
         for number, (image, objects) in enumerate(bar, start=1):
             images.append({"id": number, **image})
-            annotations += [
-                {"id": len(annotations) + place, "image_id": number, **o} for place, o in enumerate(objects, 1)
-            ]
+            for one in objects:
+                annotations.append({"id": len(annotations) + 1, "image_id": number, **one})
     finally:
         pool.shutdown(cancel_futures=True)
     return {
@@ -108,9 +107,6 @@ def _make_split(folder: Path, split: str, count: int, size: tuple[int, int], see
         "annotations": annotations,
         "categories": [{"id": label + 1, "name": name} for label, name in enumerate(SHAPES)],
     }
-
-
-# ---------------------------------------------------------------------------------------------------------------- scene
 
 
 def _make_image(folder: Path, split: str, index: int, size: tuple[int, int], seed: int) -> tuple[dict, list[dict]]:
@@ -131,6 +127,9 @@ def _make_image(folder: Path, split: str, index: int, size: tuple[int, int], see
         for label, mask in zip(labels, masks, strict=True)
     ]
     return {"file_name": file.name, "height": height, "width": width}, objects
+
+
+# ---------------------------------------------------------------------------------------------------------------- scene
 
 
 def draw_scene(

@@ -105,12 +105,10 @@ def _transform(name: str, arguments: Any) -> A.BasicTransform:
 
 def _mistake(error: Exception) -> str:
     """What a transform says of its arguments; albumentations asks pydantic, whose text has many lines."""
-    for one in (error, error.__cause__, error.__context__):
-        if isinstance(one, ValidationError):
-            first = one.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            return f"{place}: {first['msg']}, not {reprlib.repr(first['input'])}"
-    return _one_line(error)
+    if not isinstance(error.__cause__, ValidationError):
+        return _one_line(error)
+    first = error.__cause__.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {reprlib.repr(first['input'])}"
 
 
 def _one_line(error: Exception) -> str:

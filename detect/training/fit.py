@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -96,8 +96,7 @@ def fit_classifier(
     _check(config.training)
     if config.training.alternating:
         raise UserError("training.alternating: a classifier has no RPN to train in turns with")
-    if data.val is not None:
-        _check_shares(config.training, f"{data.val.root}: the split {data.val.split}", data.val_dataloader())
+    _check_shares(config.training, data)
     _check_size(config)
     seed_everything(config.training.seed, verbose=False)
     model = config.model.build(len(data.classes))
@@ -117,7 +116,8 @@ def build(config: Config, data: DetectionData) -> list[Detector]:
     Raises `UserError` where the config does not fit itself, the data or this machine.
     """
     _check(config.training)
-    _check_val(config.training, data)
+    _check_val(data)
+    _check_shares(config.training, data)
     seed_everything(config.training.seed, verbose=False)
     models: list[Detector] = [
         config.model.build(len(data.classes)) for _ in range(2 if config.training.alternating else 1)
@@ -276,22 +276,22 @@ def _check(training: TrainingOptions) -> None:
         raise UserError("training.precision: fp16 needs a CUDA device; choose auto, bf16 or fp32")
 
 
-def _check_val(training: TrainingOptions, data: DetectionData) -> None:
-    if data.val is not None:
-        place = f"{data.val.root}: the split {data.val.split}"
-        if all(record.crowd.all() for record in data.val.records):
-            raise UserError(
-                f"{place} has no boxes, so it cannot tell the best checkpoint; name another with --data.val, or null"
-            )
-        _check_shares(training, place, data.val_dataloader())
+def _check_val(data: DetectionData) -> None:
+    if data.val is not None and all(record.crowd.all() for record in data.val.records):
+        raise UserError(
+            f"{data.val.root}: the split {data.val.split} has no boxes, so it cannot tell the best checkpoint; "
+            "name another with --data.val, or null"
+        )
 
 
-def _check_shares(training: TrainingOptions, place: str, batches: Sized) -> None:
+def _check_shares(training: TrainingOptions, data: DetectionData | ClassificationData) -> None:
     """Each process must have a batch to validate on: Lightning ends where one has none."""
     processes = count_processes(training)
-    if len(batches) < processes:
-        remedy = "lower --data.eval_batch_size or take fewer processes"
-        raise UserError(f"{place} has batches for {len(batches)} of {processes} processes; {remedy}")
+    if data.val is not None and len(batches := data.val_dataloader()) < processes:
+        raise UserError(
+            f"{data.val.root}: the split {data.val.split} has batches for {len(batches)} of {processes} processes; "
+            "lower --data.eval_batch_size or take fewer processes"
+        )
 
 
 def _check_size(config: ClassificationConfig) -> None:

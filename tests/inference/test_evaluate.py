@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detect.backbones import ResNet
-from detect.cli.evaluate import _join_processes
+from detect.cli.evaluate import _device
 from detect.data.datamodule import DetectionData
 from detect.data.options import DataOptions
 from detect.data.shapes import make_shapes
@@ -89,5 +89,5 @@ def test_nothing_found_is_a_result(model, data, tmp_path, monkeypatch):
 def test_what_was_trained_on_the_cpu_is_evaluated_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert _join_processes("cpu") == torch.device("cpu")
-    assert _join_processes("auto") == torch.device("cuda:1")
+    assert _device("cpu") == torch.device("cpu")
+    assert _device("auto") == torch.device("cuda:1")

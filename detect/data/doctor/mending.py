@@ -28,7 +28,7 @@ from detect.data.doctor import duplicates
 from detect.data.doctor.box_checks import repeats
 from detect.data.doctor.check import Survey
 from detect.data.doctor.diagnosis import Report, one_line
-from detect.data.download import new_folder
+from detect.data.download import new_folder, refuse_within
 from detect.data.fence import Fence
 from detect.errors import UserError
 
@@ -62,8 +62,7 @@ def fix(report: Report, out: Path) -> list[str]:
         where = f"{first.path}: {first.what}" if first else f"{report.root}: it has no split"
         raise UserError(f"{where}; mend that by hand before --fix")
     out = Path(out)
-    if out.absolute().resolve().is_relative_to(report.root.resolve()):
-        raise UserError(f"--fix: {out} lies in the data set; choose a folder outside of it")
+    refuse_within(report.root, out, "--fix")
     work = _plan(survey)
     work.upright = {finding.path for finding in report.findings if finding.rule == "exif-rotated"}
     try:
