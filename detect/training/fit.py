@@ -37,7 +37,7 @@ from detect.config import (
 from detect.data.classification import ClassificationData
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
-from detect.inference.prepare import multiplies_bf16
+from detect.inference.prepare import multiplies_bf16, warn_of_bf16
 from detect.models import RCNN, Detector
 from detect.structures import Targets
 from detect.training import clock
@@ -226,10 +226,13 @@ def _with_precision(config: E) -> E:
 
 
 def _precision(training: TrainingOptions) -> Literal["auto", "fp32", "bf16", "fp16"]:
-    if training.precision != "auto":
-        return training.precision
     on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
-    return "bf16" if multiplies_bf16(torch.device("cuda" if on_gpu else "cpu")) else "fp32"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    if training.precision == "auto":
+        return "bf16" if multiplies_bf16(device) else "fp32"
+    if training.precision == "bf16":
+        warn_of_bf16(device)
+    return training.precision
 
 
 def count_processes(training: TrainingOptions) -> int:

@@ -102,6 +102,17 @@ def test_bf16_scores_nearly_the_same():
     assert logits.dtype == deltas.dtype == torch.float32
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_a_processor_without_bf16_is_told(monkeypatch, caplog, has):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    prepare(made(BACKBONES["batch"]))
+    assert not caplog.messages
+    prepare(made(BACKBONES["batch"]), "bf16")
+    told = "precision: this cpu has no instructions for bf16: many times slower than fp32"
+    assert caplog.messages == ([] if has else [told])
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_original_is_untouched(precision):
     model = made(BACKBONES["batch"]).train()

@@ -172,6 +172,18 @@ def test_the_precision_is_what_the_hardware_computes(changed, tmp_path, monkeypa
     assert modules[0].training_options.precision == modules[0].card["config"]["training"]["precision"] == chosen
 
 
+def test_training_in_bf16_on_a_processor_without_is_told(changed, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("detect.training.fit._fit", lambda *_: None)
+    run(changed({"train": "val"}, precision="fp32"), tmp_path / "fp32")
+    assert not caplog.messages
+    run(changed({"train": "val"}, precision="bf16"), tmp_path / "bf16")
+    assert [message for message in caplog.messages if "bf16" in message] == [
+        "precision: this cpu has no instructions for bf16: many times slower than fp32"
+    ]
+
+
 def test_of_epochs_with_equal_figures_the_last_is_the_best(changed, tmp_path, monkeypatch):
     monkeypatch.setattr(Evaluator, "compute", lambda self: {"AP": 0.0, "losses": {}})
     assert saved(run(changed(VALIDATED), tmp_path))["epoch"] == 1
