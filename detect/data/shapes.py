@@ -231,14 +231,18 @@ def _paint(rng: np.random.Generator, canvas: Float32[np.ndarray, "H W 3"], alpha
     blur = max(1.0, min(height, width) / 80)
     shadow = cv2.GaussianBlur(alpha, (0, 0), blur)
     shadow = cv2.warpAffine(shadow, np.array([[1, 0, blur], [0, 1, 1.5 * blur]]), (width, height))
-    canvas *= 1 - 0.45 * shadow[..., None]
+    rim = alpha - cv2.erode(alpha, np.ones((3, 3)))
+    # Only the pixels under the shape or its shadow change.
+    x, y, w, h = cv2.boundingRect(((alpha > 0) | (shadow > 0)).astype(np.uint8))
+    part = np.s_[y : y + h, x : x + w]
+    canvas, alpha = canvas[part], alpha[part]
+    canvas *= 1 - 0.45 * shadow[part][..., None]
 
     around = canvas[alpha > 0].mean(axis=0)
     colour = _contrasting(rng, around)
-    texture = _texture(rng, height, width, scale=rng.uniform(0.04, 0.12) * min(height, width))
+    texture = _texture(rng, height, width, scale=rng.uniform(0.04, 0.12) * min(height, width))[part]
     fill = colour * (1 - 0.4 * texture)[..., None]
-    rim = (alpha - cv2.erode(alpha, np.ones((3, 3))))[..., None]
-    fill = fill * (1 - 0.55 * rim)
+    fill = fill * (1 - 0.55 * rim[part][..., None])
     canvas += alpha[..., None] * (fill - canvas)
 
 
