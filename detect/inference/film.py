@@ -39,7 +39,7 @@ def film(path: Path, fps: float | None) -> Iterator[Callable[[UInt8[np.ndarray, 
         nonlocal written, start, size
         if not written:
             start, size = time.monotonic(), (picture.shape[1], picture.shape[0])
-            if not writer.open(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps or FPS, size):
+            if not writer.open(str(path.absolute()), cv2.VideoWriter.fourcc(*"mp4v"), fps or FPS, size):
                 raise UserError(f"{path}: no video of {size[0]} × {size[1]} pixels can be written; leave pictures out")
         frame = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         if (picture.shape[1], picture.shape[0]) != size:

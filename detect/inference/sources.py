@@ -11,6 +11,7 @@ from __future__ import annotations
 import http.client
 import io
 import math
+import os
 import re
 import sys
 import time
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -38,6 +40,9 @@ from detect.errors import UserError
 
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".webm")
 """How the names of video files end, in lower case."""
+
+_COUNTED, _WHOLE = (".avi", ".mov", ".mp4"), 0.9
+"""Where the header counts frames instead of estimating them; and the share of them that a whole video has."""
 
 MAX_DOWNLOAD = 64 * 2**20
 """Bytes of the largest image that is downloaded."""
@@ -149,12 +154,11 @@ def count(source: object) -> int | None:
 def video_info(path: str | Path) -> VideoInfo:
     """Frame rate, size and length of a video. Raises `UserError` where it cannot be opened or tells no frame rate."""
     with closing(_Capture(str(path))) as capture:
-        fps, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        fps, frames = capture.get(cv2.CAP_PROP_FPS), capture.frames
         width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
     if not (math.isfinite(fps) and fps > 0):
         raise UserError(f"{path}: the video tells no frame rate; convert it, as with `ffmpeg -i {path} new.mp4`")
-    # Containers without a length give nonsense: negative numbers, or those beyond any video.
-    return VideoInfo(fps, int(width), int(height), int(frames) if 0 < frames < 2**31 else None)
+    return VideoInfo(fps, int(width), int(height), frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +333,7 @@ def _of_pattern(path: Path, text: str) -> _Items:
         matches = sorted(set(base.glob("/".join(parts))))
     except (ValueError, NotImplementedError, OSError) as error:
         raise UserError(f"{text}: this is no pattern ({error}); give one such as 'photos/**/*.jpg'") from None
-    found = [match for match in matches if _is_wanted(match.relative_to(base)) and not match.is_dir()]
+    found = [match for match in matches if _is_wanted(match.relative_to(base)) and not os.path.isdir(match)]  # noqa: PTH112
     if not found:
         raise UserError(f"{text}: no image or video matches; check the pattern; their names end in {_suffixes()}")
     fence = Fence(base)
@@ -357,7 +361,7 @@ def _of_folder(folder: Path, fence: Fence, seen: set[tuple[int, int]]) -> _Items
         return
     seen.add((status.st_dev, status.st_ino))
     for child in children:
-        is_dir = child.is_dir() and not child.name.startswith(".")
+        is_dir = os.path.isdir(child) and not child.name.startswith(".")  # noqa: PTH112 - pathlib's may raise
         if (is_dir or _is_wanted(Path(child.name))) and not fence.admits(child):
             yield _outside(child)
         elif is_dir:
@@ -414,12 +418,20 @@ class _Capture:
         self.name = source if isinstance(source, str) else f"camera:{source}"
         if isinstance(source, str) and not Path(source).is_file():  # opening a pipe would wait for ever
             raise UserError(f"{source}: there is no such video file; check the path")
-        self.capture = cv2.VideoCapture(source)
+        # Of a relative name FFmpeg takes what stands before a colon for a protocol, http and all.
+        self.capture = cv2.VideoCapture(str(Path(source).absolute()) if isinstance(source, str) else source)
         if not self.capture.isOpened():
             self.close()
             remedy = "check that it is plugged in" if isinstance(source, int) else "restore the file or leave it out"
             what = "camera cannot be opened" if isinstance(source, int) else "video is damaged or of an unknown format"
             raise UserError(f"{self.name}: the {what}; {remedy}")
+
+    @property
+    def frames(self) -> int | None:
+        """How many its header promises; None where it does not tell."""
+        count = self.get(cv2.CAP_PROP_FRAME_COUNT)
+        # Containers without a length give nonsense: negative numbers, or those beyond any video.
+        return int(count) if 0 < count < 2**31 else None
 
     def get(self, property: int) -> float:
         return self.capture.get(property)
@@ -429,8 +441,12 @@ class _Capture:
 
 
 def _read(source: str | int) -> Generator[Frame, None, None]:
-    """The frames of a video or camera, as far as OpenCV can decode them; rotation is applied by it."""
+    """The frames of a video or camera, as far as OpenCV can decode them; rotation is applied by it.
+
+    Raises `UserError`, after these, where a video's header promises more.
+    """
     with closing(_Capture(source)) as video:
+        promised = video.frames if video.name.lower().endswith(_COUNTED) else None
         index = 0
         while True:
             there, pixels = video.capture.read()
@@ -440,6 +456,8 @@ def _read(source: str | int) -> Generator[Frame, None, None]:
             index += 1
     if index == 0:
         raise UserError(f"{video.name}: not one frame can be read; restore it or leave it out")
+    if promised and index < _WHOLE * promised:
+        raise UserError(f"{video.name}: only {index} of {promised} frames can be read; restore it or leave it out")
 
 
 # Pixels
@@ -530,6 +548,24 @@ def _from_url(url: str, download: bool) -> Frame:
 
 
 def _fetch(url: str) -> bytes:
+    """What the server gives, from a thread of its own: nothing else ends the wait for headers that drip."""
+    late = UserError(f"{url}: not whole after {MAX_SECONDS:.0f} s; download it and give its path")
+    answer: Future[bytes] = Future()
+
+    def fetch() -> None:
+        try:
+            answer.set_result(_received(url, late))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=fetch, daemon=True).start()
+    try:
+        return answer.result(MAX_SECONDS)
+    except TimeoutError:
+        raise late from None
+
+
+def _received(url: str, late: UserError) -> bytes:
     deadline = time.monotonic() + MAX_SECONDS
     request, data = Request(url, headers={"User-Agent": "detect"}), bytearray()
     try:
@@ -540,7 +576,7 @@ def _fetch(url: str) -> bytes:
                 if len(data) > MAX_DOWNLOAD:
                     raise UserError(f"{url}: more than {MAX_DOWNLOAD >> 20} MiB; download it and give its path")
                 if time.monotonic() > deadline:
-                    raise UserError(f"{url}: not whole after {MAX_SECONDS:.0f} s; download it and give its path")
+                    raise late
             missing = response.length or 0  # read1 takes an end that comes too early for an end
     except HTTPError as error:
         error.close()

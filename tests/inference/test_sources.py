@@ -1,6 +1,8 @@
+import contextlib
 import http.server
 import io
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -43,6 +45,22 @@ def write_video(path, count=6, fourcc="MJPG", size=(48, 32), fps=12.5):
         writer.write(np.full((size[1], size[0], 3), (20, 20, 40 * i), np.uint8))  # BGR: ever redder
     writer.release()
     return path
+
+
+@contextlib.contextmanager
+def listening(answer):
+    """The port of a server that does this with a socket."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    with server.accept()[0] as one:
+                        answer(one)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
@@ -453,6 +471,30 @@ def test_a_video_that_is_not_there(tmp_path):
         video_info(tmp_path / "no.mp4")
 
 
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+def test_the_name_of_a_video_is_no_address(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    with listening(lambda socket: asked.append(socket.recv(99))) as port:
+        Path(f"{protocol}:127.0.0.1:{port}?.mp4").write_bytes(b"0")
+        with pytest.raises(UserError, match="damaged or of an unknown format"):
+            next(frames("."))
+    assert not asked
+    write_video("10:30.avi")
+    assert len(list(frames("10:30.avi"))) == video_info("10:30.avi").frames == 6
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_video_that_ends_early_is_told_after_its_frames(tmp_path, workers):
+    path = write_video(tmp_path / "cut.avi", count=40)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    told = Told()
+    found = list(frames([path, png(4)], on_error=told, workers=workers))
+    assert 5 < len(found) < 30 and found[-1].path is None
+    assert len(told) == 1 and f"only {len(found) - 1} of 40 frames can be read" in str(told)
+
+
 class FakeCapture:
     """A camera of four frames."""
 
@@ -716,6 +758,16 @@ def test_a_download_has_its_limits(server, monkeypatch):
     server.answers["/slow"] = 200, {}, (time.sleep(0.05) or b"x" for _ in range(50))
     with pytest.raises(UserError, match="not whole after 0 s"):
         next(frames(f"{server.url}/slow", download=True))
+
+    def drip(socket):
+        socket.recv(2**12)
+        with contextlib.suppress(OSError):
+            for byte in b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 90:
+                socket.sendall(bytes([byte]))
+                time.sleep(0.02)
+
+    with listening(drip) as port, pytest.raises(UserError, match="not whole after 0 s"):
+        next(frames(f"http://127.0.0.1:{port}/headers", download=True))
 
     monkeypatch.setattr(module, "TIMEOUT", 0.1)
     server.answers["/silent"] = 200, {}, (time.sleep(0.4) or b"x" for _ in range(1))
