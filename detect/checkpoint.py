@@ -20,6 +20,8 @@ from detect.errors import UserError
 from detect.models import Classifier, Detector
 
 VERSIONS = ("detect", "torch", "torchvision", "lightning")
+FENCED = "--data.follow_links=false"
+"""Whose links are followed is for this user to say, not for the maker of a file: goes before what the user says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,7 @@ class _Content:
 def _read(path: Path, overrides: Sequence[str]) -> _Content:
     try:
         card, weights = (_safetensors if path.suffix == ".safetensors" else _torch)(path)
-        # Whose links are followed is for this user to say, not for the maker of the file.
-        config = config_from_dict(card["config"], str(path), ["--data.follow_links=false", *overrides])
+        config = config_from_dict(card["config"], str(path), [FENCED, *overrides])
         classes, category_ids = tuple(map(str, card["classes"])), tuple(map(int, card["category_ids"]))
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path}: {error.strerror}; give a checkpoint such as {_example(path)}") from None

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import yaml
 from detect.backbones import ResNet
 from detect.cli import _parser, main
 from detect.cli.train import _announce
-from detect.config import Config, FasterRCNNOptions, config_to_dict
+from detect.config import ClassificationConfig, Config, FasterRCNNOptions, config_to_dict
 from detect.data.read import read
 from detect.data.shapes import SHAPES, make_shapes
 from detect.evaluation.coco import FIGURES
@@ -242,8 +243,30 @@ def test_an_exported_detector_is_evaluated(shapes, tmp_path, capsys, monkeypatch
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["AP"] == metrics["AP50"] == 1 and metrics["evaluation"]["device"] == "ONNX Runtime"
     assert "average precision" in capsys.readouterr().out
-    for option in ("--model.detections.score=0.3", "--training.epochs=1", "--precision=bf16"):
+    fixed = "--model.detections.score=0.3", "--data.short_side=[32]", "--data.long_side=48"
+    for option in (*fixed, "--training.epochs=1", "--precision=bf16"):
         assert mistake(capsys, *words, option).startswith(option.partition("=")[0])
+
+
+def test_an_exported_detector_cannot_follow_links(shapes, tmp_path, capsys, monkeypatch):
+    root = tmp_path / "linked"
+    shutil.copytree(shapes, root)
+    image = next((root / "images" / "test").iterdir())
+    image.symlink_to(image.replace(tmp_path / "outside.jpg"))
+    exported = Exported(shapes.with_suffix(".onnx"))
+    exported.records = [replace(one, path=root / one.path.relative_to(shapes)) for one in exported.records]
+    exported.config["data"]["follow_links"] = True
+    monkeypatch.setattr("detect.inference.onnx_model.OnnxModel", lambda path: exported)
+    words = "eval", "--ckpt", "x.onnx", "--data.root", root, "--split", "test", "--out", tmp_path / "out"
+    assert image.name in mistake(capsys, *words)
+    assert main([*map(str, words), "--data.follow_links=true"]) == 0
+
+
+def test_the_config_of_a_classifier_is_no_exported_detector(shapes, capsys, monkeypatch):
+    exported = Exported(shapes.with_suffix(".onnx"))
+    exported.config = config_to_dict(ClassificationConfig())
+    monkeypatch.setattr("detect.inference.onnx_model.OnnxModel", lambda path: exported)
+    assert "its config is of a classifier" in mistake(capsys, "eval", "--ckpt", "x.onnx")
 
 
 def test_weights_of_nothing_known(tmp_path, capsys):

@@ -75,6 +75,7 @@ def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _evaluate_exported(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.checkpoint import FENCED
     from detect.config import Config, config_from_dict
     from detect.evaluation.table import print_metrics
     from detect.inference.evaluate import evaluate_exported, write_evaluation
@@ -82,12 +83,13 @@ def _evaluate_exported(options: argparse.Namespace, overrides: Sequence[str]) ->
 
     model = OnnxModel(options.ckpt)
     for word in overrides:
-        if word.startswith("--model."):
-            raise UserError(f"{word}: the network is in the graph as it is; change the checkpoint and export it again")
+        if word.startswith(("--model.", "--data.short_side", "--data.long_side")):
+            raise UserError(f"{word}: this is in the graph as it is; change the checkpoint and export it again")
     if options.precision != "fp32":
         raise UserError(f"--precision: {options.precision}; an exported model computes in fp32; leave it out")
-    config = config_from_dict(model.config, str(options.ckpt), overrides)
-    assert isinstance(config, Config)
+    config = config_from_dict(model.config, str(options.ckpt), [FENCED, *overrides])
+    if not isinstance(config, Config):
+        raise UserError(f"{options.ckpt}: its config is of a classifier, as no model of detect export has it")
     split, out = _split_and_out(options, config)
     data = detection_data(config, model.classes)
     dataset = data.split(split)

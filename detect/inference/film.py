@@ -20,6 +20,10 @@ FPS = 25.0
 """Frames a second of the video of a camera, and of one that does not tell."""
 
 
+class SizeError(UserError):
+    """No video of such a size can be written."""
+
+
 @contextmanager
 def film(path: Path, fps: float | None) -> Iterator[Callable[[UInt8[np.ndarray, "H W 3"]], None]]:
     """What appends an RGB picture to a new video, MPEG-4 in an .mp4, that is complete once the context is left.
@@ -31,6 +35,7 @@ def film(path: Path, fps: float | None) -> Iterator[Callable[[UInt8[np.ndarray, 
         fps: pictures a second; None for a camera's, where each is shown as long as the next one was waited for.
 
     Raises:
+        SizeError: pictures of this size make no video; there is no file then.
         UserError: it cannot be written; for OpenCV does not tell, it is opened again and its frames are counted.
     """
     writer, written, start, size = cv2.VideoWriter(), 0, 0.0, (0, 0)
@@ -40,7 +45,8 @@ def film(path: Path, fps: float | None) -> Iterator[Callable[[UInt8[np.ndarray, 
         if not written:
             start, size = time.monotonic(), (picture.shape[1], picture.shape[0])
             if not writer.open(str(path.absolute()), cv2.VideoWriter.fourcc(*"mp4v"), fps or FPS, size):
-                raise UserError(f"{path}: no video of {size[0]} × {size[1]} pixels can be written; leave pictures out")
+                path.unlink(missing_ok=True)
+                raise SizeError(f"no video of {size[0]} × {size[1]} pixels can be written")
         frame = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         if (picture.shape[1], picture.shape[0]) != size:
             frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)

@@ -59,7 +59,7 @@ class Parts:
         if not self._manifest.exists():  # asked last: another process may be making it, before anything else
             if holds_something:
                 raise UserError(f"{out}: the folder holds something else; give a new one, or that of the same run")
-            self._put({"asked": self.asked, "size": size})
+            self._put({"asked": self.asked, "size": size}, first=True)
         there = self._read()
         if there["asked"] != self.asked:
             difference = _difference(there["asked"], self.asked)
@@ -133,17 +133,17 @@ class Parts:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{self._manifest}: no manifest of detect predict; give another --out") from None
 
-    def _put(self, manifest: Mapping[str, Any]) -> None:
-        with whole(self._manifest, self.out) as draft:
+    def _put(self, manifest: Mapping[str, Any], first: bool = False) -> None:
+        with whole(self._manifest, self.out, first) as draft:
             draft.write_text(json.dumps(manifest, indent=1), encoding="ascii")
 
 
 @contextmanager
-def whole(path: Path, drafts: Path) -> Iterator[Path]:
+def whole(path: Path, drafts: Path, first: bool = False) -> Iterator[Path]:
     """Where to write what is to be at `path`, a file in the folder `drafts` with the same ending.
 
     When the context is left without an error it is flushed to the disk and renamed, and `path` is there, whole. Where
-    nothing was written nothing is renamed.
+    nothing was written nothing is renamed. With `first`, what another process has put there meanwhile stays.
     """
     # Machines that share a disk have processes of the same number.
     draft = drafts / f"{_DRAFT}{token_hex(8)}{path.suffix}"
@@ -153,10 +153,22 @@ def whole(path: Path, drafts: Path) -> Iterator[Path]:
             with draft.open("rb+") as file:
                 os.fsync(file.fileno())
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft.replace(path)
+            if not (first and _linked(draft, path)):
+                draft.replace(path)
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def _linked(draft: Path, path: Path) -> bool:
+    """Whether the file is at `path` now, or another one was before; some disks have no links."""
+    try:
+        path.hardlink_to(draft)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -205,7 +217,7 @@ def _csv(parts: Parts) -> Iterator[_Sink]:
         whole(parts.out / "predictions.csv", parts.drafts) as draft,
         draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        rows = csv.writer(file, lineterminator="\n")
+        rows = csv.writer(file)  # whose lines end as RFC 4180 has it: else a lone \r in a name would not be quoted
         rows.writerow(_COLUMNS)
 
         def sink(image_id: int, result: Result) -> None:

@@ -7,16 +7,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import file_digest
 from pathlib import Path
 from threading import Event
 from typing import Any, Protocol, TextIO, runtime_checkable
 
+import numpy as np
 from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
 from detect.errors import UserError
-from detect.inference.film import FPS, film, stopped_by_interrupt
+from detect.inference.film import FPS, SizeError, film, stopped_by_interrupt
 from detect.inference.listing import Listing, listing
 from detect.inference.parts import Parts, whole
 from detect.inference.result import Result
@@ -28,6 +30,9 @@ SAVED = ("pictures", "coco", "csv")
 
 PICTURES = 1000
 """Of more images and videos than that no pictures are written unless they are asked for."""
+
+_LONGEST = 65_500
+"""Pixels along a side of the largest JPEG."""
 
 _SPEED = ("batch_size", "compile", "device", "workers")
 """Options that a run may be gone on with otherwise: they say how it is computed, not what."""
@@ -61,7 +66,7 @@ class Outcome:
     """Of the whole run, once it is merged."""
     detections: int = 0
     left_out: list[str] = field(default_factory=list)
-    """A line for each file that could not be read: of the whole run if `merged`, else of what was done now."""
+    """A line for each file that could not be read or drawn: of the whole run if `merged`, else of what was done now."""
 
 
 def predict(
@@ -203,7 +208,7 @@ class _Run:
 
         is_camera = names[0] in self.listed.cameras
         with (
-            self._drawing(names[0]) as draw,
+            self._drawing(names[0], left_out) as draw,
             stopped_by_interrupt() if is_camera else nullcontext(Event()) as stopped,
         ):
             for result in self._results(names, leave_out):
@@ -235,23 +240,46 @@ class _Run:
             yield replace(result, pixels=waiting.popleft().pixels) if self.draws else result
 
     @contextmanager
-    def _drawing(self, name: str) -> Iterator[Callable[[Result], None]]:
-        """What draws each result of the part that begins with this name: into a picture, or all into one video."""
+    def _drawing(self, name: str, left_out: list[str]) -> Iterator[Callable[[Result], None]]:
+        """What draws each result of the part that begins with this name: into a picture, or all into one video.
+
+        What is too large to be drawn is left out, with a line that says so.
+        """
         if not self.draws:
             yield lambda result: None
         elif name in self.listed.streams:
             target = self.parts.out / "videos" / self.listed.target(name, ".mp4")
             fps = None if name in self.listed.cameras else _frame_rate(name)
             with whole(target, self.parts.drafts) as draft, film(draft, fps) as write:
-                yield lambda result: write(result.plot())
+                yield _film_or_tell(write, left_out)
         else:
-            yield self._write_picture
+            yield partial(self._write_picture, left_out)
 
-    def _write_picture(self, result: Result) -> None:
+    def _write_picture(self, left_out: list[str], result: Result) -> None:
         assert result.path is not None
+        height, width = result.size
+        if max(height, width) > _LONGEST:
+            left_out.append(f"{result.path}: no picture of {width} × {height} pixels can be written")
+            return
         target = self.parts.out / "pictures" / self.listed.target(result.path, ".jpg", ".jpeg")
         with whole(target, self.parts.drafts) as draft:
             result.plot(draft)
+
+
+def _film_or_tell(write: Callable[[np.ndarray], None], left_out: list[str]) -> Callable[[Result], None]:
+    """What draws results into a video, until one is of a size that none can have."""
+    fits = True
+
+    def draw(result: Result) -> None:
+        nonlocal fits
+        if fits:
+            try:
+                write(result.plot())
+            except SizeError as error:
+                fits = False
+                left_out.append(f"{result.path}: {error}")
+
+    return draw
 
 
 def _frame_rate(video: str) -> float:

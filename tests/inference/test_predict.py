@@ -9,6 +9,7 @@ import threading
 import weakref
 from itertools import chain
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from pycocotools.coco import COCO
 from detect.data.decode import decode
 from detect.errors import UserError
 from detect.inference import film as film_module
+from detect.inference import parts as module_parts
 from detect.inference import predict as module
 from detect.inference import sources
 from detect.inference.listing import listing
@@ -260,6 +262,35 @@ def test_a_class_of_commas_and_quotes_is_one_field(tmp_path, run):
     assert [row[-1] for row in rows(tmp_path / "out")[1:]] == ['a "b", c', "=d\n"]
 
 
+def test_a_name_with_the_end_of_a_line_is_one_field(tmp_path, run):
+    paths = [write_image(tmp_path / "x" / name, 9) for name in ("a\nb.png", "a\rb.png")]
+    run(*paths)
+    assert [row[0] for row in rows(tmp_path / "out")[1:]] == list(map(str, paths))
+
+
+def test_what_is_too_large_to_be_drawn_is_told_and_its_results_are_there(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(module, "_LONGEST", 40)
+    long = write_video(tmp_path / "long.avi", size=(9000, 32))
+    images = write_image(tmp_path / "a.png", 9), write_image(tmp_path / "b.png", 9, (40, 8))
+    outcome = run(long, *images)
+    assert (
+        outcome.merged
+        and outcome.images == 7
+        and outcome.left_out
+        == [
+            f"{long}: no video of 9000 × 32 pixels can be written",
+            f"{images[0]}: no picture of 48 × 32 pixels can be written",
+        ]
+    )
+    assert tree(tmp_path / "out") == sorted([*FILES, "manifest.json", "pictures/b.png.jpg"])
+
+
+def test_the_largest_picture_can_be_written(tmp_path):
+    Image.new("RGB", (module._LONGEST, 1)).save(tmp_path / "a.jpg")
+    with pytest.raises(OSError):
+        Image.new("RGB", (module._LONGEST + 1, 1)).save(tmp_path / "b.jpg")
+
+
 def test_the_options_reach_the_model(photos, run):
     model = Fake()
     run(photos, model=model, options={"score": 0.5, "batch_size": 4})
@@ -485,6 +516,7 @@ def test_a_process_that_is_killed_loses_the_part_at_work_alone(tmp_path, photos)
     code = f"""
 import importlib.util, os, signal, sys
 from pathlib import Path
+from unittest.mock import Mock
 spec = importlib.util.spec_from_file_location("test_predict", {str(Path(__file__))!r})
 tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
@@ -619,6 +651,23 @@ def test_two_that_merge_at_once_write_the_same(tmp_path, photos, run, monkeypatc
         slow.merge(8)
     assert finished == [contents(tmp_path / "one")] == [contents(tmp_path / "out")]
     assert tree(tmp_path / "out") == tree(tmp_path / "one")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_that_begin_at_once_the_first_says_how(tmp_path, monkeypatch, links):
+    """The slower one has written its manifest, but not put it in place, when the other does."""
+    real, asked = module_parts._linked, {"save": []}
+
+    def slow(draft, path):
+        monkeypatch.setattr(module_parts, "_linked", real)
+        assert Parts(tmp_path / "out", asked, 1).size == 1
+        return real(draft, path)
+
+    monkeypatch.setattr(module_parts, "_linked", slow)
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", Mock(side_effect=PermissionError))
+    assert Parts(tmp_path / "out", asked, 16).size == (1 if links else 16)
+    assert tree(tmp_path / "out") == ["manifest.json"]
 
 
 def test_whoever_is_overtaken_has_finished_too(tmp_path, photos, run, monkeypatch):
