@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detect.backbones.weights import refuse_compressed
+from detect.backbones.weights import refuse_compressed, refuse_repeated
 from detect.config import ClassificationConfig, Config, Experiment, config_from_dict, config_to_dict
 from detect.errors import UserError
 from detect.models import Classifier, Detector
@@ -86,11 +86,9 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> Checkpoint | Classifi
     # The weights are in the checkpoint: the file that they began from is not needed.
     backbone = replace(config.model.backbone, weights=None)
     if isinstance(config, ClassificationConfig):
-        classifier = replace(config.model, backbone=backbone).build(len(classes))
-        _fill(classifier, content, path, overrides)
+        classifier = _filled(replace(config.model, backbone=backbone), content, path, overrides)
         return ClassifierCheckpoint(classifier, config, classes)
-    detector = replace(config.model, backbone=backbone).build(len(classes))
-    _fill(detector, content, path, overrides)
+    detector = _filled(replace(config.model, backbone=backbone), content, path, overrides)
     return Checkpoint(detector, config, classes, content.category_ids)
 
 
@@ -109,6 +107,9 @@ def _read(path: Path, overrides: Sequence[str]) -> _Content:
         card, weights = (_safetensors if path.suffix == ".safetensors" else _torch)(path)
         config = config_from_dict(card["config"], str(path), [FENCED, *overrides])
         classes, category_ids = tuple(map(str, card["classes"])), tuple(map(int, card["category_ids"]))
+        refuse_repeated(weights, path)
+        if isinstance(config, Config) and len(category_ids) != len(classes):
+            raise ValueError("an id for each class")
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path}: {error.strerror}; give a checkpoint such as {_example(path)}") from None
     except ModuleNotFoundError:
@@ -147,8 +148,12 @@ def _safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return card, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dictionary
 
 
-def _fill(model: Detector | Classifier, content: _Content, path: Path, overrides: Sequence[str]) -> None:
+def _filled(options: Any, content: _Content, path: Path, overrides: Sequence[str]) -> Any:
+    """The network of the options, with the weights of the file."""
     try:
+        with torch.device("meta"):  # without memory, of which a config of few bytes may want any amount
+            options.build(len(content.classes)).load_state_dict(content.weights, assign=True)
+        model = options.build(len(content.classes))
         model.load_state_dict(content.weights)
     except RuntimeError as error:
         first = textwrap.shorten(str(error).splitlines()[1], 160, placeholder=" …")
@@ -157,3 +162,4 @@ def _fill(model: Detector | Classifier, content: _Content, path: Path, overrides
             raise UserError(f"{path}: its weights do not fit {wanted}: {first}; leave these out") from None
         raise UserError(f"{path}: its weights do not fit its own config: {first}; restore the file") from None
     model.lay_out(torch.channels_last).eval()
+    return model

@@ -11,6 +11,8 @@ from pydantic.dataclasses import dataclass
 T = TypeVar("T")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """From 0 to 1, both included."""
+Layers = Annotated[int, Field(ge=0, le=64)]
+"""How many layers of a kind a part of a network has, one after the other."""
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))

@@ -87,7 +87,11 @@ def without(content: dict, key: str) -> dict:
         (lambda whole: whole | {"detect": without(whole["detect"], "classes")}, "no checkpoint of detect"),
         (lambda whole: [whole], "no checkpoint of detect"),
         (lambda whole: whole | {"detect": whole["detect"] | {"config": {"model": 3}}}, "model: Input should be a"),
-        (lambda whole: whole | {"detect": whole["detect"] | {"classes": ["a"]}}, "do not fit its own config: size"),
+        (
+            lambda whole: whole | {"detect": whole["detect"] | {"classes": ["a"], "category_ids": [1]}},
+            "do not fit its own config: size",
+        ),
+        (lambda whole: whole | {"detect": whole["detect"] | {"classes": ["a"]}}, "no checkpoint of detect"),
         (lambda whole: whole | {"state_dict": {}}, "do not fit its own config: Missing key"),
     ],
 )

@@ -29,6 +29,7 @@ from detect import load
 from detect.backbones.weights import load_weights
 from detect.checkpoint import load_any
 from detect.cli import main
+from detect.config import Config, config_to_dict
 from detect.data.convert import convert
 from detect.data.fence import MAX_BYTES, Fence
 from detect.data.imagefolder import read_imagefolder
@@ -522,6 +523,44 @@ def test_commands_say_so_in_a_line(tmp_path, command, capsys):
         shown = capsys.readouterr()
         assert not trace.exists()
         assert code == 2 and shown.err.count("\n") == 1 and shown.err.startswith("detect: error: ")
+
+
+def _card(**model) -> dict:
+    config = config_to_dict(Config())
+    return {"config": {**config, "model": {**config["model"], **model}}, "classes": ["a"], "category_ids": [1]}
+
+
+SCORES = "roi_heads.box_predictor.cls_score.bias"
+LARGE = {
+    "a tensor of one number": ("torchvision", {SCORES: torch.zeros(1).expand(10**9)}, "more numbers than are in the"),
+    "torchvision's classes": ("torchvision", {SCORES: torch.zeros(10**6)}, "nothing given for it"),
+    "detectron2's channels": (
+        "detectron2",
+        {
+            "backbone.fpn_lateral2.weight": torch.zeros(10**6, 0),
+            "proposal_generator.rpn_head.objectness_logits.bias": torch.zeros(3),
+            "roi_heads.box_predictor.cls_score.bias": torch.zeros(2),
+            "roi_heads.box_predictor.bbox_pred.bias": torch.zeros(4),
+            **{f"backbone.bottom_up.res{2 + i // 2}.{i % 2}.conv1.weight": torch.zeros(1) for i in range(8)},
+        },
+        "is due; give a Faster R-CNN of detectron2",
+    ),
+    "a checkpoint's channels": (None, _card(head={"channels": 10**7}), "do not fit its own config"),
+    "a checkpoint's layers": (None, _card(head={"layers": 10**9}), "model.head.layers"),
+    "a checkpoint's category ids": (None, {**_card(), "category_ids": []}, "no checkpoint of detect"),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_network_takes_no_memory_before_all_weights_fit(tmp_path, name):
+    """Each wants terabytes or is refused; memory that is not there would end the test."""
+    project, content, message = LARGE[name]
+    path = tmp_path / "file.ckpt"
+    torch.save(content if project else {"detect": content, "state_dict": {}}, path)
+    assert path.stat().st_size < 5 * 2**20
+    with pytest.raises(UserError, match=message):
+        import_weights(project, path, tmp_path / "out.ckpt") if project else load_any(path)
+    assert not (tmp_path / "out.ckpt").exists()
 
 
 def test_these_files_would_run_if_they_were_unpickled(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,13 @@ def refuse_compressed(path: Path) -> None:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > path.stat().st_size:
             raise UserError(f"{path}: unpacks to more than its size, which torch.save never writes; get another file")
+
+
+def refuse_repeated(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises `UserError` for a tensor that reads its numbers again and again, and is as large as its maker likes."""
+    for key, value in state.items():
+        if value.numel() * value.itemsize > value.untyped_storage().nbytes():
+            raise UserError(f"{path}: {key[:80]!r} has more numbers than are in the file; get another file")
 
 
 def _check(network: nn.Module, state: dict[str, Tensor], path: Path, architecture: str, head: tuple[str, ...]) -> None:

@@ -187,22 +187,27 @@ def faster_rcnn_from_detectron2(state: State, style: Style | None = None) -> Fas
     Raises `UserError` with the key that is missing, not known, given twice, of another shape, or not finite.
     """
     options, pixels = detectron2_options(state, style), pixels_of(state, style)
-    model = options.build(num_classes=len(state[CLASSES]) - 1).eval()
+    num_classes = len(state[CLASSES]) - 1
+    with torch.device("meta"):  # no memory for what a file of few bytes says until all of it fits
+        empty = options.build(num_classes)
+    assert empty.rpn is not None
+    sizes = empty.rpn.anchors.shapes.shape[1] // RATIOS
     state = _with_statistics(_without_bottom_up(state))
-    assert model.rpn is not None
-    anchors = model.rpn.anchors.shapes
-    _check_anchors(state, anchors)
     weights = {key: value for key, value in state.items() if not key.startswith((ANCHORS, MEAN, STD))}
 
     def change(ours: str, value: Tensor) -> Tensor:
         if ours == "backbone.body.stem.conv1.weight" and pixels.reversed:
             return value.flip(1) if value.ndim == 4 else value
         if ours.startswith(("rpn.objectness.", "rpn.deltas.")):
-            return _by_ratio(value, sizes=anchors.shape[1] // RATIOS)
+            return _by_ratio(value, sizes)
         return value
 
     given = ("backbone.mean", "backbone.std")
-    model.load_state_dict(match_state(weights, model, _renamed, change, REMEDY, given), strict=False)
+    matched = match_state(weights, empty, _renamed, change, REMEDY, given)
+    model = options.build(num_classes).eval()
+    assert model.rpn is not None
+    _check_anchors(state, model.rpn.anchors.shapes)
+    model.load_state_dict(matched, strict=False)
     model.backbone.mean.copy_(torch.tensor(pixels.mean))
     model.backbone.std.copy_(torch.tensor(pixels.std))
     return model

@@ -45,7 +45,8 @@ class OnnxModel:
             self.category_ids: tuple[int, ...] = tuple(map(int, json.loads(known["category_ids"])))
             self.score = float(json.loads(known["score"]))
             self.config: dict[str, Any] = dict(json.loads(known["config"]))
-            ours = {one.name for one in self._session.get_outputs()} == set(OUTPUTS)
+            outputs = {one.name for one in self._session.get_outputs()}
+            ours = outputs == set(OUTPUTS) and len(self.category_ids) == len(self.classes)
         except (KeyError, ValueError, TypeError):
             ours = False
         if not ours or [one.name for one in self._session.get_inputs()] != ["images"]:
@@ -91,6 +92,8 @@ class OnnxModel:
         outputs = self._session.run(OUTPUTS, {"images": pixels})
         height, width = size = pixels.shape[1], pixels.shape[2]
         for frame, boxes, scores, labels, count in zip(batch, *outputs, strict=True):
+            if not (labels[:count] < len(self.classes)).all():
+                raise UserError(f"{self.path}: finds more classes than it names; export it again")
             yield Result(
                 boxes=boxes[:count].clip(0, np.array([width, height, width, height], np.float32)),
                 scores=scores[:count],

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detect.backbones.weights import refuse_compressed
+from detect.backbones.weights import refuse_compressed, refuse_repeated
 from detect.errors import UserError
 from detect.inference.pickles import read_pickle
 
@@ -61,6 +61,7 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     for key, value in state.items():
         if value is None or value.layout != torch.strided or not value.is_cpu or value.is_complex():
             raise UserError(f"{path}: {key[:80]!r} is no plain tensor; give a file with the state dict alone")
+    refuse_repeated(state, path)  # type: ignore[arg-type]
     return state  # type: ignore[return-value]
 
 

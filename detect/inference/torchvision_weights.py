@@ -83,10 +83,14 @@ def faster_rcnn_from_torchvision(state: State, frozen_eps: float = 0.0) -> Faste
     """
     if CLASSES not in state or state[CLASSES].ndim != 1 or len(state[CLASSES]) < 2:
         raise UserError(f"{CLASSES}: no scores of background and of classes; {REMEDY}")
-    model = torchvision_options(state).build(num_classes=len(state[CLASSES]) - 1).eval()
+    options, num_classes = torchvision_options(state), len(state[CLASSES]) - 1
     # torchvision keeps the mean and deviation of pixels, which are ImageNet's as well, outside of the state.
     pixels = ("backbone.mean", "backbone.std")
-    model.load_state_dict(match_state(state, model, _renamed, _background_last, REMEDY, given=pixels), strict=False)
+    with torch.device("meta"):  # no memory for what a file of few bytes says until all of it fits
+        empty = options.build(num_classes)
+    matched = match_state(state, empty, _renamed, _background_last, REMEDY, given=pixels)
+    model = options.build(num_classes).eval()
+    model.load_state_dict(matched, strict=False)
     if not any(key.endswith(BATCHES) for key in state):
         _change_eps(model, frozen_eps)
     return model

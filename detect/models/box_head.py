@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 from jaxtyping import Float
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detect.backbones import Backbone, Trunk
-from detect.options import options
+from detect.options import Layers, options
 
 
 @options
@@ -23,8 +23,8 @@ class HeadOptions:
         channels: width of these.
     """
 
-    convolutions: NonNegativeInt = 0
-    layers: NonNegativeInt = 2
+    convolutions: Layers = 0
+    layers: Layers = 2
     channels: PositiveInt = 1024
 
 

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from detect.errors import UserError
@@ -27,7 +27,7 @@ from detect.models.sampler import Sampler
 from detect.ops.boxes import clip, large_enough, take
 from detect.ops.nms import nms
 from detect.ops.topk import topk
-from detect.options import Fraction, options
+from detect.options import Fraction, Layers, options
 from detect.structures import Proposals, Targets
 
 
@@ -68,7 +68,7 @@ class RPNOptions:
     anchor_offset: float = 0.0
     anchors_rounded: bool = True
     anchors_fitted: bool = False
-    convolutions: NonNegativeInt = 1
+    convolutions: Layers = 1
     training: ProposalCounts = field(default_factory=lambda: ProposalCounts(2000, 2000))
     testing: ProposalCounts = field(default_factory=lambda: ProposalCounts(1000, 1000))
     nms_iou: Fraction = 0.7
