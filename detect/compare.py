@@ -211,7 +211,7 @@ def _check_folder(entry: Entry, store: Path | None) -> bool:
         key = next(key for key in [*one, *other] if one.get(key) != other.get(key))
         difference = f"{key} {one.get(key)} and not {other.get(key)}"
         raise UserError(f"{folder}: holds a run with {difference}; give another --out, or remove it")
-    return not entry.config.training.alternating  # which cannot go on and begins anew
+    return True
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -321,7 +321,7 @@ def _train(entry: Entry) -> None:
     print(f"{entry.name}: training", flush=True)
     for deviation in entry.config.deviations:
         print(f"deviates from the paper: {deviation}", flush=True)
-    resumes = (entry.folder / "config.yaml").exists() and not entry.config.training.alternating
+    resumes = (entry.folder / "config.yaml").exists()
     fit(entry.config, _data(entry.config), entry.folder, resumes)
 
 

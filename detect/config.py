@@ -47,10 +47,13 @@ from detect.models import (
     SVMOptions,
 )
 from detect.models.low_rank import factorize
-from detect.options import Fraction, options
+from detect.options import Fraction, options, over
 
 BackboneOptions = Annotated[ResNet | VGG | VGGM | AlexNet | GoogLeNet | LeNet | Timm, Field(discriminator="name")]
 Ranks = tuple[PositiveInt, ...]
+_FAST_RCNN = BoxOptions(samples=64, negative_from=0.1, delta_weights=None, beta=1.0)
+_RCNN = BoxOptions(samples=128, delta_weights=(1, 1, 1, 1))
+_STRICT = PostprocessOptions(nms_iou=0.3)
 """Of the head's fully connected layers, from the first; see `detect.models.low_rank`."""
 
 
@@ -93,10 +96,8 @@ class FastRCNNOptions:
     backbone: BackboneOptions = field(default_factory=ResNet)
     pooling: PoolingOptions = field(default_factory=PoolingOptions)
     head: HeadOptions = field(default_factory=HeadOptions)
-    boxes: BoxOptions = field(
-        default_factory=lambda: BoxOptions(samples=64, negative_from=0.1, delta_weights=None, beta=1.0)
-    )
-    detections: PostprocessOptions = field(default_factory=lambda: PostprocessOptions(nms_iou=0.3))
+    boxes: Annotated[BoxOptions, over(_FAST_RCNN)] = _FAST_RCNN
+    detections: Annotated[PostprocessOptions, over(_STRICT)] = _STRICT
     scales: tuple[PositiveFloat, ...] = ()
     svd: Ranks = ()
 
@@ -126,8 +127,8 @@ class RCNNOptions:
     backbone: BackboneOptions = field(default_factory=ResNet)
     crop: CropOptions = field(default_factory=CropOptions)
     regions: RegionOptions = field(default_factory=RegionOptions)
-    boxes: BoxOptions = field(default_factory=lambda: BoxOptions(samples=128, delta_weights=(1, 1, 1, 1)))
-    detections: PostprocessOptions = field(default_factory=lambda: PostprocessOptions(nms_iou=0.3))
+    boxes: Annotated[BoxOptions, over(_RCNN)] = _RCNN
+    detections: Annotated[PostprocessOptions, over(_STRICT)] = _STRICT
     fine_tuning: bool = True
     svm: SVMOptions = field(default_factory=SVMOptions)
     ridge: RidgeOptions = field(default_factory=RidgeOptions)
@@ -342,12 +343,25 @@ def _adapter(model: str) -> TypeAdapter:
     return _CLASSIFICATION if model == "classifier" else _DETECTION
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a section has twice, of which YAML's own would forget the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = read_bounded(path, MAX_BYTES[".yaml"]).decode("utf-8")
         if is_yaml_bomb(text, aliases=8):
             raise UserError(f"{path}: it has many YAML aliases or deep nesting; write the values out")
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}; give the path of a config, such as configs/bccd/faster_rcnn.yaml"
@@ -379,7 +393,7 @@ def _assign(values: dict[str, Any], key: str, text: str) -> None:
             raise UserError(f"--{key}: {section} is a value, not a section")
     try:
         values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # the latter of a date that is none
         values[last] = text
 
 

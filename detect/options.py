@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
@@ -13,6 +13,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 """From 0 to 1, both included."""
 Layers = Annotated[int, Field(ge=0, le=64)]
 """How many layers of a kind a part of a network has, one after the other."""
+
+
+def over(default: Any) -> BeforeValidator:
+    """For a section whose values, where only some are given, are otherwise those of `default` and not of its class."""
+    there = {one.name: getattr(default, one.name) for one in dataclasses.fields(default)}
+    return BeforeValidator(lambda given: {**there, **given} if isinstance(given, dict) else given)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,32 @@ def test_the_demo_is_an_experiment_like_any_other(tmp_path):
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
     assert config.training.epochs % config.training.validate_every == 0  # its last weights are judged
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "fast_rcnn", "rcnn"])
+def test_one_option_of_a_section_leaves_the_papers_others(name):
+    model = {"name": name, "boxes": {"positive_iou": 0.6}, "detections": {"score": 0.5}}
+    if name == "faster_rcnn":
+        model["rpn"] = {"testing": {"after_nms": 7}}
+    given = config_from_dict({"model": model}, "a config").model
+    whole = config_from_dict({"model": {"name": name}}, "a config").model
+    assert given.boxes == replace(whole.boxes, positive_iou=0.6)
+    assert given.detections == replace(whole.detections, score=0.5)
+    if name == "faster_rcnn":
+        assert given.rpn.testing == replace(whole.rpn.testing, after_nms=7)
+
+
+def test_a_section_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("training: {epochs: 3}\ndata: {root: a}\ntraining: {seed: 1}\n")
+    with pytest.raises(UserError, match=r"a\.yaml: no valid YAML: training is there twice .*line 3"):
+        load_config(path)
+
+
+def test_what_looks_like_a_date_is_a_name():
+    assert (
+        load_config(ROOT / "configs/bccd/faster_rcnn.yaml", ["--data.root", "2024-13-45"]).data.root.name[:4] == "2024"
+    )
 
 
 def test_options_change_a_config():

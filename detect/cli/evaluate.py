@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from detect.checkpoint import Checkpoint, ClassifierCheckpoint
     from detect.config import Experiment
+    from detect.data.classification import ClassificationData
     from detect.data.datamodule import DetectionData
     from detect.data.dataset import Dataset
 
@@ -49,6 +50,7 @@ def add(commands: Any) -> None:
 def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.checkpoint import ClassifierCheckpoint, load_any
     from detect.config import check_proposals
+    from detect.data.classification import ClassificationData
 
     refuse_training(overrides)
     if options.ckpt.suffix == ".onnx":
@@ -63,15 +65,16 @@ def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         if (options.precision, options.engine) != ("fp32", "pycocotools"):
             raise UserError("--precision, --engine: they are for detectors; leave them out for a classifier")
         refuse_used(out)
-        evaluate_classifier(checkpoint, options.ckpt, split, out)
+        data = ClassificationData(checkpoint.config.data, checkpoint.classes)
+        evaluate_classifier(checkpoint, options.ckpt, data, split, out)
         return
-    data = detection_data(checkpoint.config, checkpoint.classes)
-    tell_data(data, [data.split(split)])
+    images = detection_data(checkpoint.config, checkpoint.classes)
+    tell_data(images, [images.split(split)])
     if is_first_process():
         refuse_used(out)
         make_folder(out)
     how = (options.command, options.precision, options.engine)
-    evaluate_checkpoint(checkpoint, options.ckpt, data, split, out, *how)
+    evaluate_checkpoint(checkpoint, options.ckpt, images, split, out, *how)
 
 
 def _evaluate_exported(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -151,16 +154,19 @@ def _where(dataset: Dataset, out: Path) -> str:
 
 
 def evaluate_classifier(
-    checkpoint: ClassifierCheckpoint, file: Path, split: str, out: Path, accelerator: str = "auto"
+    checkpoint: ClassifierCheckpoint,
+    file: Path,
+    data: ClassificationData,
+    split: str,
+    out: Path,
+    accelerator: str = "auto",
 ) -> None:
     """The same for a classifier."""
-    from detect.data.classification import ClassificationData
     from detect.evaluation.classification import print_classification, write_classification
     from detect.inference.classify import classify
 
     device = _device(accelerator)
     _join_processes(device)
-    data = ClassificationData(checkpoint.config.data, checkpoint.classes)
     metrics, evaluator = classify(checkpoint.model.to(device), data, split, device, file)
     if is_first_process():
         write_classification(out, metrics, evaluator)

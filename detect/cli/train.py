@@ -124,7 +124,7 @@ def _train_classifier(config: ClassificationConfig, out: Path, resume: bool) -> 
     if final is not None:
         checkpoint = load_any(best)
         assert isinstance(checkpoint, ClassifierCheckpoint)
-        evaluate_classifier(checkpoint, best, final, free_folder(out / "eval"), config.training.accelerator)
+        evaluate_classifier(checkpoint, best, data, final, free_folder(out / "eval"), config.training.accelerator)
 
 
 def _announce(config: Experiment) -> None:

@@ -58,7 +58,7 @@ RULES: dict[str, Rule] = {
     "path-outside-root": Rule(
         "refused",
         "name files by their path within the data folder; links out of it that are your own are followed with "
-        "--data.follow_links true, by detect data with --follow-links",
+        "--data.follow_links true, by detect data stats and convert with --follow-links",
     ),
     "zero-area": Rule("mended", "a box without width or height is left out, its image is kept"),
     "negative-size": Rule("mended", "a box with its corners reversed is left out, its image is kept"),
@@ -232,14 +232,14 @@ def inside(root: Path, folder: Path, name: str) -> Path | None:
 
     Only the name is judged; where links lead is for `Fence` to tell.
     """
-    relative = Path(name)
-    if (
-        "\0" in name
-        or ".." in relative.parts
-        or (relative.is_absolute() and not relative.is_relative_to(root.absolute()))
-    ):
+    path = Path(name)
+    if "\0" in name or ".." in path.parts:
         return None
-    return folder / relative
+    if not path.is_absolute():
+        return folder / path
+    # The root may have been given by another name: with `..` or through a link.
+    bases = root.absolute(), Path(os.path.realpath(root))
+    return next((root / path.relative_to(base) for base in bases if path.is_relative_to(base)), None)
 
 
 def is_file(path: Path) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
+from detect.data.decode import SUFFIXES
 from detect.data.defects import Annotations, Findings, choose_classes, inside, is_file, one_line
 from detect.data.fence import Fence
 from detect.errors import UserError
@@ -143,8 +144,12 @@ def _has_flag(base: Path, line: str) -> bool:
 
 
 def _image_files(base: Path) -> dict[str, Path]:
-    """The image of each stem; `.jpg` before other extensions."""
-    paths = sorted((base / "JPEGImages").glob("*"), key=lambda path: (path.suffix != ".jpg", path.name), reverse=True)
+    """The image of each stem; `.jpg` before other images, and these before what has no image's ending."""
+
+    def rank(path: Path) -> tuple[bool, bool, str]:
+        return path.suffix.lower() not in SUFFIXES, path.suffix != ".jpg", path.name
+
+    paths = sorted((base / "JPEGImages").glob("*"), key=rank, reverse=True)
     return {path.stem: path for path in paths}
 
 

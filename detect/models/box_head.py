@@ -37,13 +37,13 @@ class BoxHead(Trunk):
     def __init__(
         self, channels_in: int, pooled: int = 7, channels: int = 1024, convolutions: int = 0, layers: int = 2
     ) -> None:
-        super().__init__(channels_in, pooled, channels)
+        widths = [channels_in * pooled**2] + [channels] * layers
+        super().__init__(channels_in, pooled, widths[-1])
         self.convolutions = nn.Sequential()
         for _ in range(convolutions):
             self.convolutions.append(nn.Conv2d(channels_in, channels_in, 3, padding=1, bias=False))
             self.convolutions.append(nn.BatchNorm2d(channels_in))
             self.convolutions.append(nn.ReLU(inplace=True))
-        widths = [channels_in * pooled**2] + [channels] * layers
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         for layer in self.convolutions:
             if isinstance(layer, nn.Conv2d):

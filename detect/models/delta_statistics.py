@@ -36,6 +36,8 @@ class DeltaStatistics(nn.Module):
         """
         count, total, squares = (torch.zeros_like(self.mean, dtype=torch.float64) for _ in range(3))
         for boxes, targets in images:
+            if not targets.boxes.shape[1]:
+                continue
             matched, labels = (of_image[0] for of_image in match(boxes[None], targets, matcher))
             positive = labels == 1
             deltas = coder.encode(targets.boxes[0][matched[positive]], boxes[positive]).double()

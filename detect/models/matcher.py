@@ -55,12 +55,20 @@ def match(
     # Truths along the rows: reductions over truths then run along contiguous boxes, which is several times faster.
     shared = intersection_matrix(targets.boxes, boxes)
     crowd = (targets.valid & targets.crowd).unsqueeze(-1)
-    # A sum, not a matrix product: autocast would make that in half precision, in which large areas are infinite.
-    in_crowd = (shared * crowd).sum(dim=-2) >= CROWD_SHARE * area(boxes).clamp(min=1e-6)
+    ignored = _mostly(shared * crowd, boxes)
     union = area(targets.boxes).unsqueeze(-1) + area(boxes).unsqueeze(-2) - shared
     iou = shared.div_(union.clamp_(min=1e-6))
-    ignored = in_crowd
     if among is not None:
-        iou, ignored = iou.where(among.unsqueeze(-2), 0.0), in_crowd | ~among
+        iou, ignored = iou.where(among.unsqueeze(-2), 0.0), ignored | ~among
     indices, labels = matcher(iou.mT, targets.valid & ~targets.crowd)
     return indices, torch.where(ignored & (labels == 0), -1, labels)
+
+
+def in_crowd(crowds: Float[Tensor, "G 4"], boxes: Float[Tensor, "n 4"]) -> Bool[Tensor, " n"]:
+    """Which boxes lie, for the most part, in crowd regions."""
+    return _mostly(intersection_matrix(crowds, boxes), boxes)
+
+
+def _mostly(shared: Float[Tensor, "*b G n"], boxes: Float[Tensor, "*b n 4"]) -> Bool[Tensor, "*b n"]:
+    # A sum, not a matrix product: autocast would make that in half precision, in which large areas are infinite.
+    return shared.sum(dim=-2) >= CROWD_SHARE * area(boxes).clamp(min=1e-6)

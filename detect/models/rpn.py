@@ -10,7 +10,7 @@ RPNOutput  logits [B, A]   deltas [B, A, 4]   anchors [A, 4]       A = Σ over l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -27,7 +27,7 @@ from detect.models.sampler import Sampler
 from detect.ops.boxes import clip, large_enough, take
 from detect.ops.nms import nms
 from detect.ops.topk import topk
-from detect.options import Fraction, Layers, options
+from detect.options import Fraction, Layers, options, over
 from detect.structures import Proposals, Targets
 
 
@@ -37,6 +37,9 @@ class ProposalCounts:
 
     before_nms: PositiveInt
     after_nms: PositiveInt
+
+
+_TRAINING, _TESTING = ProposalCounts(2000, 2000), ProposalCounts(1000, 1000)
 
 
 @options
@@ -69,8 +72,8 @@ class RPNOptions:
     anchors_rounded: bool = True
     anchors_fitted: bool = False
     convolutions: Layers = 1
-    training: ProposalCounts = field(default_factory=lambda: ProposalCounts(2000, 2000))
-    testing: ProposalCounts = field(default_factory=lambda: ProposalCounts(1000, 1000))
+    training: Annotated[ProposalCounts, over(_TRAINING)] = _TRAINING
+    testing: Annotated[ProposalCounts, over(_TESTING)] = _TESTING
     nms_iou: Fraction = 0.7
     min_size: NonNegativeFloat = 1e-3
     positive_iou: Fraction = 0.7

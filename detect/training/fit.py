@@ -191,6 +191,14 @@ class _Best(ModelCheckpoint):
         equal = current is not None and current == self.best_model_score
         return bool(equal) or super().check_monitor_top_k(trainer, current)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also of a folder that has moved since; Lightning would forget what was best, and overwrite it."""
+        here = Path(self.dirpath or ".")
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {name: str(here / Path(path).name) if (path := state_dict.get(name)) else "" for name in paths}
+        best = {str(here / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
+
 
 class _DDP(DDPStrategy):
     """Validates without DDP's wrapper, whose broadcasts would hang where processes have unequal shares of images."""
@@ -312,6 +320,8 @@ def _check_model(model: Detector, config: Config) -> None:
     check_proposals(config)
     if model.rpn is not None and model.statistics is not None:
         raise UserError("model.boxes.delta_weights: null needs proposals before training, and an RPN has none yet")
+    if isinstance(model, RCNN) and model.statistics is not None:
+        raise UserError("model.boxes.delta_weights: null is for fast_rcnn; rcnn learns with factors, the paper's are 1")
     if isinstance(model, RCNN) and count_processes(config.training) > 1:
         raise UserError("training.devices: the stages of rcnn run in one process; give --training.devices 1")
     if model.rpn is None and config.training.alternating:
@@ -336,6 +346,10 @@ def _compare(config: Config, classes: tuple[str, ...], last: Path) -> None:
         raise UserError(f"--resume: {last} has the classes {', '.join(before.classes)}; the data has others")
     if before.config.model != config.model:
         raise UserError(f"--resume: {last} has another network than the config; start a new run for another one")
+    for name in ("optimizer", "learning_rate", "momentum", "nesterov", "weight_decay", "bias_rate"):
+        was, wanted = getattr(before.config.training, name), getattr(config.training, name)
+        if was != wanted:
+            raise UserError(f"--resume: {last} began with training.{name} {was} and not {wanted}; start a new run")
 
 
 # ---- R-CNN's stages --------------------------------------------------------------------------------------------------

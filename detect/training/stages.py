@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from detect.config import RCNNOptions
 from detect.errors import UserError
 from detect.models import RCNN
-from detect.models.box_coder import BoxCoder
+from detect.models.matcher import in_crowd
 from detect.ops.boxes import iou_matrix
 from detect.structures import Batch
 from detect.training.ridge import best_truths, fit_regressors
@@ -92,7 +92,7 @@ def collect(model: RCNN, loader: DataLoader[Batch], options: RCNNOptions, folder
             labels=labels,
             near=of_near["pool5"].astype(np.float16),
             near_labels=labels[matched.numpy()],
-            deltas=BoxCoder().encode(truths[matched], regions[near]).numpy(),
+            deltas=model.coder.encode(truths[matched], regions[near]).numpy(),
             norms=np.linalg.norm(of_measured[layer], axis=1),
             pool5_norms=np.linalg.norm(of_measured["pool5"], axis=1),
         )
@@ -120,7 +120,8 @@ def mine(model: RCNN, loader: DataLoader[Batch], options: RCNNOptions, folder: P
         regions = torch.cat([truths, proposals])
         features = _describe(model, batch, row, regions)[model.predictor.layer]
         iou = iou_matrix(regions, truths).numpy()
-        trainer.add(features, negatives(iou, labels, model.num_classes, options.svm.negative_iou))
+        negative = negatives(iou, labels, model.num_classes, options.svm.negative_iou)
+        trainer.add(features, negative & ~_in_crowd(batch, row, regions)[:, None])
         if time.monotonic() - saved > SAVED_EVERY:
             _save(begun, **trainer.state())
             saved = time.monotonic()
@@ -166,6 +167,12 @@ def _boxes(batch: Batch, row: int) -> tuple[Tensor, np.ndarray, Tensor]:
     assert proposals is not None
     truth = targets.valid[row] & ~targets.crowd[row]
     return targets.boxes[row, truth], targets.labels[row, truth].numpy(), proposals.boxes[row, proposals.valid[row]]
+
+
+def _in_crowd(batch: Batch, row: int, regions: Tensor) -> np.ndarray:
+    """Which regions lie in a crowd, and are nobody's negatives, as `match` has it."""
+    targets = batch.targets
+    return in_crowd(targets.boxes[row, targets.valid[row] & targets.crowd[row]], regions).numpy()
 
 
 @torch.no_grad()

@@ -260,6 +260,18 @@ def test_inside(name, good):
     assert inside(root, root / "images", name) == (root / "images" / name if good else None)
 
 
+def test_an_absolute_name_is_inside_whatever_the_root_is_called(tmp_path, monkeypatch):
+    real, link = tmp_path / "real", tmp_path / "link"
+    (real / "images").mkdir(parents=True)
+    link.symlink_to(real)
+    monkeypatch.chdir(real)
+    for root in (real, link, Path("../real"), Path("../link"), Path()):
+        for name in (real / "images" / "a.jpg", root.absolute() / "images" / "a.jpg"):
+            found = inside(root, root / "images", str(name))
+            assert found == (None if ".." in name.parts else root / "images" / "a.jpg")
+        assert inside(root, root, str(tmp_path / "a.jpg")) is None
+
+
 def raw(boxes, image, count, normalised=False):
     boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     zeros = np.zeros(len(boxes), dtype=np.int64)

@@ -136,6 +136,14 @@ def test_extensions(tmp_path):
     assert [record.path.name for record in read(tmp_path, "train").records] == ["a.JPEG", "b.png"]
 
 
+def test_what_is_no_image_is_not_taken_for_one(tmp_path):
+    save(tmp_path, {"a": []})
+    Image.new("RGB", (40, 30)).save(tmp_path / "JPEGImages" / "a.png")
+    (tmp_path / "JPEGImages" / "a.jpg").unlink()
+    (tmp_path / "JPEGImages" / "a.json").write_text("{}")  # as labelme puts it there
+    assert [record.path.name for record in read(tmp_path, "train").records] == ["a.png"]
+
+
 BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;">]><annotation>&c;</annotation>'
 
 

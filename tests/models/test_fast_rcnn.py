@@ -179,6 +179,16 @@ def image_of(deltas: list[float], label: int) -> tuple[Tensor, Targets]:
     return boxes, Targets(truth, torch.tensor([[label]]), valid, ~valid)
 
 
+def test_an_image_without_objects_tells_nothing_of_deltas():
+    truths = torch.zeros(1, 0, dtype=torch.int64)
+    empty = Targets(torch.zeros(1, 0, 4), truths, truths.bool(), truths.bool())
+    images = [image_of([0.1, 0.3], 0), (torch.rand(5, 4), empty)]
+    one, other = DeltaStatistics(1), DeltaStatistics(1)
+    one.measure(images, BoxCoder(), Matcher(0.5, 0.5))
+    other.measure(images[:1], BoxCoder(), Matcher(0.5, 0.5))
+    assert torch.equal(one.mean, other.mean) and torch.equal(one.std, other.std)
+
+
 def test_statistics_are_those_of_the_objects_of_each_class():
     statistics = DeltaStatistics(3)
     images = [image_of([0.1, 0.3], 0), image_of([-0.1, 0.9], 0), image_of([0.2], 2)]  # 0.9 has too little IoU

@@ -200,6 +200,24 @@ def test_an_interrupted_run_is_told_from_a_finished_one_and_goes_on(changed, tmp
     assert saved(run(config, tmp_path, resume=True).with_name("last.ckpt"))["epoch"] == 1
 
 
+def test_a_run_that_was_moved_keeps_its_best(changed, tmp_path, monkeypatch):
+    figures = iter([0.9, 0.5])
+    monkeypatch.setattr(Evaluator, "compute", lambda self: {"AP": next(figures), "losses": {}})
+    run(changed(VALIDATED, epochs=1), tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    best = run(changed(VALIDATED, epochs=2), tmp_path / "there", resume=True)
+    assert best == tmp_path / "there" / "checkpoints" / "best.ckpt" and saved(best)["epoch"] == 0
+
+
+@pytest.mark.parametrize("other", [{"learning_rate": 0.02}, {"optimizer": "adam"}, {"weight_decay": 0.0}])
+def test_a_run_goes_on_with_the_optimizer_that_it_began_with(changed, tmp_path, other):
+    run(changed(epochs=1), tmp_path)
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(UserError, match=f"--resume: .* began with training.{next(iter(other))} .* start a new run"):
+        run(changed(epochs=2, **other), tmp_path, resume=True)
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
 def test_a_run_that_goes_on_forgets_the_steps_after_its_checkpoint(changed, tmp_path):
     run(changed(VALIDATED, epochs=1), tmp_path)
     before, steps = rows(tmp_path), 2

@@ -182,6 +182,28 @@ def test_fast_rcnn_trains_with_deltas_measured_on_its_proposals(fast_rcnn, tmp_p
     assert statistics.mean.abs().max() < 0.5
 
 
+def test_deltas_are_learned_as_they_are_decoded(rcnn, shapes, tmp_path):
+    """With other weights of deltas the boxes move as far."""
+    moved = []
+    for weights in ((1, 1, 1, 1), (10, 10, 5, 5)):
+        config = replace(rcnn, model=replace(rcnn.model, boxes=replace(rcnn.model.boxes, delta_weights=weights)))
+        model = load_checkpoint(run(config, tmp_path / str(weights[0]))).model
+        regressors, factors = model.predictor.regressors, torch.tensor(model.coder.weights).repeat(model.num_classes)
+        moved.append(regressors.weight / factors[:, None])
+    torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-6)
+
+
+def test_nothing_in_a_crowd_is_a_negative(rcnn):
+    data = DetectionData(rcnn.data)
+    batch = next(iter(data.eval_loader(data.train)))
+    targets = batch.targets
+    targets.crowd[0, 0] = targets.valid[0, 0] = True
+    crowd = targets.boxes[0, 0]
+    half = torch.stack([crowd[0], crowd[1], crowd[2] + (crowd[2] - crowd[0]), crowd[3]])
+    outside = crowd + (crowd[2:] - crowd[:2]).repeat(2)
+    assert stages._in_crowd(batch, 0, torch.stack([crowd, half, outside])).tolist() == [True, False, False]
+
+
 def test_what_does_not_fit_together_is_refused(fast_rcnn, rcnn, config, tmp_path):
     for one in (fast_rcnn, rcnn):
         without = replace(one, data=replace(one.data, proposals=None))
@@ -191,6 +213,8 @@ def test_what_does_not_fit_together_is_refused(fast_rcnn, rcnn, config, tmp_path
         run(replace(config, data=replace(config.data, proposals=rcnn.data.proposals)), tmp_path)
     with pytest.raises(UserError, match="delta_weights: null needs proposals before training"):
         run(replace(config, model=replace(config.model, boxes=BoxOptions(delta_weights=None))), tmp_path)
+    with pytest.raises(UserError, match="delta_weights: null is for fast_rcnn"):
+        run(replace(rcnn, model=replace(rcnn.model, boxes=BoxOptions(delta_weights=None))), tmp_path)
     with pytest.raises(UserError, match="fast_rcnn has no RPN"):
         run(replace(fast_rcnn, training=replace(fast_rcnn.training, alternating=True)), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -424,7 +424,8 @@ def _write_yolo(work: _Work, draft: Path) -> None:
             _write_labels(work, split, place_of[path], draft)
         # Where the images of a split are all those of some folders, these name it; else a list does.
         folders = dict.fromkeys(path.parent for path in parsed.paths)
-        if kept and {path for path in copied if path.parent in folders} == set(kept) and not _nested(folders):
+        below = {path for path in copied if any(path.is_relative_to(folder) for folder in folders)}
+        if kept and below == set(kept) and not _nested(folders):
             names = [work.relative(folder).as_posix() for folder in folders if any(p.parent == folder for p in kept)]
             document[split] = names[0] if len(names) == 1 else names
         else:

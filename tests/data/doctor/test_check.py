@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import zlib
 from collections import Counter
@@ -572,6 +573,22 @@ def mended(root):
     assert (out / LOG).read_text(encoding="utf-8").splitlines() == log
     assert not [path for path in out.rglob("*") if path.is_symlink() or (path.stat().st_nlink > 1 and path.is_file())]
     return out, log
+
+
+def test_images_of_another_split_below_a_folder_stay_there(tmp_path):
+    root = yolo(tmp_path / "yolo", "abc", "de")
+    images, labels = root / "images", root / "labels"
+    for folder in (images, labels):
+        for path in (folder / "train").iterdir():
+            path.rename(folder / path.name)
+    names = sorted(path.name for path in images.iterdir() if path.is_file())
+    (root / "train.txt").write_text("".join(f"images/{name}\n" for name in names))
+    text = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(re.sub("train: .*", "train: train.txt", text))
+    out, log = mended(root)
+    assert log == []
+    for split in ("train", "val"):
+        assert [r.path.name for r in read(out, split).records] == [r.path.name for r in read(root, split).records]
 
 
 def test_a_clean_set_is_copied_as_it_is(tmp_path):
