@@ -59,12 +59,16 @@ def save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
     Raises `UserError` where safetensors is not installed.
     """
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ModuleNotFoundError:
         raise UserError(f"{path}: to write this format, pip install safetensors") from None
     card = model_card(checkpoint.config, checkpoint.classes, checkpoint.category_ids)
     weights = {name: value.contiguous() for name, value in checkpoint.model.state_dict().items()}
-    save_file(weights, path, {key: json.dumps(value, ensure_ascii=False) for key, value in card.items()})
+    try:
+        save_file(weights, path, {key: json.dumps(value, ensure_ascii=False) for key, value in card.items()})
+    except SafetensorError as error:  # also of a full disk
+        raise OSError(f"{error}") from None
 
 
 def load_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:

@@ -32,8 +32,9 @@ def demo_config(root: Path) -> Config:
     )
     training = TrainingOptions(
         epochs=5,
-        learning_rate=0.02,
-        weight_decay=5e-4,
+        optimizer="adamw",
+        learning_rate=5e-4,
+        weight_decay=0.05,
         warmup_steps=100,
         schedule="cosine",
         clip_norm=10.0,

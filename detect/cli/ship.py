@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from detect.cli.shared import command, detection_data, make_folder, refuse_training
-from detect.errors import UserError
 
 
 def add(commands: Any) -> None:
@@ -50,6 +49,13 @@ def add(commands: Any) -> None:
         choices=("caffe2", "torchvision"),
         help="of a detectron2 file that does not tell how pixels are normalised (default: caffe2, as its model zoo)",
     )
+    bring.add_argument(
+        "--frozen-eps",
+        type=float,
+        choices=(0.0, 1e-5),
+        metavar="{0,1e-5}",
+        help="of torchvision's frozen norms; 1e-5 for what began from an ImageNet backbone alone (default: 0)",
+    )
 
     compress = command(
         commands,
@@ -68,13 +74,13 @@ def add(commands: Any) -> None:
 
 def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.checkpoint import load_checkpoint
+    from detect.data.download import refuse_existing
     from detect.inference.export import SUFFIXES, export, has_data, made_photographs, photographs_of, refuse
 
     refuse_training(overrides)
     checkpoint = load_checkpoint(options.ckpt, overrides)
     out = options.out or options.ckpt.with_suffix(SUFFIXES[options.format])
-    if out.exists():
-        raise UserError(f"{out}: this is there already; give another --out")
+    refuse_existing(out)
     refuse(checkpoint, options.format, out)
     if options.split or has_data(checkpoint.config):
         photographs = photographs_of(checkpoint.config, options.split, checkpoint.classes)
@@ -98,7 +104,7 @@ def _import(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.evaluation.table import table
     from detect.inference.import_weights import import_weights
 
-    done = import_weights(options.project, options.file, options.out, options.names, options.style)
+    done = import_weights(options.project, options.file, options.out, options.names, options.style, options.frozen_eps)
     Console().print(table(("part", "tensors", "numbers", "meaning"), done.rows()))
     if done.note:
         print(done.note)
@@ -111,12 +117,12 @@ def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     from detect.checkpoint import load_checkpoint
     from detect.config import check_proposals
+    from detect.data.download import refuse_existing
     from detect.evaluation.table import table
     from detect.inference.compress import compress, measure, save
 
     refuse_training(overrides)
-    if options.out.exists():
-        raise UserError(f"{options.out}: this is there already; give another --out")
+    refuse_existing(options.out)
     before = load_checkpoint(options.ckpt, overrides)
     dataset = loader = None
     if options.split is not None:  # read before the work, so that a wrong split costs nothing

@@ -22,6 +22,9 @@ from detect.errors import UserError
 MAX_PIXELS = 2**27
 """Width times height of the largest image that is decoded: 134 million, 400 MB as RGB."""
 
+MAX_BYTES, MAX_BYTES_A_PIXEL = 2**28, 16
+"""Of an image file, which is read whole: so many, and so many more for each of its pixels."""
+
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """How the names of image files end, in lower case."""
 
@@ -108,6 +111,8 @@ def _open(source: Path | bytes) -> BinaryIO:
 
 def _header(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     """The image as Pillow knows it before decoding; its pixels are not loaded."""
+    length = file.seek(0, io.SEEK_END)
+    file.seek(0)
     try:
         image = Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError:
@@ -119,6 +124,8 @@ def _header(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise UserError(f"{name}: the image has {width} × {height} pixels, more than {max_pixels}; make it smaller")
+    if length > MAX_BYTES + MAX_BYTES_A_PIXEL * width * height:
+        raise UserError(f"{name}: {length >> 20} MiB are too many for {width} × {height} pixels; save it anew")
     if min(width, height) < 1:
         raise UserError(f"{name}: the image has {width} × {height} pixels; leave it out")
     return image

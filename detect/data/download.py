@@ -210,6 +210,17 @@ def refuse_within(root: Path | str, out: Path | str, option: str) -> None:
         raise UserError(f"{option}: {out} lies in the data set; choose a folder outside of it")
 
 
+def refuse_existing(out: Path) -> None:
+    """Raises `UserError` where there is a file `out` already, or where there can be none."""
+    try:
+        there, blocked = out.exists(), any(parent.is_file() for parent in out.parents)
+    except OSError as error:
+        raise UserError(f"{str(out)[:80]}…: {error.strerror}; choose another --out") from None
+    if there or blocked:
+        what = "this is there already" if there else "a part of this path is a file"
+        raise UserError(f"{out}: {what}; give another --out")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out` to write into, which becomes `out` when the block ends well and goes otherwise.

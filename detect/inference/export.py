@@ -84,7 +84,8 @@ def export(checkpoint: Checkpoint, out: Path, format: Format, photographs: Seque
             comparison = compare(Predictor(checkpoint), write(checkpoint, program, draft), photographs)
         draft.replace(out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}; choose another file with --out") from None
+        why = error.strerror or error
+        raise UserError(f"{out}: cannot be written: {why}; choose another file with --out") from None
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)

@@ -10,12 +10,13 @@ from typing import Literal
 from detect.checkpoint import Checkpoint
 from detect.config import Config
 from detect.data.coco_names import COCO_NAMES
+from detect.data.download import refuse_existing
 from detect.data.options import DataOptions
 from detect.errors import UserError
 from detect.inference import detectron2_weights, torchvision_weights
 from detect.inference.compress import save
 from detect.inference.detectron2_weights import Style
-from detect.inference.state_dicts import LeftOut, leave_out, read_content, state_dict
+from detect.inference.state_dicts import BATCHES, LeftOut, leave_out, read_content, state_dict
 
 Project = Literal["torchvision", "detectron2"]
 DATA = DataOptions(short_side=(800,), long_side=1333)
@@ -51,7 +52,12 @@ PARTS = {"backbone": "backbone", "rpn": "RPN", "trunk": "box head", "predictor":
 
 
 def import_weights(
-    project: Project, file: Path, out: Path, names: Sequence[str] = (), style: Style | None = None
+    project: Project,
+    file: Path,
+    out: Path,
+    names: Sequence[str] = (),
+    style: Style | None = None,
+    frozen_eps: float | None = None,
 ) -> Imported:
     """Writes a checkpoint with the network of another project's file, which gives the outputs that it gave there.
 
@@ -64,19 +70,23 @@ def import_weights(
         names: of the classes, or a file that has one a line. By default COCO's where their number is COCO's, else
             `class 0` and so on.
         style: of detectron2's pixels and strides, where the file does not tell them or is not to be believed.
+        frozen_eps: of torchvision's frozen norms, which no file tells; by default 0, as in its published detectors.
 
     Raises `UserError` with the file, what is wrong with it, and the remedy.
     """
-    if out.exists():
-        raise UserError(f"{out}: this is there already; give another --out")
+    refuse_existing(out)
     if project == "torchvision" and style is not None:
         raise UserError(f"--style: {style}; only detectron2 has styles; leave it out")
+    if project == "detectron2" and frozen_eps is not None:
+        raise UserError(f"--frozen-eps: {frozen_eps}; detectron2's is always the same; leave it out")
     state = state_dict(read_content(file), file)
     note = ""
     try:
         if project == "torchvision":
             state, left_out = leave_out(state, torchvision_weights.LEFT_OUT)
-            model = torchvision_weights.faster_rcnn_from_torchvision(state)
+            model = torchvision_weights.faster_rcnn_from_torchvision(state, frozen_eps or 0.0)
+            if frozen_eps is None and not any(key.endswith(BATCHES) for key in state):
+                note = FROZEN
             options = torchvision_weights.torchvision_options(state)
         else:
             state, left_out = leave_out(state, detectron2_weights.LEFT_OUT)
@@ -88,14 +98,23 @@ def import_weights(
         raise UserError(f"{file}: {error}") from None
     classes, category_ids = class_names(project, model.num_classes, names)
     checkpoint = Checkpoint(model, Config(model=options, data=DATA), classes, category_ids)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save(checkpoint, out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save(checkpoint, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another file with --out") from None
     return Imported(checkpoint, left_out, note)
 
 
 ASSUMED = (
     "the file does not tell how pixels are normalised: taken for detectron2's default, --style caffe2; of weights that "
     "began from torchvision's ResNet, import with --style torchvision"
+)
+
+
+FROZEN = (
+    "no file tells the epsilon of frozen norms: taken for 0, as in torchvision's published detectors and what began "
+    "from them; of one that began from an ImageNet backbone alone, import with --frozen-eps 1e-5"
 )
 
 

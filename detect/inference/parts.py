@@ -224,7 +224,7 @@ def _csv(parts: Parts) -> Iterator[_Sink]:
             # numpy's text of a float32 is the shortest that reads back as the same.
             boxes, scores = result.boxes.astype(str).tolist(), result.scores.astype(str).tolist()
             for box, score, label, name in zip(boxes, scores, result.labels.tolist(), result.names, strict=True):
-                rows.writerow((result.path, result.index, *box, score, label, name))
+                rows.writerow((result.path, result.index, *box, score, label, name.encode("utf-8", "replace").decode()))
 
         yield sink
 

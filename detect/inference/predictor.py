@@ -203,7 +203,10 @@ def _device(name: str | torch.device) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
+        if device.type == "meta":
+            raise RuntimeError("it has no memory")
+        return device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: {name}: {str(error).splitlines()[0]}; give cpu, cuda, or auto") from None
 

@@ -1,6 +1,7 @@
 """Every kind of file comes out as the same RGB, and no file, however hostile, comes out as anything but a UserError."""
 
 import io
+import os
 import zlib
 
 import cv2
@@ -254,3 +255,11 @@ def test_the_header_of_a_png_is_all_that_is_looked_at(save, monkeypatch):
     monkeypatch.setattr(PngImageFile, "load", None)
     assert check_image(path) == image_size(path) == Image.fromarray(RGB).size
     assert orientation(path) == 1
+
+
+def test_a_file_of_many_bytes_for_few_pixels_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(path)
+    os.truncate(path, 2**40)  # which takes no place on the disk
+    with pytest.raises(UserError, match=r"a\.png: 1048576 MiB are too many for 4 × 4 pixels"):
+        decode(path)

@@ -122,7 +122,11 @@ def test_torchvisions_file_becomes_a_checkpoint(tmp_path):
     }
     torch.save(theirs | mask, tmp_path / "maskrcnn.pth")
     imported = import_weights("torchvision", tmp_path / "maskrcnn.pth", tmp_path / "out.ckpt")
-    assert imported.rows()[-1][:3] == ("mask head", "2", "7") and imported.note == ""
+    assert imported.rows()[-1][:3] == ("mask head", "2", "7") and "--frozen-eps 1e-5" in imported.note
+    told = import_weights("torchvision", tmp_path / "maskrcnn.pth", tmp_path / "eps.ckpt", frozen_eps=1e-5)
+    norm = "backbone.body.stem.bn1.weight"
+    one, other = (done.checkpoint.model.state_dict()[norm] for done in (imported, told))
+    assert told.note == "" and (one > other).all()  # as 0 makes of a variance less than 1e-5 does
     checkpoint = load_checkpoint(tmp_path / "out.ckpt")
     assert checkpoint.category_ids == tuple(range(1, 91))
     assert (checkpoint.classes[0], checkpoint.classes[11], checkpoint.classes[89]) == (
@@ -300,6 +304,11 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path):
     (tmp_path / "out.ckpt").touch()
     with pytest.raises(UserError, match=r"out\.ckpt: this is there already"):
         import_weights("detectron2", tmp_path / "none.pth", tmp_path / "out.ckpt")
+    for out, message in (("out.ckpt/x.ckpt", "a part of this path is a file"), ("x" * 300, "too long")):
+        with pytest.raises(UserError, match=message):
+            import_weights("detectron2", tmp_path / "none.pth", tmp_path / out)
+    with pytest.raises(UserError, match=r"--frozen-eps: 0\.0; detectron2's is always the same"):
+        import_weights("detectron2", tmp_path / "none.pth", tmp_path / "new.ckpt", frozen_eps=0.0)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
