@@ -33,7 +33,7 @@ def demo_config(root: Path) -> Config:
     training = TrainingOptions(
         epochs=5,
         optimizer="adamw",
-        learning_rate=5e-4,
+        learning_rate=7e-4,
         weight_decay=0.05,
         warmup_steps=100,
         schedule="cosine",
