@@ -49,7 +49,7 @@ def _demo(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.demo import demo_config
 
     refuse_used(options.out)
-    data = make_shapes(options.out / "data", images={"train": 610, "val": 60})
+    data = make_shapes(options.out / "data", images={"train": 590, "val": 60})
     metrics = _train_and_evaluate(demo_config(data), options.out, options.command)
     print(f"AP50 {metrics['AP50']:.3f}. Open the report: {options.out / 'eval' / 'report.html'}")
 
