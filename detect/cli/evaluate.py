@@ -65,16 +65,16 @@ def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         if (options.precision, options.engine) != ("fp32", "pycocotools"):
             raise UserError("--precision, --engine: they are for detectors; leave them out for a classifier")
         refuse_used(out)
-        data = ClassificationData(checkpoint.config.data, checkpoint.classes)
-        evaluate_classifier(checkpoint, options.ckpt, data, split, out)
+        labelled = ClassificationData(checkpoint.config.data, checkpoint.classes)
+        evaluate_classifier(checkpoint, options.ckpt, labelled, split, out)
         return
-    images = detection_data(checkpoint.config, checkpoint.classes)
-    tell_data(images, [images.split(split)])
+    data = detection_data(checkpoint.config, checkpoint.classes)
+    tell_data(data, [data.split(split)])
     if is_first_process():
         refuse_used(out)
         make_folder(out)
     how = (options.command, options.precision, options.engine)
-    evaluate_checkpoint(checkpoint, options.ckpt, images, split, out, *how)
+    evaluate_checkpoint(checkpoint, options.ckpt, data, split, out, *how)
 
 
 def _evaluate_exported(options: argparse.Namespace, overrides: Sequence[str]) -> None:

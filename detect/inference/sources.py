@@ -11,7 +11,6 @@ from __future__ import annotations
 import http.client
 import io
 import math
-import os
 import re
 import sys
 import time
@@ -35,6 +34,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from detect.data.decode import MAX_PIXELS, SUFFIXES, decode
+from detect.data.defects import is_folder
 from detect.data.fence import Fence, OutsideError
 from detect.errors import UserError
 
@@ -305,13 +305,13 @@ def _raise(error: UserError) -> Frame:
 def _of_path(source: str | Path) -> _Items:
     path, text = Path(source), str(source)
     try:
-        is_folder, is_there = path.is_dir(), path.exists() and bool(text)
+        is_dir, is_there = path.is_dir(), path.exists() and bool(text)
     except (OSError, ValueError) as error:  # a name that no file can have, such as one that is too long
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{text[:80]}…: this is no path ({reason}); give {_KINDS}") from None
     if not is_there:
         yield from _of_pattern(path, text)
-    elif is_folder:
+    elif is_dir:
         found = _of_folder(path, Fence(path), set())
         first = next(found, None)
         if first is None:
@@ -333,7 +333,7 @@ def _of_pattern(path: Path, text: str) -> _Items:
         matches = sorted(set(base.glob("/".join(parts))))
     except (ValueError, NotImplementedError, OSError) as error:
         raise UserError(f"{text}: this is no pattern ({error}); give one such as 'photos/**/*.jpg'") from None
-    found = [match for match in matches if _is_wanted(match.relative_to(base)) and not os.path.isdir(match)]  # noqa: PTH112
+    found = [match for match in matches if _is_wanted(match.relative_to(base)) and not is_folder(match)]
     if not found:
         raise UserError(f"{text}: no image or video matches; check the pattern; their names end in {_suffixes()}")
     fence = Fence(base)
@@ -361,7 +361,7 @@ def _of_folder(folder: Path, fence: Fence, seen: set[tuple[int, int]]) -> _Items
         return
     seen.add((status.st_dev, status.st_ino))
     for child in children:
-        is_dir = os.path.isdir(child) and not child.name.startswith(".")  # noqa: PTH112 - pathlib's may raise
+        is_dir = is_folder(child) and not child.name.startswith(".")
         if (is_dir or _is_wanted(Path(child.name))) and not fence.admits(child):
             yield _outside(child)
         elif is_dir:
