@@ -13,7 +13,7 @@ _HOMES = {
     "FastRCNN": "detect.models",
     "FasterRCNN": "detect.models",
     "RCNN": "detect.models",
-    "load": "detect.inference.load",
+    "load": "detect.prediction.load",
     "selective_search": "detect.proposals.selective_search",
 }
 

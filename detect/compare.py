@@ -20,16 +20,16 @@ import torch
 
 from detect.checkpoint import VERSIONS, load_checkpoint
 from detect.config import Config, config_to_dict, load_config
+from detect.curation.propose import propose
 from detect.data.datamodule import DetectionData
 from detect.data.dataset import Dataset
 from detect.errors import UserError
-from detect.evaluation.comparison import Row, draw_comparison, print_comparison, read_comparison, write_comparison
-from detect.inference.evaluate import evaluate, write_evaluation
-from detect.inference.prepare import prepare
-from detect.inference.propose import propose
-from detect.inference.timing import measure
+from detect.prediction.evaluate import evaluate, write_evaluation
+from detect.prediction.prepare import prepare
+from detect.prediction.timing import measure
 from detect.proposals.selective_search import available_cores
 from detect.proposals.store import ProposalStore
+from detect.report.comparison import Row, draw_comparison, print_comparison, read_comparison, write_comparison
 from detect.training import clock
 from detect.training.fit import best_checkpoint, build, count_processes, fit
 

@@ -26,7 +26,6 @@ from detect.data.options import DataOptions
 from detect.data.read import read
 from detect.data.transforms import Resize
 from detect.errors import UserError
-from detect.inference.sources import frames
 from detect.models import (
     RCNN,
     BoxOptions,
@@ -38,6 +37,7 @@ from detect.models import (
     RegionOptions,
     RPNOptions,
 )
+from detect.prediction.sources import frames
 from detect.structures import Batch, Images, Proposals, Targets
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)

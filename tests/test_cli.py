@@ -20,11 +20,11 @@ from detect.backbones import ResNet
 from detect.cli import _parser, main
 from detect.cli.train import _announce
 from detect.config import ClassificationConfig, Config, FasterRCNNOptions, config_to_dict
+from detect.curation.shapes import SHAPES, make_shapes
 from detect.data.read import read
-from detect.data.shapes import SHAPES, make_shapes
 from detect.evaluation.coco import FIGURES
-from detect.inference.onnx_model import OnnxModel
-from detect.inference.result import Result
+from detect.prediction.onnx_model import OnnxModel
+from detect.prediction.result import Result
 
 TINY = {
     "model": {
@@ -236,7 +236,7 @@ class Exported(OnnxModel):
 
 
 def test_an_exported_detector_is_evaluated(shapes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("detect.inference.onnx_model.OnnxModel", Exported)
+    monkeypatch.setattr("detect.prediction.onnx_model.OnnxModel", Exported)
     model = shapes.with_suffix(".onnx")
     words = ["eval", "--ckpt", str(model), "--data.root", str(shapes), "--split", "test"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
@@ -256,7 +256,7 @@ def test_an_exported_detector_cannot_follow_links(shapes, tmp_path, capsys, monk
     exported = Exported(shapes.with_suffix(".onnx"))
     exported.records = [replace(one, path=root / one.path.relative_to(shapes)) for one in exported.records]
     exported.config["data"]["follow_links"] = True
-    monkeypatch.setattr("detect.inference.onnx_model.OnnxModel", lambda path: exported)
+    monkeypatch.setattr("detect.prediction.onnx_model.OnnxModel", lambda path: exported)
     words = "eval", "--ckpt", "x.onnx", "--data.root", root, "--split", "test", "--out", tmp_path / "out"
     assert image.name in mistake(capsys, *words)
     assert main([*map(str, words), "--data.follow_links=true"]) == 0
@@ -265,7 +265,7 @@ def test_an_exported_detector_cannot_follow_links(shapes, tmp_path, capsys, monk
 def test_the_config_of_a_classifier_is_no_exported_detector(shapes, capsys, monkeypatch):
     exported = Exported(shapes.with_suffix(".onnx"))
     exported.config = config_to_dict(ClassificationConfig())
-    monkeypatch.setattr("detect.inference.onnx_model.OnnxModel", lambda path: exported)
+    monkeypatch.setattr("detect.prediction.onnx_model.OnnxModel", lambda path: exported)
     assert "its config is of a classifier" in mistake(capsys, "eval", "--ckpt", "x.onnx")
 
 
@@ -428,7 +428,7 @@ def test_an_interrupt_is_told_with_the_way_to_go_on(config, tmp_path, capsys, mo
     out = tmp_path / "run"
     assert main(["train", "-c", str(config), "--out", str(out)]) == 130
     assert capsys.readouterr().err == f"detect: interrupted; go on with: detect train --resume --out {out}\n"
-    monkeypatch.setattr("detect.data.shapes.make_shapes", interrupt)
+    monkeypatch.setattr("detect.curation.shapes.make_shapes", interrupt)
     assert main(["data", "shapes", "--out", str(tmp_path / "new")]) == 130
     assert capsys.readouterr().err == "detect: interrupted\n"
 

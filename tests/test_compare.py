@@ -13,10 +13,10 @@ import yaml
 from detect import compare as module
 from detect.cli import main
 from detect.compare import names
-from detect.data.shapes import make_shapes
+from detect.curation.shapes import make_shapes
 from detect.errors import UserError
-from detect.inference import timing
-from detect.inference.timing import STAGES, Cost
+from detect.prediction import timing
+from detect.prediction.timing import STAGES, Cost
 from detect.proposals.store import ProposalStore
 from detect.training import clock
 from detect.training.module import DetectorModule

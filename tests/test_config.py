@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from detect.config import Config, config_from_dict, config_to_dict, load_config, load_experiment, save_config
-from detect.demo import demo_config
+from detect.config.demo import demo_config
 from detect.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -30,16 +30,16 @@ from detect.backbones.weights import load_weights
 from detect.checkpoint import load_any
 from detect.cli import main
 from detect.config import Config, config_to_dict
-from detect.data.convert import convert
-from detect.data.fence import MAX_BYTES, Fence
-from detect.data.imagefolder import read_imagefolder
+from detect.config.demo import demo_config
+from detect.curation.convert import convert
+from detect.curation.stats import stats
+from detect.data.formats.imagefolder import read_imagefolder
 from detect.data.read import image_files, read
-from detect.data.stats import stats
-from detect.demo import demo_config
 from detect.errors import UserError
 from detect.evaluation.documents import read_truth
-from detect.inference.import_weights import import_weights
-from detect.inference.sources import frames
+from detect.files.fence import MAX_BYTES, Fence
+from detect.foreign_weights.import_weights import import_weights
+from detect.prediction.sources import frames
 from detect.proposals.store import ProposalStore
 
 # ---- what fills the memory -------------------------------------------------------------------------------------------

@@ -94,20 +94,20 @@ def _follow_links(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from detect.inference.check_data import run_check
+    from detect.curation.check import run_check
 
     files = {"json_file": options.json, "html": options.html, "fix": options.fix}
     return run_check(options.source, options.split, config=options.config, **files)
 
 
 def _stats(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from detect.data.stats import stats
+    from detect.curation.stats import stats
 
     stats(options.source, options.split, options.out, follow_links=options.follow_links)
 
 
 def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from detect.data.convert import convert
+    from detect.curation.convert import convert
 
     chosen = {"margin": options.margin, "limit": options.limit, "follow_links": options.follow_links}
     done = convert(options.source, options.out, options.to, options.split, **chosen)
@@ -119,12 +119,12 @@ def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _shapes(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from detect.data.shapes import make_shapes
+    from detect.curation.shapes import make_shapes
 
     print(make_shapes(options.out, images=options.images, seed=options.seed))
 
 
 def _download(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from detect.data.download import download
+    from detect.curation.download import download
 
     print(download(options.name, options.root))

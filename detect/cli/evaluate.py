@@ -80,9 +80,9 @@ def _eval(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _evaluate_exported(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.checkpoint import FENCED
     from detect.config import Config, config_from_dict
-    from detect.evaluation.table import print_metrics
-    from detect.inference.evaluate import evaluate_exported, write_evaluation
-    from detect.inference.onnx_model import OnnxModel
+    from detect.prediction.evaluate import evaluate_exported, write_evaluation
+    from detect.prediction.onnx_model import OnnxModel
+    from detect.report.tables import print_metrics
 
     model = OnnxModel(options.ckpt)
     for word in overrides:
@@ -130,9 +130,9 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluates a detector on a split, prints its figures and, with all else, writes them into the folder `out`."""
     from detect.allocator import keep_pages
-    from detect.evaluation.table import print_metrics
-    from detect.inference.evaluate import evaluate, write_evaluation
-    from detect.inference.prepare import prepare
+    from detect.prediction.evaluate import evaluate, write_evaluation
+    from detect.prediction.prepare import prepare
+    from detect.report.tables import print_metrics
 
     keep_pages()
     device = _device(accelerator)
@@ -163,7 +163,7 @@ def evaluate_classifier(
 ) -> None:
     """The same for a classifier."""
     from detect.evaluation.classification import print_classification, write_classification
-    from detect.inference.classify import classify
+    from detect.prediction.classify import classify
 
     device = _device(accelerator)
     _join_processes(device)

@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
 
 def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from detect import load
-    from detect.inference.predict import predict, shard_of
+    from detect.prediction.predict import predict, shard_of
 
     chosen = {
         name: value

@@ -35,8 +35,8 @@ def add(commands: Any) -> None:
 
 
 def _propose(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from detect.curation.propose import propose
     from detect.data.read import read
-    from detect.inference.propose import propose
 
     if options.ckpt is not None:
         _rpn_recall(options)
@@ -60,7 +60,7 @@ def _propose(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _store_recall(options: argparse.Namespace, dataset: Dataset) -> None:
     from contextlib import closing
 
-    from detect.inference.recall import store_recall
+    from detect.curation.recall import store_recall
     from detect.proposals.store import ProposalStore
 
     with closing(ProposalStore(options.out)) as store:
@@ -73,8 +73,8 @@ def _rpn_recall(options: argparse.Namespace) -> None:
     import torch
 
     from detect.checkpoint import load_checkpoint
-    from detect.inference.prepare import prepare
-    from detect.inference.recall import rpn_recall
+    from detect.curation.recall import rpn_recall
+    from detect.prediction.prepare import prepare
 
     if options.recall is None:
         raise UserError("--ckpt: the recall of an RPN needs the split of the truths; give --recall SPLIT")
@@ -89,7 +89,7 @@ def _rpn_recall(options: argparse.Namespace) -> None:
 
 
 def _show_recall(recall: ProposalRecall, dataset: Dataset, picture: Path, title: str) -> None:
-    from detect.evaluation.proposals import draw_recall, print_recall
+    from detect.report.proposals import draw_recall, print_recall
 
     print_recall(recall, dataset.classes)
     draw_recall(picture, recall, f"{title}: {dataset.root} {dataset.split}")

@@ -46,9 +46,9 @@ def _report(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _of_files(options: argparse.Namespace) -> None:
     import json
 
-    from detect.evaluation.report.write import Origin, write_report
-    from detect.evaluation.saved import evaluate_files
-    from detect.evaluation.table import print_metrics
+    from detect.report.saved import evaluate_files
+    from detect.report.tables import print_metrics
+    from detect.report.write import Origin, write_report
 
     done, left_out = evaluate_files(options.truth, options.predictions, options.images, options.engine)
     make_folder(options.out)
@@ -62,8 +62,8 @@ def _of_files(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from detect.evaluation.report.write import write_comparison_report
-    from detect.evaluation.saved import read_evaluations
+    from detect.report.saved import read_evaluations
+    from detect.report.write import write_comparison_report
 
     if options.predictions is not None:
         raise UserError("--predictions: give the results files behind --compare instead")

@@ -74,8 +74,8 @@ def add(commands: Any) -> None:
 
 def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.checkpoint import load_checkpoint
-    from detect.data.download import refuse_existing
-    from detect.inference.export import SUFFIXES, export, has_data, made_photographs, photographs_of, refuse
+    from detect.curation.download import refuse_existing
+    from detect.export.export import SUFFIXES, export, has_data, made_photographs, photographs_of, refuse
 
     refuse_training(overrides)
     checkpoint = load_checkpoint(options.ckpt, overrides)
@@ -101,8 +101,8 @@ def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _import(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from rich.console import Console
 
-    from detect.evaluation.table import table
-    from detect.inference.import_weights import import_weights
+    from detect.foreign_weights.import_weights import import_weights
+    from detect.report.tables import table
 
     done = import_weights(options.project, options.file, options.out, options.names, options.style, options.frozen_eps)
     Console().print(table(("part", "tensors", "numbers", "meaning"), done.rows()))
@@ -117,9 +117,9 @@ def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     from detect.checkpoint import load_checkpoint
     from detect.config import check_proposals
-    from detect.data.download import refuse_existing
-    from detect.evaluation.table import table
-    from detect.inference.compress import compress, measure, save
+    from detect.curation.download import refuse_existing
+    from detect.export.compress import compress, measure, save
+    from detect.report.tables import table
 
     refuse_training(overrides)
     refuse_existing(options.out)

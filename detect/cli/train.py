@@ -45,8 +45,8 @@ def add(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from detect.data.shapes import make_shapes
-    from detect.demo import demo_config
+    from detect.config.demo import demo_config
+    from detect.curation.shapes import make_shapes
 
     refuse_used(options.out)
     data = make_shapes(options.out / "data", images={"train": 590, "val": 60})
@@ -105,7 +105,7 @@ def _train_classifier(config: ClassificationConfig, out: Path, resume: bool) -> 
     from detect.allocator import keep_pages
     from detect.checkpoint import ClassifierCheckpoint, load_any
     from detect.data.classification import ClassificationData
-    from detect.data.imagefolder import summary
+    from detect.data.formats.imagefolder import summary
     from detect.training.fit import fit_classifier
 
     calm()

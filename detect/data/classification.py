@@ -19,7 +19,7 @@ from detect.data.canvases import Item
 from detect.data.classification_options import ClassificationDataOptions
 from detect.data.decode import decode
 from detect.data.digits import read_digits
-from detect.data.imagefolder import ImageClasses, read_imagefolder
+from detect.data.formats.imagefolder import ImageClasses, read_imagefolder
 from detect.data.loader import make_loader
 from detect.data.transforms import Augmentation, Resize, Step, resize
 from detect.errors import UserError

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from detect.data.dataset import Dataset, Defect
-from detect.data.fence import Fence, OutsideError
 from detect.errors import UserError
+from detect.files.fence import Fence, OutsideError
 
 MIN_SIDE = 1e-3
 """Pixels. A box with a shorter side than this has no area."""

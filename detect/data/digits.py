@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from detect.data.imagefolder import ImageClasses, labels_of
+from detect.data.formats.imagefolder import ImageClasses, labels_of
 from detect.errors import UserError
 
 ROOT = "scikit-learn's digits"

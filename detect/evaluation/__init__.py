@@ -1,1 +1,1 @@
-"""From detections to figures."""
+"""Metrics of detections and classifications."""

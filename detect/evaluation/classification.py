@@ -21,8 +21,8 @@ from jaxtyping import Float, Float32, Int, Int64
 from rich.console import Console
 from torch import Tensor, distributed
 
-from detect.data.imagefolder import ImageClasses
-from detect.evaluation.table import table
+from detect.data.formats.imagefolder import ImageClasses
+from detect.report.tables import table
 from detect.structures import ClassificationBatch
 
 MOST = 5

@@ -19,9 +19,9 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from detect.data.dataset import Dataset, Record
 from detect.data.defects import inside
-from detect.data.fence import MAX_BYTES, Fence, read_bounded
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction
+from detect.files.fence import MAX_BYTES, Fence, read_bounded
 
 NOWHERE = Path(os.devnull)
 """Where pictures lie whose folder is not named: what others call a file must not choose which one is opened."""

@@ -82,7 +82,7 @@ class RidgeOptions:
 class RCNN(Detector):
     """A network from pixels to a vector, on every proposal by itself.
 
-    The loss fine-tunes the network with softmax; SVMs and regressors are found afterwards (`detect.training.stages`).
+    The loss fine-tunes the network with softmax; SVMs and regressors are found later (`detect.training.rcnn_stages`).
 
     Args:
         num_classes: C, without background.

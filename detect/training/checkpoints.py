@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from detect.errors import UserError
 from detect.models import Detector
-from detect.training.folder import complaint, removed, told
+from detect.training.run_folder import complaint, removed, told
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

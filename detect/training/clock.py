@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from detect.training.folder import write
+from detect.training.run_folder import write
 
 
 @rank_zero_only

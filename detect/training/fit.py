@@ -37,17 +37,17 @@ from detect.config import (
 from detect.data.classification import ClassificationData
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
-from detect.inference.prepare import multiplies_bf16, warn_of_bf16
 from detect.models import RCNN, Detector
+from detect.prediction.prepare import multiplies_bf16, warn_of_bf16
 from detect.structures import Targets
 from detect.training import clock
 from detect.training.callbacks import ProgressBar, StopOnNaN
 from detect.training.checkpoints import AtomicCheckpointIO, save_detector
-from detect.training.folder import FULL, complaint, is_first, owned, write
 from detect.training.metrics import MetricsFile
 from detect.training.module import ClassifierModule, DetectorModule, TrainingModule
+from detect.training.rcnn_stages import train_stages
+from detect.training.run_folder import FULL, complaint, is_first, owned, write
 from detect.training.saving import Patience, SaveLast, interruptible
-from detect.training.stages import train_stages
 
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for another whose machine is lost; one that dies is noticed at once. None is as far behind

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from detect.training.folder import is_first, told, write
+from detect.training.run_folder import is_first, told, write
 
 Row = dict[str, Any]
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from detect.config import TrainingOptions
 from detect.data.dataset import Dataset
-from detect.data.imagefolder import ImageClasses
+from detect.data.formats.imagefolder import ImageClasses
 from detect.evaluation.classification import ClassificationEvaluator
 from detect.evaluation.evaluator import Evaluator
 from detect.models import Classifier, Detector

@@ -5,7 +5,7 @@ import torch
 
 from detect.backbones import FeatureInfo, Timm
 from detect.errors import UserError
-from detect.inference.prepare import fold_norms
+from detect.prediction.prepare import fold_norms
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
 SMALL = "resnet10t"

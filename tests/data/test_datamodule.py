@@ -12,10 +12,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from detect.curation.shapes import make_shapes
 from detect.data.canvases import Item
 from detect.data.datamodule import DetectionData
 from detect.data.options import DataOptions
-from detect.data.shapes import make_shapes
 from detect.data.transforms import Resize
 from detect.errors import UserError
 from detect.proposals.store import ProposalStore, digest

@@ -32,8 +32,8 @@ import yaml
 from detect.checkpoint import load_checkpoint, model_card
 from detect.config import Config, load_experiment
 from detect.data.datamodule import DetectionData
-from detect.inference.evaluate import evaluate
 from detect.models import Detector
+from detect.prediction.evaluate import evaluate
 from detect.training.checkpoints import save_detector
 
 IMAGES, HEIGHT, WIDTH = 9, 64, 96

@@ -28,7 +28,7 @@ import torch
 from tiny_runs import child, make_config
 
 from detect.training.checkpoints import AtomicCheckpointIO
-from detect.training.folder import owned
+from detect.training.run_folder import owned
 
 FLOATS = 5_000_000
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from detect.cli import main, train
-from detect.data.shapes import make_shapes
+from detect.curation.shapes import make_shapes
 from detect.training.module import DetectorModule
 
 EPOCHS, STEPS, VALIDATIONS = 3, 6, 3

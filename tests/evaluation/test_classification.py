@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from sklearn.metrics import confusion_matrix, precision_score, recall_score, top_k_accuracy_score
 
-from detect.data.imagefolder import ImageClasses
+from detect.data.formats.imagefolder import ImageClasses
 from detect.evaluation.classification import (
     ClassificationEvaluator,
     draw_confusion,

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from detect.errors import UserError
 from detect.evaluation.coco import FIGURES, evaluate_documents
 from detect.evaluation.documents import NOWHERE, read_results, read_truth
-from detect.evaluation.report.gallery import picture
+from detect.report.gallery import picture
 
 TRUTH = {
     "images": [{"id": 0, "file_name": "a.jpg", "width": 40, "height": 30}, {"id": 7}],

@@ -7,8 +7,8 @@ import pytest
 
 from detect.backbones import ResNet
 from detect.config import Config, FasterRCNNOptions, TrainingOptions
+from detect.curation.shapes import make_shapes
 from detect.data.options import DataOptions
-from detect.data.shapes import make_shapes
 from detect.models import BoxOptions, HeadOptions, ProposalCounts, RPNOptions
 
 

@@ -11,8 +11,8 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from detect.checkpoint import load_checkpoint
 from detect.config import Config, load_config
+from detect.curation.shapes import SHAPES
 from detect.data.datamodule import DetectionData
-from detect.data.shapes import SHAPES
 from detect.errors import UserError
 from detect.evaluation.evaluator import Evaluator
 from detect.models import Detector

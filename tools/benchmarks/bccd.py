@@ -42,7 +42,7 @@ from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.data.read import read
 from detect.evaluation.coco import Prediction, evaluate_coco
-from detect.evaluation.table import print_metrics
+from detect.report.tables import print_metrics
 
 TURN = 20.0
 """Seconds for which one command runs while the other stands still."""

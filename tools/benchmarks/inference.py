@@ -48,15 +48,15 @@ from detect.checkpoint import Checkpoint, load_checkpoint
 from detect.config import Config, FasterRCNNOptions
 from detect.data.decode import decode
 from detect.data.options import DataOptions
-from detect.inference.compress import save
-from detect.inference.export import export
-from detect.inference.load import load
-from detect.inference.onnx_model import OnnxModel
-from detect.inference.predictor import Predictor
-from detect.inference.prepare import Precision
-from detect.inference.result import Result
-from detect.inference.torchvision_weights import faster_rcnn_from_torchvision, torchvision_options
+from detect.export.compress import save
+from detect.export.export import export
+from detect.foreign_weights.torchvision import faster_rcnn_from_torchvision, torchvision_options
 from detect.models import ProposalCounts, RPNOptions
+from detect.prediction.load import load
+from detect.prediction.onnx_model import OnnxModel
+from detect.prediction.predictor import Predictor
+from detect.prediction.prepare import Precision
+from detect.prediction.result import Result
 
 
 @dataclass(frozen=True)

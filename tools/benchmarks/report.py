@@ -21,7 +21,7 @@ import torch
 
 from detect.data.dataset import Dataset, Record
 from detect.evaluation.coco import Prediction
-from detect.evaluation.report.write import Origin, write_report
+from detect.report.write import Origin, write_report
 
 CLASSES = 80
 

@@ -31,10 +31,10 @@ from rich.progress import track
 from rich.table import Table
 
 import detect
+from detect.curation.recall import add_image
 from detect.data.dataset import Record
 from detect.data.decode import decode
 from detect.data.read import read
-from detect.inference.recall import add_image
 from detect.proposals.recall import ProposalRecall
 
 ALL = 10**6

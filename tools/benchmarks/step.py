@@ -44,10 +44,10 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from detect.data.decode import decode
-from detect.inference.prepare import Precision, prepare
-from detect.inference.torchvision_weights import faster_rcnn_from_torchvision
+from detect.foreign_weights.torchvision import faster_rcnn_from_torchvision
 from detect.models import Detector
 from detect.ops.winograd import learn_by_winograd
+from detect.prediction.prepare import Precision, prepare
 from detect.structures import Batch, Images, Targets
 from detect.training.module import fastest_layout
 

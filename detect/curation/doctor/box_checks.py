@@ -1,0 +1,153 @@
+"""What can be wrong with boxes and classes although every reader takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from detect.curation.doctor.diagnosis import Finding, one_line, place_in
+from detect.data.defects import Annotations
+from detect.data.transforms import Resize
+
+SAME = 0.95
+"""IoU from which on two boxes of different classes mean the same object."""
+TINY = 2.0
+"""Pixels of the shorter side: less than that shows no object."""
+WHOLE = 0.5
+"""Pixels. A box that comes this near to all four edges covers the image."""
+UNEVEN = 20
+"""The largest class has this many times the boxes of the smallest: worth a note."""
+_MOST_BOXES = 4096  # an image with more is not asked for pairs, whose number is the square
+
+Counts = Mapping[str, Mapping[str, int]]
+"""Boxes of each class, by split."""
+
+
+def check_boxes(
+    split: str, annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], resize: Resize | None
+) -> Iterator[Finding]:
+    """The findings on boxes that the readers keep. `sizes` holds the width and height of each image.
+
+    With a `resize`, a box is tiny where it is so for the network; else where it is so in the file.
+    """
+    order = np.argsort(annotations.image, kind="stable")
+    bounds = np.searchsorted(annotations.image[order], np.arange(len(annotations.paths) + 1))
+    for image in np.flatnonzero(np.diff(bounds)):
+        rows = order[bounds[image] : bounds[image + 1]]
+        yield from _check_image(_Image(split, annotations, int(image), rows, sizes[image]), resize)
+
+
+class _Image:
+    """The boxes of one image, and how a finding on some of them looks."""
+
+    def __init__(
+        self, split: str, annotations: Annotations, image: int, rows: Int64[np.ndarray, " n"], size: np.ndarray
+    ) -> None:
+        self.split, self.annotations, self.image, self.rows = split, annotations, image, rows
+        self.width, self.height = map(int, size)
+        self.boxes, self.labels = annotations.boxes[rows], annotations.labels[rows]
+
+    def finding(self, rule: str, places: Sequence[int], what: str) -> Finding:
+        """A finding whose place is that of the last of these boxes."""
+        where = self.annotations.places[self.rows[places[-1]]]
+        path = self.annotations.paths[self.image]
+        boxes = tuple(tuple(map(float, self.boxes[place])) for place in places)
+        what = one_line(f"{where}: {what} in {path.name}, {self.width} × {self.height}")
+        return Finding(rule, self.annotations.sources[self.image], what, place_in(where), self.split, (path,), boxes)
+
+    def name(self, place: int) -> str:
+        label = self.labels[place]
+        return self.annotations.classes[label] if label >= 0 else "an unknown class"
+
+    def where(self, place: int) -> str:
+        return self.annotations.places[self.rows[place]]
+
+
+def _check_image(image: _Image, resize: Resize | None) -> Iterator[Finding]:
+    boxes = image.boxes
+    for first, second in _repeated(boxes, image.labels):
+        yield image.finding("duplicate-box", (first, second), f"the same box and class as {image.where(first)}")
+    for first, second in _conflicts(boxes, image.labels, image.annotations.crowd[image.rows]):
+        what = f"{image.name(second)}, where {image.where(first)} has {image.name(first)}"
+        yield image.finding("class-conflict", (first, second), what)
+    width, height = image.width, image.height
+    reach = np.abs(boxes - (0, 0, width, height)).max(axis=1)
+    for place in np.flatnonzero(reach <= WHOLE):
+        yield image.finding("whole-image-box", (int(place),), "the box covers the whole image")
+    scale = 1.0 if resize is None else resize.size(height, width)[0] / height
+    sides = (boxes[:, 2:] - boxes[:, :2]) * scale
+    for place in np.flatnonzero(sides.min(axis=1) < TINY):
+        seen = f"{sides[place, 0]:.3g} × {sides[place, 1]:.3g} pixels"
+        what = f"the box has {seen}" if resize is None else f"the network sees {seen} of the box"
+        yield image.finding("tiny-box", (int(place),), what)
+
+
+def repeats(boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Which boxes stand before them already, with the same class."""
+    again = np.zeros(len(boxes), dtype=bool)
+    again[[second for _, second in _repeated(boxes, labels)]] = True
+    return again
+
+
+def _repeated(boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"]) -> Iterator[tuple[int, int]]:
+    """Each box that stands before already, with the first one; those of unknown classes may differ in these."""
+    first: dict[tuple[float, ...], int] = {}
+    for place, key in enumerate(zip(*boxes.T.tolist(), labels.tolist(), strict=True)):
+        before = first.setdefault(key, place)
+        if before != place and labels[place] >= 0:
+            yield before, place
+
+
+def _conflicts(
+    boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"], crowd: Bool[np.ndarray, " n"]
+) -> Iterator[tuple[int, int]]:
+    if len(np.unique(labels)) < 2 or len(boxes) > _MOST_BOXES:
+        return
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    inner = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    shared = inner.clip(0).prod(axis=-1)
+    same = shared >= SAME * (areas[:, None] + areas[None] - shared)
+    one_object = (labels >= 0) & ~crowd
+    same &= (labels[:, None] != labels[None]) & one_object[:, None] & one_object[None]
+    for first, second in np.argwhere(np.triu(same, k=1)):
+        yield int(first), int(second)
+
+
+# -------------------------------------------------------------------------------------------------------------- classes
+
+
+def check_classes(counts: Counts, files: Mapping[str, Path], whole: bool) -> Iterator[Finding]:
+    """The findings on classes. `files` has the file to name for each split; `whole` says that these are all splits."""
+    total: dict[str, int] = {}
+    for of_split in counts.values():
+        for name, number in of_split.items():
+            total[name] = total.get(name, 0) + number
+    source = next(iter(files.values()))
+    yield from _similar(total, source)
+    for name, number in total.items():
+        if not number and whole:
+            yield Finding("empty-class", source, one_line(f"{name} has no box in any split"))
+    for split, of_split in counts.items():
+        absent = [name for name, number in total.items() if number and not of_split.get(name)]
+        for name in absent if any(of_split.values()) else ():
+            what = f"split {split} has no box of {name}, of which the others have {total[name]}"
+            yield Finding("missing-class", files[split], one_line(what), split=split)
+    used = {name: number for name, number in total.items() if number}
+    if len(used) > 1:
+        largest, smallest = max(used, key=lambda name: used[name]), min(used, key=lambda name: used[name])
+        if used[largest] >= UNEVEN * used[smallest]:
+            what = f"{used[largest]} boxes of {largest}, {used[smallest]} of {smallest}"
+            yield Finding("imbalance", source, one_line(f"{what}: {used[largest] / used[smallest]:.0f} : 1"))
+
+
+def _similar(names: Mapping[str, int], source: Path) -> Iterator[Finding]:
+    spelt: dict[str, str] = {}
+    for name in names:
+        key = "".join(letter for letter in name.casefold() if letter.isalnum()) or name
+        other = spelt.setdefault(key, name)
+        if other != name:
+            what = f"{name!r} ({names[name]} boxes) and {other!r} ({names[other]}) differ in case or spaces alone"
+            yield Finding("similar-classes", source, one_line(what))

@@ -1,0 +1,196 @@
+"""A split of a data set to the files of COCO, VOC and YOLO: what the readers of the same formats take back unchanged.
+
+Boxes are written with the fewest decimals from which their reader gets the same float32 back, whole numbers as such.
+The images themselves are not touched here; `names` holds the name of each one's file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
+
+import numpy as np
+import yaml
+from jaxtyping import Bool, Float32, Float64
+
+from detect.data.dataset import Dataset, Record
+from detect.data.defects import MIN_SIDE
+
+DIGITS = 17
+"""The most decimals: a float64 below 1 needs no more."""
+
+OUTSIDE = 1e-9
+"""Pixels by which a box may reach out of its image, where the reader cuts it: the rounding of a float64."""
+
+Numbers: TypeAlias = Float64[np.ndarray, "m 2"]
+"""One number for the horizontal and one for the vertical axis of each box."""
+
+
+def write_coco(root: Path, split: str, names: Sequence[str], dataset: Dataset) -> None:
+    """`annotations/instances_SPLIT.json`, whose images lie in the folder SPLIT."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for name, record, boxes in zip(names, dataset.records, _each(dataset, coco_boxes(dataset)), strict=True):
+        images.append({"id": record.id, "file_name": name, "width": record.width, "height": record.height})
+        for box, label, crowd, area in zip(boxes, record.labels, record.crowd, record.areas, strict=True):
+            annotation = {
+                "id": len(annotations) + 1,  # 0 would be scored wrong by pycocotools
+                "image_id": record.id,
+                "category_id": dataset.category_ids[label],
+                "bbox": [_plain(number) for number in box],
+                "area": _plain(area),
+                "iscrowd": int(crowd),
+            }
+            annotations.append(annotation)
+    categories = [{"id": id, "name": name} for id, name in zip(dataset.category_ids, dataset.classes, strict=True)]
+    document = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    file = root / "annotations" / f"instances_{split}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(document), encoding="utf-8")
+
+
+def write_voc(root: Path, split: str, names: Sequence[str], dataset: Dataset) -> None:
+    """`ImageSets/Main/SPLIT.txt` and the XML file of each image in `Annotations`. Boxes as by `voc_boxes`."""
+    annotations, lists = root / "Annotations", root / "ImageSets" / "Main"
+    annotations.mkdir(exist_ok=True)
+    lists.mkdir(parents=True, exist_ok=True)
+    for name, record, boxes in zip(names, dataset.records, _each(dataset, voc_boxes(dataset)), strict=True):
+        tree = ElementTree(_voc_tree(name, record, boxes, dataset.classes))
+        indent(tree)
+        tree.write(annotations / f"{Path(name).stem}.xml", encoding="utf-8")
+    stems = "".join(f"{Path(name).stem}\n" for name in names)
+    (lists / f"{split}.txt").write_text(stems, encoding="utf-8")
+
+
+def write_yolo(root: Path, split: str, names: Sequence[str], dataset: Dataset) -> None:
+    """The label file of each image in `labels/SPLIT`; the images lie in `images/SPLIT`."""
+    labels = root / "labels" / split
+    labels.mkdir(parents=True)
+    for name, record, boxes in zip(names, dataset.records, _each(dataset, yolo_boxes(dataset)), strict=True):
+        lines = [
+            " ".join([str(label), *map(_text, box)]) + "\n" for label, box in zip(record.labels, boxes, strict=True)
+        ]
+        (labels / f"{Path(name).stem}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def write_yaml(root: Path, splits: Sequence[str], classes: Sequence[str]) -> None:
+    """YOLO's `data.yaml`. Without `path` the folder is that of the file, wherever it is moved."""
+    document = {split: f"images/{split}" for split in splits} | {"nc": len(classes), "names": list(classes)}
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    (root / "data.yaml").write_text(text, encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------------- boxes
+
+
+def coco_boxes(dataset: Dataset) -> Float64[np.ndarray, "m 4"]:
+    """Left, top, width and height of all boxes of a split."""
+    start, end, size = _columns(dataset)
+
+    def write(digits: int) -> tuple[Numbers, Numbers]:
+        first = np.round(start, digits)
+        return first, np.round(end - first, digits)
+
+    return np.hstack(_fewest_digits(write, lambda first, length: (first, first + length), start, end, size))
+
+
+def voc_boxes(dataset: Dataset) -> Float64[np.ndarray, "m 4"]:
+    """xmin, ymin, xmax and ymax of all boxes, which count from 1 and both belong to the box.
+
+    A box no wider or no higher than a pixel cannot be written so: see `detect.data.formats.voc`.
+    """
+    start, end, size = _columns(dataset)
+
+    def write(digits: int) -> tuple[Numbers, Numbers]:
+        return np.round(start + 1, digits), np.round(end, digits)
+
+    def read(first: Numbers, last: Numbers) -> tuple[Numbers, Numbers]:
+        return first - (first < last), last
+
+    return np.hstack(_fewest_digits(write, read, start, end, size))
+
+
+def yolo_boxes(dataset: Dataset) -> Float64[np.ndarray, "m 4"]:
+    """Centre, width and height of all boxes as fractions of the image's size."""
+    start, end, size = _columns(dataset)
+
+    def write(digits: int) -> tuple[Numbers, Numbers]:
+        length = np.round((end - start) / size, digits)
+        # One digit more for the half: a box at the edge keeps its 0.
+        return np.round(start / size + length / 2, digits + 1), length
+
+    def read(centre: Numbers, length: Numbers) -> tuple[Numbers, Numbers]:
+        return (centre - length / 2) * size, (centre + length / 2) * size
+
+    return np.hstack(_fewest_digits(write, read, start, end, size))
+
+
+def _columns(dataset: Dataset) -> tuple[Numbers, Numbers, Numbers]:
+    """Where all boxes of a split start and end on the two axes, and the sizes of their images."""
+    records = dataset.records
+    boxes = np.concatenate([np.zeros((0, 4)), *(record.boxes for record in records)])
+    sizes = np.array([(record.width, record.height) for record in records], dtype=np.float64).reshape(-1, 2)
+    return boxes[:, :2], boxes[:, 2:], sizes.repeat([len(record.boxes) for record in records], axis=0)
+
+
+def _fewest_digits(
+    write: Callable[[int], tuple[Numbers, Numbers]],
+    read: Callable[[Numbers, Numbers], tuple[Numbers, Numbers]],
+    start: Numbers,
+    end: Numbers,
+    size: Numbers,
+) -> tuple[Numbers, Numbers]:
+    """What `write` gives for the smallest number of digits from which `read` makes the float32 box again, by axis."""
+
+    def holds(first: Numbers, second: Numbers) -> Bool[np.ndarray, "m 2"]:
+        low, high = read(first, second)
+        same = (_inside(low, size) == start) & (_inside(high, size) == end)
+        return same & (low > -OUTSIDE) & (high < size + OUTSIDE) & (high - low >= MIN_SIDE)
+
+    chosen = write(DIGITS)
+    for digits in range(DIGITS - 1, -1, -1):
+        tried = write(digits)
+        good = holds(*tried)
+        chosen = np.where(good, tried[0], chosen[0]), np.where(good, tried[1], chosen[1])
+    return chosen
+
+
+def _inside(numbers: Numbers, size: Numbers) -> Float32[np.ndarray, "m 2"]:
+    return np.clip(numbers, 0, size).astype(np.float32)
+
+
+def _each(dataset: Dataset, boxes: Float64[np.ndarray, "m 4"]) -> Iterator[Float64[np.ndarray, "n 4"]]:
+    """The boxes of each image."""
+    ends = np.cumsum([len(record.boxes) for record in dataset.records])
+    return iter(np.split(boxes, ends)[: len(dataset)])
+
+
+def _voc_tree(name: str, record: Record, boxes: Float64[np.ndarray, "n 4"], classes: Sequence[str]) -> Element:
+    """The XML of an image. Tools of VOC's time want a pose and `truncated`, which nobody knows here."""
+    tree = Element("annotation")
+    _add(tree, folder="JPEGImages", filename=name)
+    _add(SubElement(tree, "size"), width=record.width, height=record.height, depth=3)
+    for box, label, difficult in zip(boxes, record.labels, record.difficult, strict=True):
+        entry = SubElement(tree, "object")
+        _add(entry, name=classes[label], pose="Unspecified", truncated=0, difficult=int(difficult))
+        corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), map(_text, box), strict=True))
+        _add(SubElement(entry, "bndbox"), **corners)
+    return tree
+
+
+def _add(element: Element, **fields: str | int) -> None:
+    for tag, value in fields.items():
+        SubElement(element, tag).text = str(value)
+
+
+def _plain(number: float) -> int | float:
+    whole = int(number)
+    return whole if whole == number and abs(whole) < 2**53 else float(number)
+
+
+def _text(number: float) -> str:
+    """Without an exponent, and without a point where it is whole."""
+    return np.format_float_positional(number, trim="-")

@@ -1,1 +1,0 @@
-"""The report: statistics of an evaluation and the page that shows them."""

@@ -1,1 +1,0 @@
-"""A trained detector in use."""

@@ -1,0 +1,167 @@
+"""The figures of a data set, against what a person counts."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from detect.curation.stats import columns, cooccurrence, print_statistics, statistics, stats
+from detect.curation.stats_picture import cover, draw_sheet
+from detect.data.dataset import Dataset, Defect, Record
+from detect.errors import UserError
+
+
+def record(boxes=(), labels=(), *, size=(100, 50), crowd=None, areas=None, difficult=None) -> Record:
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    none = np.zeros(len(boxes), bool)
+    own = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).astype(np.float64)
+    return Record(
+        1,
+        Path("a.jpg"),
+        *size,
+        boxes,
+        np.array(labels, np.int64),
+        none if crowd is None else np.array(crowd),
+        none if difficult is None else np.array(difficult),
+        own if areas is None else np.array(areas, np.float64),
+    )
+
+
+def dataset(records=(), classes=("cat", "dog", "owl"), mended=()) -> Dataset:
+    return Dataset(Path("set"), "train", "coco", tuple(classes), tuple(range(len(classes))), tuple(records), mended)
+
+
+BY_HAND = dataset(
+    [
+        record([[0, 0, 20, 10], [50, 0, 100, 50], [0, 0, 100, 50]], [0, 1, 1], crowd=[False, False, True]),
+        record([[0, 0, 20, 40], [0, 0, 10, 40]], [0, 0], size=(200, 400), areas=[1024, 9216], difficult=[True, False]),
+        record(size=(100, 100)),
+    ],
+    mended=(Defect("clipped", Path("a"), ""), Defect("clipped", Path("b"), "")),
+)
+
+
+def test_figures_by_hand():
+    found = statistics(BY_HAND)
+    assert found["images"] == 3 and found["images_without_objects"] == 1
+    assert found["objects"] == 4 and found["crowds"] == 1 and found["difficult"] == 1
+    assert found["classes"] == 3 and found["classes_without_objects"] == 1
+    assert (found["small"], found["medium"], found["large"]) == (1, 2, 1)  # areas 200, 2500, 1024, 9216
+    assert found["image_width"] == pytest.approx(
+        {"min": 100, "p5": 100, "median": 100, "p95": 190, "max": 200, "mean": 400 / 3}
+    )
+    assert found["image_aspect_ratio"]["median"] == 1 and found["image_aspect_ratio"]["min"] == 0.5
+    assert found["objects_an_image"] == pytest.approx(
+        {"min": 0, "p5": 0.2, "median": 2, "p95": 2, "max": 2, "mean": 4 / 3}
+    )
+    assert found["classes_an_image"]["mean"] == 1
+    assert found["box_aspect_ratio"]["median"] == 0.75  # 2, 1, 0.5, 0.25
+    assert found["box_size"]["max"] == 50 and found["box_width"]["mean"] == 25 and found["box_height"]["mean"] == 35
+    assert found["box_share_of_image"]["max"] == 0.5
+    assert found["per_class"] == {
+        "cat": {"objects": 3, "images": 2, "crowds": 0},
+        "dog": {"objects": 1, "images": 1, "crowds": 1},
+        "owl": {"objects": 0, "images": 0, "crowds": 0},
+    }
+    assert found["images_with_both"] == [["cat", "dog", 1]]
+    assert found["mended"] == {"clipped": 2}
+    json.dumps(found, allow_nan=False)
+
+
+def test_cooccurrence_by_hand():
+    np.testing.assert_array_equal(cooccurrence(BY_HAND), [[2, 1, 0], [1, 1, 0], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("classes", [(), ("cat",)])
+def test_nothing_at_all(classes):
+    found = statistics(dataset(classes=classes))
+    assert found["images"] == found["objects"] == found["small"] == 0
+    assert found["image_width"] is found["box_size"] is None and found["images_with_both"] == []
+
+
+def test_cover_by_hand():
+    """A box over the left half of one image, none on the other; and one that covers no middle of a cell."""
+    halves = dataset([record([[0, 0, 50, 50]], [0]), record([[0, 0, 0.5, 0.5]], [0])])
+    covered = cover(columns(halves))
+    cells = len(covered)
+    np.testing.assert_array_equal(covered[:, : cells // 2], 0.5)
+    np.testing.assert_array_equal(covered[:, cells // 2 :], 0)
+
+
+def printed(figures, width=80) -> list[list[str]]:
+    console = Console(width=width, record=True, force_terminal=False)
+    with console.capture() as captured:
+        print_statistics(figures, console)
+    return [line.split() for line in captured.get().splitlines()]
+
+
+def test_the_table():
+    lines = printed({"train": statistics(BY_HAND), "val": statistics(dataset())})
+    assert ["train", "val"] in lines and ["images", "3", "0"] in lines
+    assert ["without", "object", "1", "33.3%", "0"] in lines
+    assert ["in", "an", "image", "0", "2", "2", "–"] in lines
+    assert ["small", "<", "32²", "1", "25.0%", "0"] in lines
+    assert ["medium", "<", "96²", "2", "50.0%", "0"] in lines
+    assert ["large", "≥", "96²", "1", "25.0%", "0"] in lines
+    assert lines.index(["cat", "3", "75.0%", "0"]) < lines.index(["dog", "1", "25.0%", "0"])
+
+
+def many() -> Dataset:
+    rng = np.random.default_rng(0)
+    names = [f"class {number}" for number in range(295)] + ["[red]x[/red]", "$\\frac$", "猫", "a\nb\x1b[31m", "x" * 200]
+    records = []
+    for _ in range(60):
+        count = rng.integers(0, 20)
+        corner = rng.uniform(0, 270, (count, 2))
+        boxes = np.hstack([corner, corner + 10 ** rng.uniform(0, 2, (count, 2))])
+        labels = np.minimum(rng.geometric(0.02, count) - 1, 299) if count % 2 else 299 - rng.integers(0, 8, count)
+        records.append(record(boxes, labels, size=(500, int(rng.choice([375, 500])))))
+    return dataset(records, names)
+
+
+def test_three_hundred_classes_and_hostile_names():
+    lines = printed({"train": statistics(many())})
+    assert any(line[:3] == ["270", "more", "classes"] for line in lines)
+    assert any("[red]x[/red]" in line for line in lines) and all("\x1b" not in word for line in lines for word in line)
+    shown = sum(int(line[-2]) for line in lines[1 + lines.index(["objects", "of", "the", "class", "train"]) :])
+    assert shown == statistics(many())["objects"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [dataset(classes=()), dataset([record([[1, 1, 3, 4]], [0])], ["cat"]), many()],
+    ids=["nothing", "one", "many"],
+)
+def test_the_sheet(tmp_path, given):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_sheet(tmp_path / "sheet.png", given)
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.size == (2400, 1500) and len(image.convert("L").getcolors()) > 20
+
+
+def test_the_command(tmp_path, capsys):
+    root = tmp_path / "set"
+    (root / "annotations").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(root / "a.png")
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [entry],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    for split in ("train", "val"):
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    found = stats(root, ["train"], tmp_path / "new" / "out", progress=False)
+    assert "objects of the class" in capsys.readouterr().out
+    written = json.loads((tmp_path / "new" / "out" / "stats.json").read_text())
+    assert written == {"root": str(root), "splits": found} and list(found) == ["train"]
+    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == {"stats.json", "train.png"}
+    assert list(stats(root, progress=False)) == ["train", "val"]
+    assert list(stats(root, ["validation"], progress=False)) == ["val"]
+    with pytest.raises(UserError, match="the folder is not empty"):
+        stats(root, out=tmp_path / "new" / "out", progress=False)

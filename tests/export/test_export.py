@@ -1,0 +1,397 @@
+import json
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import detect
+from detect.backbones import FeatureInfo, ResNet
+from detect.checkpoint import Checkpoint, load_checkpoint
+from detect.config import Config, FasterRCNNOptions, FastRCNNOptions, RCNNOptions, config_from_dict
+from detect.curation.shapes import make_shapes
+from detect.data.options import DataOptions
+from detect.errors import UserError
+from detect.export import export as exporting
+from detect.export.export import Comparison, compare, export, made_photographs, photographs_of
+from detect.export.exportable import letterbox
+from detect.models import HeadOptions, PoolingOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.models.region_pooling import RegionPooling
+from detect.ops.nms import nms
+from detect.ops.roi_align import multilevel_roi_align
+from detect.prediction.onnx_model import OnnxModel
+from detect.prediction.predictor import Predictor
+from detect.prediction.result import Result
+
+CLASSES, IDS = ("cat", "dog", "cow"), (3, 5, 8)
+DATA = DataOptions(root=Path("nowhere"), short_side=(64, 96), long_side=160)
+
+
+def made(backbone, anchor_sizes, **options) -> Checkpoint:
+    """A detector that has detections, though it was never trained."""
+    torch.manual_seed(0)
+    counts = ProposalCounts(100, 20)
+    config = Config(
+        FasterRCNNOptions(
+            backbone=backbone,
+            rpn=RPNOptions(anchor_sizes=anchor_sizes, training=counts, testing=counts),
+            head=HeadOptions(layers=1, channels=32),
+            detections=PostprocessOptions(score=0.3),
+            **options,
+        ),
+        DATA,
+    )
+    model = config.model.build(len(CLASSES)).eval()
+    nn.init.normal_(model.predictor.scores.weight, std=0.05)  # none is so sure that scores are equal
+    return Checkpoint(model, config, CLASSES, IDS)
+
+
+@cache
+def checkpoint() -> Checkpoint:
+    backbone = ResNet(depth=18, norm="batch", fpn=False)
+    return made(backbone, (16, 32, 64), pooling=PoolingOptions(aligned=True))
+
+
+@cache
+def traced():
+    return exporting.trace(checkpoint())
+
+
+@pytest.fixture
+def traced_once(unchecked, monkeypatch):
+    """Tracing takes its time, and the program is the same for both formats."""
+    program = traced()
+    monkeypatch.setattr(exporting, "trace", lambda checkpoint: program)
+
+
+def photographs(*sizes):
+    rng = np.random.default_rng(0)
+    coarse = [rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8) for height, width in sizes]
+    images = [image.repeat(8, 0).repeat(8, 1) for image in coarse]
+    return [image[:height, :width] for image, (height, width) in zip(images, sizes, strict=True)]
+
+
+@cache
+def _exported(path: Path) -> Comparison | None:
+    return export(checkpoint(), path, "onnx", photographs((80, 100), (150, 120), (80, 100)))
+
+
+@pytest.fixture
+def exported(traced_once, tmp_path_factory) -> tuple[Path, Comparison | None]:
+    """Once for all tests: it takes its time."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    path = tmp_path_factory.getbasetemp() / "exported.onnx"
+    return path, _exported(path)
+
+
+# ---- ONNX ------------------------------------------------------------------------------------------------------------
+
+
+def test_onnx_finds_what_the_checkpoint_finds(exported):
+    _, comparison = exported
+    assert (comparison.photographs, comparison.batches) == (3, 1) and comparison.detections > 20
+    assert comparison.score < 1e-4 and comparison.iou > 0.999
+
+
+def test_onnx_takes_photographs_of_other_sizes(exported):
+    path, _ = exported
+    sizes = [(192, 192), (97, 96), (40, 300), (33, 17), (1, 1), (288, 320)]
+    comparison = compare(Predictor(checkpoint()), OnnxModel(path), photographs(*sizes))
+    assert comparison.photographs == 6 and comparison.detections > 20
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_onnx_takes_batches(exported, batch_size):
+    images = photographs(*[(70, 90)] * 4)
+    ours, theirs = (
+        list(model.predict(images, batch_size=batch_size, score=0.35))
+        for model in (Predictor(checkpoint()), OnnxModel(exported[0]))
+    )
+    assert sum(map(len, ours)) > 4 and [len(one) for one in ours] == [len(one) for one in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(other.boxes, one.boxes, atol=1e-2)
+        np.testing.assert_allclose(other.scores, one.scores, atol=1e-4)
+        np.testing.assert_array_equal(other.labels, one.labels)
+
+
+def test_onnx_says_what_it_is(exported):
+    onnx = pytest.importorskip("onnx")
+    path, _ = exported
+    model = onnx.load(path)
+    known = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert (known["classes"], known["category_ids"]) == (list(CLASSES), list(IDS))
+    assert (known["short_side"], known["long_side"], known["score"]) == (96, 160, 0.3)
+    assert config_from_dict(known["config"], "metadata") == checkpoint().config
+    assert known["versions"]["torch"] == version("torch")
+    assert [one.name for one in model.graph.input] == ["images"]
+    assert [one.name for one in model.graph.output] == ["boxes", "scores", "labels", "count"]
+    assert str(Path(detect.__file__).parent).encode() not in path.read_bytes()
+
+
+def test_onnx_has_operators_of_onnx_alone_and_no_norms(exported):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(exported[0])
+    assert {node.domain for node in model.graph.node} == {""} and not model.functions
+    kinds = [node.op_type for node in model.graph.node]
+    assert "BatchNormalization" not in kinds
+    assert (kinds.count("RoiAlign"), kinds.count("NonMaxSuppression")) == (1, 1 + 1)
+
+
+def test_load_takes_the_file(exported):
+    model = detect.load(exported[0])
+    assert isinstance(model, OnnxModel) and model.classes == CLASSES and model.score == 0.3
+
+
+@pytest.fixture
+def operators(unchecked, tmp_path_factory):
+    """Our operators by themselves, exported and as they are."""
+    pytest.importorskip("onnxscript")
+    path = tmp_path_factory.getbasetemp() / "operators.onnx"
+    return _operators(path)
+
+
+class Operators(nn.Module):
+    def forward(self, images, boxes, valid, groups, fine, coarse, levels):
+        pooled = [
+            multilevel_roi_align([fine, coarse], [1, 2], boxes, levels, 3, ratio, aligned)
+            for ratio, aligned in ((2, False), (0, True))
+        ]
+        rounded = RegionPooling([FeatureInfo(5, 1)], 3, PoolingOptions(kind="pool"))([fine], boxes)
+        return *letterbox(images, 40, 64), nms(boxes, valid, 0.5, groups), *pooled, rounded
+
+
+def inputs(height=30, width=50, boxes=40, images=2):
+    rng = torch.Generator().manual_seed(height)
+    corners = torch.rand(images, boxes, 2, 2, generator=rng).sort(dim=2).values * 20
+    return (
+        torch.randint(0, 256, (images, height, width, 3), dtype=torch.uint8, generator=rng),
+        corners.flatten(2),
+        torch.rand(images, boxes, generator=rng) < 0.8,
+        torch.randint(0, 3, (images, boxes), generator=rng),
+        torch.randn(images, 5, 20, 20, generator=rng),
+        torch.randn(images, 5, 10, 10, generator=rng),
+        torch.randint(0, 2, (images, boxes), generator=rng),
+    )
+
+
+@cache
+def _operators(path: Path):
+    import onnxruntime
+    from torch.export import Dim
+
+    from detect.export.onnx_operators import OPSET, translations
+
+    batch, count = Dim("batch"), Dim("count")
+    boxes = {0: batch, 1: count}
+    shapes = ({0: batch, 1: Dim("height"), 2: Dim("width")}, boxes, boxes, boxes, {0: batch}, {0: batch}, boxes)
+    with torch.no_grad(), exporting._quiet():
+        exported = torch.onnx.export(
+            Operators().eval(),
+            inputs(),
+            dynamo=True,
+            opset_version=OPSET,
+            custom_translation_table=translations(),
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    exported.save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+    return lambda *values: session.run(None, {n: v.numpy() for n, v in zip(names, values, strict=True)})
+
+
+# Growing, the same, shrinking by 2 × 2, 3 × 3, 4 × 4, one side alone, as wide as one pixel, up to the long side.
+SIZES = [
+    (30, 50),
+    (40, 40),
+    (40, 64),
+    (80, 80),
+    (120, 120),
+    (160, 200),
+    (41, 40),
+    (40, 65),
+    (33, 77),
+    (101, 90),
+    (1, 9),
+]
+
+
+@pytest.mark.parametrize("size", [*SIZES, (300, 1), (97, 400)])
+def test_resizing_is_that_of_opencv_to_the_last_bit(operators, size):
+    given = inputs(*size)
+    for ours, theirs in zip(letterbox(given[0], 40, 64), operators(*given), strict=False):
+        np.testing.assert_array_equal(theirs, ours.numpy(), strict=True)
+
+
+def test_nms_keeps_the_same(operators):
+    given = inputs()
+    kept = nms(*given[1:3], 0.5, given[3])
+    assert 10 < kept.sum() < given[2].sum()
+    np.testing.assert_array_equal(operators(*given)[3], kept.numpy(), strict=True)
+
+
+def test_pooled_regions_are_the_same(operators):
+    *_, pooled, finely, rounded = operators(*inputs())
+    _, boxes, _, _, fine, coarse, levels = inputs()
+    for theirs, ratio, aligned in ((pooled, 2, False), (finely, 0, True)):
+        ours = multilevel_roi_align([fine, coarse], [1, 2], boxes, levels, 3, ratio, aligned)
+        np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-5)
+    ours = RegionPooling([FeatureInfo(5, 1)], 3, PoolingOptions(kind="pool"))([fine], boxes)
+    np.testing.assert_array_equal(rounded, ours.numpy(), strict=True)
+
+
+def test_a_level_without_regions_and_no_valid_box(operators):
+    given = list(inputs())
+    given[2], given[6] = torch.zeros_like(given[2]), torch.zeros_like(given[6])
+    *_, kept, pooled, _, _ = operators(*given)
+    assert not kept.any()
+    ours = multilevel_roi_align([given[4], given[5]], [1, 2], given[1], given[6], 3)
+    np.testing.assert_allclose(pooled, ours.numpy(), atol=1e-5)
+
+
+# ---- the other formats -----------------------------------------------------------------------------------------------
+
+
+def test_a_program_of_torch_export_finds_the_same(tmp_path, traced_once):
+    out = tmp_path / "new" / "a.pt2"
+    comparison = export(checkpoint(), out, "torch-export", photographs((80, 100), (150, 120)))
+    assert (comparison.photographs, comparison.batches) == (2, 1) and comparison.detections > 5
+    files = {"classes.json": ""}
+    program = torch.export.load(out, extra_files=files).module()
+    assert json.loads(files["classes.json"]) == list(CLASSES)
+    boxes, scores, labels, count = program(torch.from_numpy(np.stack(photographs(*[(70, 60)] * 3))))
+    assert boxes.shape[0] == scores.shape[0] == 3 and count.shape == (3,) and labels.dtype == torch.int64
+    padded = torch.arange(boxes.shape[1]) >= count[:, None]
+    assert padded.any() and not (boxes[padded].any() or scores[padded].any() or labels[padded].any())
+    assert [path.name for path in out.parent.iterdir()] == ["a.pt2"]
+
+
+def test_safetensors_are_a_checkpoint(tmp_path):
+    pytest.importorskip("safetensors")
+    given, out = checkpoint(), tmp_path / "a.safetensors"
+    assert export(given, out, "safetensors", []) is None
+    loaded = load_checkpoint(out)
+    assert (loaded.classes, loaded.category_ids, loaded.config) == (CLASSES, IDS, given.config)
+    before, after = given.model.state_dict(), loaded.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert load_checkpoint(out, ["--model.detections.score=0.6"]).model.detections.score == 0.6
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_safetensors_of_others_are_refused(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(b"nothing")
+    for name in ("a", "b"):
+        with pytest.raises(UserError, match=f"{name}.safetensors: no checkpoint of detect"):
+            load_checkpoint(tmp_path / f"{name}.safetensors")
+    with pytest.raises(UserError, match="No such file"):
+        load_checkpoint(tmp_path / "c.safetensors")
+
+
+# ---- what cannot be exported -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [FastRCNNOptions, RCNNOptions])
+def test_detectors_with_searched_proposals_are_refused(options, tmp_path):
+    config = Config(options(backbone=ResNet(depth=18, fpn=False, norm="batch")), DATA)
+    given = Checkpoint(config.model.build(3), config, CLASSES, IDS)
+    with pytest.raises(UserError, match="selective search"):
+        export(given, tmp_path / "a.onnx", "onnx", photographs((20, 20)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_endings_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"ends in \.onnx"):
+        export(checkpoint(), tmp_path / "a.pt2", "onnx", [])
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"onnxscript not installed: pip install 'detect\[onnx\]'"):
+        export(checkpoint(), tmp_path / "a.onnx", "onnx", [])
+
+
+# ---- the proof -------------------------------------------------------------------------------------------------------
+
+
+def result(*rows):
+    """Each row: label, score, left."""
+    boxes = [[left, 0, left + 100, 100] for _, _, left in rows]
+    labels, scores = [row[0] for row in rows], [row[1] for row in rows]
+    return Result(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(scores, np.float32),
+        np.array(labels, np.int64),
+        CLASSES,
+        IDS,
+        (200, 200),
+    )
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        [],
+        [(0, 0.9, 0)],
+        [(1, 0.9, 0), (0, 0.8, 50)],
+        [(0, 0.9002, 0), (0, 0.8, 50)],
+        [(0, 0.9, 0.2), (0, 0.8, 50)],
+        [(0, 0.9, 0), (0, 0.9, 0), (0, 0.8, 50)],
+        [(0, 0.9, 0), (0, 0.8, 50), (0, 0.302, 50)],
+    ],
+)
+def test_what_differs_leaves_no_file(theirs, tmp_path, monkeypatch):
+    def write(checkpoint, program, path):
+        path.write_bytes(b"model")
+        return lambda batch: [result(*theirs) for _ in batch]
+
+    ours = result((0, 0.9, 0), (0, 0.8, 50))
+    monkeypatch.setattr(exporting, "trace", lambda checkpoint: None)
+    monkeypatch.setattr(exporting, "_write_pt2", write)
+    monkeypatch.setattr(Predictor, "predict", lambda self, batch, **options: [ours for _ in batch])
+    with pytest.raises(UserError, match="differs") as error:
+        export(checkpoint(), tmp_path / "a.pt2", "torch-export", photographs((20, 20)))
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_differences_within_the_bounds(monkeypatch):
+    ours = result((0, 0.9, 0), (0, 0.8, 50), (1, 0.30005, 0))  # the last is as near to the threshold as that
+    theirs = result((0, 0.90005, 0), (0, 0.8, 50.02))
+    monkeypatch.setattr(Predictor, "predict", lambda self, batch, **options: [ours for _ in batch])
+    comparison = compare(Predictor(checkpoint()), lambda batch: [theirs for _ in batch], photographs((20, 20)))
+    assert (comparison.photographs, comparison.batches, comparison.detections) == (1, 1, 3 + 2 * 3)
+    assert comparison.score == pytest.approx(5e-5, rel=1e-2)
+    assert comparison.iou == pytest.approx(99.98 / 100.02, rel=1e-5)
+
+
+def test_pairs_are_of_one_size():
+    a, b, c, d = photographs((20, 30), (30, 20), (20, 30), (20, 30))
+    (pair,) = exporting._pairs([a, b, c, d])
+    assert pair[0] is a and pair[1] is c
+    ((one, mirrored),) = exporting._pairs([b])
+    assert one is b and np.array_equal(mirrored, b[:, ::-1])
+
+
+def test_photographs_of_a_split(tmp_path):
+    make_shapes(tmp_path / "shapes", images={"train": 1, "val": 25}, size=(64, 80), progress=False)
+    config = Config(data=DataOptions(root=tmp_path / "shapes"))
+    classes = ("circle", "square", "triangle", "ring")
+    assert exporting.has_data(config) and not exporting.has_data(Config(data=DATA))
+    assert len(photographs_of(config, None, classes)) == 20
+    (only,) = photographs_of(config, "train", classes)
+    assert only.dtype == np.uint8 and only.shape[2] == 3
+    assert all(image.dtype == np.uint8 for image in made_photographs())
+
+
+def test_where_nothing_can_be_written_no_work_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "trace", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"a\.onnx: cannot be written: .*; choose another file with --out"):
+        export(checkpoint(), tmp_path / "file" / "a.onnx", "onnx", [])

@@ -1,0 +1,199 @@
+from dataclasses import replace
+from functools import cache, partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.ops import FrozenBatchNorm2d, box_iou
+
+from detect.errors import UserError
+from detect.foreign_weights.torchvision import faster_rcnn_from_torchvision
+from detect.models import ProposalCounts
+from detect.structures import Images
+
+CLASSES = 7  # and background
+BEFORE_NMS, AFTER_NMS = 200, 20
+OPTIONS = {
+    "num_classes": CLASSES + 1,
+    "rpn_pre_nms_top_n_test": BEFORE_NMS,
+    "rpn_post_nms_top_n_test": AFTER_NMS,
+    "_skip_resize": True,
+}
+BATCHES = [1, 1, 1, 1, 2, 2, 3, 3, 3, 3]
+
+
+def regions(features: dict[str, Tensor]) -> Tensor:
+    return features["1"].unfold(2, 7, 3).unfold(3, 7, 3).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+
+
+@torch.no_grad()
+def calibrated(model: nn.Module) -> nn.Module:
+    """The model with random statistics near those of its activations, and outputs of order one."""
+    for name, norm in model.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 1.0
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.2, 0.2)
+            if name.endswith("bn3"):
+                norm.weight *= 0.3  # a random network is chaotic, a trained one is not
+    model.backbone.body.conv1.weight *= 0.01  # so small a variance that eps matters
+    pixels = (torch.randint(0, 256, (2, 3, 96, 96)) / 255 - 0.45) / 0.23
+    model.roi_heads.box_head.train()(regions(model.backbone.train()(pixels)))
+    model.eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean += 0.1 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.8, 1.5)
+
+    features = model.backbone(pixels)
+    hidden, vectors = model.rpn.head.conv(features["1"]), model.roi_heads.box_head(regions(features))
+    for layer, inputs, deviation in (
+        (model.rpn.head.cls_logits, hidden, 1.0),
+        (model.rpn.head.bbox_pred, hidden, 0.3),
+        (model.roi_heads.box_predictor.cls_score, vectors, 1.0),
+        (model.roi_heads.box_predictor.bbox_pred, vectors, 0.5),
+    ):
+        layer.weight *= deviation / layer(inputs).std()
+        layer.bias.normal_(std=deviation / 4)
+    return model
+
+
+@cache
+def v1_of_batch_norms() -> FasterRCNN:
+    torch.manual_seed(0)
+    return calibrated(fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, **OPTIONS))
+
+
+def v1(eps: float) -> FasterRCNN:
+    """As the published model is: frozen norms; before version 0.13 of torchvision with eps 0."""
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=partial(FrozenBatchNorm2d, eps=eps)
+    )
+    model = FasterRCNN(backbone, **OPTIONS)
+    model.load_state_dict(v1_of_batch_norms().state_dict(), strict=False)
+    return model.eval()
+
+
+def v2() -> FasterRCNN:
+    torch.manual_seed(0)
+    return calibrated(fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **OPTIONS))
+
+
+def random_batch(images: int) -> list[Tensor]:
+    return [
+        torch.randint(0, 256, (3, *torch.randint(64, 193, (2,)).tolist()), dtype=torch.uint8) for _ in range(images)
+    ]
+
+
+def on_canvas(images: list[Tensor]) -> Images:
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    height, width = (-(-sizes.amax(dim=0) // 32) * 32).tolist()
+    pixels = torch.full((len(images), 3, height, width), 255, dtype=torch.uint8)  # beyond an image anything may stand
+    for canvas, image in zip(pixels, images, strict=True):
+        canvas[:, : image.shape[1], : image.shape[2]] = image
+    return Images(pixels, sizes)
+
+
+def imported(theirs: nn.Module, **options):
+    ours = faster_rcnn_from_torchvision(theirs.state_dict(), **options)
+    assert not ours.training and ours.num_classes == CLASSES
+    ours.rpn.options = replace(ours.rpn.options, testing=ProposalCounts(BEFORE_NMS, AFTER_NMS))
+    return ours
+
+
+def assert_same_detections(detections, row: int, expected: dict[str, Tensor]) -> None:
+    """One to one, whatever the order of equal scores."""
+    kept = detections.valid[row]
+    boxes, scores, labels = detections.boxes[row, kept], detections.scores[row, kept], detections.labels[row, kept]
+    assert len(boxes) == len(expected["boxes"]) > 0
+    # Of a box that the border left a sliver of, the corners say more than the IoU.
+    near = (boxes[:, None] - expected["boxes"]).abs().amax(dim=-1) <= 1e-2
+    same = (
+        (near | (box_iou(boxes, expected["boxes"]) >= 0.999))
+        & ((scores[:, None] - expected["scores"]).abs() <= 1e-4)
+        & (labels[:, None] + 1 == expected["labels"])
+    )
+    assert (same.sum(dim=0) == 1).all() and (same.sum(dim=1) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "eps"),
+    [(partial(v1, eps=0.0), {}), (partial(v1, eps=1e-5), {"frozen_eps": 1e-5}), (v1_of_batch_norms, {}), (v2, {})],
+    ids=["v1", "v1-eps", "v1-batch", "v2"],
+)
+@torch.no_grad()
+def test_outputs_are_torchvisions(build, eps, request):
+    theirs = build()
+    theirs.transform.train()  # where, and only where, it may skip the resizing
+    ours = imported(theirs, **eps)
+    heads = []
+    theirs.rpn.head.register_forward_hook(lambda _, __, output: heads.append(concat_box_prediction_layers(*output)))
+    # The published kinds see every batch; of the others one tells enough.
+    batches = BATCHES if request.node.callspec.id in ("v1", "v2") else [2]
+    for images in map(random_batch, batches):
+        expected = theirs([image / 255 for image in images])
+        logits, deltas = heads.pop()
+        canvas = on_canvas(images)
+        output = ours.rpn(ours.features(canvas))
+        torch.testing.assert_close(output.logits.flatten(), logits.flatten(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(output.deltas.flatten(0, 1), deltas, atol=1e-4, rtol=0)
+        assert logits.std() > 1 and deltas.std() > 0.1
+        detections = ours.detect(canvas)
+        for row, detected in enumerate(expected):
+            assert_same_detections(detections, row, detected)
+
+
+def renamed(state: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    return {key.replace(old, new): value for key, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return v1_of_batch_norms().state_dict()
+
+
+def test_files_of_old_versions_have_shorter_keys(state):
+    old = renamed(state, "rpn.head.conv.0.0.", "rpn.head.conv.")
+    for level in range(4):
+        for blocks in ("inner_blocks", "layer_blocks"):
+            old = renamed(old, f"{blocks}.{level}.0.", f"{blocks}.{level}.")
+    assert old.keys() != state.keys()
+    new, old = faster_rcnn_from_torchvision(state).state_dict(), faster_rcnn_from_torchvision(old).state_dict()
+    assert all(torch.equal(value, old[key]) for key, value in new.items())
+
+
+def test_a_state_in_half_precision_becomes_single(state):
+    model = faster_rcnn_from_torchvision({key: value.half() for key, value in state.items()})
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+
+
+LOGITS = "rpn.head.cls_logits.weight"
+SCORES = "roi_heads.box_predictor.cls_score.weight"
+
+
+@pytest.mark.parametrize(
+    ("mend", "message"),
+    [
+        (lambda state: {}, "cls_score.bias: no scores"),
+        (lambda state: {key: value for key, value in state.items() if key != LOGITS}, "rpn.objectness.weight: nothing"),
+        (lambda state: state | {"roi_heads.other.weight": torch.zeros(1)}, "roi_heads.other.weight: not in"),
+        (
+            lambda state: state | {"backbone.body.layer4.3.conv1.weight": torch.zeros(1)},
+            "layer4.3.conv1.weight: not in",
+        ),
+        (lambda state: state | {"rpn.head.conv.bias": state["rpn.head.conv.0.0.bias"]}, "rpn.head.conv.bias: given tw"),
+        (
+            lambda state: state | {LOGITS: state[LOGITS][:2]},
+            r"cls_logits.weight: \[2, 256, 1, 1\] where \[3, 256, 1, 1",
+        ),
+        (lambda state: state | {SCORES: torch.tensor(0.0)}, r"cls_score.weight: \[\] where \[8, 1024\]"),
+        (lambda state: state | {SCORES: state[SCORES] * torch.nan}, "cls_score.weight: .* not finite"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_named(state, mend, message):
+    with pytest.raises(UserError, match=message) as error:
+        faster_rcnn_from_torchvision(mend(state))
+    assert "\n" not in str(error.value)

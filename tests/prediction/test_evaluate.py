@@ -1,0 +1,93 @@
+import json
+
+import pytest
+import torch
+
+from detect.backbones import ResNet
+from detect.cli.evaluate import _device
+from detect.curation.shapes import make_shapes
+from detect.data.datamodule import DetectionData
+from detect.data.options import DataOptions
+from detect.evaluation.coco import FIGURES
+from detect.models import Detector, FasterRCNN, HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.prediction.evaluate import evaluate, write_results
+from detect.structures import Detections, Proposals
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> DetectionData:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(folder, images={"train": 5}, size=(64, 96), progress=False)
+    return DetectionData(DataOptions(root=folder, short_side=(80,), long_side=120, eval_batch_size=2, workers=0))
+
+
+@pytest.fixture(scope="module")
+def model(data) -> Detector:
+    return FasterRCNN(
+        len(data.classes),
+        backbone=ResNet(depth=18, norm="batch", train_stages=5),
+        rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), testing=ProposalCounts(100, 20)),
+        head=HeadOptions(layers=1, channels=32),
+        detections=PostprocessOptions(score=0.0),
+    ).eval()
+
+
+class Oracle:
+    """Detects the truths of a split, whatever the pixels show."""
+
+    def __init__(self, data: DetectionData):
+        self.batches = iter(data.eval_loader(data.train))
+
+    def __call__(self, images, given) -> tuple[Proposals, Detections]:
+        batch = next(self.batches)
+        assert torch.equal(batch.images.pixels, images.pixels)
+        targets = batch.targets
+        scores = targets.valid.float()
+        return (
+            Proposals(targets.boxes, scores, targets.valid),
+            Detections(targets.boxes, scores, targets.labels, targets.valid),
+        )
+
+
+def run(model, data, **options):
+    return evaluate(model, data.eval_loader(data.train), data.train, torch.device("cpu"), **options)
+
+
+def test_who_finds_all_truths_has_full_marks(model, data, monkeypatch):
+    monkeypatch.setattr(model, "propose_and_detect", Oracle(data))
+    metrics, evaluator = run(model, data)
+    assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == metrics["VOC"]["mAP"] == pytest.approx(1.0)
+    assert list(metrics)[:12] == list(FIGURES)
+    assert metrics["AR@100"] == pytest.approx(1.0) and metrics["ABO"] == pytest.approx(1.0, abs=1e-4)
+    assert [prediction.image_id for prediction in evaluator.predictions] == [1, 2, 3, 4, 5]
+
+
+def test_results_on_disk_are_those_in_memory(model, data, tmp_path):
+    metrics, evaluator = run(model, data)
+    write_results(tmp_path / "eval", metrics, evaluator)
+    assert json.loads((tmp_path / "eval" / "metrics.json").read_text()) == metrics
+    results = json.loads((tmp_path / "eval" / "predictions.json").read_text())
+    assert len(results) == sum(len(prediction.boxes) for prediction in evaluator.predictions) > 0
+    sizes = {record.id: (record.width, record.height) for record in data.train.records}
+    for result in results:
+        x, y, width, height = result["bbox"]
+        assert x >= 0 and y >= 0
+        assert x + width <= sizes[result["image_id"]][0] + 0.01 and y + height <= sizes[result["image_id"]][1] + 0.01
+
+
+def test_nothing_found_is_a_result(model, data, tmp_path, monkeypatch):
+    def nothing(images, given) -> tuple[Proposals, Detections]:
+        boxes, none = torch.zeros(len(images.sizes), 1, 4), torch.zeros(len(images.sizes), 1)
+        return Proposals(boxes, none, none > 0), Detections(boxes, none, none.long(), none > 0)
+
+    monkeypatch.setattr(model, "propose_and_detect", nothing)
+    metrics, evaluator = run(model, data)
+    write_results(tmp_path, metrics, evaluator)
+    assert metrics["AP"] == 0.0 and json.loads((tmp_path / "predictions.json").read_text()) == []
+
+
+def test_what_was_trained_on_the_cpu_is_evaluated_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert _device("cpu") == torch.device("cpu")
+    assert _device("auto") == torch.device("cuda:1")

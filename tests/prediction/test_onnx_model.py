@@ -1,0 +1,202 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from detect.data.dataset import Dataset, Record
+from detect.errors import UserError
+from detect.prediction.onnx_model import OnnxModel, physical_cores, predictions
+from detect.prediction.sources import Frame
+
+pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+
+METADATA = {"classes": ["cat", "dog"], "category_ids": [7, 9], "score": 0.1, "config": {}}
+
+
+def write(path, metadata=METADATA, outputs=("boxes", "scores", "labels", "count"), external=False):
+    """A model that finds a cat of score 0.9 and a dog of score 0.1 + the first pixel / 510 in every photograph."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {
+        "two_boxes": np.array([[[1, 2, 5, 6], [-1, 0, 99, 4], [0, 0, 0, 0]]], np.float32),
+        "cat": np.array([[0.9]], np.float32),
+        "blank": np.array([[0.0]], np.float32),
+        "their_labels": np.array([[0, 1, 0]]),
+        "two": np.array([2]),
+        "tenth": np.array(0.1, np.float32),
+        "most": np.array(510, np.float32),
+        "one": np.array([1]),
+        "three": np.array([3]),
+        "four": np.array([4]),
+        "corner": np.zeros(3, np.int64),
+        "ones": np.ones(3, np.int64),
+        "flat": np.array([-1, 1]),
+        "axes": np.array([1, 2, 3]),
+    }
+    node = helper.make_node
+    nodes = [
+        node("Shape", ["images"], ["batch"], start=0, end=1),
+        node("Slice", ["images", "corner", "ones", "axes"], ["pixel"]),
+        node("Reshape", ["pixel", "flat"], ["red"]),
+        node("Cast", ["red"], ["bright"], to=TensorProto.FLOAT),
+        node("Div", ["bright", "most"], ["part"]),
+        node("Add", ["part", "tenth"], ["dog"]),
+        node("Concat", ["batch", "one"], ["column"], axis=0),
+        node("Expand", ["cat", "column"], ["cats"]),
+        node("Expand", ["blank", "column"], ["blanks"]),
+        node("Concat", ["cats", "dog", "blanks"], [outputs[1]], axis=1),
+        node("Concat", ["batch", "three"], ["rows"], axis=0),
+        node("Expand", ["their_labels", "rows"], [outputs[2]]),
+        node("Concat", ["batch", "three", "four"], ["all_boxes"], axis=0),
+        node("Expand", ["two_boxes", "all_boxes"], [outputs[0]]),
+        node("Expand", ["two", "batch"], [outputs[3]]),
+    ]
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT64)
+    shapes = (["B", 3, 4], ["B", 3], ["B", 3], ["B"])
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "made",
+        [info("images", TensorProto.UINT8, ["B", "H", "W", 3])],
+        [info(*one) for one in zip(outputs, kinds, shapes, strict=True)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=json.dumps(value))
+    if external:
+        secret = model.graph.initializer[0]
+        secret.ClearField("raw_data")
+        secret.data_location = TensorProto.EXTERNAL
+        secret.external_data.add(key="location", value="../secret")
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def photograph(height, width, red):
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[0, 0] = red, 255, 255
+    return pixels
+
+
+def test_results_by_hand(tmp_path):
+    model = OnnxModel(write(tmp_path / "a.onnx"))
+    assert model.classes == ("cat", "dog") and model.category_ids == (7, 9) and model.score == 0.1
+    (result,) = model.predict(photograph(4, 8, red=255))
+    assert result.size == (4, 8) and result.names == ("cat", "dog") and result.category_ids == (7, 9)
+    np.testing.assert_array_equal(result.boxes, [[1, 2, 5, 4], [0, 0, 8, 4]])  # clipped to the photograph
+    np.testing.assert_allclose(result.scores, [0.9, 0.6], rtol=1e-6)
+
+
+def test_no_image_gives_no_result(tmp_path):
+    assert list(OnnxModel(write(tmp_path / "a.onnx")).predict([])) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
+def test_batches_change_nothing(tmp_path, batch_size):
+    model = OnnxModel(write(tmp_path / "a.onnx"))
+    sizes = [(4, 8), (4, 8), (4, 8), (5, 8), (4, 8), (4, 8)]
+    pixels = [photograph(*size, red=10 * place) for place, size in enumerate(sizes)]
+    results = list(model.predict(iter(pixels), batch_size=batch_size))
+    assert [result.size for result in results] == sizes
+    np.testing.assert_allclose([result.scores[1] for result in results], 0.1 + np.arange(6) * 10 / 510, rtol=1e-6)
+
+
+def test_batches_are_of_one_size_and_full(tmp_path, monkeypatch):
+    model, seen = OnnxModel(write(tmp_path / "a.onnx")), []
+    monkeypatch.setattr(OnnxModel, "__call__", lambda self, batch: seen.append(len(batch)) or iter(()))
+    list(model.predict([photograph(*size, 0) for size in [(4, 8)] * 3 + [(8, 4), (4, 8), (4, 8)]], batch_size=2))
+    assert seen == [2, 1, 1, 2]
+
+
+def test_scores_and_classes_are_chosen(tmp_path):
+    model, image = OnnxModel(write(tmp_path / "a.onnx")), photograph(4, 8, red=255)
+    assert [result.names for result in model.predict(image, score=0.7)] == [("cat",)]
+    assert [result.names for result in model.predict(image, classes="dog")] == [("dog",)]
+    assert [result.names for result in model.predict(image, score=0.7, classes=["dog"])] == [()]
+    with pytest.raises(UserError, match="was exported with"):
+        model.predict(image, score=0.05)
+    with pytest.raises(UserError, match="'cow'"):
+        model.predict(image, classes="cow")
+    with pytest.raises(UserError, match="batch_size"):
+        model.predict(image, batch_size=0)
+
+
+def test_frames_keep_their_names(tmp_path):
+    model = OnnxModel(write(tmp_path / "a.onnx"))
+    video, file = (Frame(photograph(4, 8, 0), "clip.mp4", 3), Frame(photograph(4, 8, 0), "a.jpg"))
+    one, two = model.predict([video, file], batch_size=2)
+    assert (one.path, one.index, two.path, two.index) == ("clip.mp4", 3, "a.jpg", None)
+    assert one.pixels is not None and two.pixels is None  # the photograph can be read again
+
+
+def test_predictions_of_a_split(tmp_path):
+    from PIL import Image
+
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, red in zip(paths, (0, 255), strict=True):
+        Image.fromarray(photograph(4, 8, red)).save(path)
+    nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool), np.empty(0, bool), np.empty(0)
+    records = tuple(Record(id, path, 8, 4, *nothing) for id, path in zip((30, 20), paths, strict=True))
+    model = OnnxModel(write(tmp_path / "a.onnx"))
+    found = list(predictions(model, Dataset(tmp_path, "val", "coco", ("cat", "dog"), (7, 9), records)))
+    assert [one.image_id for one in found] == [30, 20]
+    np.testing.assert_allclose([one.scores for one in found], [[0.9, 0.1], [0.9, 0.6]], rtol=1e-6)
+    np.testing.assert_array_equal(found[0].labels, [0, 1])
+    with pytest.raises(UserError, match="cat, dog"):
+        list(predictions(model, Dataset(tmp_path, "val", "coco", ("dog", "cat"), (7, 9), records)))
+
+
+@pytest.mark.parametrize("lost", METADATA)
+def test_files_of_others_are_refused(tmp_path, lost):
+    path = write(tmp_path / "a.onnx", {key: value for key, value in METADATA.items() if key != lost})
+    with pytest.raises(UserError, match="not of detect export"):
+        OnnxModel(path)
+
+
+def test_other_outputs_are_refused(tmp_path):
+    with pytest.raises(UserError, match="not of detect export"):
+        OnnxModel(write(tmp_path / "a.onnx", outputs=("dets", "scores", "labels", "count")))
+
+
+def test_damaged_and_missing_files_are_refused_in_one_line(tmp_path):
+    whole = write(tmp_path / "a.onnx").read_bytes()
+    for name, content in {"empty": b"", "text": b"no model", "half": whole[: len(whole) // 2]}.items():
+        (tmp_path / f"{name}.onnx").write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}.onnx: ") as error:
+            OnnxModel(tmp_path / f"{name}.onnx")
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="No such file"):
+        OnnxModel(tmp_path / "b.onnx")
+
+
+def test_weights_in_other_files_are_refused(tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(48))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with pytest.raises(UserError, match="other files"):
+        OnnxModel(write(folder / "a.onnx", external=True))
+
+
+def test_torch_is_not_needed(tmp_path):
+    write(tmp_path / "a.onnx")
+    program = (
+        "import sys, numpy as np\n"
+        "import detect\n"
+        f"(result,) = detect.load({str(tmp_path / 'a.onnx')!r}).predict(np.zeros((4, 8, 3), np.uint8))\n"
+        "assert result.names == ('cat', 'dog')\n"
+        "heavy = {'torch', 'torchvision', 'lightning', 'numba', 'albumentations'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_threads_of_a_core_count_once(monkeypatch, tmp_path):
+    import os
+
+    assert 1 <= physical_cores() <= os.cpu_count()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    assert physical_cores() == 1

@@ -1,0 +1,233 @@
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import box_iou
+
+import detect
+from detect.backbones import ResNet
+from detect.checkpoint import Checkpoint, model_card
+from detect.config import Config, FasterRCNNOptions, FastRCNNOptions
+from detect.data.decode import decode
+from detect.errors import UserError
+from detect.models import HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.prediction.predictor import Predictor
+from detect.prediction.sources import Frame
+from detect.proposals import selective_search
+from detect.structures import Images
+
+CLASSES = ("cell", "dust")
+
+
+def checkpoint(model=None, short_side: int = 64) -> Checkpoint:
+    """Of a small detector that finds much, at random."""
+    torch.manual_seed(0)
+    options = model or FasterRCNNOptions(
+        backbone=ResNet(depth=18, norm="batch", fpn_channels=32),
+        rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), testing=ProposalCounts(100, 30)),
+        head=HeadOptions(layers=1, channels=32),
+        detections=PostprocessOptions(score=0.4, detections=60),
+    )
+    network = options.build(len(CLASSES)).eval()
+    nn.init.normal_(network.predictor.scores.weight)
+    with torch.no_grad():  # logits of mean 0 and deviation 1 over the picture's regions: scores of all sizes
+        images = Images(torch.from_numpy(picture()).permute(2, 0, 1)[None], torch.tensor([[64, 96]]))
+        boxes = torch.rand(1, 50, 4).sort(dim=-1).values * torch.tensor([96.0, 64, 96, 64])
+        logits, _ = network.heads(network.features(images), boxes)
+        deviation, mean = torch.std_mean(logits[0], dim=0)
+        network.predictor.scores.weight.div_(deviation[:, None])
+        network.predictor.scores.bias.copy_(-mean / deviation)
+    config = Config(options)
+    data = config.data.__class__(short_side=(short_side // 2, short_side), long_side=2 * short_side, max_proposals=50)
+    return Checkpoint(network, Config(options, data), CLASSES, (7, 9))
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(checkpoint())
+
+
+def picture(height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def same(one, other, atol: float = 1e-3) -> bool:
+    return (
+        len(one) == len(other) > 0
+        and np.allclose(one.scores, other.scores, atol=1e-5)
+        and np.array_equal(one.labels, other.labels)
+        and np.allclose(one.boxes, other.boxes, atol=atol)
+    )
+
+
+def test_an_image_at_its_own_size_is_what_the_network_sees(predictor):
+    image = picture()
+    [result] = predictor.predict(image)
+    images = Images(torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([[64, 96]]))
+    found = predictor.checkpoint.model.detect(images)
+    valid = found.valid[0]
+    assert len(result) == valid.sum() > 3
+    np.testing.assert_allclose(result.scores, found.scores[0, valid], atol=1e-5)
+    np.testing.assert_allclose(result.boxes, found.boxes[0, valid].clamp(min=0), atol=1e-3)
+    assert result.size == (64, 96) and result.classes == CLASSES and result.category_ids == (7, 9)
+    assert result.path is None and np.array_equal(result.image, image)
+
+
+def test_boxes_are_in_pixels_of_the_file(predictor, tmp_path):
+    image = picture()
+    cv2.imwrite(str(tmp_path / "large.png"), cv2.resize(image, (192, 128), interpolation=cv2.INTER_NEAREST)[..., ::-1])
+    [large] = predictor.predict(tmp_path / "large.png")
+    [small] = predictor.predict(image)
+    assert large.size == (128, 192) and large.path == str(tmp_path / "large.png") and large.pixels is None
+    np.testing.assert_allclose(large.boxes, small.boxes * 2, atol=1e-2)
+
+
+def test_batches_find_what_single_images_do(predictor):
+    images = [picture(64, 96, seed) for seed in range(5)]
+    alone, together = [list(predictor.predict(images, batch_size=size)) for size in (1, 3)]
+    assert all(same(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_images_of_other_shapes_have_a_canvas_of_their_own(predictor, monkeypatch):
+    canvases = []
+    detect_in = type(predictor.checkpoint.model).detect
+    monkeypatch.setattr(
+        type(predictor.checkpoint.model),
+        "detect",
+        lambda self, images, given=None: canvases.append(tuple(images.pixels.shape)) or detect_in(self, images, given),
+    )
+    images = [picture(64, 96), picture(60, 90), picture(96, 64), picture(64, 64), picture(64, 66)]
+    results = list(predictor.predict(images, batch_size=4))
+    assert [result.size for result in results] == [image.shape[:2] for image in images]
+    assert canvases == [(2, 3, 64, 96), (1, 3, 96, 64), (1, 3, 64, 64), (1, 3, 64, 96)]
+
+
+def test_a_higher_and_a_lower_threshold(predictor):
+    image = picture()
+    [usual], [more], [less] = (predictor.predict(image, score=score) for score in (None, 0.05, 0.5))
+    assert usual.scores.min() > 0.4 and more.scores.min() > 0.05 and len(more) > len(usual)
+    assert np.array_equal(less.scores, usual.scores[usual.scores > 0.5])
+    [again] = predictor.predict(image)
+    assert len(again) == len(usual)  # the threshold was that call's alone
+
+
+def test_chosen_classes(predictor):
+    image = picture()
+    [every] = predictor.predict(image)
+    [dust] = predictor.predict(image, classes="dust")
+    assert 0 < len(dust) < len(every) and set(dust.names) == {"dust"}
+    with pytest.raises(UserError, match=r"class 'dusk': there is none; did you mean one of dust"):
+        predictor.predict(image, classes=["dusk"])
+
+
+def test_mirrored_views_find_the_same_in_a_mirrored_image(predictor):
+    image = picture()
+    [one] = predictor.predict(image, flip=True)
+    [other] = predictor.predict(np.ascontiguousarray(image[:, ::-1]), flip=True)
+    mirrored = other.boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [96, 0, 96, 0]
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+    np.testing.assert_allclose(one.boxes, mirrored, atol=1e-3)
+
+
+def test_scales_see_the_image_larger(predictor):
+    image = picture()
+    [both], [twice] = (predictor.predict(image, scales=scales) for scales in ((1.0, 2.0), (2.0,)))
+    [larger] = Predictor(checkpoint(short_side=128)).predict(image)
+    assert same(twice, larger) and set(np.round(both.scores, 4)) & set(np.round(twice.scores, 4))
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (1.0, 2.0)}])
+def test_eight_threads_find_the_same(predictor, monkeypatch, options):
+    images = [picture(seed=seed) for seed in range(8)]
+    expected = list(predictor.predict(images, **options))
+    all_there, look = Barrier(8, timeout=60), predictor._look
+
+    def look_together(*arguments):
+        all_there.wait()  # no thread is through before all are here
+        return look(*arguments)
+
+    monkeypatch.setattr(predictor, "_look", look_together)
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda image: list(predictor.predict(image, **options)), images)
+        for one, [other] in zip(expected, found, strict=True):
+            assert same(one, other, atol=1e-4)
+
+
+def test_a_stream_is_read_as_results_are_asked_for(predictor):
+    asked = []
+
+    def endless():
+        while True:
+            asked.append(len(asked))
+            yield picture(seed=len(asked))
+
+    results = predictor.predict(endless(), workers=1)
+    assert [len(next(results)) > 0 for _ in range(3)] == [True] * 3
+    results.close()
+    assert len(asked) <= 6
+
+
+def test_unreadable_images_among_good_ones(predictor, tmp_path):
+    for name in ("a.png", "c.png"):
+        cv2.imwrite(str(tmp_path / name), picture())
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"b\.png"):
+        list(predictor.predict(tmp_path))
+    told = []
+    results = list(predictor.predict(tmp_path, on_error=lambda name, error: told.append(name), batch_size=2))
+    assert [result.path[-5:] for result in results] == ["a.png", "c.png"]
+    assert told == [str(tmp_path / "b.png")]
+
+
+def test_a_detector_without_an_rpn_searches_by_itself():
+    options = FastRCNNOptions(
+        backbone=ResNet(depth=18, norm="batch", fpn_channels=32),
+        head=HeadOptions(layers=1, channels=32),
+        detections=PostprocessOptions(score=0.01),
+    )
+    predictor, image = Predictor(checkpoint(options)), picture(128, 192)
+    [result] = predictor.predict(image)
+    frame = Frame(image)
+    assert len(result) and len(predictor._search(frame)) <= 50
+    [mirrored] = predictor.predict(image, flip=True)
+    assert len(mirrored)
+
+
+def test_an_image_too_large_to_search_is_searched_smaller(monkeypatch):
+    options = FastRCNNOptions(backbone=ResNet(depth=18, norm="batch", fpn_channels=32), head=HeadOptions())
+    predictor, frame = Predictor(checkpoint(options)), Frame(picture(128, 192))
+    monkeypatch.setattr("detect.prediction.predictor.MAX_PIXELS", 64 * 96)
+    monkeypatch.setattr(selective_search, "MAX_PIXELS", 64 * 96)
+    boxes = predictor._search(frame)
+    assert [0, 0, 192, 128] in boxes.tolist()  # the whole image
+    assert len(boxes) > 10 and (boxes[:, 2:] > boxes[:, :2]).all()
+    monkeypatch.undo()
+    near = box_iou(boxes, predictor._search(frame)).amax(dim=1)
+    assert near.mean() > 0.7
+
+
+def test_options_of_no_meaning(predictor):
+    for options, message in (
+        ({"batch_size": 0}, "batch_size: 0; give 1 or more, a whole number"),
+        ({"score": 2}, "score: 2; give a number from 0 to 1"),
+        ({"device": "abacus"}, r"device: abacus: .*; give cpu, cuda, or auto"),
+        ({"scales": []}, "scales: .*; give factors"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predictor.predict(picture(), **options)
+
+
+def test_a_loaded_checkpoint_finds_the_same(predictor, tmp_path):
+    whole = predictor.checkpoint
+    card = model_card(whole.config, whole.classes, whole.category_ids)
+    state = {f"model.{key}": value for key, value in whole.model.state_dict().items()}
+    torch.save({"detect": card, "state_dict": state}, tmp_path / "a.ckpt")
+    loaded = detect.load(str(tmp_path / "a.ckpt"))
+    cv2.imwrite(str(tmp_path / "a.png"), picture())
+    [one], [other] = loaded.predict(tmp_path / "a.png"), predictor.predict(decode(tmp_path / "a.png"))
+    assert loaded.classes == CLASSES and loaded.category_ids == (7, 9) and same(one, other)

@@ -1,0 +1,154 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import box_iou
+
+from detect.backbones import ResNet
+from detect.backbones.norm import FrozenBatchNorm2d
+from detect.config import FasterRCNNOptions
+from detect.models import Detector, HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.ops.winograd import WinogradConv2d
+from detect.prediction.prepare import fold_norms, prepare
+from detect.structures import Detections, Images
+
+BACKBONES = {
+    "frozen": ResNet(depth=18, norm="frozen", train_stages=5),
+    "batch": ResNet(depth=18, norm="batch", train_stages=5),
+    "C4": ResNet(depth=18, norm="batch", train_stages=5, fpn=False),
+    "group": ResNet(depth=18, norm="group", train_stages=5),
+}
+
+
+def options(backbone) -> FasterRCNNOptions:
+    counts = ProposalCounts(100, 20)
+    return FasterRCNNOptions(
+        backbone=backbone,
+        rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), training=counts, testing=counts),
+        head=HeadOptions(convolutions=1, layers=1, channels=32),
+        detections=PostprocessOptions(score=0.01),
+    )
+
+
+def made(backbone) -> Detector:
+    """A detector whose norms and whose boxes are not those of a new one."""
+    model = options(backbone).build(num_classes=2).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
+            for values, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.3, 0.3),
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 1.5),
+            ):
+                nn.init.uniform_(values, low, high)
+    nn.init.normal_(model.predictor.scores.weight, std=0.5)
+    return model
+
+
+def images() -> Images:
+    return Images(torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96], [50, 70]]))
+
+
+def assert_close(one: Detections, other: Detections, score: float, iou: float) -> None:
+    """Every detection above the threshold's neighbourhood has its twin, in both directions."""
+    for first, second in ((one, other), (other, one)):
+        assert first.valid.any()
+        for place in range(len(first.boxes)):
+            own = first.valid[place] & (first.scores[place] > 0.01 + score)
+            overlaps = box_iou(first.boxes[place][own], second.boxes[place][second.valid[place]])
+            same = first.labels[place][own][:, None] == second.labels[place][second.valid[place]]
+            near = (first.scores[place][own][:, None] - second.scores[place][second.valid[place]]).abs() <= score
+            assert (same & near & (overlaps >= iou)).any(dim=1).all()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_folded_norms_detect_the_same(name):
+    model, inputs = made(BACKBONES[name]), images()
+    assert_close(prepare(model).detect(inputs), model.detect(inputs), score=1e-4, iou=0.999)
+
+
+@pytest.mark.parametrize("name", ["frozen", "batch", "C4"])
+def test_no_norm_is_left(name):
+    prepared = prepare(made(BACKBONES[name]))
+    assert not any(isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d) for module in prepared.modules())
+    assert not any(parameter.requires_grad for parameter in prepared.parameters()) and not prepared.training
+
+
+def test_winograd_where_it_pays():
+    model = made(BACKBONES["batch"])
+    prepared = prepare(model)
+    fast = [name for name, module in prepared.named_modules() if isinstance(module, WinogradConv2d)]
+    # Of each block the convolutions of stride 1, those of the pyramid, of the RPN and of the box head.
+    assert len(fast) == 4 * 4 - 3 + 4 + 1 + 1 and "backbone.body.layer1.0.conv1" in fast
+    assert not any(isinstance(module, WinogradConv2d) for module in prepare(model, "bf16").modules())
+    assert not any(isinstance(module, WinogradConv2d) for module in model.modules())
+
+
+def test_bf16_scores_nearly_the_same():
+    model, inputs = made(BACKBONES["batch"]), images()
+    prepared = prepare(model, "bf16")
+    assert next(prepared.backbone.parameters()).dtype == next(prepared.rpn.parameters()).dtype == torch.bfloat16
+    detections = prepared.detect(inputs)
+    assert detections.boxes.dtype == detections.scores.dtype == torch.float32
+    with torch.no_grad():
+        full, half = (one.rpn(one.features(inputs)) for one in (prepare(model), prepared))
+        error = (half.logits - full.logits).square().mean().sqrt() / full.logits.std()
+        assert 0 < error < 0.02  # of 8 bits; how they are summed is up to the machine
+        boxes = torch.tensor([[10.0, 10, 50, 40]]).expand(2, 1, 4)
+        (scores, deltas), (logits, _) = (one.heads(one.features(inputs), boxes) for one in (prepare(model), prepared))
+    torch.testing.assert_close(logits.softmax(-1), scores.softmax(-1), atol=0.05, rtol=0)
+    assert logits.dtype == deltas.dtype == torch.float32
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_processor_without_bf16_is_told(monkeypatch, caplog, has):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    prepare(made(BACKBONES["batch"]))
+    assert not caplog.messages
+    prepare(made(BACKBONES["batch"]), "bf16")
+    told = "precision: this cpu has no instructions for bf16: many times slower than fp32"
+    assert caplog.messages == ([] if has else [told])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_original_is_untouched(precision):
+    model = made(BACKBONES["batch"]).train()
+    before = copy.deepcopy(model.state_dict())
+    prepare(model, precision)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+    assert {value.dtype for value in after.values()} == {torch.float32, torch.int64}
+
+
+def test_a_network_without_norms_stays_as_it_is():
+    layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False), nn.GroupNorm(1, 2))
+    before = copy.deepcopy(layers.state_dict())
+    fold_norms(layers)
+    after = layers.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm])
+def test_a_convolution_and_its_norm_by_hand(norm):
+    layers = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), norm(1, eps=0.0), nn.ReLU()).eval()
+    with torch.no_grad():
+        layers[0].weight.fill_(3.0)
+        layers[1].weight.fill_(2.0), layers[1].bias.fill_(1.0)
+        layers[1].running_mean.fill_(5.0), layers[1].running_var.fill_(4.0)
+        fold_norms(layers)
+    # (3 x - 5) / 2 · 2 + 1 = 3 x - 4
+    assert layers[0].weight.item() == pytest.approx(3.0) and layers[0].bias.item() == pytest.approx(-4.0)
+    assert isinstance(layers[1], nn.Identity) and isinstance(layers[2], nn.ReLU)
+
+
+def test_compiled_backbones_go_through_the_compiler(monkeypatch):
+    asked = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: asked.append((type(self).__name__, options)))
+    model = made(BACKBONES["batch"])
+    prepare(model)
+    prepare(model, compile=True)
+    assert asked == [("ResNetFPN", {"dynamic": False})]

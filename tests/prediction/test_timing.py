@@ -1,0 +1,110 @@
+"""Time and memory of a detector; how long something takes is no test, but what is summed up is."""
+
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+import torch
+
+from detect.backbones import ResNet
+from detect.checkpoint import model_card
+from detect.config import Config, FasterRCNNOptions, FastRCNNOptions
+from detect.curation.propose import propose
+from detect.curation.shapes import make_shapes
+from detect.data.datamodule import DetectionData
+from detect.data.options import DataOptions
+from detect.models import HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.prediction import timing
+from detect.prediction.timing import STAGES, measure, time_stages
+
+NETWORK = {
+    "backbone": ResNet(depth=18, norm="batch", train_stages=5),
+    "head": HeadOptions(layers=1, channels=32),
+    "detections": PostprocessOptions(score=0.0),
+}
+MODELS = {
+    "faster_rcnn": FasterRCNNOptions(
+        **NETWORK, rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), testing=ProposalCounts(100, 20))
+    ),
+    "fast_rcnn": FastRCNNOptions(**NETWORK),
+}
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory) -> dict[str, Config]:
+    folder = tmp_path_factory.mktemp("data")
+    root = make_shapes(folder / "shapes", images={"train": 5}, size=(64, 96), progress=False)
+    propose([str(root)], folder / "store.db", processes=1)
+    data = {"root": root, "short_side": (64,), "long_side": 96, "canvases": 1, "workers": 0, "max_proposals": 20}
+    stores = {"faster_rcnn": None, "fast_rcnn": folder / "store.db"}
+    return {name: Config(model=MODELS[name], data=DataOptions(**data, proposals=stores[name])) for name in MODELS}
+
+
+def checkpoint(config: Config, data: DetectionData, path: Path) -> Path:
+    weights = {f"model.{name}": value for name, value in config.model.build(len(data.classes)).state_dict().items()}
+    torch.save({"detect": model_card(config, data.train.classes, data.train.category_ids), "state_dict": weights}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_stages_are_those_of_detect(configs, name):
+    data = DetectionData(configs[name].data)
+    model = configs[name].model.build(len(data.classes)).eval()
+    batch = next(iter(data.eval_loader(data.train)))
+    times = accumulate((0.0, 1.0, 2.0, 4.0, 8.0))
+    detections, seconds = time_stages(model, batch.images, batch.proposals, lambda: next(times))
+    assert seconds == {"features": 1.0, "proposals": 2.0, "heads": 4.0, "postprocessing": 8.0}
+    expected = model.detect(batch.images, batch.proposals)
+    assert expected.valid.any()
+    for field in ("boxes", "scores", "labels", "valid"):
+        assert torch.equal(getattr(detections, field), getattr(expected, field))
+
+
+def test_a_process_of_its_own_tells_what_an_image_costs(configs, tmp_path):
+    config = configs["fast_rcnn"]
+    data = DetectionData(config.data)
+    path = checkpoint(config, data, tmp_path / "a.ckpt")
+    cost = measure(path, ["--model.detections.score=0.5"], data, data.train, 2, torch.device("cpu"))
+    assert tuple(cost.stages) == STAGES and min(cost.stages.values()) > 0
+    assert sum(cost.stages.values()) == pytest.approx(cost.seconds)
+    weights = sum(value.nbytes for value in config.model.build(len(data.classes)).state_dict().values())
+    assert cost.memory is None or weights < cost.memory < 2**30
+
+
+def test_the_images_are_spread_and_their_median_divides_as_their_sum(configs, tmp_path, monkeypatch):
+    config = configs["faster_rcnn"]
+    data = DetectionData(config.data)
+    path = checkpoint(config, data, tmp_path / "a.ckpt")
+    seen = []
+
+    def stages(model, images, given, now):
+        seen.append(images)
+        long = 10.0 if len(seen) == 2 else 1.0  # the first of all is the warm-up
+        return None, {"proposals": 0.0, "features": long, "heads": 2.0, "postprocessing": 1.0}
+
+    class Inline:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, function, *arguments):
+            self.result = lambda: function(*arguments)
+            return self
+
+    monkeypatch.setattr(timing, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(timing, "time_stages", stages)
+    cost = measure(path, [], data, data.train, 3, torch.device("cpu"))
+    expected = [batch.images.pixels for batch in data.eval_loader(data.train)]
+    assert len(seen) == 1 + 3
+    for images, place in zip(seen[1:], (0, 2, 4), strict=True):
+        assert torch.equal(images.pixels, expected[place])
+    # 13, 4 and 4 seconds: of the 21 together, 12 are features, 6 heads and 3 post-processing.
+    assert cost.seconds == 4.0
+    assert cost.stages == pytest.approx(
+        {"proposals": 0.0, "features": 4 * 12 / 21, "heads": 4 * 6 / 21, "postprocessing": 4 * 3 / 21}
+    )

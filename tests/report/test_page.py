@@ -1,0 +1,612 @@
+"""The page as text, and, where playwright and Chromium are installed, as a person has it in the browser."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from collections import Counter
+
+import pytest
+
+from detect.report.page import render_comparison, render_report
+
+HOSTILE = ("<script>alert(1)</script>", "</script><!-- & \u2028", '"><img src=x onerror=alert(1)>')
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw=="
+EDGES = [step / 100 for step in range(101)]
+NAMES = ["cat", "dog", "eel"]
+TRUTHS = [40, 30, 50]
+# By class, at the edges 0.00 … 1.00: all found at 0, nothing at 1; cats are found best, eels worst.
+HITS = [[round(truths * (1 - edge**power)) for edge in EDGES] for truths, power in zip(TRUTHS, (4, 2, 1), strict=True)]
+FALSE = [[round(wrong * (1 - edge) ** 2) for edge in EDGES] for wrong in (10, 60, 90)]
+# bin, found, true, count; 3 is the background.
+EVENTS = [(90, 0, 0, 30), (40, 0, 0, 5), (70, 1, 1, 20), (70, 1, 0, 3), (30, 2, 1, 4), (55, 2, 2, 25), (20, 2, 3, 12)]
+SECTIONS = ["classes", "curves", "confusion", "errors", "slices", "calibration"]
+SECTIONS += ["proposals", "oracles", "gallery", "training", "config"]
+
+
+def report(names=NAMES):
+    """Everything that a report can have, with three classes."""
+    numbers = {"images": 2, "truths": 120, "crowds": 1, "detections": 200, "classes": 3}
+    origin = {"root": "animals", "split": "test", "checkpoint": None, "made": "today", "command": "detect eval"}
+    figures = ["AP", "AP50", "AP75", "APs", "AR100", "VOC"]
+    values = [0.6, 0.9, 0.7, None, 0.8, 0.85]
+    falling = [[1 - 0.2 * label - recall / 2 for recall in EDGES] for label in range(3)]
+    precision = {"0.50": falling, "0.75": falling, "0.50:0.95": falling}
+    return {
+        "title": "animals test",
+        "subject": numbers | origin | {"versions": {"detect": "0.1.0"}},
+        "config": "model:\n  name: <b>rcnn</b>\n",
+        "figures": [
+            {
+                "name": name,
+                "meaning": f"what {name} is",
+                "value": value,
+                "interval": None if value is None else [0.5, 0.9],
+            }
+            for name, value in zip(figures, values, strict=True)
+        ],
+        "classes": [
+            {
+                "name": name,
+                "truths": TRUTHS[label],
+                "detections": HITS[label][0] + FALSE[label][0],
+                "AP": (0.7, 0.3, 0.5)[label],
+                "AP_interval": [0.2, 0.8],
+                "AP50": 0.9,
+                "AP75": None,
+                "AR100": 0.8,
+                "VOC": 0.9,
+            }
+            for label, name in enumerate(names)
+        ],
+        "curves": {
+            "recall": EDGES,
+            "precision": precision,
+            "mean": dict.fromkeys(precision, falling[1]),
+            "scores": {"0.50": [[0.875] * 101] * 3},
+        },
+        "thresholds": {"edges": EDGES, "hits": HITS, "false": FALSE, "truths": TRUTHS},
+        "confusion": {
+            "edges": EDGES,
+            "events": dict(zip(("bin", "found", "true", "count"), map(list, zip(*EVENTS, strict=True)), strict=True)),
+            "truths": TRUTHS,
+        },
+        "errors": {
+            "AP50": 0.9,
+            "main": [
+                {"name": "missed", "short": "Miss", "meaning": "not found", "dAP": 0.06, "count": 7},
+                {"name": "background", "short": "Bkg", "meaning": "nothing there", "dAP": 0.02, "count": 1},
+            ],
+            "special": [{"name": "false positives", "short": "FalsePos", "meaning": "all", "dAP": 0.03, "count": None}],
+        },
+        "slices": [
+            {
+                "name": "size",
+                "meaning": "area in pixels",
+                "rows": [
+                    {"name": name, "truths": 60, "AP": ap, "AP50": ap, "AR": ap, "AP_interval": [ap - 0.1, ap + 0.1]}
+                    for name, ap in (("small", 0.2), ("large", 0.8))
+                ],
+            }
+        ],
+        "calibration": {
+            "ece": 0.05,
+            "rows": [
+                {"low": k / 10, "high": (k + 1) / 10, "score": k / 10 + 0.05, "precision": k / 10, "count": 20}
+                if k
+                else {"low": 0.0, "high": 0.1, "score": None, "precision": None, "count": 0}
+                for k in range(10)
+            ],
+        },
+        "proposals": {"limits": [100, 1000], "recall": {"0.50": [0.8, 0.9]}, "AR": [0.5, 0.6], "ABO": 0.7, "MABO": 0.6},
+        "oracles": [
+            {"name": "as it is", "AP": 0.6, "AP50": 0.9, "meaning": "the detector"},
+            {"name": "tight boxes", "AP": 0.85, "AP50": 0.9, "meaning": "boxes of the truths"},
+        ],
+        "gallery": [
+            {
+                "name": "first.jpg",
+                "id": 1,
+                "width": 100,
+                "height": 80,
+                "thumbnail": PIXEL,
+                "truths": [[10, 10, 40, 40, 0, "found"], [60, 10, 90, 40, 1, "missed"]],
+                "detections": [[10, 10, 40, 41, 0, 0.6, "right"], [50, 50, 70, 70, 2, 0.9, "Bkg"]],
+                "mistakes": 2,
+            },
+            {
+                "name": "second.jpg",
+                "id": 2,
+                "width": 80,
+                "height": 100,
+                "thumbnail": None,
+                "truths": [[10, 10, 40, 40, 0, "found"], [0, 0, 80, 10, 0, "crowd"]],
+                "detections": [[10, 10, 40, 39, 0, 0.95, "right"], [12, 10, 40, 39, 0, 0.4, "Dupe"]],
+                "mistakes": 1,
+            },
+        ],
+        "training": {
+            "x": "step",
+            "series": [
+                {"name": "loss", "group": "losses", "points": [[0, 2.0], [10, 1.0]]},
+                {"name": "AP", "group": "figures", "points": [[10, 0.6]]},
+            ],
+        },
+    }
+
+
+def comparison():
+    data = report()
+    figures = [
+        {"name": "AP", "meaning": "average precision", "value": 0.6},
+        {"name": "AP50", "meaning": "", "value": 0.9},
+    ]
+    image = data["gallery"][0]
+    other = [[10, 10, 40, 41, 0, 0.4, "right"]]
+    return {
+        "title": "two runs",
+        "runs": [{"name": name, "subject": data["subject"], "figures": figures} for name in ("old", "new", "odd")],
+        "pairs": [
+            {
+                "run": run,
+                "figures": [
+                    {"name": "AP", "difference": difference, "interval": interval, "p": 0.01},
+                    {"name": "AP50", "difference": None, "interval": None, "p": None},
+                ],
+                "classes": [
+                    {"name": name, "truths": 40, "difference": gain, "interval": [gain - 0.01, gain + 0.01]}
+                    for name, gain in zip(NAMES, (0.02, -0.03, 0.05), strict=True)
+                ],
+            }
+            for run, difference, interval in ((1, 0.04, [0.01, 0.07]), (2, -0.01, [-0.03, 0.01]))
+        ],
+        "images": [
+            image | {"detections": [image["detections"], other, other], "scores": [0.5, 1.0, 1.0], "run": run}
+            for run in (1, 1, 2)
+        ],
+    }
+
+
+def without_anything(**subject):
+    """A report of which only the head is there."""
+    data = report()
+    nothing = dict.fromkeys(SECTIONS) | {"thresholds": None, "classes": [], "oracles": [], "gallery": []}
+    figures = [figure | {"value": None, "interval": None} for figure in data["figures"]]
+    return {"title": "empty", "subject": data["subject"] | subject, "figures": figures} | nothing
+
+
+def embedded(page):
+    """The text of the data within the page, and the tags around it, as a browser would cut them out."""
+    return re.search(r'<script type="application/json" id="data">(.*?)</script', page, re.DOTALL)[1]
+
+
+@pytest.mark.parametrize(("render", "data"), [(render_report, report()), (render_comparison, comparison())])
+def test_the_data_stand_in_the_page_unchanged(render, data):
+    data["title"] = HOSTILE[1]
+    text = embedded(render(data))
+    assert json.loads(text) == data
+    assert not re.search("[<>&\u2028\u2029]", text)
+
+
+def test_the_title_is_escaped():
+    page = render_report(report() | {"title": HOSTILE[0]})
+    assert "<title>&lt;script&gt;alert(1)&lt;/script&gt;</title>" in page
+    assert HOSTILE[0] not in page
+
+
+def test_a_number_that_json_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="JSON"):
+        render_report(report() | {"oracles": [{"AP": float("nan")}]})
+
+
+@pytest.mark.parametrize(("render", "data"), [(render_report, report()), (render_comparison, comparison())])
+def test_the_page_needs_nothing_else_and_allows_nothing_else(render, data):
+    page = render(data)
+    assert set(re.findall(r"https?://[^\s\"'<]*", page)) == {"http://www.w3.org/2000/svg"}  # a name, never loaded
+    assert not re.search(r"<link|<iframe|@import|url\(|\bimport\b.*from|fetch\(|<script[^>]*src|<img", page)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|style=", page)
+    policy = re.search('Content-Security-Policy" content="([^"]*)"', page)[1]
+    assert policy.startswith("default-src 'none';")
+    style = re.search("<style>(.*?)</style>", page, re.DOTALL)[1]
+    script = re.search('<script type="module">(.*?)</script', page, re.DOTALL)[1]
+    for kind, text in (("style", style), ("script", script)):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}';" in policy
+    assert len(page) - len(embedded(page)) < 100_000
+
+
+@pytest.fixture(scope="module")
+def tab():
+    """One tab for all tests, which saves starting a process for each."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser.new_page()
+        browser.close()
+
+
+@pytest.fixture
+def show(tab, tmp_path):
+    """Opens a page from its file; in the end nothing must have gone wrong, and nothing have been asked for."""
+    complaints, requests = [], []
+    listeners = {
+        "console": lambda message: complaints.append(message.text),
+        "pageerror": lambda error: complaints.append(str(error)),
+        "request": lambda request: requests.append(request.url),
+    }
+    for event, listener in listeners.items():
+        tab.on(event, listener)
+
+    def show(html, width=1280, system="light"):
+        file = tmp_path / "page.html"
+        file.write_text(html, encoding="utf-8")
+        tab.set_viewport_size({"width": width, "height": 900})
+        tab.emulate_media(media="screen", color_scheme=system)
+        tab.goto(file.as_uri())
+        return tab
+
+    yield show
+    for event, listener in listeners.items():
+        tab.remove_listener(event, listener)
+    tab.goto("about:blank")
+    assert complaints == []
+    # The images within the page count as requests.
+    assert {url for url in requests if not url.startswith("data:image/")} == {(tmp_path / "page.html").as_uri()}
+
+
+def column(page, heading, table="#class-table"):
+    """A column's cells from top to bottom."""
+    headings = [text.lstrip("↑↓ ") for text in page.locator(f"{table} thead th").all_inner_texts()]
+    place = [heading == text.removesuffix(" %") for text in headings].index(True)
+    rows = page.locator(f"{table} tbody tr:visible")
+    return rows.evaluate_all("(rows, place) => rows.map((row) => row.children[place].innerText)", place)
+
+
+def move(page, place):
+    """Puts the slider on an edge."""
+    page.locator("#score").evaluate("(node, at) => { node.value = at; node.dispatchEvent(new Event('input')); }", place)
+    page.wait_for_function("at => document.querySelector('#score-value').value === (at / 100).toFixed(2)", arg=place)
+
+
+def reach(page, place):
+    """Scrolls to a place and waits until it is drawn: what is out of sight follows the slider later."""
+    frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+    page.locator(place).evaluate(f"node => {{ node.scrollIntoView(); return {frames}; }}")
+
+
+def share(part, whole):
+    return f"{100 * part / whole:.1f}" if whole else "–"
+
+
+def test_the_head_says_what_was_judged_and_how_well(show):
+    page = show(render_report(report()))
+    assert page.locator("#title").inner_text() == "animals test"
+    subject = "2 images of test of animals · 120 objects and 1 crowd region of 3 classes · 200 detections · today"
+    assert page.locator("#subject").inner_text() == subject
+    tiles = page.locator(".tile .value").all_inner_texts()
+    assert tiles == ["60.0 %", "90.0 %", "70.0 %", "–", "80.0 %", "85.0 %"]
+    assert page.locator(".tile .interval").first.inner_text() == "50.0 … 90.0"
+    assert page.locator("#findings p").all_inner_texts() == [
+        "AP lacks 40.0 points: 30.0 because boxes do not fit tightly enough for higher IoU, "
+        "and 10.0 at IoU 0.50 already.",
+        "At IoU 0.50 most is lost to missed objects (dAP 6.0), then to boxes where nothing is (dAP 2.0).",
+        "By size (area in pixels), “small” does worst: AP 20.0 %, against 80.0 % for “large”.",
+    ]  # and nothing of the classes, whose intervals touch
+    assert [node.get_attribute("id") for node in page.locator("section[data-name]").all()] == SECTIONS
+
+
+def test_what_is_not_known_is_not_said(show):
+    """Too few objects, touching intervals, kinds of mistake that cost nothing: no sentence."""
+    data = report()
+    data["figures"] = [{"name": "AP", "meaning": "", "value": 0.6, "interval": None}]
+    data["errors"]["main"] = [{"name": "missed", "short": "Miss", "meaning": "", "dAP": 0.0, "count": 0}]
+    data["slices"][0]["rows"][0]["truths"] = 3
+    assert show(render_report(data)).locator("#findings p").count() == 0
+
+
+def test_the_table_sorts_by_its_headings(show):
+    page = show(render_report(report()))
+    assert column(page, "Class") == NAMES
+    ap = page.get_by_role("button", name="AP %", exact=True)
+    ap.click()
+    assert column(page, "AP") == ["70.0", "50.0", "30.0"]
+    ap.press("Enter")
+    assert column(page, "Class") == ["dog", "eel", "cat"]
+    assert page.locator("#class-table th[aria-sort=ascending]").inner_text().endswith("AP %")
+    page.get_by_role("button", name="Class", exact=True).click()
+    assert column(page, "Class") == NAMES
+
+
+@pytest.mark.parametrize("classes", [80, 300])
+def test_many_classes_can_be_filtered(show, classes):
+    data = report()
+    data["classes"] = [data["classes"][0] | {"name": f"class {label}"} for label in range(classes)]
+    for name in ("hits", "false"):
+        data["thresholds"][name] = [HITS[0]] * classes
+    for table in (*data["curves"]["precision"], "scores"):
+        place = data["curves"]["scores"] if table == "scores" else data["curves"]["precision"]
+        place["0.50" if table == "scores" else table] = [EDGES] * classes
+    data["thresholds"]["truths"] = data["confusion"]["truths"] = [40] * classes
+    page = show(render_report(data))
+    page.get_by_placeholder("Filter by name").fill("SS 41")
+    assert column(page, "Class") == ["class 41"]
+    page.get_by_role("button", name="class 41", exact=True).click()
+    assert page.locator("#curve-class").input_value() == "41"
+    reach(page, "#confusion")
+    assert page.locator(".matrix path.cell").count() > 0
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("place", [30, 85])
+def test_the_slider_moves_all_figures(show, place):
+    page = show(render_report(report()))
+    move(page, place)
+    hits, wrong = ([row[place] for row in table] for table in (HITS, FALSE))
+    reach(page, "#class-table")
+    assert column(page, "Precision") == [share(h, h + w) for h, w in zip(hits, wrong, strict=True)]
+    assert column(page, "Recall") == [share(h, t) for h, t in zip(hits, TRUTHS, strict=True)]
+    assert column(page, "F1") == [share(2 * h, h + w + t) for h, w, t in zip(hits, wrong, TRUTHS, strict=True)]
+    all_hits, all_wrong = sum(hits), sum(wrong)
+    overall = [(all_hits, all_hits + all_wrong), (all_hits, 120), (2 * all_hits, all_hits + all_wrong + 120)]
+    assert page.locator("#overall dd").all_inner_texts() == [f"{share(*pair)} %" for pair in overall]
+
+    reach(page, "#curves")
+    chart = page.locator("#curve-chart svg").bounding_box()
+    for mark, h, w, t in zip(page.locator("#curve-chart .mark").all(), hits, wrong, TRUTHS, strict=True):
+        box = mark.bounding_box()
+        x, y = box["x"] + box["width"] / 2 - chart["x"], box["y"] + box["height"] / 2 - chart["y"]
+        assert (x - 46) / (chart["width"] - 46 - 12) == pytest.approx(h / t, abs=0.01)  # the chart's margins
+        assert 1 - (y - 10) / (320 - 10 - 40) == pytest.approx(h / (h + w), abs=0.01)
+
+    matrix = Counter()
+    for edge, found, true, number in EVENTS:
+        matrix[true, found] += number * (edge >= place)
+    for true in range(3):
+        matrix[true, 3] = TRUTHS[true] - sum(matrix[true, found] for found in range(3))
+    reach(page, "#confusion-matrix")
+    expected = [str(matrix[true, found]) for true in range(4) for found in range(4) if matrix[true, found]]
+    assert [
+        text for text in page.locator(".matrix g:not(.axes) > text").all_text_contents() if "%" not in text
+    ] == expected
+    missed = sorted((matrix[true, 3] for true in range(3)), reverse=True)
+    assert page.locator("#confusion-lists div:nth-child(2) b").all_inner_texts() == [str(n) for n in missed if n]
+
+
+def test_best_f1_is_found(show):
+    page = show(render_report(report()))
+    page.locator("#best").click()
+    f1 = [
+        2 * sum(h) / (sum(h) + sum(w) + 120)
+        for h, w in zip(zip(*HITS, strict=True), zip(*FALSE, strict=True), strict=True)
+    ]
+    assert page.locator("#overall dd").nth(2).inner_text() == f"{100 * max(f1):.1f} %"
+
+
+def test_curves_answer_to_pointer_and_keys(show):
+    page = show(render_report(report()))
+    chart = page.locator("#curve-chart svg")
+    reach(page, "#curve-chart")
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + 46 + (box["width"] - 58) / 2, box["y"] + 100)
+    told = page.locator("#tooltip").inner_text().splitlines()
+    assert told[:3] == ["Recall 50.0 %", "cat: 75.0 %", "dog: 55.0 %"]
+    assert told[-3:] == [f"{name}: score 0.875" for name in NAMES]
+    page.mouse.move(5, 5)
+    assert page.locator("#tooltip").is_hidden()
+    page.locator("#curve-class").select_option("dog")
+    chart.press("ArrowRight")
+    chart.press("ArrowRight")
+    assert page.locator("#tooltip").inner_text().splitlines()[0] == "Recall 1.0 %"
+    page.locator("#curve-iou").select_option("0.75")
+    assert page.locator("#curve-chart .mark").count() == 0  # the slider's figures are those at IoU 0.50
+
+
+def test_the_confusion_matrix_answers_to_keys(show):
+    page = show(render_report(report()))
+    move(page, 30)
+    reach(page, "#confusion-matrix")
+    matrix = page.locator(".matrix")
+    matrix.press("ArrowRight")
+    assert page.locator("#tooltip").inner_text().splitlines() == ["cat → cat", "35 of 40, 87.5 % of the objects of cat"]
+    for _ in range(3):
+        matrix.press("ArrowRight")
+    assert page.locator("#tooltip").inner_text().splitlines() == [
+        "cat → missed",
+        "2 of 40, 5.0 % of the objects of cat",
+    ]
+
+
+def shown(page):
+    return page.locator("#gallery-pictures figure:visible .name").all_inner_texts()
+
+
+def test_the_gallery_follows_filters_and_slider(show):
+    page = show(render_report(report()))
+    reach(page, "#gallery")
+    assert page.locator("#gallery .mistakes").all_inner_texts() == [
+        "1 right, 1 wrong, 1 missed",
+        "1 right, 0 wrong, 0 missed",
+    ]
+    assert shown(page) == ["first.jpg", "second.jpg"]
+    page.locator("#gallery-kind").select_option("Dupe")
+    assert shown(page) == []  # the duplicate has a score of 0.4
+    move(page, 40)
+    assert shown(page) == ["second.jpg"]
+    page.locator("#gallery-kind").select_option("Bkg")
+    assert shown(page) == ["first.jpg"]
+    page.locator("#gallery-class").select_option("cat")
+    assert shown(page) == []
+    page.locator("#gallery-kind").select_option("Miss")
+    assert shown(page) == []
+    move(page, 61)  # above the score of what found the cat
+    assert shown(page) == ["first.jpg"]
+    assert page.locator("#gallery-count").inner_text() == "1 of 2 images"
+
+
+def test_truths_and_detections_can_be_hidden(show):
+    page = show(render_report(report()))
+    reach(page, "#gallery")
+    layers = lambda: [  # noqa: E731
+        node.get_attribute("class") for node in page.locator("figure:first-child .picture path:not(.halo)").all()
+    ]
+    assert layers() == ["box found", "box right", "box wrong", "box missed"]
+    page.locator("#show-truths").uncheck()
+    assert layers() == ["box right", "box wrong"]
+    page.locator("#show-detections").uncheck()
+    assert layers() == []
+
+
+def test_the_dialog_by_keyboard(show):
+    page = show(render_report(report()))
+    move(page, 30)
+    page.get_by_role("button", name="Enlarge first.jpg").press("Enter")
+    assert page.locator("#viewer-name").inner_text() == "first.jpg (1 of 2)"
+    assert page.locator("#viewer .mistake .box-name").all_text_contents() == ["eel 0.90 Bkg", "missed: dog"]
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#viewer-name").inner_text() == "second.jpg (2 of 2)"
+    assert "Wrong: 1 second box (Dupe)" in page.locator("#viewer-summary").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#viewer-name").inner_text() == "first.jpg (1 of 2)"
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#viewer-name").inner_text() == "second.jpg (2 of 2)"
+    page.keyboard.press("Escape")
+    assert page.locator("#viewer").is_hidden()
+
+
+@pytest.mark.parametrize("system", ["light", "dark"])
+def test_light_and_dark(show, system):
+    page = show(render_report(report()), system=system)
+    colour = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")  # noqa: E731
+    colours = ["rgb(255, 255, 255)", "rgb(20, 23, 28)"]
+    first, second = colours if system == "light" else colours[::-1]
+    assert colour() == first
+    page.locator("#theme").click()
+    assert colour() == second
+    page.locator("#theme").click()
+    assert colour() == first
+
+
+def test_text_of_the_data_stays_text(show):
+    data = report(names=HOSTILE)
+    data["title"] = data["subject"]["root"] = data["config"] = HOSTILE[2]
+    data["subject"]["versions"] = {HOSTILE[0]: HOSTILE[2]}
+    for image, name in zip(data["gallery"], HOSTILE, strict=False):
+        image["name"] = name
+    for entry in (*data["errors"]["main"], *data["oracles"], *data["slices"][0]["rows"], *data["training"]["series"]):
+        entry["name"] = HOSTILE[2]
+    page = show(render_report(data))
+    assert page.locator("#title").text_content() == HOSTILE[2]
+    assert page.locator("#class-table tbody th").all_text_contents() == list(HOSTILE)
+    reach(page, "#gallery")
+    assert page.locator("#gallery-pictures .name").all_text_contents() == list(HOSTILE[:2])
+    page.locator(".enlarge").first.click()
+    assert HOSTILE[0] in page.locator("#viewer-name").text_content()
+    assert page.locator("img[src=x]").count() == 0
+    assert page.locator("script").count() == 2
+
+
+def test_it_prints_with_everything_unfolded(show):
+    page = show(render_report(report()))
+    page.evaluate("addEventListener('afterprint', () => 0); window.seen = []")
+    page.evaluate("addEventListener('beforeprint', () => seen.push(document.querySelector('#config-text').open))")
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    assert page.evaluate("seen") == [True]
+    assert page.locator("#gallery .mistakes").first.text_content() == "1 right, 1 wrong, 1 missed"
+    page.emulate_media(media="print")
+    assert page.locator("#threshold, #theme, #contents, .controls.row").locator("visible=true").count() == 0
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_reaches_over_the_side(show, width):
+    page = show(render_report(report(names=["x" * 300, "long " * 60, "y"])), width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page = show(render_comparison(comparison()), width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize(
+    ("subject", "sentence"),
+    [
+        ({"images": 0, "truths": 0, "detections": 0, "classes": 0}, "There are no images: nothing was measured."),
+        ({"truths": 0}, "There are no objects in these images: nothing can be found, and AP is not defined."),
+        ({"truths": 7, "detections": 0}, "Nothing was detected: all 7 objects are missed."),
+    ],
+)
+def test_a_report_of_nothing(show, subject, sentence):
+    page = show(render_report(without_anything(**subject)))
+    assert page.locator("#findings p").all_inner_texts() == [sentence]
+    assert [node.get_attribute("id") for node in page.locator("section[data-name]").all()] == ["config"]
+    assert page.locator("#threshold").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("missing", "gone"),
+    [
+        (SECTIONS[1::2], SECTIONS[1::2]),
+        (SECTIONS[2::2], SECTIONS[2:-1:2]),  # of the last the versions stay
+        (["classes"], ["classes", "curves", "confusion"]),
+        (["thresholds"], []),
+    ],
+)
+def test_sections_may_be_missing(show, missing, gone):
+    page = show(render_report({name: value for name, value in report().items() if name not in missing}))
+    left = [node.get_attribute("id") for node in page.locator("section[data-name]").all()]
+    assert left == [section for section in SECTIONS if section not in gone]
+    assert page.locator("#contents a").count() == len(left)
+
+
+def test_one_class_without_detections(show):
+    """All arrays are there, with nothing in them: rows of null, counts of 0."""
+    data = report()
+    data["classes"] = [data["classes"][0] | {"AP": 0.0, "detections": 0}]
+    data["thresholds"] = {"edges": EDGES, "hits": [[0] * 101], "false": [[0] * 101], "truths": [40]}
+    data["confusion"]["events"] = {name: [] for name in ("bin", "found", "true", "count")}
+    data["confusion"]["truths"] = [40]
+    data["curves"]["precision"] = {"0.50": [[None] * 101]}
+    data["curves"]["mean"] = {"0.50": [None] * 101}
+    data["curves"]["scores"] = {"0.50": [[None] * 101]}
+    for row in data["calibration"]["rows"]:
+        row.update(score=None, precision=None, count=0)
+    page = show(render_report(data))
+    assert page.locator("#overall dd").all_inner_texts() == ["–", "0.0 %", "0.0 %"]
+    assert page.locator("#calibration").count() == 0
+    reach(page, "#confusion-matrix")
+    assert page.locator(".matrix g:not(.axes) > text").all_text_contents() == ["40", "100.0 %"]
+
+
+def test_a_comparison(show):
+    page = show(render_comparison(comparison()))
+    assert page.locator("#findings p").all_inner_texts() == [
+        "“new” is better than “old” by 4.0 points of AP (95 % of the difference: +1.0 … +7.0).",
+        "These images cannot tell “odd” and “old” apart: AP differs by −1.0 points "
+        "(95 % of the difference: −3.0 … +1.0).",
+    ]
+    rows = page.locator("#figure-table tbody tr").all_inner_texts()
+    assert [row.split() for row in rows] == [
+        ["AP", "60.0", "60.0", "+4.0", "+1.0", "…", "+7.0", "1.0"],
+        ["AP50", "90.0", "90.0", "–", "–", "–"],
+    ]
+    page.locator("#class-table").get_by_role("button", name="Difference").click()
+    assert column(page, "Class") == ["eel", "cat", "dog"]
+    reach(page, "#gallery")
+    assert page.locator("#gallery-pictures figure").count() == 2
+    assert page.locator(".side").all_inner_texts()[:2] == ["old: 50.0 % right", "new: 100.0 % right"]
+    page.locator(".enlarge").first.press("Enter")
+    assert page.locator("#viewer figure").count() == 2
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#viewer-name").inner_text() == "first.jpg (2 of 2)"
+    page.keyboard.press("Escape")
+    page.locator("#pair").select_option("odd")
+    assert page.locator("#gallery-pictures figure").count() == 1
+    assert page.locator("#figure-table tbody tr").first.inner_text().split()[3] == "−1.0"
+
+
+def test_a_comparison_of_nothing(show):
+    data = comparison()
+    page = show(render_comparison(data | {"pairs": [], "images": [], "runs": data["runs"][:1]}))
+    assert page.locator("section[data-name]").count() == 0
+    assert page.locator("#runs dt").count() == 1

@@ -1,0 +1,153 @@
+"""Evaluations read back, and the pages made of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detect.cli import main
+from detect.data.read import read
+from detect.errors import UserError
+from detect.evaluation.coco import FIGURES, Prediction, coco_results, coco_truth, evaluate_coco
+from detect.evaluation.voc import evaluate_voc
+from detect.report.saved import read_evaluations
+from detect.report.write import Origin, report_data, training_curves
+
+CLASSES = ("square", "circle")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A data set of six images with two truths each."""
+    root = tmp_path_factory.mktemp("data") / "set"
+    (root / "images").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    random = np.random.default_rng(0)
+    annotations = []
+    for id in range(6):
+        Image.fromarray(random.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(root / "images" / f"{id}.png")
+        for label in (0, 1):
+            box = [5.0 + 40 * label, 10.0 + id, 20.0, 25.0]
+            annotations.append({"id": len(annotations) + 1, "image_id": id, "category_id": 4 - label, "bbox": box})
+    for annotation in annotations:
+        annotation |= {"area": 500.0, "iscrowd": 0}
+    images = [{"id": id, "file_name": f"{id}.png", "width": 80, "height": 60} for id in range(6)]
+    categories = [{"id": 4 - label, "name": name} for label, name in enumerate(CLASSES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations" / "instances_test.json").write_text(json.dumps(content))
+    return root
+
+
+def evaluate(root: Path, folder: Path, shift: float) -> Path:
+    """The folder of an evaluation, as `detect eval` leaves it, in which every box is found `shift` pixels aside."""
+    dataset = read(root, "test", classes=CLASSES)
+    predictions = [
+        Prediction(record.id, record.boxes + np.float32(shift), np.full(2, 0.75, np.float32), record.labels)
+        for record in dataset.records
+    ]
+    folder.mkdir(parents=True)
+    metrics = evaluate_coco(dataset, predictions) | evaluate_voc(dataset, predictions)
+    metrics["evaluation"] = {"root": str(root), "split": "test", "checkpoint": "best.ckpt"}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "predictions.json").write_text(json.dumps(coco_results(predictions, dataset)))
+    return folder
+
+
+def test_figures_are_those_of_the_evaluation_to_the_last_bit(root, tmp_path):
+    evaluate(root, tmp_path / "run" / "eval", 1.3)
+    (run,) = read_evaluations([tmp_path / "run"], None)
+    before = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())
+    del before["evaluation"]
+    assert run.metrics == before
+    assert (run.name, run.dataset.classes, run.checkpoint) == ("run", CLASSES, Path("best.ckpt"))
+
+
+def test_names_are_as_long_as_needed(root, tmp_path):
+    one, two = (evaluate(root, tmp_path / name / "eval", 1) for name in ("one", "two"))
+    assert [run.name for run in read_evaluations([one, two], None)] == ["one/eval", "two/eval"]
+    with pytest.raises(UserError, match="is there twice"):
+        read_evaluations([one, one], None)
+
+
+def test_what_cannot_be_compared(root, tmp_path):
+    one, two = (evaluate(root, tmp_path / name, 1) for name in ("one", "two"))
+    with pytest.raises(UserError, match=r"none: no predictions\.json"):
+        read_evaluations([one, tmp_path / "none"], None)
+    metrics = json.loads((two / "metrics.json").read_text())
+    metrics["evaluation"]["split"] = "val"
+    (two / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match=r"two is of .*, split val, but .*one of another"):
+        read_evaluations([one, two], None)
+    (two / "metrics.json").write_text("[")
+    with pytest.raises(UserError, match=r"two: no metrics\.json.* --truth"):
+        read_evaluations([one, two], None)
+
+
+def test_the_command_on_files(root, tmp_path, capsys):
+    results = evaluate(root, tmp_path / "eval", 1.3) / "predictions.json"
+    truth = root / "annotations" / "instances_test.json"
+    out = tmp_path / "report"
+    arguments = ["report", "--truth", str(truth), "--predictions", str(results), "--out", str(out)]
+    assert main([*arguments, "--images", str(root / "images")]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["AP"] == json.loads((results.parent / "metrics.json").read_text())["AP"]
+    page = (out / "report.html").read_text()
+    assert "instances_test: predictions" in page and "detect report --truth" in page
+    assert str(out / "report.html") in capsys.readouterr().out
+    assert main(arguments) == 2 and "not empty" in capsys.readouterr().err
+
+
+def test_the_command_compares(root, tmp_path, capsys):
+    one, two = (evaluate(root, tmp_path / name, shift) for name, shift in (("one", 6), ("two", 1)))
+    assert main(["report", "--compare", str(one), str(two), "--out", str(tmp_path / "out")]) == 0
+    assert "set test: one, two" in (tmp_path / "out" / "report.html").read_text()
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps(coco_truth(read(root, "test"))))
+    files = [str(folder / "predictions.json") for folder in (one, two)]
+    assert main(["report", "--compare", *files, "--truth", str(truth), "--out", str(tmp_path / "files")]) == 0
+    assert "one/predictions" in (tmp_path / "files" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--truth", "a.json"], "give --truth and --predictions"),
+        (["--compare", "runs/a"], "two runs or more"),
+        (["--compare", "runs/a", "runs/b", "--predictions", "a.json"], "give the results files behind --compare"),
+        (["--truth", "a.json", "--predictions", "b.json"], "a.json: No such file"),
+        (["--truth", "a.json", "--predictions", "b.json", "--images", "nowhere"], "nowhere: there is no such folder"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_begun(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *arguments, "--out", "out"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_the_data_of_a_report(root, tmp_path):
+    evaluate(root, tmp_path / "eval", 1.3)
+    (run,) = read_evaluations([tmp_path / "eval"], None)
+    (tmp_path / "metrics.csv").write_text("AP,epoch,loss,lr-SGD,step\n,,,0.1,9\n,0,2.5,,9\n0.25,0,,,19\n")
+    origin = Origin("set test", Path("best.ckpt"), "a: 1", tmp_path, "detect eval")
+    data = report_data(run.dataset, run.predictions, origin)
+    json.dumps(data, allow_nan=False)
+    expected = {rule: run.metrics[rule]["mAP"] for rule in ("VOC07", "VOC")} | {
+        name: run.metrics[name] for name in FIGURES
+    }
+    found = {figure["name"]: figure["value"] for figure in data["figures"]}
+    assert found.keys() == expected.keys()
+    for name, figure in found.items():
+        assert figure == (None if expected[name] is None else pytest.approx(expected[name], rel=1e-12))
+    subject = data["subject"]
+    assert (subject["images"], subject["truths"], subject["detections"], subject["split"]) == (6, 12, 12, "test")
+    assert data["proposals"] is None and data["config"] == "a: 1"
+    assert data["training"]["series"] == [
+        {"name": "lr-SGD", "group": "learning rate", "points": [[9, 0.1]]},
+        {"name": "loss", "group": "losses", "points": [[9, 2.5]]},
+        {"name": "AP", "group": "figures", "points": [[19, 0.25]]},
+    ]
+    assert training_curves(tmp_path / "none.csv") is None

@@ -1,0 +1,50 @@
+import io
+
+from rich.console import Console
+
+from detect.evaluation.coco import FIGURES, evaluate_coco
+from detect.evaluation.voc import evaluate_voc
+from detect.report.tables import COCO_MEANING, print_metrics
+
+SQUARE = (10, 10, 50, 50)
+
+
+def printed(metrics) -> list[str]:
+    page = io.StringIO()
+    print_metrics(metrics, Console(file=page, width=80))
+    return page.getvalue().splitlines()
+
+
+def row(lines, name) -> list[str]:
+    return next(line.split() for line in lines if line.split()[:1] == [name])
+
+
+def test_nothing_is_printed_of_nothing():
+    assert printed({}) == []
+
+
+def test_every_figure_of_coco_has_a_meaning():
+    assert tuple(COCO_MEANING) == FIGURES
+
+
+def test_all_figures_of_one_class(dataset_of, prediction_of):
+    dataset = dataset_of({1: [(SQUARE, 0, "")]})
+    predictions = [prediction_of(1, [((10, 10, 50, 42), 0, 0.9)])]
+    recall = {"AR@100": 0.25, "recall@0.5@100": 0.5, "ABO": 0.625, "MABO": None}
+    lines = printed({**evaluate_coco(dataset, predictions), **evaluate_voc(dataset, predictions), **recall})
+    assert row(lines, "AP")[:2] == ["AP", "70.0"]
+    assert row(lines, "APs")[:2] == ["APs", "–"]
+    assert row(lines, "VOC07")[:2] == ["VOC07", "100.0"]
+    assert "recall@0.5@100   50.0  recall of the best 100 proposals at IoU 0.5" in [line.rstrip() for line in lines]
+    assert row(lines, "MABO")[1] == "–"
+    assert row(lines, "class") == ["class", "truths", "AP", "AP50", "AP75", "AR100", "VOC07", "VOC"]
+    assert row(lines, "cat") == ["cat", "1", "70.0", "100.0", "100.0", "70.0", "100.0", "100.0"]
+    assert row(lines, "dog") == ["dog", "0", "–", "–", "–", "–", "–", "–"]
+
+
+def test_long_and_hostile_names_keep_the_table_whole(dataset_of):
+    dataset = dataset_of({1: [(SQUARE, 0, "")]}, classes=("[red]\x1b[2J[/nothing]", "z" * 100))
+    lines = printed({**evaluate_coco(dataset, []), **evaluate_voc(dataset, [])})
+    assert max(map(len, lines)) <= 80
+    assert row(lines, "[red]?[2J[/nothing]")[1:3] == ["1", "0.0"]
+    assert sum(line.count("z") for line in lines) == 100
