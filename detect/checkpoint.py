@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detect.backbones.weights import refuse_compressed, refuse_repeated
 from detect.config import ClassificationConfig, Config, Experiment, config_from_dict, config_to_dict
 from detect.errors import UserError
+from detect.files.tensors import load_torch, refuse_repeated
 from detect.models import Classifier, Detector
 
 VERSIONS = ("detect", "torch", "torchvision", "lightning")
@@ -136,8 +136,7 @@ def _example(path: Path) -> str:
 
 def _torch(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Model card and weights of a file of Lightning's."""
-    refuse_compressed(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = load_torch(path)
     state = content["state_dict"].items()
     return content["detect"], {key.removeprefix("model."): value for key, value in state if key.startswith("model.")}
 

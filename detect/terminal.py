@@ -1,7 +1,11 @@
-"""The bar of commands that go over many images."""
+"""Output to the terminal: progress bars on stderr, and tables."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from rich import progress
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -13,9 +17,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+T = TypeVar("T")
+
 
 def progress_bar(*more: ProgressColumn, shown: bool = True) -> Progress:
-    """What is done of how much, whatever `more` tells, and the time it took and will take; only on a terminal."""
+    """Return a progress bar with counts, the columns in `more`, and elapsed and remaining time.
+
+    It is shown on stderr, and only on a terminal.
+    """
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -28,3 +37,12 @@ def progress_bar(*more: ProgressColumn, shown: bool = True) -> Progress:
         console=console,
         disable=not (shown and console.is_terminal),
     )
+
+
+def track(
+    items: Iterable[T] | Sequence[T], description: str, total: float | None = None, shown: bool = True
+) -> Iterator[T]:
+    """Iterate with a progress bar on stderr, if that is a terminal and `shown` is true."""
+    console = Console(stderr=True)
+    disable = not (shown and console.is_terminal)
+    yield from progress.track(items, description, total, console=console, disable=disable)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from detect.errors import UserError
+from detect.files.tensors import load_torch
 
 FILES = (".pth", ".pt", ".safetensors", ".ckpt")
 NETWORK = "model.network."
@@ -80,8 +79,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
             state = load_file(path)
         else:
-            refuse_compressed(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_torch(path)
             if path.suffix == ".ckpt":
                 state = _of_classifier(state, path)
     except ModuleNotFoundError as error:
@@ -106,22 +104,6 @@ def _of_classifier(content: Any, path: Path) -> dict[str, Tensor]:
     if not network:
         raise UserError(f"{path}: no checkpoint of a classifier; give one, or a state dict of the network alone")
     return network
-
-
-def refuse_compressed(path: Path) -> None:
-    """torch.save never compresses: a zip that says it unpacks to more than it holds is made to fill the memory."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > path.stat().st_size:
-            raise UserError(f"{path}: unpacks to more than its size, which torch.save never writes; get another file")
-
-
-def refuse_repeated(state: Mapping[str, Tensor], path: Path) -> None:
-    """Raises `UserError` for a tensor that reads its numbers again and again, and is as large as its maker likes."""
-    for key, value in state.items():
-        if value.numel() * value.itemsize > value.untyped_storage().nbytes():
-            raise UserError(f"{path}: {key[:80]!r} has more numbers than are in the file; get another file")
 
 
 def _check(network: nn.Module, state: dict[str, Tensor], path: Path, architecture: str, head: tuple[str, ...]) -> None:

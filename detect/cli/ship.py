@@ -74,8 +74,8 @@ def add(commands: Any) -> None:
 
 def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.checkpoint import load_checkpoint
-    from detect.curation.download import refuse_existing
     from detect.export.export import SUFFIXES, export, has_data, made_photographs, photographs_of, refuse
+    from detect.files.atomic import refuse_existing
 
     refuse_training(overrides)
     checkpoint = load_checkpoint(options.ckpt, overrides)
@@ -117,8 +117,8 @@ def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     from detect.checkpoint import load_checkpoint
     from detect.config import check_proposals
-    from detect.curation.download import refuse_existing
     from detect.export.compress import compress, measure, save
+    from detect.files.atomic import refuse_existing
     from detect.report.tables import table
 
     refuse_training(overrides)

@@ -28,13 +28,13 @@ from rich.console import Console
 from rich.progress import track
 
 from detect.curation.crops import Crops, safe_name, to_imagefolder
-from detect.curation.download import new_folder, refuse_within
 from detect.curation.writers import voc_boxes, write_coco, write_voc, write_yaml, write_yolo
 from detect.data.dataset import VALIDATION, Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
-from detect.data.defects import RULES, one_line
+from detect.data.defects import RULES
 from detect.data.read import image_ids, read_all
-from detect.errors import UserError
+from detect.errors import UserError, one_line
+from detect.files.atomic import new_folder, refuse_within
 
 Format = Literal["coco", "voc", "yolo"]
 

@@ -20,11 +20,11 @@ from jaxtyping import Float32, UInt8
 from rich.console import Console
 from rich.progress import track
 
-from detect.curation.download import new_folder
 from detect.data.dataset import Dataset, Record
 from detect.data.decode import decode
 from detect.data.read import read_all
 from detect.errors import UserError
+from detect.files.atomic import new_folder
 
 MIN_SIDE = 16
 """Pixels. A box with a shorter side shows too little to be recognised."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import shutil
 import ssl
 import stat
 import tarfile
@@ -18,7 +17,6 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -30,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from detect.errors import UserError
+from detect.files.atomic import new_folder
 
 CHUNK = 1 << 20
 BLOCK = 4096  # what the smallest file costs on disk, so that a million empty ones are no free lunch either
@@ -202,54 +201,6 @@ def download(name: str, root: Path, *, sources: Mapping[str, Source] = SOURCES, 
                 place = error.filename or folder
                 raise UserError(f"{place}: {error.strerror or error}; mend that or choose another folder") from error
     return root / name.split("/")[0]
-
-
-def refuse_within(root: Path | str, out: Path | str, option: str) -> None:
-    """Raises `UserError` where the folder that `option` names would lie in the data set `root`."""
-    if Path(out).resolve().is_relative_to(Path(root).resolve()):
-        raise UserError(f"{option}: {out} lies in the data set; choose a folder outside of it")
-
-
-def refuse_existing(out: Path) -> None:
-    """Raises `UserError` where there is a file `out` already, or where there can be none."""
-    try:
-        there, blocked = out.exists(), any(parent.is_file() for parent in out.parents)
-    except OSError as error:
-        raise UserError(f"{str(out)[:80]}…: {error.strerror}; choose another --out") from None
-    if there or blocked:
-        what = "this is there already" if there else "a part of this path is a file"
-        raise UserError(f"{out}: {what}; give another --out")
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` to write into, which becomes `out` when the block ends well and goes otherwise.
-
-    Raises:
-        UserError: `out` exists and is not an empty folder, cannot be made, or another run is writing it.
-    """
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UserError(f"{out}: exists and is no folder; choose another place or remove it")
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out}: the folder is not empty; choose another place or remove it")
-    draft = out.with_name(f".{out.name}.partial")
-    made = [folder for folder in out.parents if not folder.exists()]
-    try:
-        draft.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(f"{draft}: another run is writing it, or was killed; in that case remove it") from None
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror}); mend that or choose another place") from None
-    try:
-        yield draft
-        if out.is_dir():
-            out.rmdir()  # Windows replaces no folder, not even an empty one
-        draft.replace(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        for folder in made:  # the innermost first; those that hold something stay
-            with suppress(OSError):
-                folder.rmdir()
 
 
 def _install(source: Source, folder: Path, root: Path, bars: Progress) -> None:

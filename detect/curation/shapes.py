@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from rich.console import Console
 from rich.progress import track
 
-from detect.curation.download import new_folder
 from detect.errors import UserError
+from detect.files.atomic import new_folder
 
 SHAPES = ("circle", "square", "triangle", "ring")
 VISIBLE = 0.75  # of a shape, at least: with less, it is anybody's guess

@@ -17,11 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detect.curation.download import new_folder
 from detect.data.dataset import Dataset
-from detect.data.defects import one_line
 from detect.data.read import read_all
-from detect.errors import UserError
+from detect.errors import UserError, one_line
+from detect.files.atomic import new_folder
 
 AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
 """COCO's sizes of objects: from so many square pixels to less than so many."""

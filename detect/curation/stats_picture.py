@@ -11,7 +11,7 @@ from jaxtyping import Float64, Shaped
 
 from detect.curation.stats import AREAS, Objects, columns, cooccurrence, short
 from detect.data.dataset import Dataset
-from detect.data.defects import one_line
+from detect.errors import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

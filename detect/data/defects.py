@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from detect.data.dataset import Dataset, Defect
-from detect.errors import UserError
+from detect.errors import UserError, one_line
 from detect.files.fence import Fence, OutsideError
 
 MIN_SIDE = 1e-3
@@ -175,11 +175,6 @@ def _by_rule(defects: Iterable[Defect]) -> dict[str, list[Defect]]:
     for defect in defects:
         groups[defect.rule].append(defect)
     return dict(sorted(groups.items(), key=lambda group: list(RULES).index(group[0])))
-
-
-def one_line(text: str) -> str:
-    """A text in which anything may stand, names of files too, as one line without control characters."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from jaxtyping import Int64
 
 from detect.data.dataset import VALIDATION, Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
-from detect.data.defects import Annotations, Findings, as_json, mend, one_line
+from detect.data.defects import Annotations, Findings, as_json, mend
 from detect.data.formats import coco, voc, yolo
 from detect.data.image_headers import check_images
-from detect.errors import UserError
+from detect.errors import UserError, one_line
 from detect.files.fence import Fence, OutsideError
 
 _FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}

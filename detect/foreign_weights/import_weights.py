@@ -9,10 +9,10 @@ from typing import Literal
 
 from detect.checkpoint import Checkpoint
 from detect.config import Config
-from detect.curation.download import refuse_existing
 from detect.data.options import DataOptions
 from detect.errors import UserError
 from detect.export.compress import save
+from detect.files.atomic import refuse_existing
 from detect.foreign_weights import detectron2 as detectron2_weights
 from detect.foreign_weights import torchvision as torchvision_weights
 from detect.foreign_weights.coco_names import COCO_NAMES

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detect.backbones.weights import refuse_compressed, refuse_repeated
 from detect.errors import UserError
+from detect.files.tensors import load_torch, refuse_repeated
 from detect.foreign_weights.pickles import read_pickle
 
 State = Mapping[str, Tensor]
@@ -37,8 +37,7 @@ def read_content(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        refuse_compressed(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_torch(path)
     except ModuleNotFoundError:
         raise UserError(f"{path}: to read this format, pip install safetensors, or save the weights as .pth") from None
     except UserError:

@@ -20,9 +20,10 @@ from detect.allocator import keep_pages
 from detect.checkpoint import Checkpoint
 from detect.data.canvases import MULTIPLE, Size
 from detect.data.transforms import Resize, resize
+from detect.devices import multiplies_bf16
 from detect.errors import UserError
 from detect.models import Detector
-from detect.prediction.prepare import Precision, multiplies_bf16, prepare
+from detect.prediction.prepare import Precision, prepare
 from detect.prediction.result import Result, labels_of
 from detect.prediction.sources import Frame, frames
 from detect.prediction.test_time_augmentation import View, merge, mirror, views

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from itertools import pairwise
 from typing import Literal
 
@@ -13,10 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from detect.backbones.norm import FrozenBatchNorm2d
 from detect.backbones.timm import TimmBackbone, WholeTimm
+from detect.devices import warn_of_slow_bf16
 from detect.models import Detector
 from detect.ops.winograd import WinogradConv2d, is_winograd
-
-log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16"]
 
@@ -30,7 +28,7 @@ def prepare(model: Detector, precision: Precision = "fp32", compile: bool = Fals
     model = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(model)
     if precision == "bf16":
-        warn_of_bf16(next(model.parameters()).device)
+        warn_of_slow_bf16(next(model.parameters()).device)
         for part in (model.backbone, model.trunk, *([model.rpn] if model.rpn else [])):
             for parameter in part.parameters():
                 parameter.data = parameter.data.to(torch.bfloat16)
@@ -40,19 +38,6 @@ def prepare(model: Detector, precision: Precision = "fp32", compile: bool = Fals
     else:
         use_winograd(model)
     return model
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware; others compute it too, many times slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def warn_of_bf16(device: torch.device) -> None:
-    """Logs a warning where the device does not multiply bf16 in hardware."""
-    if not multiplies_bf16(device):
-        log.warning("precision: this %s has no instructions for bf16: many times slower than fp32", device.type)
 
 
 def fold_norms(module: nn.Module) -> None:

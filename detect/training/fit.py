@@ -36,9 +36,9 @@ from detect.config import (
 )
 from detect.data.classification import ClassificationData
 from detect.data.datamodule import DetectionData
+from detect.devices import multiplies_bf16, warn_of_slow_bf16
 from detect.errors import UserError
 from detect.models import RCNN, Detector
-from detect.prediction.prepare import multiplies_bf16, warn_of_bf16
 from detect.structures import Targets
 from detect.training import clock
 from detect.training.callbacks import ProgressBar, StopOnNaN
@@ -239,7 +239,7 @@ def _precision(training: TrainingOptions) -> Literal["auto", "fp32", "bf16", "fp
     if training.precision == "auto":
         return "bf16" if multiplies_bf16(device) else "fp32"
     if training.precision == "bf16":
-        warn_of_bf16(device)
+        warn_of_slow_bf16(device)
     return training.precision
 
 

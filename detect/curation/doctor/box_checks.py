@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from detect.curation.doctor.diagnosis import Finding, one_line, place_in
+from detect.curation.doctor.diagnosis import Finding, place_in
 from detect.data.defects import Annotations
 from detect.data.transforms import Resize
+from detect.errors import one_line
 
 SAME = 0.95
 """IoU from which on two boxes of different classes mean the same object."""

@@ -122,11 +122,6 @@ def place_in(detail: str) -> str:
     return match[0] if match else ""
 
 
-def one_line(text: str) -> str:
-    """Names from files may hold anything; what is shown is one line without control characters."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 @dataclass(frozen=True, slots=True)
 class Report:
     """All that the doctor found."""

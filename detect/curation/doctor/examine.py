@@ -22,14 +22,14 @@ from jaxtyping import Int64
 
 from detect.curation.doctor import duplicates
 from detect.curation.doctor.box_checks import check_boxes, check_classes
-from detect.curation.doctor.diagnosis import Finding, Report, one_line, place_in, sort
+from detect.curation.doctor.diagnosis import Finding, Report, place_in, sort
 from detect.curation.doctor.image_checks import Look, look_at_images
 from detect.curation.doctor.unused_files import Folder, orphans, unlisted, walk
 from detect.data.dataset import Defect
 from detect.data.defects import Annotations, Findings, as_json, mend
 from detect.data.formats import coco, voc, yolo
 from detect.data.transforms import Resize
-from detect.errors import UserError
+from detect.errors import UserError, one_line
 
 FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
 _BOX = re.compile(r": box \(([^()]*)\) in (.*), \d+ × \d+$")

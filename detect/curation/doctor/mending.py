@@ -22,14 +22,14 @@ from PIL import Image
 
 from detect.curation.doctor import duplicates
 from detect.curation.doctor.box_checks import repeats
-from detect.curation.doctor.diagnosis import Report, one_line
+from detect.curation.doctor.diagnosis import Report
 from detect.curation.doctor.examine import Survey
-from detect.curation.download import new_folder, refuse_within
 from detect.data.dataset import VALIDATION
 from detect.data.decode import decode
 from detect.data.defects import Annotations, Findings, mend
 from detect.data.formats import coco, yolo
-from detect.errors import UserError
+from detect.errors import UserError, one_line
+from detect.files.atomic import new_folder, refuse_within
 from detect.files.fence import Fence
 
 LOG = "MENDED.txt"

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from detect.curation.doctor.diagnosis import CHECKS, SEVERITIES, Finding, Report, one_line
+from detect.curation.doctor.diagnosis import CHECKS, SEVERITIES, Finding, Report
 from detect.data.decode import decode
-from detect.errors import UserError
+from detect.errors import UserError, one_line
 
 ROWS = 200
 """Findings of a rule that the page lists; JSON has them all."""

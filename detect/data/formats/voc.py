@@ -18,8 +18,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from detect.data.decode import SUFFIXES
-from detect.data.defects import Annotations, Findings, choose_classes, inside, is_file, one_line
-from detect.errors import UserError
+from detect.data.defects import Annotations, Findings, choose_classes, inside, is_file
+from detect.errors import UserError, one_line
 from detect.files.fence import Fence
 
 LOOKED_FOR = "ImageSets/Main/*.txt (VOC, here or in VOC2007, VOCdevkit/VOC2007)"

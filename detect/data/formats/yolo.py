@@ -15,18 +15,8 @@ import yaml
 
 from detect.data.dataset import VALIDATION
 from detect.data.decode import SUFFIXES
-from detect.data.defects import (
-    RULES,
-    Annotations,
-    Findings,
-    as_json,
-    choose_classes,
-    inside,
-    is_file,
-    is_folder,
-    one_line,
-)
-from detect.errors import UserError
+from detect.data.defects import RULES, Annotations, Findings, as_json, choose_classes, inside, is_file, is_folder
+from detect.errors import UserError, one_line
 from detect.files.fence import LOADER, Fence, OutsideError, is_yaml_bomb
 
 LOOKED_FOR = "data.yaml (YOLO)"

@@ -1,0 +1,42 @@
+"""Choice of the device, and what it supports."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Literal
+
+import torch
+from torch import distributed
+
+Accelerator = Literal["auto", "cpu", "gpu"]
+log = logging.getLogger(__name__)
+
+
+def choose_device(accelerator: Accelerator = "auto") -> torch.device:
+    """Return this process's CUDA device if there is one and `accelerator` allows it, else the CPU.
+
+    Under torchrun each process of a machine has a CUDA device of its own, by its local rank.
+    """
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Return whether the device has instructions for bf16. Others emulate it, many times slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def warn_of_slow_bf16(device: torch.device) -> None:
+    """Log a warning if the device has no instructions for bf16."""
+    if not multiplies_bf16(device):
+        log.warning("precision: this %s has no instructions for bf16: many times slower than fp32", device.type)
+
+
+def is_distributed() -> bool:
+    """Return whether this process is one of a process group."""
+    return distributed.is_available() and distributed.is_initialized()

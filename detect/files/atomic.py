@@ -1,0 +1,119 @@
+"""Atomic writes: a file or a folder appears complete or not at all.
+
+Everything is written to a draft beside its target, flushed to the disk, and renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+
+from detect.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, an exhausted quota, and a file at its size limit."""
+DRAFTS = ".*.part*"
+"""Glob pattern of the drafts that a killed process leaves behind."""
+
+
+@contextmanager
+def atomic_write(path: Path, drafts: Path | None = None, keep_existing: bool = False) -> Iterator[Path]:
+    """Yield a draft to write to; on success flush it and move it to `path`, on failure remove it.
+
+    If the block writes no draft, `path` is left as it is.
+
+    Args:
+        path: target file. Its folder is created if it is missing.
+        drafts: folder of the draft, on the same disk; by default that of `path`.
+        keep_existing: leave `path` alone if another process has created it in the meantime.
+    """
+    # A random name: processes on several machines that share a disk may have the same process id.
+    draft = (drafts or path.parent) / f".{path.stem}.{token_hex(8)}.part{path.suffix}"
+    try:
+        yield draft
+        if draft.exists():
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not (keep_existing and _link(draft, path)):
+                draft.replace(path)
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically, with its line ends as they are."""
+    with atomic_write(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="")
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove all drafts below a folder that no process is writing any more."""
+    for draft in folder.rglob(DRAFTS):
+        with suppress(FileNotFoundError):
+            draft.unlink()
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `out` to write into; on success rename it to `out`, on failure remove it.
+
+    Raises:
+        UserError: `out` exists and is not an empty folder, cannot be created, or another run is writing it.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UserError(f"{out}: exists and is no folder; choose another place or remove it")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out}: the folder is not empty; choose another place or remove it")
+    draft = out.with_name(f".{out.name}.partial")
+    created = [folder for folder in out.parents if not folder.exists()]
+    try:
+        draft.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{draft}: another run is writing it, or was killed; in that case remove it") from None
+    except OSError as error:
+        raise UserError(f"{out}: cannot be created ({error.strerror}); mend that or choose another place") from None
+    try:
+        yield draft
+        if out.is_dir():
+            out.rmdir()  # Windows replaces no folder, not even an empty one
+        draft.replace(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        for folder in created:  # innermost first; folders with content stay
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def refuse_within(root: Path | str, out: Path | str, option: str) -> None:
+    """Raise `UserError` if the folder given by `option` lies inside the data set `root`."""
+    if Path(out).resolve().is_relative_to(Path(root).resolve()):
+        raise UserError(f"{option}: {out} lies in the data set; choose a folder outside of it")
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise `UserError` if `out` exists already or cannot exist."""
+    try:
+        exists, blocked = out.exists(), any(parent.is_file() for parent in out.parents)
+    except OSError as error:
+        raise UserError(f"{str(out)[:80]}…: {error.strerror}; choose another --out") from None
+    if exists or blocked:
+        what = "this exists already" if exists else "a part of this path is a file"
+        raise UserError(f"{out}: {what}; give another --out")
+
+
+def _link(draft: Path, path: Path) -> bool:
+    """Hard-link the draft to `path` and return whether `path` exists now; some disks have no links."""
+    try:
+        path.hardlink_to(draft)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
