@@ -1,32 +1,35 @@
-"""What a checkpoint holds, and reading one without executing anything."""
+"""Checkpoints: their content, and reading them without executing anything."""
 
 from __future__ import annotations
 
 import json
 import platform
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from detect.config import ClassificationConfig, Config, Experiment, config_from_dict, config_to_dict
+from detect.config.renamed import find_renamed
 from detect.errors import UserError
+from detect.files.atomic import atomic_write
 from detect.files.tensors import load_torch, refuse_repeated
-from detect.models import Classifier, Detector
+from detect.models import Classifier, Detector, build_detector
 
+M = TypeVar("M", Detector, Classifier)
 VERSIONS = ("detect", "torch", "torchvision", "lightning")
 FENCED = "--data.follow_links=false"
-"""Whose links are followed is for this user to say, not for the maker of a file: goes before what the user says."""
+"""Only the user decides whether links are followed, not a checkpoint's author: put before the user's overrides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A trained detector and what is needed to use it."""
+    """A trained detector with its config and classes."""
 
     model: Detector
     config: Config
@@ -36,7 +39,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class ClassifierCheckpoint:
-    """A trained classifier and what is needed to use it."""
+    """A trained classifier with its config and classes."""
 
     model: Classifier
     config: ClassificationConfig
@@ -44,7 +47,7 @@ class ClassifierCheckpoint:
 
 
 def model_card(config: Experiment, classes: Sequence[str], category_ids: Sequence[int] = ()) -> dict[str, Any]:
-    """What a checkpoint says beside its weights, as plain values."""
+    """Return what a checkpoint holds beside its weights, as plain values."""
     return {
         "config": config_to_dict(config),
         "classes": list(classes),
@@ -53,10 +56,24 @@ def model_card(config: Experiment, classes: Sequence[str], category_ids: Sequenc
     }
 
 
-def save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes weights alone, with the model card as metadata; `load_checkpoint` reads the file, and others can.
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a detector for `load_checkpoint`, atomically. Without an optimiser, training cannot resume from it."""
+    card = model_card(checkpoint.config, checkpoint.classes, checkpoint.category_ids)
+    weights = {f"model.{name}": value.cpu() for name, value in checkpoint.model.state_dict().items()}
+    save_torch({"detect": card, "state_dict": weights}, path)
 
-    Raises `UserError` where safetensors is not installed.
+
+def save_torch(content: dict[str, Any], path: Path) -> None:
+    """Write with `torch.save`, atomically."""
+    with atomic_write(path) as draft, draft.open("wb") as file:
+        torch.save(content, file)
+
+
+def save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the weights with the model card as metadata; `load_checkpoint` and other programs read the file.
+
+    Raises:
+        UserError: safetensors is not installed.
     """
     try:
         from safetensors import SafetensorError
@@ -67,15 +84,21 @@ def save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
     weights = {name: value.contiguous() for name, value in checkpoint.model.state_dict().items()}
     try:
         save_file(weights, path, {key: json.dumps(value, ensure_ascii=False) for key, value in card.items()})
-    except SafetensorError as error:  # also of a full disk
+    except SafetensorError as error:  # for example on a full disk
         raise OSError(f"{error}") from None
 
 
 def load_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
-    """The detector of a checkpoint that `detect train` wrote, or `detect export --format safetensors`, in eval mode.
+    """Load a detector that `detect train` or `detect export --format safetensors` wrote, in eval mode.
 
-    Nothing in the file is executed. Overrides such as `--model.detections.score=0.3` change its config, as far as its
-    weights still fit. Raises `UserError` where it is no such checkpoint.
+    Nothing in the file is executed.
+
+    Args:
+        path: a `.ckpt` or `.safetensors` file.
+        overrides: changes of its config, such as `--model.postprocess.score_threshold=0.3`; the weights must still fit.
+
+    Raises:
+        UserError: the file is no such checkpoint.
     """
     checkpoint = load_any(path, overrides)
     if isinstance(checkpoint, ClassifierCheckpoint):
@@ -84,21 +107,23 @@ def load_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
 
 
 def load_any(path: Path, overrides: Sequence[str] = ()) -> Checkpoint | ClassifierCheckpoint:
-    """As `load_checkpoint`, of a detector or a classifier."""
+    """Load a detector or a classifier, like `load_checkpoint`."""
     content = _read(path, overrides)
     config, classes = content.config, content.classes
-    # The weights are in the checkpoint: the file that they began from is not needed.
+    # The checkpoint has the weights: the file that the backbone began from is not needed.
     backbone = replace(config.model.backbone, weights=None)
     if isinstance(config, ClassificationConfig):
-        classifier = _filled(replace(config.model, backbone=backbone), content, path, overrides)
+        network = replace(config.model, backbone=backbone)
+        classifier = _load_model(lambda: Classifier(len(classes), network), content, path, overrides)
         return ClassifierCheckpoint(classifier, config, classes)
-    detector = _filled(replace(config.model, backbone=backbone), content, path, overrides)
+    options = replace(config.model, backbone=backbone)
+    detector = _load_model(lambda: build_detector(options, len(classes)), content, path, overrides)
     return Checkpoint(detector, config, classes, content.category_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What the file of a checkpoint holds."""
+    """Content of a checkpoint's file."""
 
     weights: dict[str, Tensor]
     config: Experiment
@@ -109,54 +134,56 @@ class _Content:
 def _read(path: Path, overrides: Sequence[str]) -> _Content:
     try:
         card, weights = (_safetensors if path.suffix == ".safetensors" else _torch)(path)
+        if find_renamed(card["config"]):
+            raise UserError(f"{path}: written by an earlier version of detect, which this one cannot read; train again")
         config = config_from_dict(card["config"], str(path), [FENCED, *overrides])
         classes, category_ids = tuple(map(str, card["classes"])), tuple(map(int, card["category_ids"]))
         refuse_repeated(weights, path)
         if isinstance(config, Config) and len(category_ids) != len(classes):
-            raise ValueError("an id for each class")
+            raise ValueError("one id for each class")
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path}: {error.strerror}; give a checkpoint such as {_example(path)}") from None
     except ModuleNotFoundError:
         raise UserError(f"{path}: to read this format, pip install safetensors") from None
     except UserError:
         raise
-    except Exception:  # torch.load raises whatever its readers do
+    except Exception:  # torch.load and its readers raise anything
         raise UserError(
-            f"{path}: no checkpoint of detect, or a damaged one; give one such as RUN/checkpoints/best.ckpt"
+            f"{path}: not a checkpoint of detect, or a damaged one; give one such as RUN/checkpoints/best.ckpt"
         ) from None
     return _Content(weights, config, classes, category_ids)
 
 
 def _example(path: Path) -> str:
-    """One that is there, if the user was right about the run: without validation there is no best.ckpt."""
+    """Return a checkpoint near `path`, if there is one: a run without validation has no best.ckpt."""
     folders = (path.parent, path, path / "checkpoints")
     there = [folder / name for folder in folders for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()]
     return str(there[0]) if there else "RUN/checkpoints/best.ckpt"
 
 
 def _torch(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Model card and weights of a file of Lightning's."""
+    """Return model card and weights of a file that Lightning wrote."""
     content = load_torch(path)
     state = content["state_dict"].items()
     return content["detect"], {key.removeprefix("model."): value for key, value in state if key.startswith("model.")}
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Model card and weights of a file of `save_safetensors`."""
+    """Return model card and weights of a file that `save_safetensors` wrote."""
     from safetensors import safe_open
 
-    path.open("rb").close()  # its own errors do not say what is wrong
+    path.open("rb").close()  # safetensors' own errors do not say what is wrong
     with safe_open(path, "pt") as file:
         card = {key: json.loads(value) for key, value in file.metadata().items()}
-        return card, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dictionary
+        return card, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dictionary
 
 
-def _filled(options: Any, content: _Content, path: Path, overrides: Sequence[str]) -> Any:
-    """The network of the options, with the weights of the file."""
+def _load_model(build: Callable[[], M], content: _Content, path: Path, overrides: Sequence[str]) -> M:
+    """Build the model and load the weights of the file."""
     try:
-        with torch.device("meta"):  # without memory, of which a config of few bytes may want any amount
-            options.build(len(content.classes)).load_state_dict(content.weights, assign=True)
-        model = options.build(len(content.classes))
+        with torch.device("meta"):  # a config of a few bytes may ask for any amount of memory
+            build().load_state_dict(content.weights, assign=True)
+        model = build()
         model.load_state_dict(content.weights)
     except RuntimeError as error:
         first = textwrap.shorten(str(error).splitlines()[1], 160, placeholder=" …")
@@ -164,5 +191,5 @@ def _filled(options: Any, content: _Content, path: Path, overrides: Sequence[str
             wanted = f"the options {' '.join(overrides)}"
             raise UserError(f"{path}: its weights do not fit {wanted}: {first}; leave these out") from None
         raise UserError(f"{path}: its weights do not fit its own config: {first}; restore the file") from None
-    model.lay_out(torch.channels_last).eval()
+    model.to_memory_format(torch.channels_last).eval()
     return model

@@ -1,13 +1,13 @@
-"""The padded tensors that travel from the collate function to the loss and to the detections.
+"""Padded tensors that pass from the collate function to the loss and the detections.
 
-Letters of the shapes: B images, G truths, R proposals, S samples, D detections, H and W pixels of the canvas.
-Boxes are xyxy in absolute pixels of the canvas, float32, without a "+1". Labels are 0 … C-1, background is C.
-Every padded entry has `valid` False; what its other fields hold is then finite but means nothing.
+Shapes: B images, G ground truths, R proposals, S samples, D detections, H and W pixels of the canvas.
+Boxes are xyxy in absolute pixels of the canvas, float32, without "+1". Labels are 0 … C-1; background is C.
+Padded entries have `valid` False; their other fields are finite and have no meaning.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class _Tensors:
-    """Moves every tensor of a structure at once; DataLoader and Lightning call these by name."""
+    """Moves all tensors of a structure at once; DataLoader and Lightning call these methods by name."""
 
     __slots__ = ()
 
@@ -25,17 +25,17 @@ class _Tensors:
         return type(self)(**{name: None if value is None else function(value) for name, value in values.items()})
 
     def to(self, *args, **kwargs) -> Self:
-        """The structure on another device. Only devices are meant: the dtypes are part of the types."""
+        """Return the structure on another device. Dtypes are part of the types and must not change."""
         return self._map(lambda value: value.to(*args, **kwargs))
 
     def pin_memory(self) -> Self:
-        """The structure in page-locked memory, from which copies to a CUDA device overlap with compute."""
+        """Return the structure in page-locked memory, from which copies to a CUDA device overlap with compute."""
         return self._map(lambda value: value.pin_memory())
 
 
 @dataclass(frozen=True, slots=True)
 class Images(_Tensors):
-    """Images in the upper left corner of one canvas. Pixels are RGB in 0 … 255, whatever their dtype."""
+    """Images in the upper left corner of one canvas. Pixels are RGB in 0 … 255, of any dtype."""
 
     pixels: Num[Tensor, "B 3 H W"]
     sizes: Int[Tensor, "B 2"]
@@ -44,7 +44,7 @@ class Images(_Tensors):
 
 @dataclass(frozen=True, slots=True)
 class Targets(_Tensors):
-    """The truths of each image. A crowd region is valid, but it is no truth: it only excuses what lies in it."""
+    """Ground truths of each image. A crowd region is valid but no object: boxes inside it are ignored."""
 
     boxes: Float[Tensor, "B G 4"]
     labels: Int[Tensor, "B G"]
@@ -63,32 +63,37 @@ class Proposals(_Tensors):
 
 @dataclass(frozen=True, slots=True)
 class Samples(_Tensors):
-    """The proposals that a head is trained on, with what each of them should become."""
+    """Regions that a head is trained on, each with its matched ground truth."""
 
     boxes: Float[Tensor, "B S 4"]
     labels: Int[Tensor, "B S"]
+    """Class of the ground truth, C for background."""
+    matched: Int[Tensor, "B S"]
+    """Index of the ground truth in `Targets`; of background it has no meaning."""
     matched_boxes: Float[Tensor, "B S 4"]
     valid: Bool[Tensor, "B S"]
 
 
 @dataclass(frozen=True, slots=True)
 class Detections(_Tensors):
-    """What the detector found in each image, best first."""
+    """Detected objects of each image, best first."""
 
     boxes: Float[Tensor, "B D 4"]
     scores: Float[Tensor, "B D"]
     labels: Int[Tensor, "B D"]
     valid: Bool[Tensor, "B D"]
+    proposals: Proposals | None = None
+    """The proposals that the detections were made from, if the detector uses any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch(_Tensors):
-    """What the collate function makes and a detector takes."""
+    """Output of the collate function and input of a detector."""
 
     images: Images
     targets: Targets
     ids: Int[Tensor, " B"]
-    """The data set's image ids."""
+    """Image ids of the data set."""
     scales: Float[Tensor, "B 2"]
     """Pixels of the canvas for each pixel of the file, along x and along y."""
     proposals: Proposals | None = None
@@ -99,18 +104,17 @@ class Batch(_Tensors):
 
 @dataclass(frozen=True, slots=True)
 class ClassificationBatch(_Tensors):
-    """Images of one size, each with the label of the whole. Pixels are RGB."""
+    """Images of one size, each with one label. Pixels are RGB."""
 
     images: UInt8[Tensor, "B 3 H W"]
     labels: Int[Tensor, " B"]
     ids: Int[Tensor, " B"]
-    """The place of each image in its split."""
+    """Index of each image in its split."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def to_file_pixels(detections: Detections, scales: Float[Tensor, "B 2"]) -> Detections:
-    """Detections on the canvas, with their boxes in pixels of the image file."""
-    boxes = detections.boxes / torch.cat([scales, scales], dim=-1)[:, None]
-    return Detections(boxes, detections.scores, detections.labels, detections.valid)
+    """Return the detections with boxes in pixels of the image file instead of the canvas."""
+    return replace(detections, boxes=detections.boxes / torch.cat([scales, scales], dim=-1)[:, None])

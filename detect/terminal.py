@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -46,3 +47,10 @@ def track(
     console = Console(stderr=True)
     disable = not (shown and console.is_terminal)
     yield from progress.track(items, description, total, console=console, disable=disable)
+
+
+def stage(items: Iterable[T] | Sequence[T], description: str) -> Iterator[T]:
+    """Iterate like `track`; without a terminal, print the description as one line."""
+    if not sys.stderr.isatty():
+        print(description, file=sys.stderr, flush=True)
+    yield from track(items, description)

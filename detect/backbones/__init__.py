@@ -1,27 +1,49 @@
-"""Networks, each cut into a backbone and a trunk."""
+"""Bodies (networks cut into stages with named feature maps) and necks (pyramids over these maps)."""
 
-from detect.backbones.alexnet import AlexNet
-from detect.backbones.backbone import CNN, Backbone, FeatureInfo, Trunk, WholeCNN
-from detect.backbones.googlenet import GoogLeNet
-from detect.backbones.lenet import LeNet
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from detect.backbones.alexnet import AlexNetOptions
+from detect.backbones.backbone import Backbone, BackboneOptions, BoxHead, CropNetwork, FeatureInfo, StagedBackbone
+from detect.backbones.googlenet import GoogLeNetOptions
+from detect.backbones.lenet import LeNetOptions
+from detect.backbones.necks import FPN, FPNOptions, Neck
 from detect.backbones.pixels import Pixels
-from detect.backbones.resnet import ResNet
-from detect.backbones.timm import Timm
-from detect.backbones.vgg import VGG
-from detect.backbones.vgg_m import VGGM
+from detect.backbones.resnet import ResNet, ResNetOptions
+from detect.backbones.timm import TimmOptions
+from detect.backbones.vgg import VGGOptions
+from detect.backbones.vgg_m import VGGMOptions
+
+AnyBackbone = Annotated[
+    ResNetOptions | VGGOptions | VGGMOptions | AlexNetOptions | GoogLeNetOptions | LeNetOptions | TimmOptions,
+    Field(discriminator="name"),
+]
+"""Options of every backbone; a new one is added here."""
+AnyNeck = FPNOptions
+"""Options of every neck; a second one makes this a union discriminated by `name`, like `AnyBackbone`."""
+BACKBONE_NAMES = tuple(options.name for options in get_args(get_args(AnyBackbone)[0]))
 
 __all__ = [
-    "CNN",
-    "VGG",
-    "VGGM",
-    "AlexNet",
+    "BACKBONE_NAMES",
+    "FPN",
+    "AlexNetOptions",
+    "AnyBackbone",
+    "AnyNeck",
     "Backbone",
+    "BackboneOptions",
+    "BoxHead",
+    "CropNetwork",
+    "FPNOptions",
     "FeatureInfo",
-    "GoogLeNet",
-    "LeNet",
+    "GoogLeNetOptions",
+    "LeNetOptions",
+    "Neck",
     "Pixels",
     "ResNet",
-    "Timm",
-    "Trunk",
-    "WholeCNN",
+    "ResNetOptions",
+    "StagedBackbone",
+    "TimmOptions",
+    "VGGMOptions",
+    "VGGOptions",
 ]

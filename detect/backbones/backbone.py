@@ -1,11 +1,16 @@
-"""What every network gives: features of the image, and a trunk that turns the features of a region into a vector.
+"""Bodies of detectors: networks cut into stages, with named feature maps.
 
-A CNN is trunk ∘ backbone. The backbone runs once an image, the trunk once a region; where a network is cut is the
-choice of its own file. A new network is a new file with a description (`CNN`), a `Backbone` and, maybe, a `Trunk`.
-R-CNN cuts at the pixels: there the trunk is the whole network (`WholeCNN`), and a region is a crop of the image.
+A network is described by its options (`BackboneOptions`, one class a file), from which it is built in three ways:
 
-Letters of the shapes: B images, H and W pixels of the canvas, N regions, p cells of a pooled region,
-c channels, h and w cells of a feature map.
+- `build(multi_scale=True)`: a `Backbone` with a feature map for each stage, on which a neck builds a pyramid;
+- `build(multi_scale=False)`: a `Backbone` with one feature map, and the network's remaining layers as a `BoxHead` on
+  each pooled region (Ren et al. 2017, "Object Detection Networks on Convolutional Feature Maps");
+- `build_crop_network(size)`: the whole network, for R-CNN, which runs it on one crop a region.
+
+A new network is one new file and one line in `detect.backbones.AnyBackbone`.
+
+Shapes: B images, H and W pixels of the canvas, N regions, p cells along a side of a pooled region, c channels, h and w
+cells of a feature map.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detect.backbones.initialization import Initialization, initialize
-from detect.backbones.norm import freeze
+from detect.backbones.norm import Norm, freeze
 from detect.backbones.weights import load_weights
 from detect.errors import UserError
 from detect.options import options
@@ -30,7 +35,9 @@ TrainStages = Literal[0, 1, 2, 3, 4, 5]
 Colour = tuple[float, float, float]
 """Red, green and blue, on the scale 0 … 255."""
 Network = Any
-"""A whole network in torchvision's form. Its layers go by torchvision's names, of which types know nothing."""
+"""A whole network in torchvision's form. Its layers have torchvision's names, which types do not know."""
+Stages = OrderedDict[str, nn.Sequential]
+"""The stages of a network by name, from the pixels on."""
 
 IMAGENET_MEAN: Colour = (123.675, 116.28, 103.53)
 IMAGENET_STD: Colour = (58.395, 57.12, 57.375)
@@ -38,7 +45,7 @@ IMAGENET_STD: Colour = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True, slots=True)
 class FeatureInfo:
-    """What one feature map of a backbone looks like."""
+    """Channels and stride of a feature map."""
 
     channels: int
     stride: int
@@ -46,54 +53,76 @@ class FeatureInfo:
 
 
 class Backbone(nn.Module):
-    """The part of a network that sees the whole image.
+    """The part of a network that runs once on the whole image.
 
-    It takes pixels that are normalised already, (RGB - mean) / std. The two are buffers, so that a checkpoint carries
-    them; by default they are ImageNet's, with which torchvision trained all the weights that `weights:` can name.
+    It takes normalised pixels, (RGB - mean) / std. Both are buffers, so that a checkpoint carries them; by default they
+    are ImageNet's, with which torchvision trained all the weights that the option `weights` can name.
+
+    Args:
+        levels: the feature maps that `forward` returns, by name, finest first.
+        mean: of each channel, on the scale 0 … 255.
+        std: of each channel, on the scale 0 … 255.
     """
 
     mean: Float[Tensor, " 3"]
-    """Of each channel, on the scale 0 … 255."""
     std: Float[Tensor, " 3"]
-    """Of each channel, on the scale 0 … 255."""
 
     def __init__(
-        self, features: tuple[FeatureInfo, ...], mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD
+        self, levels: Mapping[str, FeatureInfo], mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD
     ) -> None:
         super().__init__()
-        self.features = features
-        """One entry for each map that `forward` gives, finest first."""
+        self.levels = dict(levels)
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
 
-    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _c _h _w"]]:
-        """The feature maps. H and W must be multiples of 32; a map of stride s has ⌈H / s⌉ × ⌈W / s⌉ cells."""
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B _c _h _w"]]:
+        """Compute the feature maps of `levels`.
+
+        H and W must be multiples of 32; a map of stride s has ⌈H / s⌉ × ⌈W / s⌉ cells.
+        """
         raise NotImplementedError
 
 
-class SingleScaleBackbone(Backbone):
-    """A backbone that gives the output of its last stage only."""
+class StagedBackbone(Backbone):
+    """A backbone that runs its stages in order; each level is the output of the stage of that name."""
 
     def __init__(
         self,
         stages: Mapping[str, nn.Sequential],
-        channels: int,
-        stride: int = 16,
+        levels: Mapping[str, FeatureInfo],
         mean: Colour = IMAGENET_MEAN,
         std: Colour = IMAGENET_STD,
     ) -> None:
-        super().__init__((FeatureInfo(channels, stride),), mean, std)
-        self.body = nn.Sequential(OrderedDict(stages))
+        super().__init__({name: levels[name] for name in stages if name in levels}, mean, std)
+        self.body = nn.ModuleDict(stages)
 
-    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _c _h _w"]]:
-        """One map."""
-        return [self.body(pixels)]
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B _c _h _w"]]:
+        """Compute the feature maps of `levels`."""
+        maps = {}
+        for name, stage in self.body.items():
+            pixels = stage(pixels)
+            if name in self.levels:
+                maps[name] = pixels
+        return maps
+
+    def keep_last_level(self) -> None:
+        """Return the last level only, from now on."""
+        self.levels = dict([self.levels.popitem()])
+
+    def pop_stage(self) -> nn.Module:
+        """Remove the last stage with its level, and return it."""
+        name = list(self.body)[-1]
+        self.levels.pop(name, None)
+        return self.body.pop(name)
 
 
-class Trunk(nn.Module):
-    """The part of a network that sees one pooled region.
+class BoxHead(nn.Module):
+    """The part of a detector that turns each pooled region into a vector.
 
-    A region has `channels_in` channels and `pooled` × `pooled` cells; it becomes a vector of `channels` numbers.
+    Args:
+        channels_in: channels of a pooled region.
+        pooled: cells along each side of a pooled region.
+        channels: length of the vector.
     """
 
     def __init__(self, channels_in: int, pooled: int, channels: int) -> None:
@@ -103,28 +132,28 @@ class Trunk(nn.Module):
         self.channels = channels
 
     def forward(self, regions: Float[Tensor, "N c p p"]) -> Float[Tensor, "N channels"]:
-        """One vector a region; N may be 0."""
+        """Compute one vector a region; N may be 0."""
         raise NotImplementedError
 
 
-class AveragingTrunk(Trunk):
-    """A last stage that halves 14×14 cells to 7×7, and the mean over what remains."""
+class StageBoxHead(BoxHead):
+    """The last stage of a network, from 14×14 to 7×7 cells, then global average pooling (res5 of a ResNet)."""
 
-    def __init__(self, stage: nn.Sequential, channels_in: int, channels: int) -> None:
+    def __init__(self, stage: nn.Module, channels_in: int, channels: int) -> None:
         super().__init__(channels_in, pooled=14, channels=channels)
         self.stage = stage
 
     def forward(self, regions: Float[Tensor, "N c p p"]) -> Float[Tensor, "N channels"]:
-        """The averaged last stage of every region."""
+        """Compute the averaged last stage of each region."""
         return self.stage(regions).mean(dim=(2, 3))
 
 
-class WholeCNN(Trunk):
-    """A network from the pixels on: each region is a crop of `pooled` × `pooled` pixels, normalised already.
+class CropNetwork(BoxHead):
+    """A whole network as R-CNN's box head: each region is a crop of `pooled` × `pooled` normalised pixels.
 
     Args:
         size: pixels along each side of a crop.
-        layers: width of every layer that crops can be described by, in the network's order.
+        layers: names and widths of the layers that can describe a crop, in the network's order.
     """
 
     def __init__(self, size: int, layers: dict[str, int]) -> None:
@@ -132,98 +161,114 @@ class WholeCNN(Trunk):
         self.layers = layers
 
     def forward(self, regions: Float[Tensor, "N 3 p p"]) -> Float[Tensor, "N channels"]:
-        """The last layer of every crop."""
+        """Compute the last layer of each crop."""
         return list(self.forward_layers(regions).values())[-1]
 
     def forward_layers(self, crops: Float[Tensor, "N 3 p p"]) -> dict[str, Float[Tensor, "N _"]]:
-        """Every layer of `layers`, after its ReLU; N may be 0."""
+        """Compute each of `layers`, after its ReLU; N may be 0."""
         raise NotImplementedError
 
 
-class WholeAveraging(WholeCNN):
-    """All stages, and the mean over the last map, which is the one layer that describes a crop."""
+class AveragedCropNetwork(CropNetwork):
+    """All stages and global average pooling, the only layer that describes a crop."""
 
     def __init__(self, size: int, stages: Mapping[str, nn.Sequential], channels: int) -> None:
         super().__init__(size, {"pool5": channels})
         self.body = nn.Sequential(OrderedDict(stages))
 
     def forward_layers(self, crops: Float[Tensor, "N 3 p p"]) -> dict[str, Float[Tensor, "N _"]]:
-        """The averaged last stage of every crop."""
+        """Compute the averaged last stage of each crop."""
         return {"pool5": self.body(crops).mean(dim=(2, 3))}
 
 
 @options
-class CNN(ABC):
-    """The description of a network, to be filled from YAML; each network is a frozen dataclass of its own."""
+class BackboneOptions(ABC):
+    """Description of a network; each network has a subclass with fields of its own."""
 
     mean: ClassVar[Colour] = IMAGENET_MEAN
     std: ClassVar[Colour] = IMAGENET_STD
-    head: ClassVar[tuple[str, ...]]
-    """How the names of the layers begin that tell the classes apart; no detector has them."""
+    classifier_keys: ClassVar[tuple[str, ...]]
+    """Prefixes of the state dict keys of the classification layers, which no detector has."""
 
     initialization: Initialization | None = field(default=None, kw_only=True)
     """`xavier`, `he` or `gaussian`; null draws the weights as torchvision does. See `initialization.py`."""
     weights: str | None = field(default=None, kw_only=True)
-    """A name of torchvision's (`IMAGENET1K_V1`), a file with a state dict of torchvision's form of the network, a
-    checkpoint of a classifier that `detect train` wrote, or nothing."""
+    """A name of torchvision's weights (`IMAGENET1K_V1`), a file with a state dict in torchvision's form of the network,
+    a checkpoint of a classifier that `detect train` wrote, or null."""
 
     @property
     @abstractmethod
     def train_stages(self) -> TrainStages:
-        """How many stages learn, counted from the last; a field of each network, with a default of its own."""
+        """Number of stages that are trained, counted from the last; a field of each network, with its own default."""
+
+    @property
+    def norm(self) -> Norm:
+        """Norm layers of the network; a field of the networks that offer a choice."""
+        return "none"
 
     @abstractmethod
     def architecture(self) -> str:
-        """The network's name, with depth and so on: torchvision's where it has the network."""
+        """Return the network's name with its depth, torchvision's if it has the network."""
 
     @abstractmethod
     def make(self, num_classes: int) -> Network:
-        """The network whole, in torchvision's form, as it comes."""
+        """Return the whole network in torchvision's form, without the chosen weights."""
 
     @abstractmethod
-    def stages(self, network: Network) -> OrderedDict[str, nn.Sequential]:
-        """The five stages, or fewer, from the pixels to the last map; they are the network's own layers."""
+    def stages(self, network: Network) -> Stages:
+        """Return the network's own layers as its stages, at most five, from the pixels to the last map."""
 
     def network(self, num_classes: int = 1000) -> Network:
-        """The network whole, with its classifier, initialised or loaded as chosen; all of it learns.
+        """Return the whole network with its classifier, initialised or loaded as chosen; nothing is frozen.
 
-        Raises `UserError` where the weights cannot be had or do not fit.
+        Raises:
+            UserError: the weights are not available or do not fit.
         """
         network = self.make(num_classes)
         if self.initialization is not None:
             initialize(network, self.initialization)
         if self.weights is not None:
-            load_weights(network, self.weights, self.architecture(), self.head)
+            load_weights(network, self.weights, self.architecture(), self.classifier_keys)
         return network
 
     @abstractmethod
-    def build(self) -> tuple[Backbone, Trunk | None]:
-        """The network, cut in two. There is no trunk where the box head brings its own layers (FPN).
+    def build(self, multi_scale: bool) -> tuple[Backbone, BoxHead | None]:
+        """Return the backbone and, of a network with a natural cut, its remaining layers as a box head.
 
-        Raises `UserError` where the weights cannot be had or do not fit.
+        With `multi_scale` the backbone has all its levels, for a neck, and there is no box head; without, it has one.
+
+        Raises:
+            UserError: the weights are not available or do not fit.
         """
 
     @abstractmethod
-    def build_whole(self, size: int) -> WholeCNN:
-        """The network up to the layer before its classifier, for crops of `size` × `size` pixels.
+    def build_crop_network(self, size: int) -> CropNetwork:
+        """Return the network up to the layer before its classifier, for crops of `size` × `size` pixels.
 
-        Raises `UserError` where `size` is too small for it, and where the weights cannot be had or do not fit.
+        Raises:
+            UserError: `size` is too small for the network, or the weights are not available or do not fit.
         """
 
+    def _trainable_stages(self, network: Network) -> Stages:
+        """Return the stages of a network, all but the last `train_stages` frozen."""
+        stages = self.stages(network)
+        for stage in frozen_stages(stages, self.train_stages):
+            freeze(stage)
+        return stages
 
-def freeze_bottom(stages: list[nn.Sequential], train_stages: int) -> None:
-    """Freeze, in place, all stages but the last `train_stages`."""
+
+def frozen_stages(stages: Stages, train_stages: int) -> list[nn.Sequential]:
+    """Return all stages but the last `train_stages`. Raise `UserError` if there are fewer than that."""
     if not 0 <= train_stages <= len(stages):
         raise UserError(f"train_stages: {train_stages}: the network has {len(stages)} stages; give 0 … {len(stages)}")
-    for stage in stages[: len(stages) - train_stages]:
-        freeze(stage)
+    return list(stages.values())[: len(stages) - train_stages]
 
 
 def centre_cells(layers: nn.Module) -> None:
     """Pad, in place, all convolutions and pools by half their kernels: cell i at stride s is centred on pixel s · i.
 
     A canvas whose sides are multiples of s then gives side / s cells. RoIPool rounds x / s to a cell, and unshifted
-    RoIAlign reads at cell x / s: both look where the cells are.
+    RoIAlign samples at cell x / s: both expect the cells there.
     """
     for layer in layers.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
@@ -234,7 +279,7 @@ def centre_cells(layers: nn.Module) -> None:
             layer.ceil_mode = False
 
 
-def refuse_small(size: int, least: int) -> None:
-    """Raise `UserError` where crops of `size` pixels a side are too small for a network."""
-    if size < least:
-        raise UserError(f"size: {size}: the network needs crops of at least {least} pixels a side")
+def refuse_small_crops(size: int, minimum: int) -> None:
+    """Raise `UserError` if crops of `size` pixels a side are too small for a network."""
+    if size < minimum:
+        raise UserError(f"size: {size}: the network needs crops of at least {minimum} pixels a side")

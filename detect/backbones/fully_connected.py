@@ -1,4 +1,4 @@
-"""Networks that end in fully connected layers: what LeNet, AlexNet, VGG and VGG-M have in common."""
+"""Networks that end in two fully connected layers: LeNet, AlexNet, VGG and VGG-M."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detect.backbones.backbone import (
-    CNN,
+    BackboneOptions,
+    BoxHead,
+    CropNetwork,
+    FeatureInfo,
     Network,
-    SingleScaleBackbone,
-    Trunk,
-    WholeCNN,
-    freeze_bottom,
-    refuse_small,
+    StagedBackbone,
+    refuse_small_crops,
 )
 
 
-class FullyConnectedTrunk(Trunk):
+class FullyConnectedBoxHead(BoxHead):
     """Two fully connected layers, fc6 and fc7, with activation and dropout.
 
     Args:
-        fc6: takes the flattened region.
-        fc7: takes fc6.
+        fc6: the layer on the flattened region.
+        fc7: the layer on fc6.
         pooled: cells along each side of a region.
-        dropout_first: drop from what each layer takes, as torchvision's AlexNet, instead of from what it gives.
-        dropout: the share that is dropped.
-        activation: ReLU if not given.
+        dropout_first: apply dropout to the input of each layer, as torchvision's AlexNet, instead of to its output.
+        dropout: probability of dropout.
+        activation: by default ReLU.
     """
 
     def __init__(
@@ -49,11 +49,13 @@ class FullyConnectedTrunk(Trunk):
         self.activation = activation or nn.ReLU()
 
     def forward(self, regions: Float[Tensor, "N c p p"]) -> Float[Tensor, "N channels"]:
-        """fc7 of every region."""
-        return self.vectors(regions)[1]
+        """Compute fc7 of each region."""
+        return self.forward_layers(regions)[1]
 
-    def vectors(self, regions: Float[Tensor, "N c p p"]) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N channels"]]:
-        """fc6 and fc7 of every region."""
+    def forward_layers(
+        self, regions: Float[Tensor, "N c p p"]
+    ) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N channels"]]:
+        """Compute fc6 and fc7 of each region."""
         pool5 = regions.flatten(1)
         if self.dropout_first:
             fc6 = self.activation(self.fc6(self.dropout(pool5)))
@@ -62,70 +64,74 @@ class FullyConnectedTrunk(Trunk):
         return fc6, self.dropout(self.activation(self.fc7(fc6)))
 
 
-class WholeFullyConnected(WholeCNN):
-    """The convolutions, the last pool, fc6 and fc7.
+class FullyConnectedCropNetwork(CropNetwork):
+    """Convolutions, last pool, fc6 and fc7.
 
-    fc6 fits one size of pool5 only. Crops of another size than the paper's are averaged to it, as torchvision does.
+    fc6 fits one size of pool5 only: crops of another size than the paper's are average-pooled to it, as in torchvision.
 
     Args:
         size: pixels along each side of a crop.
         stages: conv1 … conv5.
         pool5: the last pool.
-        trunk: fc6 and fc7.
+        fully_connected: fc6 and fc7.
     """
 
     def __init__(
-        self, size: int, stages: Mapping[str, nn.Sequential], pool5: nn.Module, trunk: FullyConnectedTrunk
+        self,
+        size: int,
+        stages: Mapping[str, nn.Sequential],
+        pool5: nn.Module,
+        fully_connected: FullyConnectedBoxHead,
     ) -> None:
-        fc6, fc7 = trunk.fc6, trunk.fc7
+        fc6, fc7 = fully_connected.fc6, fully_connected.fc7
         super().__init__(size, {"pool5": fc6.in_features, "fc6": fc6.out_features, "fc7": fc7.out_features})
         self.body = nn.Sequential(OrderedDict(stages))
-        self.pool5 = nn.Sequential(pool5, nn.AdaptiveAvgPool2d(trunk.pooled))
-        self.fully_connected = trunk
+        self.pool5 = nn.Sequential(pool5, nn.AdaptiveAvgPool2d(fully_connected.pooled))
+        self.fully_connected = fully_connected
 
     def forward_layers(self, crops: Float[Tensor, "N 3 p p"]) -> dict[str, Float[Tensor, "N _"]]:
-        """pool5, fc6 and fc7 of every crop."""
+        """Compute pool5, fc6 and fc7 of each crop."""
         pool5 = self.pool5(self.body(crops))
-        fc6, fc7 = self.fully_connected.vectors(pool5)
+        fc6, fc7 = self.fully_connected.forward_layers(pool5)
         return {"pool5": pool5.flatten(1), "fc6": fc6, "fc7": fc7}
 
 
-class FullyConnectedCNN(CNN):
+class FullyConnectedOptions(BackboneOptions):
     """A network of convolutions and two fully connected layers, cut before the last pool (Girshick 2015, §2.2).
 
     Region pooling takes the place of that pool.
     """
 
-    least: ClassVar[int]
+    smallest_crop: ClassVar[int]
     """Pixels along each side of the smallest crop that leaves the last pool one cell."""
-    stride: ClassVar[int] = 16
-    """Pixels from one cell to the next before the last pool."""
+    levels: ClassVar[dict[str, FeatureInfo]]
+    """Feature map of each stage."""
 
     @abstractmethod
     def last_pool(self, network: Network) -> nn.Module:
-        """What region pooling takes the place of."""
+        """Return the pool that region pooling replaces."""
 
     @abstractmethod
-    def trunk(self, network: Network) -> FullyConnectedTrunk:
-        """fc6 and fc7."""
+    def box_head(self, network: Network) -> FullyConnectedBoxHead:
+        """Return fc6 and fc7."""
 
     def centre(self, stages: nn.Sequential) -> None:
         """Move, in place, the cells to where region pooling expects them: cell i at stride s on pixel s · i."""
 
-    def build(self) -> tuple[SingleScaleBackbone, FullyConnectedTrunk]:
-        """The network as a backbone of one map, and a trunk of fc6 and fc7, which always learn."""
+    def build(self, multi_scale: bool) -> tuple[StagedBackbone, FullyConnectedBoxHead | None]:
+        """Return the stages, and without a neck fc6 and fc7, which are always trained."""
         network = self.network()
-        stages, trunk = self._frozen(network), self.trunk(network)
+        stages = self._trainable_stages(network)
         self.centre(nn.Sequential(*stages.values()))
-        return SingleScaleBackbone(stages, trunk.channels_in, self.stride, self.mean, self.std), trunk
+        backbone = StagedBackbone(stages, self.levels, self.mean, self.std)
+        if multi_scale:
+            return backbone, None
+        backbone.keep_last_level()
+        return backbone, self.box_head(network)
 
-    def build_whole(self, size: int) -> WholeFullyConnected:
-        """The network with the paddings that it was made with, its last pool, fc6 and fc7."""
-        refuse_small(size, self.least)
+    def build_crop_network(self, size: int) -> FullyConnectedCropNetwork:
+        """Return the network with its original paddings, its last pool, fc6 and fc7."""
+        refuse_small_crops(size, self.smallest_crop)
         network = self.network()
-        return WholeFullyConnected(size, self._frozen(network), self.last_pool(network), self.trunk(network))
-
-    def _frozen(self, network: Network) -> OrderedDict[str, nn.Sequential]:
-        stages = self.stages(network)
-        freeze_bottom(list(stages.values()), self.train_stages)
-        return stages
+        stages = self._trainable_stages(network)
+        return FullyConnectedCropNetwork(size, stages, self.last_pool(network), self.box_head(network))

@@ -10,15 +10,16 @@ from torch import nn
 from torchvision.models import get_model
 
 from detect.backbones.backbone import (
-    CNN,
-    AveragingTrunk,
+    AveragedCropNetwork,
+    BackboneOptions,
+    FeatureInfo,
     Network,
-    SingleScaleBackbone,
+    StageBoxHead,
+    StagedBackbone,
+    Stages,
     TrainStages,
-    WholeAveraging,
     centre_cells,
-    freeze_bottom,
-    refuse_small,
+    refuse_small_crops,
 )
 from detect.backbones.norm import Norm, replace_norms
 from detect.options import options
@@ -33,59 +34,67 @@ STAGES = {
 }
 
 
+LEVELS = {
+    "conv1": FeatureInfo(64, 2),
+    "conv2": FeatureInfo(192, 4),
+    "inception3": FeatureInfo(480, 8),
+    "inception4": FeatureInfo(832, 16),
+    "inception5": FeatureInfo(1024, 32),
+}
+
+
 @options
-class GoogLeNet(CNN):
+class GoogLeNetOptions(BackboneOptions):
     """GoogLeNet in torchvision's form: with batch norm, and 3×3 where the paper has 5×5.
 
-    A backbone of stride 16 and 832 channels; the last two inception modules are a trunk that takes regions of 14×14.
+    Stride 16 and 832 channels; the last two inception modules are a box head for regions of 14×14.
     """
 
-    # As of the code that its published weights were trained with: -1 … 1.
+    # The published weights were trained on pixels in -1 … 1.
     mean = (127.5, 127.5, 127.5)
     std = (127.5, 127.5, 127.5)
-    # The auxiliary classifiers serve training from scratch alone.
-    head = ("fc.", "aux1.", "aux2.")
+    # The auxiliary classifiers serve training from scratch only.
+    classifier_keys = ("fc.", "aux1.", "aux2.")
 
     name: Literal["googlenet"] = field(default="googlenet", kw_only=True)
     norm: Norm = "frozen"
-    """The paper has none, torchvision's form has batch norm. Frozen statistics mean something only with weights, or in
-    a checkpoint; from scratch, take `batch` or `group`."""
+    """The paper has none, torchvision's form has batch norm. Frozen statistics make sense only with weights or in a
+    checkpoint; from scratch, use `batch` or `group`."""
     train_stages: TrainStages = 3
-    """How many of the stages conv1, conv2, inception3, inception4 and inception5 learn, counted from the last; the
-    others stay as loaded."""
+    """Number of the stages conv1, conv2, inception3, inception4 and inception5 that are trained, counted from the last;
+    the others stay as loaded."""
 
     def architecture(self) -> str:
-        """googlenet."""
+        """Return googlenet."""
         return "googlenet"
 
     def make(self, num_classes: int) -> Network:
-        """torchvision's network with its auxiliary classifiers, and the chosen norm."""
+        """Return torchvision's network with its auxiliary classifiers and the chosen norm."""
         init = self.weights is None and self.initialization is None
         network = get_model("googlenet", init_weights=init, num_classes=num_classes)
         replace_norms(network, self.norm)
         return network
 
-    def stages(self, network: Network) -> OrderedDict[str, nn.Sequential]:
-        """conv1, conv2, inception3, inception4 and inception5."""
+    def stages(self, network: Network) -> Stages:
+        """Return conv1, conv2, inception3, inception4 and inception5."""
         return OrderedDict(
             (stage, nn.Sequential(OrderedDict((name, getattr(network, name)) for name in names)))
             for stage, names in STAGES.items()
         )
 
-    def build(self) -> tuple[SingleScaleBackbone, AveragingTrunk]:
-        """The network cut in two after inception4; cells are moved to where region pooling expects them."""
-        stages = self._frozen()
-        inception5 = stages.popitem()[1]
-        centre_cells(nn.Sequential(*stages.values()))
-        backbone = SingleScaleBackbone(stages, channels=832, mean=self.mean, std=self.std)
-        return backbone, AveragingTrunk(inception5, channels_in=832, channels=1024)
+    def build(self, multi_scale: bool) -> tuple[StagedBackbone, StageBoxHead | None]:
+        """Return all levels, or inception4 with inception5 as box head; cells lie where region pooling expects them."""
+        stages = self._trainable_stages(self.network())
+        centre_cells(nn.Sequential(*(stages.values() if multi_scale else list(stages.values())[:-1])))
+        backbone = StagedBackbone(stages, LEVELS, self.mean, self.std)
+        if multi_scale:
+            return backbone, None
+        box_head = StageBoxHead(backbone.pop_stage(), LEVELS["inception4"].channels, LEVELS["inception5"].channels)
+        backbone.keep_last_level()
+        return backbone, box_head
 
-    def build_whole(self, size: int) -> WholeAveraging:
-        """The network with its average pool."""
-        refuse_small(size, 15)
-        return WholeAveraging(size, self._frozen(), channels=1024)
-
-    def _frozen(self) -> OrderedDict[str, nn.Sequential]:
-        stages = self.stages(self.network())
-        freeze_bottom(list(stages.values()), self.train_stages)
-        return stages
+    def build_crop_network(self, size: int) -> AveragedCropNetwork:
+        """Return the network with its average pool."""
+        refuse_small_crops(size, 15)
+        stages = self._trainable_stages(self.network())
+        return AveragedCropNetwork(size, stages, LEVELS["inception5"].channels)

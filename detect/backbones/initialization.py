@@ -1,4 +1,4 @@
-"""What the weights of convolutions and linear layers are before anything is learned."""
+"""Initial weights of convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Initialization = Literal["xavier", "he", "gaussian"]
 
 
 def initialize(network: nn.Module, rule: Initialization) -> None:
-    """Draw, in place, all weights anew; biases are zero, norms stay.
+    """Redraw all weights in place; biases become zero, norms stay.
 
     `xavier`: uniform, variance 2 / (fan in + fan out) (Glorot and Bengio 2010, eq. 16). `he`: normal, variance
     2 / fan in, for layers before a ReLU (He et al. 2015, eq. 10). `gaussian`: normal, deviation 0.01, as in AlexNet's

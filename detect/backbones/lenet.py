@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detect.backbones.backbone import Network, TrainStages, centre_cells
-from detect.backbones.fully_connected import FullyConnectedCNN, FullyConnectedTrunk
+from detect.backbones.backbone import FeatureInfo, Network, Stages, TrainStages, centre_cells
+from detect.backbones.fully_connected import FullyConnectedBoxHead, FullyConnectedOptions
 from detect.backbones.weights import FILES
 from detect.errors import UserError
 from detect.options import options
 
 
 @options
-class LeNet(FullyConnectedCNN):
-    """LeNet-5 on grey images, a backbone of stride 2 and 16 channels with regions of 5×5.
+class LeNetOptions(FullyConnectedOptions):
+    """LeNet-5 on grey images: stride 2, 16 channels, regions of 5×5.
 
     fc6 and fc7 are the paper's C5 and F6, of 120 and 84 numbers; C5, a 5×5 convolution on 5×5 cells, is fully
     connected. As it is taught today: C3 sees all maps of S2, pooling has no parameters, softmax stands for the radial
@@ -27,45 +27,45 @@ class LeNet(FullyConnectedCNN):
 
     mean = (127.5, 127.5, 127.5)
     std = (127.5, 127.5, 127.5)
-    head = ("classifier.4.",)
-    least = 16
-    stride = 2
+    classifier_keys = ("classifier.4.",)
+    smallest_crop = 16
+    levels: ClassVar = {"conv1": FeatureInfo(6, 1), "conv2": FeatureInfo(16, 2)}
 
     name: Literal["lenet"] = field(default="lenet", kw_only=True)
     train_stages: TrainStages = 2
-    """How many of the stages conv1 and conv2, the paper's C1 and C3, learn, counted from conv2. fc6 and fc7 always
-    learn."""
+    """Number of the stages conv1 and conv2, the paper's C1 and C3, that are trained, counted from conv2. fc6 and fc7
+    are always trained."""
 
     def architecture(self) -> str:
-        """lenet."""
+        """Return lenet."""
         return "lenet"
 
     def make(self, num_classes: int) -> Network:
-        """The network in the form of torchvision's AlexNet."""
+        """Return the network in the form of torchvision's AlexNet."""
         if self.weights is not None and not self.weights.endswith(FILES):
             raise UserError(f"weights: {self.weights}: torchvision has none for lenet; give a {', '.join(FILES)} file")
         return LeNetNetwork(num_classes)
 
-    def stages(self, network: Network) -> OrderedDict[str, nn.Sequential]:
-        """conv1, with the conversion to grey, and conv2, with the pool before it."""
+    def stages(self, network: Network) -> Stages:
+        """Return conv1, with the conversion to grey, and conv2, with the pool before it."""
         return OrderedDict(conv1=network.features[:3], conv2=network.features[3:6])
 
     def centre(self, stages: nn.Sequential) -> None:
-        """Pad the convolutions by half their kernels, in place: the paper has no padding, and loses the border."""
+        """Pad the convolutions by half their kernels, in place; the paper has no padding and loses the border."""
         centre_cells(stages)
 
     def last_pool(self, network: Network) -> nn.Module:
-        """The paper's S4."""
+        """Return the paper's S4."""
         return network.features[6]
 
-    def trunk(self, network: Network) -> FullyConnectedTrunk:
-        """C5 and F6."""
+    def box_head(self, network: Network) -> FullyConnectedBoxHead:
+        """Return C5 and F6."""
         c5, f6 = network.classifier[0], network.classifier[2]
-        return FullyConnectedTrunk(c5, f6, pooled=5, dropout=0.0, activation=nn.Tanh())
+        return FullyConnectedBoxHead(c5, f6, pooled=5, dropout=0.0, activation=nn.Tanh())
 
 
 class LeNetNetwork(nn.Module):
-    """The whole network; crops of another size than 32×32 are averaged to C5's 5×5 cells."""
+    """The whole network; images of another size than 32×32 are average-pooled to C5's 5×5 cells."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -84,14 +84,14 @@ class LeNetNetwork(nn.Module):
         )
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
-        """The logits."""
+        """Compute the logits."""
         return self.classifier(self.avgpool(self.features(pixels)).flatten(1))
 
 
 class Grey(nn.Module):
-    """Luma of red, green and blue (ITU-R BT.601), which takes no parameters."""
+    """Luma of red, green and blue (ITU-R BT.601), without parameters."""
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
-        """One channel."""
+        """Compute one channel."""
         red, green, blue = pixels.split(1, dim=1)
         return 0.299 * red + 0.587 * green + 0.114 * blue

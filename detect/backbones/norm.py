@@ -1,4 +1,4 @@
-"""The norms of a network, and batch norm that stays as it is."""
+"""Norm layers by name, and frozen batch norm."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Norm = Literal["frozen", "batch", "sync", "group", "layer", "instance", "none"]
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics and affine map are constants: y = (x - mean) / √(var + eps) · weight + bias.
+    """Batch norm with constant statistics and affine map: y = (x - mean) / √(var + eps) · weight + bias.
 
-    Detectors train on so few images a GPU that statistics of the batch are noise, so they keep ImageNet's. The
-    buffers have the names of `nn.BatchNorm2d`, so that either loads the state dict of the other. The result has the
-    dtype of x, also where the buffers are wider. Networks imported from elsewhere may need another `eps`.
+    Detectors train on too few images a GPU for batch statistics, so they keep ImageNet's. The buffers have the names of
+    `nn.BatchNorm2d`, so that each loads the other's state dict. The result has the dtype of x, even if the buffers are
+    wider. Imported networks may need another `eps`.
     """
 
     weight: Float[Tensor, " c"]
@@ -37,23 +37,23 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
-        """What `norm` computes in eval mode, for good."""
+        """Return the frozen form of `norm`, which computes the same in eval mode."""
         frozen = cls(norm.num_features, norm.eps).to(norm.weight.device, norm.weight.dtype)
         frozen.load_state_dict(norm.state_dict())
         return frozen
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The normalised x."""
+        """Normalise x."""
         if not x.requires_grad and self.eps > 0:  # torch 2.11 refuses 0
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        # On the way to a gradient, batch_norm would keep x in memory to differentiate weight and bias. This keeps
-        # nothing, and is one pass over x as well.
+        # Under autograd, batch_norm would keep x in memory to differentiate weight and bias. This keeps nothing, and is
+        # one pass over x as well.
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
 
     def extra_repr(self) -> str:
-        """The arguments, for `print`."""
+        """Return the arguments, for `print`."""
         return f"{len(self.weight)}, eps={self.eps}"
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
@@ -62,10 +62,10 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
-    """What makes a norm of so many channels, each with a scale and a shift of its own.
+    """Return a constructor of the norm for a number of channels, with a scale and a shift for each channel.
 
-    Group norm has 32 groups (Wu and He 2018, §4), or as many as divide both 32 and the channels. Layer norm is that of
-    one group: over channels and cells, as Ba et al. 2016 and Wu and He have it for convolutions.
+    Group norm has 32 groups (Wu and He 2018, §4), or the greatest common divisor of 32 and the channels. Layer norm is
+    group norm with one group: over channels and cells, as Ba et al. 2016 and Wu and He define it for convolutions.
     """
     layers: dict[Norm, Callable[[int], nn.Module]] = {
         "frozen": FrozenBatchNorm2d,
@@ -80,10 +80,10 @@ def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
 
 
 def replace_norms(network: nn.Module, norm: Norm, among: Container[nn.Module] | None = None) -> None:
-    """Give, in place, another norm to a network that has batch norms.
+    """Replace, in place, the batch norms of a network by another norm.
 
-    Frozen and synchronised ones compute what these do: they keep what was learned, and `eps`. With `among`, only the
-    batch norms that it contains. Those with an activation inside, as timm has them, stay.
+    Frozen and synchronised norms keep the learned values and `eps`. With `among`, only the batch norms in it are
+    replaced. Batch norms that include an activation, as timm's, stay.
     """
     if norm == "batch":
         return
@@ -103,6 +103,6 @@ def replace_norms(network: nn.Module, norm: Norm, among: Container[nn.Module] | 
 
 
 def freeze(module: nn.Module) -> None:
-    """Make, in place, the module a constant: no gradients, and statistics that `module.train()` does not thaw."""
+    """Make a module constant, in place: no gradients, and statistics that `module.train()` does not unfreeze."""
     replace_norms(module, "frozen")
     module.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""No network at all: the pixels themselves, for R-CNN, whose network sees one crop after the other."""
+"""The identity as a backbone, for R-CNN, whose network runs on one crop a region."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from detect.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, Col
 
 
 class Pixels(Backbone):
-    """The identity: one map of three channels at stride 1, from which regions are cropped as from any other."""
+    """One map of three channels at stride 1, the normalised pixels, to crop regions from."""
 
     def __init__(self, mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD) -> None:
-        super().__init__((FeatureInfo(channels=3, stride=1),), mean, std)
+        super().__init__({"pixels": FeatureInfo(channels=3, stride=1)}, mean, std)
 
-    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B 3 H W"]]:
-        """The normalised pixels, as given."""
-        return [pixels]
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B 3 H W"]]:
+        """Return the normalised pixels as they are."""
+        return {"pixels": pixels}

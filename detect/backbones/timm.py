@@ -4,109 +4,109 @@ from __future__ import annotations
 
 import importlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import field
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, Literal
 
 from jaxtyping import Float
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from detect.backbones.backbone import CNN, Backbone, Colour, FeatureInfo, Network, WholeCNN, refuse_small
-from detect.backbones.fpn import FPN
+from detect.backbones.backbone import (
+    Backbone,
+    BackboneOptions,
+    Colour,
+    CropNetwork,
+    FeatureInfo,
+    Network,
+    Stages,
+    refuse_small_crops,
+)
 from detect.backbones.weights import FILES
 from detect.errors import UserError
 from detect.options import options
 
-PYRAMID = (4, 8, 16, 32)
-"""The strides of the maps that a pyramid takes."""
-
 
 @options
-class Timm(CNN):
+class TimmOptions(BackboneOptions):
     """A network by timm's name, such as `hrnet_w18`, `seresnet50` or `convnext_tiny`; needs `pip install timm`."""
 
     name: Literal["timm"] = field(default="timm", kw_only=True)
     model: str
     """timm's name of the network, without the tag of its weights."""
-    fpn: bool = True
-    """With a pyramid over the maps at strides 4, 8, 16 and 32. Without: the map at stride 16. Either way the box head
-    brings the layers of a region."""
-    fpn_channels: PositiveInt = 256
-    """Width of the pyramid."""
     train_stages: Literal[0, 1] = 1
-    """1: all of the network learns; 0: it stays as loaded."""
+    """1: train the whole network; 0: keep it as loaded."""
 
     @property
     def mean(self) -> Colour:  # type: ignore[override]
-        """That of the network's published weights."""
+        """Of the network's published weights."""
         red, green, blue = (255.0 * value for value in self._published().mean)
         return red, green, blue
 
     @property
     def std(self) -> Colour:  # type: ignore[override]
-        """That of the network's published weights."""
+        """Of the network's published weights."""
         red, green, blue = (255.0 * value for value in self._published().std)
         return red, green, blue
 
     @property
-    def head(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Where timm has the classifier."""
+    def classifier_keys(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Prefixes of the classifier's keys in timm."""
         names = self._published().classifier
         return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
     def architecture(self) -> str:
-        """timm's name."""
+        """Return timm's name."""
         return self.model
 
     def make(self, num_classes: int) -> Network:
-        """The network as timm has it."""
+        """Return timm's network."""
         published = self._published()
         if self.weights is not None and not self.weights.endswith(FILES):
             raise UserError(
                 f"weights: {self.weights}: download model.safetensors of https://huggingface.co/{published.hf_hub_id} "
-                f"and give that file; of timm's weights only files are taken: {', '.join(FILES)}"
+                f"and give that file; timm's weights are read from files only: {', '.join(FILES)}"
             )
         return _timm().create_model(self.model, num_classes=num_classes)
 
-    def stages(self, network: Network) -> OrderedDict[str, nn.Sequential]:
-        """All but the classifier, as one stage."""
-        head = {name.removesuffix(".").partition(".")[0] for name in self.head}
+    def stages(self, network: Network) -> Stages:
+        """Return all layers but the classifier as one stage."""
+        head = {name.removesuffix(".").partition(".")[0] for name in self.classifier_keys}
         return OrderedDict(body=nn.Sequential(*(part for name, part in network.named_children() if name not in head)))
 
-    def build(self) -> tuple[Backbone, None]:
-        """The maps that timm's `features_only` gives, with or without a pyramid."""
+    def build(self, multi_scale: bool) -> tuple[TimmBackbone, None]:
+        """Return timm's `features_only` network, with all its levels or that of stride 16 alone."""
         self._refuse_fixed(None)
         body: Any = _timm().create_model(self.model, features_only=True)
-        strides, channels = body.feature_info.reduction(), body.feature_info.channels()
-        wanted = PYRAMID if self.fpn else (16,)
-        # Of several maps of one stride the last has seen the most.
-        places = {stride: place for place, stride in enumerate(strides) if stride in wanted}
-        if len(places) < len(wanted):
-            raise UserError(
-                f"backbone.model: {self.model} has maps at strides {', '.join(map(str, strides))}; "
-                f"fpn {str(self.fpn).lower()} needs {', '.join(map(str, wanted))}"
-            )
+        info = body.feature_info
+        levels = {
+            name: FeatureInfo(channels, stride)
+            for name, channels, stride in zip(info.module_name(), info.channels(), info.reduction(), strict=True)
+        }
+        if not multi_scale:
+            single = [name for name, level in levels.items() if level.stride == 16][-1:]
+            if not single:
+                strides = ", ".join(str(level.stride) for level in levels.values())
+                raise UserError(f"backbone.model: {self.model} has maps at strides {strides}, not 16; set neck to fpn")
+            levels = {single[0]: levels[single[0]]}
         if self.initialization is not None or self.weights is not None:
             _copy(self.network(), body)
         if self.train_stages == 0:
             _freeze(body)
-        widths = [channels[places[stride]] for stride in wanted]
-        fpn = FPN(widths, self.fpn_channels) if self.fpn else None
-        return TimmBackbone(body, [places[stride] for stride in wanted], widths, fpn, self.mean, self.std), None
+        return TimmBackbone(body, levels, info.module_name(), self.mean, self.std), None
 
-    def build_whole(self, size: int) -> WholeTimm:
-        """The network up to its classifier."""
-        refuse_small(size, 32)
+    def build_crop_network(self, size: int) -> TimmCropNetwork:
+        """Return the network up to its classifier."""
+        refuse_small_crops(size, 32)
         self._refuse_fixed(size)
         network = self.network()
         if self.train_stages == 0:
             _freeze(network)
-        return WholeTimm(size, network)
+        return TimmCropNetwork(size, network)
 
     def _published(self) -> Any:
-        """What timm knows of the network's published weights."""
+        """Return timm's configuration of the network's published weights."""
         timm = _timm()
         if not timm.is_model(self.model):
             near = get_close_matches(self.model, timm.list_models(), n=3)
@@ -118,30 +118,36 @@ class Timm(CNN):
         published = self._published()
         if published.fixed_input_size and size != published.input_size[-1]:
             raise UserError(
-                f"backbone.model: {self.model} takes squares of {published.input_size[-1]} pixels alone, and images "
-                "have many sizes; take a convolutional network"
+                f"backbone.model: {self.model} takes squares of {published.input_size[-1]} pixels only, and images "
+                "have many sizes; choose a convolutional network"
             )
 
 
 class TimmBackbone(Backbone):
-    """Some of the maps of a network, or the pyramid over them."""
+    """A network that timm has cut into feature maps.
+
+    Args:
+        body: timm's `features_only` network.
+        levels: the maps to return.
+        names: names of all maps that `body` returns.
+        mean: of each channel, on the scale 0 … 255.
+        std: of each channel, on the scale 0 … 255.
+    """
 
     def __init__(
-        self, body: nn.Module, places: list[int], channels: list[int], fpn: FPN | None, mean: Colour, std: Colour
+        self, body: nn.Module, levels: dict[str, FeatureInfo], names: Sequence[str], mean: Colour, std: Colour
     ) -> None:
-        levels = [(fpn.channels, stride) for stride in (*PYRAMID, 64)] if fpn else [(channels[0], 16)]
-        super().__init__(tuple(FeatureInfo(*level) for level in levels), mean, std)
-        self.body, self.places, self.fpn = body, places, fpn
+        super().__init__(levels, mean, std)
+        self.body, self.names = body, tuple(names)
 
-    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _c _h _w"]]:
-        """Five maps at strides 4 … 64, or one at stride 16."""
-        maps = self.body(pixels)
-        chosen = [maps[place] for place in self.places]
-        return chosen if self.fpn is None else self.fpn(chosen)
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B _c _h _w"]]:
+        """Compute the feature maps of `levels`."""
+        maps = zip(self.names, self.body(pixels), strict=True)
+        return {name: features for name, features in maps if name in self.levels}
 
 
-class WholeTimm(WholeCNN):
-    """The network without its classifier; what that would take is the one layer that describes a crop."""
+class TimmCropNetwork(CropNetwork):
+    """The network without its classifier, whose input is the only layer that describes a crop."""
 
     def __init__(self, size: int, network: Network) -> None:
         network.reset_classifier(0)
@@ -149,7 +155,7 @@ class WholeTimm(WholeCNN):
         self.network = network
 
     def forward_layers(self, crops: Float[Tensor, "N 3 p p"]) -> dict[str, Float[Tensor, "N _"]]:
-        """What the classifier would take of every crop."""
+        """Compute the input of the classifier for each crop."""
         return {"pool5": self.network(crops)}
 
 
@@ -162,15 +168,15 @@ def _timm() -> ModuleType:
 
 
 def _freeze(network: nn.Module) -> None:
-    """As `norm.freeze`; timm's own batch norms, some of which have an activation inside, are for timm to freeze."""
+    """Like `norm.freeze`; timm freezes its own batch norms, some of which include an activation."""
     freeze_norms = importlib.import_module("timm.layers").freeze_batch_norm_2d
     freeze_norms(network).requires_grad_(False)
 
 
 def _copy(network: nn.Module, body: nn.Module) -> None:
-    """Give the weights of a whole network, in place, to the one that `features_only` has made of the same.
+    """Copy the weights of a whole network into its `features_only` form.
 
-    timm makes it flat, `stages.0` becomes `stages_0`, or puts it one level down, as `model`.
+    timm flattens its names (`stages.0` becomes `stages_0`) or nests it one level deeper, as `model`.
     """
     whole = {key.replace(".", "_"): value for key, value in network.state_dict().items()}
     body.load_state_dict({key: whole[key.replace(".", "_").removeprefix("model_")] for key in body.state_dict()})

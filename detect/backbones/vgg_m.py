@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detect.backbones.backbone import Network, TrainStages, centre_cells
-from detect.backbones.fully_connected import FullyConnectedCNN, FullyConnectedTrunk
+from detect.backbones.backbone import FeatureInfo, Network, Stages, TrainStages, centre_cells
+from detect.backbones.fully_connected import FullyConnectedBoxHead, FullyConnectedOptions
 from detect.backbones.weights import FILES
 from detect.errors import UserError
 from detect.options import options
@@ -21,7 +21,7 @@ STAGES = {"conv1": (0, 3), "conv2": (3, 7), "conv3": (7, 10), "conv4": (10, 12),
 
 
 @options
-class VGGM(FullyConnectedCNN):
+class VGGMOptions(FullyConnectedOptions):
     """VGG_CNN_M_1024, the VGG-M with 1024 numbers in fc7: stride 16, 512 channels, regions of 6×6.
 
     torchvision has no such network, so weights are a file. Its keys are `weight` and `bias` of features.0, .4, .8, .10
@@ -30,48 +30,55 @@ class VGGM(FullyConnectedCNN):
     (R, G, B).
     """
 
-    head = ("classifier.6.",)
-    least = 41
+    classifier_keys = ("classifier.6.",)
+    smallest_crop = 41
+    levels: ClassVar = {
+        "conv1": FeatureInfo(96, 2),
+        "conv2": FeatureInfo(256, 8),
+        "conv3": FeatureInfo(512, 16),
+        "conv4": FeatureInfo(512, 16),
+        "conv5": FeatureInfo(512, 16),
+    }
 
     name: Literal["vgg_m"] = field(default="vgg_m", kw_only=True)
     train_stages: TrainStages = 4
-    """How many of the stages conv1 … conv5 learn, counted from conv5; the others stay as loaded. fc6 and fc7 always
-    learn. The default is Fast R-CNN's for its small networks: conv2 and up (§4.5)."""
+    """Number of the stages conv1 … conv5 that are trained, counted from conv5; the others stay as loaded. fc6 and fc7
+    are always trained. The default is Fast R-CNN's for its small networks: conv2 and up (§4.5)."""
 
     def architecture(self) -> str:
-        """vgg_m."""
+        """Return vgg_m."""
         return "vgg_m"
 
     def make(self, num_classes: int) -> Network:
-        """The network in the form of torchvision's VGG."""
+        """Return the network in the form of torchvision's VGG."""
         if self.weights is not None and not self.weights.endswith(FILES):
             raise UserError(f"weights: {self.weights}: torchvision has none for vgg_m; give a {', '.join(FILES)} file")
         return VGGMNetwork(num_classes)
 
-    def stages(self, network: Network) -> OrderedDict[str, nn.Sequential]:
-        """conv1 … conv5."""
+    def stages(self, network: Network) -> Stages:
+        """Return conv1 … conv5."""
         return OrderedDict((name, network.features[start:end]) for name, (start, end) in STAGES.items())
 
     def centre(self, stages: nn.Sequential) -> None:
         """Pad every layer by half its kernel, in place.
 
-        ImageNet's layers have other paddings: 224 pixels would give 13 cells, centred on the pixels 17, 33, 49 …
-        Fast R-CNN leaves it at that and pools regions one cell beside where they are. Here every layer is padded by
-        half its kernel, which gives 14 cells, centred on 0, 16, 32 … as AlexNet's and a ResNet's are.
+        With the original paddings 224 pixels give 13 cells, centred on the pixels 17, 33, 49 … Fast R-CNN keeps these
+        and pools regions one cell off. Padded by half a kernel, the layers give 14 cells, centred on 0, 16, 32 … as in
+        AlexNet and ResNet here.
         """
         centre_cells(stages)
 
     def last_pool(self, network: Network) -> nn.Module:
-        """pool5."""
+        """Return pool5."""
         return network.features[14]
 
-    def trunk(self, network: Network) -> FullyConnectedTrunk:
-        """fc6 of 4096 numbers and fc7 of 1024."""
-        return FullyConnectedTrunk(network.classifier[0], network.classifier[3], pooled=6)
+    def box_head(self, network: Network) -> FullyConnectedBoxHead:
+        """Return fc6 of 4096 and fc7 of 1024."""
+        return FullyConnectedBoxHead(network.classifier[0], network.classifier[3], pooled=6)
 
 
 class VGGMNetwork(nn.Module):
-    """The whole network; the pools round their sizes up, as Caffe's do."""
+    """The whole network; pools round their output size up, as in Caffe."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -88,12 +95,12 @@ class VGGMNetwork(nn.Module):
         )
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
-        """The logits."""
+        """Compute the logits."""
         return self.classifier(self.avgpool(self.features(pixels)).flatten(1))
 
 
 class LocalResponseNorm(nn.Module):
-    """Each number divided by (2 + 1e-4 · the sum of squares over five neighbouring channels)^0.75.
+    """Divide each value by (2 + 1e-4 · the sum of squares over five neighbouring channels)^0.75.
 
     As Caffe's, whose alpha, 5e-4, is for the mean of the squares (Krizhevsky et al. 2012, §3.3, with Chatfield's
     constants). torch's module gives the same, but in channels-last takes twice as long on the CPU, and in half
@@ -101,7 +108,7 @@ class LocalResponseNorm(nn.Module):
     """
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """The normalised x, of the same dtype."""
+        """Normalise x, in its dtype."""
         channels = x.shape[1]
         squares = F.pad(x.float().square(), (0, 0, 0, 0, 2, 2))
         total = squares[:, :channels]
@@ -111,7 +118,7 @@ class LocalResponseNorm(nn.Module):
 
 
 def _convolutions() -> nn.Sequential:
-    """conv1 … conv5 with ImageNet's paddings; the pools round their sizes up, as Caffe's do."""
+    """Return conv1 … conv5 with the original paddings; pools round their output size up, as in Caffe."""
     return nn.Sequential(
         nn.Conv2d(3, 96, 7, stride=2),
         nn.ReLU(inplace=True),

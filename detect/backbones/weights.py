@@ -1,4 +1,4 @@
-"""Weights of a whole network, from a file: torchvision's, fetched beforehand, or the user's own."""
+"""Weights of a whole network from a local file: torchvision's or the user's own."""
 
 from __future__ import annotations
 
@@ -15,51 +15,53 @@ from detect.files.tensors import load_torch
 
 FILES = (".pth", ".pt", ".safetensors", ".ckpt")
 NETWORK = "model.network."
-"""Where a checkpoint of a classifier has its network."""
+"""Prefix of the network's keys in a checkpoint of a classifier."""
 log = logging.getLogger(__name__)
 
 
-def load_weights(network: nn.Module, weights: str, architecture: str, head: tuple[str, ...]) -> None:
-    """Fill a network of torchvision's, in place, all but the layers that tell the classes apart; tell what was loaded.
+def load_weights(network: nn.Module, weights: str, architecture: str, classifier_keys: tuple[str, ...]) -> None:
+    """Load weights into a network in torchvision's form, except for its classification layers, and log what was loaded.
 
     `weights` is a file with a state dict that has torchvision's keys, a checkpoint of a classifier that `detect train`
     wrote, or the name of published weights, with or without its class: `ResNet50_Weights.IMAGENET1K_V1`,
     `IMAGENET1K_V1`, `DEFAULT`. A name is looked up in torch.hub's folder of checkpoints and never downloaded.
-    `architecture` is torchvision's name of the network, as `resnet50`; keys that begin as `head` says are left out.
+    `architecture` is torchvision's name of the network, such as `resnet50`; keys with a prefix of `classifier_keys` are
+    left out.
 
-    Raises `UserError` where there is no such name or file, where the file is no plain state dict (it is never
-    unpickled), and where keys, shapes or values do not fit.
+    Raises:
+        UserError: there is no such name or file, the file is no plain state dict (it is never unpickled), or keys,
+            shapes or values do not fit.
     """
     is_file = weights.endswith(FILES)
     path = Path(weights).expanduser() if is_file else _published(weights, architecture, network)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a state dict as {', '.join(FILES)}, or a name of torchvision's")
     there = _read(path)
-    state = {key: value for key, value in there.items() if not key.startswith(head)}
-    _check(network, state, path, architecture, head)
+    state = {key: value for key, value in there.items() if not key.startswith(classifier_keys)}
+    _check(network, state, path, architecture, classifier_keys)
     network.load_state_dict(state, strict=False)
     log.info("%s → %s", path, architecture)
-    for line in _table(there, head):
+    for line in _table(there, classifier_keys):
         log.info("%s", line)
 
 
-def _table(there: dict[str, Tensor], head: tuple[str, ...]) -> list[str]:
-    """What became of each part of a file, a line each, in columns."""
+def _table(there: dict[str, Tensor], classifier_keys: tuple[str, ...]) -> list[str]:
+    """Return a table of the parts of a file and what was loaded of them."""
     parts: dict[tuple[str, bool], list[int]] = {}
     for key, value in there.items():
-        parts.setdefault((key.partition(".")[0], key.startswith(head)), []).append(value.numel())
+        parts.setdefault((key.partition(".")[0], key.startswith(classifier_keys)), []).append(value.numel())
     rows = [("part", "tensors", "numbers", "")]
     for (part, is_head), numbers in parts.items():
-        fate = "left out: it tells apart the classes of what it was trained on" if is_head else "loaded"
+        fate = "left out: classes of its training data" if is_head else "loaded"
         rows.append((part, f"{len(numbers)}", f"{sum(numbers):,}", fate))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [f"  {a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
 
 
 def _published(name: str, architecture: str, network: nn.Module) -> Path:
-    """Where torch.hub keeps the weights of that name."""
+    """Return the path at which torch.hub keeps the weights of that name."""
     names = get_model_weights(architecture)
-    # Weights without categories have no fully connected layers either, and VGG's trunk needs those.
+    # Weights without categories lack the fully connected layers too, which VGG's box head needs.
     published = {key: entry for key, entry in names.__members__.items() if entry.meta["categories"]}
     entry = published.get(name.removeprefix(f"{names.__name__}."))
     if entry is None:
@@ -86,7 +88,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: to read this format, pip install safetensors, or save the weights as .pth") from error
     except UserError:
         raise
-    except Exception as error:  # whatever a parser of foreign bytes may raise
+    except Exception as error:  # parsers of untrusted bytes raise anything
         raise UserError(f"{path}: no readable weights ({type(error).__name__}); get the file again") from error
 
     if not isinstance(state, dict) or not all(
@@ -98,17 +100,19 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _of_classifier(content: Any, path: Path) -> dict[str, Tensor]:
-    """The network of a checkpoint of ours. Raises `UserError` where that is a detector's, or no checkpoint of ours."""
+    """Return the network's weights in a classifier's checkpoint. Raise `UserError` if it is none."""
     state = content.get("state_dict", {}) if isinstance(content, dict) else {}
     network = {key.removeprefix(NETWORK): value for key, value in state.items() if key.startswith(NETWORK)}
     if not network:
-        raise UserError(f"{path}: no checkpoint of a classifier; give one, or a state dict of the network alone")
+        raise UserError(f"{path}: not a checkpoint of a classifier; give one, or a state dict of the network alone")
     return network
 
 
-def _check(network: nn.Module, state: dict[str, Tensor], path: Path, architecture: str, head: tuple[str, ...]) -> None:
-    wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(head)}
-    # Files older than batch norm's count of batches lack it, and frozen batch norm has none.
+def _check(
+    network: nn.Module, state: dict[str, Tensor], path: Path, architecture: str, classifier_keys: tuple[str, ...]
+) -> None:
+    wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(classifier_keys)}
+    # Old files lack batch norm's count of batches, and frozen batch norm has none.
     missing, unexpected = (
         [key for key in keys if key not in others and not key.endswith("num_batches_tracked")]
         for keys, others in ((wanted, state), (state, wanted))

@@ -1,3 +1,31 @@
-"""Experiments: what a YAML file says of the model, the data and the training, read and checked."""
+"""Experiments: model, data and training, read from YAML and checked."""
 
-from detect.config.experiment import *  # noqa: F403
+from detect.config.experiment import ClassificationConfig, Config, Experiment, check_proposals, recipe_of
+from detect.config.reading import config_from_dict, config_to_dict, config_to_yaml, load_config, load_experiment
+from detect.config.training_options import (
+    AlternatingOptions,
+    JointOptions,
+    RCNNStagesOptions,
+    RidgeOptions,
+    SVMOptions,
+    TrainingOptions,
+)
+
+__all__ = [
+    "AlternatingOptions",
+    "ClassificationConfig",
+    "Config",
+    "Experiment",
+    "JointOptions",
+    "RCNNStagesOptions",
+    "RidgeOptions",
+    "SVMOptions",
+    "TrainingOptions",
+    "check_proposals",
+    "config_from_dict",
+    "config_to_dict",
+    "config_to_yaml",
+    "load_config",
+    "load_experiment",
+    "recipe_of",
+]

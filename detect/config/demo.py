@@ -1,26 +1,28 @@
-"""The experiment of `detect demo`: small enough for a laptop without a GPU."""
+"""The experiment of `detect demo`, small enough for a laptop without a GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from detect.backbones import ResNet
-from detect.config import Config, FasterRCNNOptions, TrainingOptions
+from detect.backbones import FPNOptions, ResNetOptions
+from detect.config.experiment import Config
+from detect.config.training_options import TrainingOptions
 from detect.data.options import DataOptions
-from detect.models import BoxOptions, HeadOptions, ProposalCounts, RPNOptions
+from detect.models import BoxHeadOptions, FasterRCNNOptions, ProposalCounts, RegionHeadOptions, RPNOptions
 
 
 def demo_config(root: Path) -> Config:
-    """Faster R-CNN with ResNet-18 and FPN, from scratch, on the data set that `detect data shapes` makes."""
+    """Return Faster R-CNN with ResNet-18 and FPN, from scratch, on the data set of `detect data shapes`."""
     model = FasterRCNNOptions(
-        backbone=ResNet(depth=18, norm="batch", train_stages=5, fpn_channels=64, fpn_top=4),
+        backbone=ResNetOptions(depth=18, norm="batch", train_stages=5, last_stage=4),
+        neck=FPNOptions(channels=64),
         rpn=RPNOptions(
             anchor_sizes=(16, 32, 64, 96),
             training=ProposalCounts(500, 300),
             testing=ProposalCounts(300, 100),
         ),
-        head=HeadOptions(convolutions=1, layers=1, channels=256),
-        boxes=BoxOptions(samples=32),
+        box_head=BoxHeadOptions(convolutions=1, layers=1, channels=256),
+        region_head=RegionHeadOptions(batch_size_per_image=32),
     )
     data = DataOptions(
         root=root,

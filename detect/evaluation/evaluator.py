@@ -12,7 +12,7 @@ from detect.data.dataset import Dataset
 from detect.evaluation.coco import Prediction, evaluate_coco, from_detections
 from detect.evaluation.voc import evaluate_voc
 from detect.proposals.recall import ProposalRecall
-from detect.structures import Batch, Detections, Proposals
+from detect.structures import Batch, Detections
 
 
 class Evaluator:
@@ -21,15 +21,15 @@ class Evaluator:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self.predictions: list[Prediction] = []
-        self.recall = ProposalRecall()
+        self.recall: ProposalRecall | None = None
         self.losses: dict[str, float] = defaultdict(float)
 
-    def update(
-        self, batch: Batch, detections: Detections, proposals: Proposals, losses: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def update(self, batch: Batch, detections: Detections, losses: Mapping[str, Tensor] | None = None) -> None:
         """Adds a batch."""
         self.predictions += from_detections(detections, batch.ids, batch.scales)
-        self.recall.update(proposals, batch.targets)
+        if detections.proposals is not None:
+            self.recall = self.recall or ProposalRecall()
+            self.recall.update(detections.proposals, batch.targets)
         for name, loss in (losses or {}).items():
             self.losses[name] += float(loss) * len(batch)
 
@@ -39,10 +39,12 @@ class Evaluator:
         if distributed.is_available() and distributed.is_initialized():
             parts *= distributed.get_world_size()
             distributed.all_gather_object(parts, parts[0])
-        self.predictions, self.recall, self.losses = [], ProposalRecall(self.recall.limits), defaultdict(float)
+        self.predictions, self.recall, self.losses = [], None, defaultdict(float)
         for predictions, recall, losses in parts:
             self.predictions += predictions
-            self.recall.merge(recall)
+            if recall is not None:
+                self.recall = self.recall or ProposalRecall(recall.limits)
+                self.recall.merge(recall)
             for name, loss in losses.items():
                 self.losses[name] += loss
         # The order in which images were seen must not decide ties.
@@ -55,6 +57,6 @@ class Evaluator:
         return {
             **evaluate_coco(self.dataset, self.predictions, engine=engine),
             **evaluate_voc(self.dataset, self.predictions),
-            **self.recall.compute(),
+            **({} if self.recall is None else self.recall.compute()),
             **({"losses": losses | {"loss": sum(losses.values())}} if losses else {}),
         }

@@ -34,6 +34,7 @@ def atomic_write(path: Path, drafts: Path | None = None, keep_existing: bool = F
     """
     # A random name: processes on several machines that share a disk may have the same process id.
     draft = (drafts or path.parent) / f".{path.stem}.{token_hex(8)}.part{path.suffix}"
+    draft.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield draft
         if draft.exists():

@@ -1,30 +1,63 @@
-"""The detectors and their parts."""
+"""Detectors and their parts."""
 
-from detect.models.box_head import HeadOptions
-from detect.models.classifier import Classifier, Learning
-from detect.models.detector import BoxOptions, Detector
-from detect.models.fast_rcnn import FastRCNN
-from detect.models.faster_rcnn import FasterRCNN
+from detect.models.box_head import BoxHeadOptions
+from detect.models.classifier import Classifier, ClassifierOptions
+from detect.models.detector import Detector, DetectorOptions, Losses
+from detect.models.fast_rcnn import FastRCNN, FastRCNNOptions
+from detect.models.faster_rcnn import FasterRCNN, FasterRCNNOptions
 from detect.models.postprocess import PostprocessOptions
-from detect.models.rcnn import RCNN, RegionOptions, RidgeOptions, SVMOptions
+from detect.models.rcnn import RCNN, CropPredictorOptions, RCNNOptions
+from detect.models.region_head import RegionHead, RegionHeadOptions
 from detect.models.region_pooling import CropOptions, PoolingOptions
 from detect.models.rpn import ProposalCounts, RPNOptions
+from detect.models.two_stage import TwoStage
+
+MODELS: list[type[Detector]] = [RCNN, FastRCNN, FasterRCNN]
+"""All detectors. A new one is one file and one entry here; code outside of the package can append its own."""
+
+
+def model_names() -> tuple[str, ...]:
+    """Return the YAML names of all detectors."""
+    return tuple(model.Options.name for model in MODELS)
+
+
+def options_class(name: str) -> type[DetectorOptions]:
+    """Return the options class of a detector by its YAML name. Raise `KeyError` if there is no such detector."""
+    return {model.Options.name: model.Options for model in MODELS}[name]
+
+
+def build_detector(options: DetectorOptions, num_classes: int) -> Detector:
+    """Return the detector that the options describe, its weights initialised or loaded as they say."""
+    for model in MODELS:
+        if type(options) is model.Options:
+            return model(num_classes, options)
+    raise TypeError(f"{type(options).__name__} belongs to no detector in detect.models.MODELS")
+
 
 __all__ = [
+    "MODELS",
     "RCNN",
-    "BoxOptions",
+    "BoxHeadOptions",
     "Classifier",
+    "ClassifierOptions",
     "CropOptions",
+    "CropPredictorOptions",
     "Detector",
+    "DetectorOptions",
     "FastRCNN",
+    "FastRCNNOptions",
     "FasterRCNN",
-    "HeadOptions",
-    "Learning",
+    "FasterRCNNOptions",
+    "Losses",
     "PoolingOptions",
     "PostprocessOptions",
     "ProposalCounts",
+    "RCNNOptions",
     "RPNOptions",
-    "RegionOptions",
-    "RidgeOptions",
-    "SVMOptions",
+    "RegionHead",
+    "RegionHeadOptions",
+    "TwoStage",
+    "build_detector",
+    "model_names",
+    "options_class",
 ]

@@ -1,4 +1,4 @@
-"""Anchors: the boxes of fixed sizes and ratios at every cell of the feature maps (Ren et al. 2015, §3.1.1)."""
+"""Anchors: boxes of fixed sizes and aspect ratios at every cell of the feature maps (Ren et al. 2015, §3.1.1)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 
 class AnchorGenerator(nn.Module):
-    """The anchors of all levels, one level after the other, each in the order row, column, shape.
+    """Anchors of all levels, concatenated, each level in the order row, column, shape.
 
     Args:
-        strides: pixels a cell, one for each level.
+        strides: stride of each level in pixels.
         sizes: square roots of the anchors' areas in pixels, a tuple for each level. Feature pyramids have one size
             a level (Lin et al. 2017, §4.1), a single map has several.
-        ratios: height over width, the same on every level.
-        offset: where in its cell an anchor is centred, 0 its corner and 0.5 its middle.
-        rounded: round the shapes to whole pixels, as torchvision does.
+        ratios: height over width, the same on all levels.
+        offset: position of an anchor's centre in its cell: 0 the corner, 0.5 the middle.
+        rounded: round the shapes to whole pixels, as in torchvision.
         fitted: spread the cells of a level over the canvas, ⌊side of the canvas / cells⌋ apart, as torchvision does.
-            That differs from the stride where the canvas is no multiple of it: 13 cells at stride 64 span 800 pixels.
+            This differs from the stride if the canvas is no multiple of it: 13 cells at stride 64 span 800 pixels.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class AnchorGenerator(nn.Module):
         self.register_buffer("shapes", shapes.round() if rounded else shapes, persistent=False)
 
     shapes: Float[Tensor, "L k 4"]
-    """The anchors of each level around the origin."""
+    """Anchors of each level, centred on the origin."""
 
     def forward(self, features: Sequence[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "A 4"]:
-        """The anchors for maps of these sizes, xyxy in pixels of the canvas; some reach beyond it."""
+        """Return the anchors for feature maps of these sizes, xyxy in pixels of the canvas; some reach beyond it."""
         canvas_height, canvas_width = (cells * self.strides[0] for cells in features[0].shape[-2:])
         levels = []
         for level, stride, shapes in zip(features, self.strides, self.shapes, strict=True):
@@ -62,7 +62,7 @@ class AnchorGenerator(nn.Module):
 
 
 def _shapes(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:
-    """Anchors around the origin: for each ratio every size."""
+    """Return anchors centred on the origin: for each ratio every size."""
     size = torch.tensor(sizes, dtype=torch.float32)
     stretch = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]
     height, width = (stretch * size).flatten(), (size / stretch).flatten()

@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# The largest log-scale that is decoded: a box 62.5 times its reference. Keeps exp() finite in early training.
+# Maximum decoded log-scale: a box 62.5 times its reference. Keeps exp() finite in early training.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
 
 @dataclass(frozen=True, slots=True)
 class BoxCoder:
-    """Encodes boxes as (dx, dy, dw, dh) relative to references, times `weights`, and back."""
+    """Encodes boxes as (dx, dy, dw, dh) relative to reference boxes, times `weights`, and decodes them."""
 
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
 
     def encode(self, boxes: Float[Tensor, "*b 4"], references: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
-        """The deltas that lead from `references` to `boxes`; sides are held above a thousandth of a pixel."""
+        """Return the deltas from `references` to `boxes`; sides are clamped to a thousandth of a pixel."""
         cx, cy, w, h = _centre_form(boxes)
         rx, ry, rw, rh = _centre_form(references)
         wx, wy, ww, wh = self.weights
@@ -28,8 +28,8 @@ class BoxCoder:
         return torch.stack(deltas, dim=-1)
 
     def decode(self, deltas: Float[Tensor, "*b 4"], references: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
-        """The boxes to which `deltas` lead from `references`, in float32."""
-        # One number at a time: a tensor of the weights would be copied to the GPU, which waits.
+        """Return the boxes that `deltas` describe relative to `references`, in float32."""
+        # One weight at a time: a tensor of weights would be copied to the GPU, which synchronises.
         dx, dy, dw, dh = (delta / weight for delta, weight in zip(deltas.float().unbind(-1), self.weights, strict=True))
         x1, y1, x2, y2 = references.float().unbind(-1)
         w, h = x2 - x1, y2 - y1
@@ -39,7 +39,7 @@ class BoxCoder:
 
 
 def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Centre and sides. Padded boxes have no sides: a floor keeps their deltas, which nobody uses, finite."""
+    """Return centre, width and height. The floor keeps the unused deltas of empty, padded boxes finite."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     w, h = (x2 - x1).clamp(min=1e-3), (y2 - y1).clamp(min=1e-3)
     return x1 + 0.5 * w, y1 + 0.5 * h, w, h

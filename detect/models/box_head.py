@@ -1,4 +1,4 @@
-"""What becomes of a pooled region: a vector, then a score for every class and four deltas for every class."""
+"""From a pooled region to a vector (box head), then to class logits and box deltas (box predictor)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detect.backbones import Backbone, Trunk
+from detect.backbones import Backbone, BackboneOptions, BoxHead, FeatureInfo, FPNOptions, Neck
 from detect.options import Layers, options
 
 
 @options
-class HeadOptions:
-    """The layers between pooling and prediction where the backbone, a feature pyramid, leaves no trunk.
+class BoxHeadOptions:
+    """Layers between region pooling and predictor, for networks that leave none, such as those with a pyramid.
 
     Args:
-        convolutions: 3×3 convolutions with batch norm.
-        layers: fully connected layers.
-        channels: width of these.
+        convolutions: number of 3×3 convolutions with batch norm.
+        layers: number of fully connected layers.
+        channels: width of the fully connected layers.
     """
 
     convolutions: Layers = 0
@@ -28,19 +28,18 @@ class HeadOptions:
     channels: PositiveInt = 1024
 
 
-class BoxHead(Trunk):
-    """The trunk of detectors with a feature pyramid: maybe some 3×3 convolutions, then fully connected layers.
+class ConvFCBoxHead(BoxHead):
+    """3×3 convolutions, if any, then fully connected layers.
 
     Two layers of 1024 are Lin et al. 2017, §4.2; four convolutions with batch norm and one layer are torchvision's v2.
     """
 
-    def __init__(
-        self, channels_in: int, pooled: int = 7, channels: int = 1024, convolutions: int = 0, layers: int = 2
-    ) -> None:
-        widths = [channels_in * pooled**2] + [channels] * layers
+    def __init__(self, channels_in: int, pooled: int = 7, options: BoxHeadOptions | None = None) -> None:
+        options = options or BoxHeadOptions()
+        widths = [channels_in * pooled**2] + [options.channels] * options.layers
         super().__init__(channels_in, pooled, widths[-1])
         self.convolutions = nn.Sequential()
-        for _ in range(convolutions):
+        for _ in range(options.convolutions):
             self.convolutions.append(nn.Conv2d(channels_in, channels_in, 3, padding=1, bias=False))
             self.convolutions.append(nn.BatchNorm2d(channels_in))
             self.convolutions.append(nn.ReLU(inplace=True))
@@ -50,33 +49,38 @@ class BoxHead(Trunk):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, regions: Float[Tensor, "N c p p"]) -> Float[Tensor, "N channels"]:
-        """The vector of every region."""
+        """Compute the vector of each region."""
         vectors = self.convolutions(regions).flatten(1)
         for layer in self.layers:
             vectors = F.relu(layer(vectors))
         return vectors
 
 
-def box_trunk(backbone: Backbone, head: HeadOptions) -> BoxHead:
-    """The trunk for a backbone that leaves none."""
-    return BoxHead(backbone.features[0].channels, 7, head.channels, head.convolutions, head.layers)
-
-
 class BoxPredictor(nn.Module):
-    """Class scores and box deltas from a region's vector (Girshick 2015, §2.1)."""
+    """Class logits and box deltas from a region's vector (Girshick 2015, §2.1)."""
 
-    def __init__(self, channels: int, num_classes: int, class_wise: bool = True) -> None:
+    def __init__(self, channels: int, num_classes: int, class_agnostic: bool = False) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.scores = nn.Linear(channels, num_classes + 1)
-        self.deltas = nn.Linear(channels, 4 * (num_classes if class_wise else 1))
+        self.deltas = nn.Linear(channels, 4 * (1 if class_agnostic else num_classes))
         nn.init.normal_(self.scores.weight, std=0.01)
         nn.init.normal_(self.deltas.weight, std=0.001)
         for layer in (self.scores, self.deltas):
             nn.init.zeros_(layer.bias)
 
     def forward(self, vectors: Float[Tensor, "N c"]) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N C 4"]]:
-        """Logits of the C classes and, last, background (K = C + 1); deltas, the same for all where class-agnostic."""
-        vectors = vectors.to(self.scores.weight.dtype)  # the trunk may be in half precision
+        """Compute logits of the C classes and, last, background (K = C + 1), and deltas of each class."""
+        vectors = vectors.to(self.scores.weight.dtype)  # the box head may be in half precision
         deltas = self.deltas(vectors).float().unflatten(1, (-1, 4))
         return self.scores(vectors).float(), deltas.expand(-1, self.num_classes, -1)
+
+
+def build_features(
+    backbone_options: BackboneOptions, neck_options: FPNOptions | None, box_head_options: BoxHeadOptions
+) -> tuple[Backbone, Neck | None, tuple[FeatureInfo, ...], BoxHead]:
+    """Build backbone, neck and box head; the third value describes the feature maps that heads run on."""
+    backbone, box_head = backbone_options.build(multi_scale=neck_options is not None)
+    neck = None if neck_options is None else neck_options.build(backbone.levels, backbone_options.norm)
+    levels = tuple(backbone.levels.values())[-1:] if neck is None else neck.levels
+    return backbone, neck, levels, box_head or ConvFCBoxHead(levels[0].channels, 7, box_head_options)

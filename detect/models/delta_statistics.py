@@ -14,9 +14,9 @@ from detect.structures import Targets
 
 
 class DeltaStatistics(nn.Module):
-    """Brings the goals of box regression to mean 0 and variance 1, each class by itself, and predictions back.
+    """Normalises regression targets to mean 0 and variance 1 within each class, and restores predictions.
 
-    The numbers are buffers, so that a checkpoint carries them; before `measure` they change nothing.
+    Mean and deviation are buffers, so that a checkpoint carries them; before `measure` they are 0 and 1.
     """
 
     mean: Float[Tensor, "C 4"]
@@ -28,11 +28,11 @@ class DeltaStatistics(nn.Module):
         self.register_buffer("std", torch.ones(num_classes, 4))
 
     def measure(
-        self, images: Iterable[tuple[Float[Tensor, "R 4"], Targets]], coder: BoxCoder, matcher: Matcher
+        self, images: Iterable[tuple[Float[Tensor, "R 4"], Targets]], box_coder: BoxCoder, matcher: Matcher
     ) -> None:
-        """Takes the numbers from the proposals of each image that are objects, with its truths (of a batch of one).
+        """Measure the deltas of the proposals that are objects, image by image, with its ground truths (batch size 1).
 
-        Boxes may be at any scale. A class that no proposal stands for, or a single one, keeps mean 0 and deviation 1.
+        Boxes may have any scale. A class with fewer than two such proposals keeps mean 0 and deviation 1.
         """
         count, total, squares = (torch.zeros_like(self.mean, dtype=torch.float64) for _ in range(3))
         for boxes, targets in images:
@@ -40,23 +40,23 @@ class DeltaStatistics(nn.Module):
                 continue
             matched, labels = (of_image[0] for of_image in match(boxes[None], targets, matcher))
             positive = labels == 1
-            deltas = coder.encode(targets.boxes[0][matched[positive]], boxes[positive]).double()
+            deltas = box_coder.encode(targets.boxes[0][matched[positive]], boxes[positive]).double()
             classes = targets.labels[0][matched[positive]]
             count.index_add_(0, classes, torch.ones_like(deltas))
             total.index_add_(0, classes, deltas)
             squares.index_add_(0, classes, deltas**2)
         mean = total / count.clamp(min=1)
         std = (squares / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
-        # Deltas that are all the same would be divided by zero.
+        # Avoid division by zero if all deltas are equal.
         known = (count > 1) & (std > 1e-4)
         self.mean.copy_(mean.where(known, 0.0))
         self.std.copy_(std.where(known, 1.0))
 
-    def normalize(self, goals: Float[Tensor, "*b 4"], labels: Int[Tensor, "*b"]) -> Float[Tensor, "*b 4"]:
-        """The goals as the network is to predict them; those of background, which nobody uses, by any class."""
+    def normalize(self, deltas: Float[Tensor, "*b 4"], labels: Int[Tensor, "*b"]) -> Float[Tensor, "*b 4"]:
+        """Normalise regression targets by the statistics of their class; those of background are not used."""
         labels = labels.clamp(max=len(self.mean) - 1)
-        return (goals - self.mean[labels]) / self.std[labels]
+        return (deltas - self.mean[labels]) / self.std[labels]
 
     def restore(self, deltas: Float[Tensor, "*b C 4"]) -> Float[Tensor, "*b C 4"]:
-        """What `normalize` undoes, for the prediction of every class."""
+        """Undo `normalize` for the prediction of every class."""
         return deltas * self.std + self.mean

@@ -1,62 +1,87 @@
-"""Fast R-CNN: proposals from elsewhere share the features of the whole image (Girshick 2015)."""
+"""Fast R-CNN: given proposals share the features of the whole image (Girshick 2015)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import field
+from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
+from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
-from detect.backbones import CNN, ResNet
-from detect.models.box_head import HeadOptions, box_trunk
-from detect.models.detector import BoxOptions, Detector
+from detect.backbones import AnyBackbone, AnyNeck, FPNOptions, ResNetOptions
+from detect.models.box_head import BoxHeadOptions, BoxPredictor, build_features
+from detect.models.detector import DetectorOptions
+from detect.models.low_rank import Ranks, factorize
 from detect.models.postprocess import PostprocessOptions
+from detect.models.region_head import RegionHead, RegionHeadOptions
 from detect.models.region_pooling import PoolingOptions, RegionPooling
+from detect.models.two_stage import TwoStage
+from detect.options import options, over
 from detect.structures import Images
 
+REGION_HEAD = RegionHeadOptions(batch_size_per_image=64, negative_iou_min=0.1, delta_weights=None, smooth_l1_beta=1.0)
+POSTPROCESS = PostprocessOptions(nms_threshold=0.3)
 
-class FastRCNN(Detector):
-    """Any backbone, and the backbone's own trunk (or two layers of 1024) on each proposal that comes with the batch.
+
+@options
+class FastRCNNOptions(DetectorOptions):
+    """Options of Fast R-CNN; the defaults are the paper's (§2.3), except for backbone and neck.
 
     Args:
-        num_classes: C, without background.
-        backbone: `VGG`, `AlexNet`, `VGGM` or `ResNet` (FPN or C4).
-        scales: in prediction the image is seen at so many times its size as well, and each proposal pooled where it is
-            nearest to 224² pixels (§2.2); training sees one size a step, as `data.short_side` draws it. Not with FPN.
+        backbone: body of the network.
+        neck: feature pyramid; null runs on the backbone's last map, with the network's own layers as box head.
+        pooling: region pooling.
+        box_head: layers on a pooled region, if the network leaves none.
+        region_head: sampling, matching and regression.
+        postprocess: from predictions to detections.
+        scales: factors of further image sizes in prediction; each proposal is pooled from the size at which it is
+            closest to 224² pixels (§2.2). Training sees one size a step, drawn from `data.short_side`. Not with a neck.
+        svd: ranks of the box head's fully connected layers, set by `detect compress`.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        backbone: CNN | None = None,
-        pooling: PoolingOptions | None = None,
-        head: HeadOptions | None = None,
-        boxes: BoxOptions | None = None,
-        detections: PostprocessOptions | None = None,
-        scales: Sequence[float] = (),
-    ) -> None:
-        self.scales = tuple(scales)
-        body, trunk = (backbone or ResNet()).build()
-        trunk = trunk or box_trunk(body, head or HeadOptions())
-        super().__init__(
-            num_classes=num_classes,
-            backbone=body,
-            rpn=None,
-            pooling=RegionPooling(body.features, trunk.pooled, pooling, scales),
-            trunk=trunk,
-            boxes=boxes,
-            detections=detections,
+    proposals: ClassVar = "given"
+
+    name: Literal["fast_rcnn"] = "fast_rcnn"
+    backbone: AnyBackbone = field(default_factory=ResNetOptions)
+    neck: AnyNeck | None = field(default_factory=FPNOptions)
+    pooling: PoolingOptions = field(default_factory=PoolingOptions)
+    box_head: BoxHeadOptions = field(default_factory=BoxHeadOptions)
+    region_head: Annotated[RegionHeadOptions, over(REGION_HEAD)] = REGION_HEAD
+    postprocess: Annotated[PostprocessOptions, over(POSTPROCESS)] = POSTPROCESS
+    scales: tuple[PositiveFloat, ...] = ()
+    svd: Ranks = ()
+
+
+class FastRCNN(TwoStage):
+    """Fast R-CNN. Proposals come with the batch."""
+
+    Options = FastRCNNOptions
+
+    def __init__(self, num_classes: int, options: FastRCNNOptions | None = None) -> None:
+        options = options or FastRCNNOptions()
+        self.scales = options.scales
+        backbone, neck, levels, box_head = build_features(options.backbone, options.neck, options.box_head)
+        region_head = RegionHead(
+            num_classes,
+            RegionPooling(levels, box_head.pooled, options.pooling, options.scales),
+            box_head,
+            BoxPredictor(box_head.channels, num_classes, options.region_head.class_agnostic),
+            options.region_head,
+            options.postprocess,
         )
+        super().__init__(num_classes, options, backbone, neck, None, region_head)
+        factorize(box_head, options.svd)
 
-    def features(self, images: Images) -> list[Float[Tensor, "B c _ _"]]:
-        """The map of the images, and in prediction one for each of `scales`."""
-        sizes = [images] if self.training else [images, *(_resized(images, scale) for scale in self.scales)]
-        return [level for one in sizes for level in Detector.features(self, one)]
+    def features(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
+        """Return the feature map of the images, and in prediction one more for each of `scales`."""
+        sizes = [images] if self.training else [images, *(_resize(images, scale) for scale in self.scales)]
+        return [level for one in sizes for level in super(FastRCNN, self).features(one)]
 
 
-def _resized(images: Images, scale: float) -> Images:
-    """The images at so many times their size, on a canvas of multiples of 32."""
+def _resize(images: Images, scale: float) -> Images:
+    """Scale the images, on a canvas whose sides are multiples of 32."""
     pixels = F.interpolate(images.pixels.float(), scale_factor=scale, mode="bilinear", antialias=scale < 1)
     height, width = pixels.shape[2:]
     pixels = F.pad(pixels, (0, -width % 32, 0, -height % 32))

@@ -1,42 +1,68 @@
-"""Faster R-CNN: proposals from a network that shares the detector's features (Ren et al. 2015)."""
+"""Faster R-CNN: a region proposal network shares the detector's features (Ren et al. 2015)."""
 
 from __future__ import annotations
 
-from detect.backbones import CNN, ResNet
-from detect.models.box_head import HeadOptions, box_trunk
-from detect.models.detector import BoxOptions, Detector
+from dataclasses import field
+from typing import ClassVar, Literal
+
+from detect.backbones import AnyBackbone, AnyNeck, FPNOptions, ResNetOptions
+from detect.models.box_head import BoxHeadOptions, BoxPredictor, build_features
+from detect.models.detector import DetectorOptions
+from detect.models.low_rank import Ranks, factorize
 from detect.models.postprocess import PostprocessOptions
+from detect.models.region_head import RegionHead, RegionHeadOptions
 from detect.models.region_pooling import PoolingOptions, RegionPooling
 from detect.models.rpn import RPN, RPNOptions
+from detect.models.two_stage import TwoStage
+from detect.options import options
 
 
-class FasterRCNN(Detector):
-    """Any backbone, an RPN on its features, and the backbone's own trunk (or two layers of 1024) on each region.
+@options
+class FasterRCNNOptions(DetectorOptions):
+    """Options of Faster R-CNN; the defaults are those with a feature pyramid (Lin et al. 2017, §4 and §5.2).
 
     Args:
-        num_classes: C, without background.
-        backbone: `ResNet` (FPN or C4) or `VGG`.
+        backbone: body of the network.
+        neck: feature pyramid; null runs on the backbone's last map, with the network's own layers as box head.
+        rpn: region proposal network.
+        pooling: region pooling.
+        box_head: layers on a pooled region, if the network leaves none.
+        region_head: sampling, matching and regression.
+        postprocess: from predictions to detections.
+        svd: ranks of the box head's fully connected layers, set by `detect compress`.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        backbone: CNN | None = None,
-        rpn: RPNOptions | None = None,
-        pooling: PoolingOptions | None = None,
-        head: HeadOptions | None = None,
-        boxes: BoxOptions | None = None,
-        detections: PostprocessOptions | None = None,
-    ) -> None:
-        rpn, pooling = rpn or RPNOptions(), pooling or PoolingOptions()
-        body, trunk = (backbone or ResNet()).build()
-        trunk = trunk or box_trunk(body, head or HeadOptions())
-        super().__init__(
-            num_classes=num_classes,
-            backbone=body,
-            rpn=RPN(body.features[0].channels, [level.stride for level in body.features], rpn),
-            pooling=RegionPooling(body.features, trunk.pooled, pooling),
-            trunk=trunk,
-            boxes=boxes,
-            detections=detections,
+    proposals: ClassVar = "own"
+    recipes: ClassVar = ("joint", "alternating")
+
+    name: Literal["faster_rcnn"] = "faster_rcnn"
+    backbone: AnyBackbone = field(default_factory=ResNetOptions)
+    neck: AnyNeck | None = field(default_factory=FPNOptions)
+    rpn: RPNOptions = field(default_factory=RPNOptions)
+    pooling: PoolingOptions = field(default_factory=PoolingOptions)
+    box_head: BoxHeadOptions = field(default_factory=BoxHeadOptions)
+    region_head: RegionHeadOptions = field(default_factory=RegionHeadOptions)
+    postprocess: PostprocessOptions = field(default_factory=PostprocessOptions)
+    svd: Ranks = ()
+
+
+class FasterRCNN(TwoStage):
+    """Faster R-CNN."""
+
+    Options = FasterRCNNOptions
+    rpn: RPN
+
+    def __init__(self, num_classes: int, options: FasterRCNNOptions | None = None) -> None:
+        options = options or FasterRCNNOptions()
+        backbone, neck, levels, box_head = build_features(options.backbone, options.neck, options.box_head)
+        rpn = RPN(levels[0].channels, [level.stride for level in levels], options.rpn)
+        region_head = RegionHead(
+            num_classes,
+            RegionPooling(levels, box_head.pooled, options.pooling),
+            box_head,
+            BoxPredictor(box_head.channels, num_classes, options.region_head.class_agnostic),
+            options.region_head,
+            options.postprocess,
         )
+        super().__init__(num_classes, options, backbone, neck, rpn, region_head)
+        factorize(box_head, options.svd)

@@ -1,4 +1,4 @@
-"""The multi-task losses (Girshick 2015, §2.3; Ren et al. 2015, §3.1.2), as masked means: no shape depends on data."""
+"""The multi-task losses (Girshick 2015, §2.3; Ren et al. 2015, §3.1.2), as masked means with static shapes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 def objectness_loss(
     logits: Float[Tensor, "*b"], labels: Int[Tensor, "*b"], valid: Bool[Tensor, "*b"]
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy of "is an object", averaged over the valid samples."""
+    """Compute the binary cross-entropy of objectness, averaged over the valid samples."""
     losses = F.binary_cross_entropy_with_logits(logits.float(), (labels == 1).float(), reduction="none")
     return _mean(losses, valid)
 
@@ -19,19 +19,19 @@ def objectness_loss(
 def classification_loss(
     logits: Float[Tensor, "N K"], labels: Int[Tensor, " N"], valid: Bool[Tensor, " N"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy over the classes and background, averaged over the valid samples."""
+    """Compute the cross-entropy over classes and background, averaged over the valid samples."""
     return _mean(F.cross_entropy(logits.float(), labels, reduction="none"), valid)
 
 
 def box_regression_loss(
     deltas: Float[Tensor, "*b 4"],
-    goals: Float[Tensor, "*b 4"],
+    regression_targets: Float[Tensor, "*b 4"],
     positive: Bool[Tensor, "*b"],
     valid: Bool[Tensor, "*b"],
     beta: float,
 ) -> Float[Tensor, ""]:
-    """Smooth L1 of the objects' deltas, divided by the number of all valid samples, so that both losses weigh alike."""
-    losses = F.smooth_l1_loss(deltas.float(), goals, beta=beta, reduction="none").sum(dim=-1)
+    """Compute smooth L1 of the objects' deltas, divided by the number of valid samples (both losses weigh alike)."""
+    losses = F.smooth_l1_loss(deltas.float(), regression_targets, beta=beta, reduction="none").sum(dim=-1)
     return torch.where(positive & valid, losses, 0.0).sum() / valid.sum().clamp(min=1)
 
 

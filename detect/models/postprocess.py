@@ -1,9 +1,9 @@
-"""From scores and deltas of the proposals to detections (Girshick 2015, §2.3; Ren et al. 2015, §3.3)."""
+"""From class probabilities and box deltas to detections (Girshick 2015, §2.3; Ren et al. 2015, §3.3)."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
@@ -12,51 +12,64 @@ from detect.ops.boxes import clip, large_enough
 from detect.ops.nms import nms
 from detect.ops.topk import topk
 from detect.options import Fraction, options
-from detect.structures import Detections, Proposals
+from detect.structures import Detections
 
 
 @options
 class PostprocessOptions:
-    """How detections are chosen.
+    """Selection of detections.
 
     Args:
-        score: detections below this are dropped.
-        nms_iou: IoU above which the worse of two detections of one class goes.
-        detections: the most an image.
-        candidates: the most (proposal, class) pairs an image that enter NMS. A trained detector has a few hundred.
+        score_threshold: detections with lower scores are dropped.
+        nms_threshold: IoU above which NMS drops the lower-scoring of two detections of one class.
+        max_detections: maximum number of detections an image.
+        pre_nms_top_k: maximum number of (region, class) pairs an image that enter NMS. A trained detector has a few
+            hundred.
         min_size: detections with a side shorter than this many pixels are dropped.
     """
 
-    score: Fraction = 0.05
-    nms_iou: Fraction = 0.5
-    detections: PositiveInt = 100
-    candidates: PositiveInt = 4096
+    score_threshold: Fraction = 0.05
+    nms_threshold: Fraction = 0.5
+    max_detections: PositiveInt = 100
+    pre_nms_top_k: PositiveInt = 4096
     min_size: NonNegativeFloat = 1e-2
 
 
 @torch.no_grad()
 def postprocess(
-    scores: Float[Tensor, "B R C"],
+    probabilities: Float[Tensor, "B R C"],
     deltas: Float[Tensor, "B R C 4"],
-    proposals: Proposals,
+    boxes: Float[Tensor, "B R 4"],
+    valid: Bool[Tensor, "B R"],
     sizes: Int[Tensor, "B 2"],
-    coder: BoxCoder,
+    box_coder: BoxCoder,
     options: PostprocessOptions,
 ) -> Detections:
-    """Decoding, clipping, NMS within each class, and the best D of each image by falling score, which is in 0 … 1."""
+    """Decode, clip, apply NMS within each class, and keep the best D of each image, by descending score.
+
+    Args:
+        probabilities: score of each class for each region, in 0 … 1.
+        deltas: deltas of each class, relative to `boxes`.
+        boxes: regions that the deltas refer to.
+        valid: false for padded regions.
+        sizes: height and width of each image.
+        box_coder: decodes the deltas.
+        options: thresholds and limits.
+    """
     num_classes = deltas.shape[2]
-    scores = torch.where((scores > options.score) & proposals.valid.unsqueeze(-1), scores, -1.0).flatten(1)
-    scores, pairs = topk(scores, options.candidates)
+    candidates = (probabilities > options.score_threshold) & valid.unsqueeze(-1)
+    scores = torch.where(candidates, probabilities, -1.0).flatten(1)
+    scores, pairs = topk(scores, options.pre_nms_top_k)
     labels = pairs % num_classes
 
     pair = pairs.unsqueeze(-1).expand(-1, -1, 4)
-    references = proposals.boxes.gather(1, (pair // num_classes))
-    boxes = clip(coder.decode(deltas.flatten(1, 2).gather(1, pair), references), sizes)
+    references = boxes.gather(1, (pair // num_classes))
+    boxes = clip(box_coder.decode(deltas.flatten(1, 2).gather(1, pair), references), sizes)
     valid = (scores > 0) & large_enough(boxes, options.min_size)
     boxes = boxes.where(valid.unsqueeze(-1), 0.0)
 
-    kept = torch.where(nms(boxes, valid, options.nms_iou, groups=labels), scores, -1.0)
-    scores, best = topk(kept, options.detections)
+    kept = torch.where(nms(boxes, valid, options.nms_threshold, groups=labels), scores, -1.0)
+    scores, best = topk(kept, options.max_detections)
     valid = scores > 0
     boxes = boxes.gather(1, best.unsqueeze(-1).expand(-1, -1, 4))
     return Detections(boxes, scores.where(valid, 0.0), labels.gather(1, best), valid)

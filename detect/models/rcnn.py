@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from dataclasses import field
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detect.backbones import CNN, Pixels, ResNet, WholeCNN
+from detect.backbones import AnyBackbone, CropNetwork, Pixels, ResNetOptions
 from detect.errors import UserError
-from detect.models.detector import BoxOptions, Detector, Losses, Part
+from detect.models.detector import DetectorOptions
 from detect.models.losses import classification_loss
 from detect.models.postprocess import PostprocessOptions
+from detect.models.region_head import RegionHead, RegionHeadOptions
 from detect.models.region_pooling import CropOptions, Warp
-from detect.models.rpn import RPNOutput
-from detect.options import options
-from detect.structures import Batch
+from detect.models.two_stage import TwoStage
+from detect.options import options, over
+from detect.structures import Samples
 
 Layer = Literal["pool5", "fc6", "fc7"]
+REGION_HEAD = RegionHeadOptions(batch_size_per_image=128, delta_weights=(1, 1, 1, 1))
+POSTPROCESS = PostprocessOptions(nms_threshold=0.3)
 
 
 @options
-class RegionOptions:
-    """How R-CNN describes and judges a region; each alternative is an ablation of the paper (§3.2).
+class CropPredictorOptions:
+    """How R-CNN classifies and regresses a crop; each alternative is an ablation of the paper (§3.2).
 
     Args:
-        layer: that the SVMs see; null takes the network's last.
-        classifier: `svm`, trained after the network, or the `softmax` that the network was fine-tuned with.
-        regression: move boxes by ridge regression on pool5; without it detections are proposals.
+        layer: the features of the SVMs; null takes the network's last layer.
+        classifier: `svm`, trained after the network, or the `softmax` of fine-tuning.
+        regression: refine boxes by ridge regression on pool5; without it detections are proposals.
     """
 
     layer: Layer | None = None
@@ -40,88 +42,66 @@ class RegionOptions:
 
 
 @options
-class SVMOptions:
-    """How the SVMs are trained; the defaults are those of the paper's code.
+class RCNNOptions(DetectorOptions):
+    """Options of R-CNN; the defaults are the paper's, except for the network.
 
     Args:
-        c: what a violated margin costs, against half the squared norm of the weights.
-        positive_weight: how many times as much it costs for a positive.
-        bias_scale: the constant that is appended to each feature. The larger, the less the bias is held near zero.
-        negative_iou: a region is a negative of a class if its IoU with every truth of the class is below this.
-        hard_margin: a negative enters the cache if its score is above this.
-        evict_margin: a negative leaves the cache if its score is below this when its SVM has been trained.
-        retrain_after: an SVM is trained anew when more negatives than this are new in its cache.
-        feature_norm: the mean norm to which features are scaled, so that one `c` is right for every layer.
+        backbone: the network that runs on each crop.
+        crop: how proposals are cropped.
+        predictor: how crops are classified and regressed.
+        region_head: sampling and matching for fine-tuning.
+        postprocess: from predictions to detections.
     """
 
-    c: PositiveFloat = 1e-3
-    positive_weight: PositiveFloat = 2.0
-    bias_scale: PositiveFloat = 10.0
-    negative_iou: PositiveFloat = 0.3
-    hard_margin: float = -1.0001
-    evict_margin: float = -1.2
-    retrain_after: NonNegativeInt = 2000
-    feature_norm: PositiveFloat = 20.0
+    proposals: ClassVar = "given"
+    recipes: ClassVar = ("rcnn_stages",)
+
+    name: Literal["rcnn"] = "rcnn"
+    backbone: AnyBackbone = field(default_factory=ResNetOptions)
+    crop: CropOptions = field(default_factory=CropOptions)
+    predictor: CropPredictorOptions = field(default_factory=CropPredictorOptions)
+    region_head: Annotated[RegionHeadOptions, over(REGION_HEAD)] = REGION_HEAD
+    postprocess: Annotated[PostprocessOptions, over(POSTPROCESS)] = POSTPROCESS
 
 
-@options
-class RidgeOptions:
-    """How boxes are regressed; the defaults are those of the paper's code.
+class RCNN(TwoStage):
+    """R-CNN: the backbone is the image itself, and the region head runs a whole network on each crop.
 
-    Args:
-        penalty: λ, against the squared errors summed over the samples of a class.
-        min_iou: regions are samples if their largest IoU with a truth is above this.
-        feature_norm: the mean norm to which features are scaled.
+    The loss fine-tunes the network with softmax; SVMs and regressors are trained afterwards
+    (`detect.training.rcnn_stages`).
     """
 
-    penalty: PositiveFloat = 1000.0
-    min_iou: float = 0.6
-    feature_norm: PositiveFloat = 20.0
+    Options = RCNNOptions
+    region_head: CropHead
+
+    def __init__(self, num_classes: int, options: RCNNOptions | None = None) -> None:
+        options = options or RCNNOptions()
+        network = options.backbone.build_crop_network(options.crop.size)
+        backbone = Pixels(options.backbone.mean, options.backbone.std)
+        super().__init__(num_classes, options, backbone, None, None, CropHead(num_classes, network, options))
 
 
-class RCNN(Detector):
-    """A network from pixels to a vector, on every proposal by itself.
+class CropHead(RegionHead):
+    """R-CNN's region head: warp, network, and for training softmax, for detection SVMs and regressors."""
 
-    The loss fine-tunes the network with softmax; SVMs and regressors are found later (`detect.training.rcnn_stages`).
+    box_head: CropNetwork
+    predictor: CropPredictor
 
-    Args:
-        num_classes: C, without background.
-        backbone: `AlexNet`, `VGG`, `VGGM` or `ResNet`.
-        crop: how proposals are cut out.
-        regions: how they are judged.
-    """
-
-    trunk: WholeCNN
-    predictor: RegionPredictor
-
-    def __init__(
-        self,
-        num_classes: int,
-        backbone: CNN | None = None,
-        crop: CropOptions | None = None,
-        regions: RegionOptions | None = None,
-        boxes: BoxOptions | None = None,
-        detections: PostprocessOptions | None = None,
-    ) -> None:
-        crop, regions = crop or CropOptions(), regions or RegionOptions()
-        backbone = backbone or ResNet()
-        network = backbone.build_whole(crop.size)
-        self.at_once = crop.at_once
+    def __init__(self, num_classes: int, network: CropNetwork, options: RCNNOptions) -> None:
         super().__init__(
-            num_classes=num_classes,
-            backbone=Pixels(backbone.mean, backbone.std),
-            rpn=None,
-            pooling=Warp(crop),
-            trunk=network,
-            boxes=boxes or BoxOptions(delta_weights=(1, 1, 1, 1)),
-            detections=detections,
-            predictor=RegionPredictor(network.layers, num_classes, regions),
+            num_classes,
+            Warp(options.crop),
+            network,
+            CropPredictor(network.layers, num_classes, options.predictor),
+            options.region_head,
+            options.postprocess,
         )
+        self.crops_per_pass = options.crop.batch_size
 
-    def heads(
+    def forward(
         self, features: list[Float[Tensor, "B 3 _ _"]], boxes: Float[Tensor, "B S 4"]
     ) -> tuple[Float[Tensor, "B S _"], Float[Tensor, "B S C 4"]]:
-        """Logits, or the SVMs' margins, and deltas of each box."""
+        """Compute the SVMs' margins, or logits, and deltas of each box."""
         layers = self.describe(features, boxes)
         logits, deltas = self.predictor({name: values.flatten(0, 1) for name, values in layers.items()})
         return logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
@@ -129,48 +109,46 @@ class RCNN(Detector):
     def describe(
         self, features: list[Float[Tensor, "B 3 _ _"]], boxes: Float[Tensor, "B S 4"]
     ) -> dict[str, Float[Tensor, "B S _"]]:
-        """The layers of each box's crop; a bounded number of crops goes through the network at a time."""
-        parts = []
-        for some in boxes.split(max(1, self.at_once // len(boxes)), dim=1):
-            layers = self.trunk.forward_layers(self.pooling(features, some))
-            parts.append({name: values.unflatten(0, some.shape[:2]) for name, values in layers.items()})
-        return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+        """Compute the layers of each box's crop, with at most `crops_per_pass` crops at a time."""
+        chunks = []
+        for some in boxes.split(max(1, self.crops_per_pass // len(boxes)), dim=1):
+            layers = self.box_head.forward_layers(self.pooling(features, some))
+            chunks.append({name: values.unflatten(0, some.shape[:2]) for name, values in layers.items()})
+        return {name: torch.cat([chunk[name] for chunk in chunks], dim=1) for name in chunks[0]}
 
-    def scores(self, logits: Float[Tensor, "B S _"]) -> Float[Tensor, "B S C"]:
-        """Softmax's probabilities, or margins brought into 0 … 1, which leaves their order."""
-        return logits.sigmoid() if self.predictor.options.classifier == "svm" else super().scores(logits)
-
-    def _losses(self, features: list[Tensor], output: RPNOutput | None, batch: Batch, parts: Sequence[Part]) -> Losses:
-        """That of fine-tuning (§2.3)."""
-        proposals = self._proposals(None, batch.images, batch.proposals, training=True)
-        samples = self.sample(proposals, self._targets(batch.targets))
-        logits = self.predictor.logits(self.trunk(self.pooling(features, samples.boxes)))
+    def loss(self, features: list[Float[Tensor, "B 3 _ _"]], samples: Samples) -> dict[str, Float[Tensor, ""]]:
+        """Compute the cross entropy of fine-tuning (§2.3)."""
+        logits = self.predictor.logits(self.box_head(self.pooling(features, samples.boxes)))
         return {"classification": classification_loss(logits, samples.labels.flatten(), samples.valid.flatten())}
 
+    def probabilities(self, logits: Float[Tensor, "B S _"]) -> Float[Tensor, "B S C"]:
+        """Compute softmax, or map margins to 0 … 1, which keeps their order."""
+        return logits.sigmoid() if self.predictor.options.classifier == "svm" else super().probabilities(logits)
 
-class RegionPredictor(nn.Module):
-    """What judges a region by its layers: the softmax of fine-tuning, an SVM a class, a box regressor a class.
+
+class CropPredictor(nn.Module):
+    """Predictions from the layers of a crop: softmax of fine-tuning, one SVM and one box regressor a class.
 
     Args:
-        layers: their widths, in the network's order.
+        layers: names and widths of the layers, in the network's order.
         num_classes: C, without background.
-        options: see there.
+        options: choice of classifier and layer.
     """
 
-    def __init__(self, layers: dict[str, int], num_classes: int, options: RegionOptions) -> None:
+    def __init__(self, layers: dict[str, int], num_classes: int, options: CropPredictorOptions) -> None:
         super().__init__()
         last = list(layers)[-1]
         self.options, self.num_classes, self.layer = options, num_classes, options.layer or last
         if self.layer not in layers:
-            raise UserError(f"model.regions.layer: the network has {', '.join(layers)}, not {self.layer}")
+            raise UserError(f"predictor.layer: the network has {', '.join(layers)}, not {self.layer}")
         if options.classifier == "softmax" and self.layer != last:
-            raise UserError(f"model.regions.layer: softmax takes the last, {last}; choose svm for {self.layer}")
+            raise UserError(f"predictor.layer: softmax uses the last, {last}; choose svm for {self.layer}")
         self.logits = nn.Linear(layers[last], num_classes + 1)
         self.svms = nn.Linear(layers[self.layer], num_classes) if options.classifier == "svm" else None
         self.regressors = nn.Linear(layers["pool5"], 4 * num_classes) if options.regression else None
         nn.init.normal_(self.logits.weight, std=0.01)
         nn.init.zeros_(self.logits.bias)
-        # Not learned by gradients: until they are set, they find nothing and move nothing.
+        # Not trained by gradients: until they are fitted, they detect nothing and move nothing.
         for layer in (self.svms, self.regressors):
             if layer is not None:
                 layer.requires_grad_(False)
@@ -178,9 +156,9 @@ class RegionPredictor(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, layers: dict[str, Float[Tensor, "N _"]]) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N C 4"]]:
-        """Margins of the C classes, or logits of these and background; deltas."""
-        judge = self.logits if self.svms is None else self.svms
-        margins, pool5 = judge(layers[self.layer].float()), layers["pool5"].float()
+        """Compute margins of the C classes, or logits of these and background, and deltas."""
+        classifier = self.logits if self.svms is None else self.svms
+        margins, pool5 = classifier(layers[self.layer].float()), layers["pool5"].float()
         if self.regressors is None:
             return margins, pool5.new_zeros(len(pool5), self.num_classes, 4)
         return margins, F.linear(pool5, self.regressors.weight, self.regressors.bias).unflatten(1, (-1, 4))

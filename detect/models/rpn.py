@@ -3,7 +3,7 @@
 features   L maps [B, C, h, w]
     │ head: 3×3 convolution, then for each of the k anchors of a cell one score and four deltas
 RPNOutput  logits [B, A]   deltas [B, A, 4]   anchors [A, 4]       A = Σ over levels of h · w · k
-    ├ loss:    match anchors with truths, sample 256 an image, log loss + smooth L1
+    ├ loss:    match anchors with ground truths, sample 256 an image, log loss + smooth L1
     └ propose: top-k a level, decode, clip, drop the tiny, NMS a level, top-k → Proposals [B, R]
 """
 
@@ -33,10 +33,10 @@ from detect.structures import Proposals, Targets
 
 @options
 class ProposalCounts:
-    """How many boxes a level enter NMS, and how many an image leave it."""
+    """Maximum number of boxes a level before NMS, and an image after it."""
 
-    before_nms: PositiveInt
-    after_nms: PositiveInt
+    pre_nms_top_k: PositiveInt
+    post_nms_top_k: PositiveInt
 
 
 _TRAINING, _TESTING = ProposalCounts(2000, 2000), ProposalCounts(1000, 1000)
@@ -44,26 +44,26 @@ _TRAINING, _TESTING = ProposalCounts(2000, 2000), ProposalCounts(1000, 1000)
 
 @options
 class RPNOptions:
-    """What can be chosen of a region proposal network; the defaults are those of feature pyramids.
+    """Options of a region proposal network; the defaults are those with a feature pyramid.
 
     Args:
         anchor_sizes: square roots of the anchors' areas in pixels: one size a level, or all sizes of a single level.
         anchor_ratios: height over width.
-        anchor_offset: where in its cell an anchor is centred, 0 its corner and 0.5 its middle.
+        anchor_offset: position of an anchor's centre in its cell: 0 the corner, 0.5 the middle.
         anchors_rounded: round the anchors' shapes to whole pixels.
         anchors_fitted: spread the cells of a level over the canvas, as torchvision does, instead of a stride apart.
         convolutions: 3×3 convolutions before the two output layers.
         training: counts of proposals in training.
         testing: counts of proposals in evaluation and prediction.
-        nms_iou: IoU above which the worse of two proposals goes.
-        min_size: proposals with a side shorter than this many pixels go.
-        positive_iou: anchors with at least this IoU are objects, as are the best anchors of every truth.
+        nms_threshold: IoU above which NMS drops the lower-scoring of two proposals.
+        min_size: proposals with a side shorter than this many pixels are dropped.
+        positive_iou: anchors with at least this IoU are objects, as are the best anchors of every ground truth.
         negative_iou: anchors below this IoU are background.
-        samples: anchors an image in the loss.
-        positive_fraction: the largest share of objects among them.
-        border: anchors that reach further than this many pixels over the image's border are not trained on; the
-            paper has 0, feature pyramids train on all (null).
-        beta: where smooth L1 turns from square to straight.
+        batch_size_per_image: anchors an image in the loss.
+        positive_fraction: maximum fraction of objects among them.
+        straddle_threshold: anchors that reach further than this many pixels over the image's border are ignored in
+            training; 0 in the paper. Null trains on all, as usual with a feature pyramid.
+        smooth_l1_beta: where smooth L1 turns from quadratic to linear.
     """
 
     anchor_sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (32, 64, 128, 256, 512)
@@ -74,14 +74,14 @@ class RPNOptions:
     convolutions: Layers = 1
     training: Annotated[ProposalCounts, over(_TRAINING)] = _TRAINING
     testing: Annotated[ProposalCounts, over(_TESTING)] = _TESTING
-    nms_iou: Fraction = 0.7
+    nms_threshold: Fraction = 0.7
     min_size: NonNegativeFloat = 1e-3
     positive_iou: Fraction = 0.7
     negative_iou: Fraction = 0.3
-    samples: PositiveInt = 256
+    batch_size_per_image: PositiveInt = 256
     positive_fraction: Fraction = 0.5
-    border: NonNegativeFloat | None = None
-    beta: NonNegativeFloat = 1 / 9
+    straddle_threshold: NonNegativeFloat | None = None
+    smooth_l1_beta: NonNegativeFloat = 1 / 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +95,14 @@ class RPNOutput:
 
 
 class RPN(nn.Module):
-    """Scores and refines anchors; the same head slides over every level."""
+    """Scores and refines anchors; all levels share one head."""
 
     def __init__(self, channels: int, strides: Sequence[int], options: RPNOptions) -> None:
         super().__init__()
         self.options = options
         sizes = options.anchor_sizes
         if len(strides) not in (1, len(sizes)):
-            raise UserError(f"model.rpn.anchor_sizes: {len(sizes)} sizes; give one a level, {len(strides)}")
+            raise UserError(f"rpn.anchor_sizes: {len(sizes)} sizes for {len(strides)} levels; give one for each level")
         levels = [tuple(sizes)] if len(strides) == 1 else [(size,) for size in sizes]
         self.anchors = AnchorGenerator(
             strides,
@@ -123,12 +123,12 @@ class RPN(nn.Module):
                 nn.init.normal_(layer.weight, std=0.01)
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
-        self.coder = BoxCoder()
+        self.box_coder = BoxCoder()
         self.matcher = Matcher(options.positive_iou, options.negative_iou, best_is_positive=True)
-        self.sampler = Sampler(options.samples, options.positive_fraction)
+        self.sampler = Sampler(options.batch_size_per_image, options.positive_fraction)
 
     def forward(self, features: Sequence[Float[Tensor, "B C _ _"]]) -> RPNOutput:
-        """Applies the head to each level."""
+        """Apply the head to each level."""
         logits, deltas = [], []
         for level in features:
             hidden = self.convolutions(level)
@@ -140,23 +140,25 @@ class RPN(nn.Module):
         )
 
     def loss(self, output: RPNOutput, sizes: Int[Tensor, "B 2"], targets: Targets) -> dict[str, Float[Tensor, ""]]:
-        """Log loss of objectness and smooth L1 of the deltas over the sampled anchors."""
+        """Compute log loss of objectness and smooth L1 of the deltas over the sampled anchors."""
         anchors = output.anchors.expand(len(sizes), -1, -1)
-        border = self.options.border
-        among = None if border is None else _within(output.anchors, sizes, border)
-        matched, labels = match(anchors, targets, self.matcher, among)
+        threshold = self.options.straddle_threshold
+        candidates = None if threshold is None else _within(output.anchors, sizes, threshold)
+        matched, labels = match(anchors, targets, self.matcher, candidates)
         indices, valid = self.sampler(labels)
         labels, matched = labels.gather(1, indices), matched.gather(1, indices)
-        goals = self.coder.encode(take(targets.boxes, matched), take(anchors, indices))
+        regression_targets = self.box_coder.encode(take(targets.boxes, matched), take(anchors, indices))
         logits, deltas = output.logits.gather(1, indices), take(output.deltas, indices)
         return {
             "rpn_objectness": objectness_loss(logits, labels, valid),
-            "rpn_boxes": box_regression_loss(deltas, goals, labels == 1, valid, self.options.beta),
+            "rpn_boxes": box_regression_loss(
+                deltas, regression_targets, labels == 1, valid, self.options.smooth_l1_beta
+            ),
         }
 
     @torch.no_grad()
     def propose(self, output: RPNOutput, sizes: Int[Tensor, "B 2"], counts: ProposalCounts) -> Proposals:
-        """The best boxes of each image after NMS within each level, by falling score."""
+        """Return the best boxes of each image after NMS within each level, by descending score."""
         boxes, scores, valid = [], [], []
         levels = zip(
             output.logits.split(output.level_sizes, dim=1),
@@ -165,23 +167,23 @@ class RPN(nn.Module):
             strict=True,
         )
         for logits, deltas, anchors in levels:
-            top, indices = topk(logits, counts.before_nms)
-            decoded = clip(self.coder.decode(take(deltas, indices), anchors[indices]), sizes)
-            real = large_enough(decoded, self.options.min_size)
-            # Whatever is not real is harmless for what follows, NaN included.
-            decoded = decoded.where(real.unsqueeze(-1), 0.0)
+            top, indices = topk(logits, counts.pre_nms_top_k)
+            decoded = clip(self.box_coder.decode(take(deltas, indices), anchors[indices]), sizes)
+            large = large_enough(decoded, self.options.min_size)
+            # Small and NaN boxes become padding.
+            decoded = decoded.where(large.unsqueeze(-1), 0.0)
             boxes.append(decoded)
             scores.append(top)
-            valid.append(real & nms(decoded, real, self.options.nms_iou))
+            valid.append(large & nms(decoded, large, self.options.nms_threshold))
         score = torch.cat(scores, dim=1).masked_fill(~torch.cat(valid, dim=1), -torch.inf)
-        best, indices = topk(score, counts.after_nms)
+        best, indices = topk(score, counts.post_nms_top_k)
         kept = best > -torch.inf
         return Proposals(take(torch.cat(boxes, dim=1), indices), best.where(kept, 0.0).sigmoid() * kept, kept)
 
 
-def _within(boxes: Float[Tensor, "A 4"], sizes: Int[Tensor, "B 2"], border: float) -> Tensor:
-    """Which boxes lie inside each image, `border` pixels of tolerance around it: [B, A]."""
+def _within(boxes: Float[Tensor, "A 4"], sizes: Int[Tensor, "B 2"], tolerance: float) -> Tensor:
+    """Return which boxes lie inside each image, up to a tolerance in pixels: [B, A]."""
     height, width = sizes.unbind(-1)
     x1, y1, x2, y2 = boxes.unbind(-1)
-    inside = (x1 >= -border) & (y1 >= -border)
-    return inside & (x2 <= width[:, None] + border) & (y2 <= height[:, None] + border)
+    inside = (x1 >= -tolerance) & (y1 >= -tolerance)
+    return inside & (x2 <= width[:, None] + tolerance) & (y2 <= height[:, None] + tolerance)

@@ -1,4 +1,4 @@
-"""`metrics.csv`: losses, learning rates and figures, a row each time that any are logged."""
+"""`metrics.csv`: losses, learning rates and metrics, one row for each time they are logged."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from detect.training.run_folder import is_first, told, write
+from detect.training.run_folder import disk_errors, is_first, write
 
 Row = dict[str, Any]
 
 
 class MetricsFile(Logger):
-    """Each row is in the file when it is logged, and a kill at any time leaves what was there before.
+    """Logger that writes each row immediately, so that a kill loses nothing that was logged.
 
-    Lightning's own logger deletes the file of a run that goes on, and rewrites it in place for every new column.
+    Lightning's own logger deletes the file of a resumed run, and rewrites it in place for every new column.
 
     Args:
-        file: where; a file that is there is begun anew unless `rows` says what of it stays.
-        rows: how many rows a checkpoint has seen. Those after it will be logged again.
-        step: the next step of that checkpoint: what was logged for it beforehand will be logged again, too.
+        file: path; an existing file is overwritten, except for `rows`.
+        rows: number of rows when the checkpoint was written; later ones will be logged again.
+        step: next step of that checkpoint; rows of this step will be logged again, too.
     """
 
     def __init__(self, file: Path, rows: int = 0, step: int = 0) -> None:
@@ -40,20 +40,20 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Lightning wants one."""
+        """Name that Lightning requires."""
         return self.file.stem
 
     @property
     def version(self) -> str:
-        """Lightning wants one."""
+        """Name that Lightning requires."""
         return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds a row."""
+        """Append a row."""
         row = {**metrics, "step": step}
         if row.keys() <= set(self._columns):
-            with told(self.file), self.file.open("a", encoding="utf-8", newline="") as stream:
+            with disk_errors(self.file), self.file.open("a", encoding="utf-8", newline="") as stream:
                 stream.write(_lines([row], self._columns))
         else:
             self._columns = sorted({*self._columns, *row})
@@ -61,14 +61,14 @@ class MetricsFile(Logger):
         self.rows += 1
 
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
-        """They are in config.yaml."""
+        """Do nothing: they are in config.yaml."""
 
     def _rewrite(self, rows: list[Row]) -> None:
         write(self.file, ",".join(self._columns) + "\r\n" + _lines(rows, self._columns))
 
 
 def _read(file: Path) -> list[Row]:
-    """The whole rows of the file, without one that was cut short."""
+    """Return the complete rows of the file, without one that was cut off."""
     if not file.exists():
         return []
     whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")

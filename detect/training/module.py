@@ -1,4 +1,4 @@
-"""The training step and the validation step; the loop around them is Lightning's."""
+"""Training step and validation step, for Lightning's loop."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from torch.optim import Optimizer
 from detect.config import TrainingOptions
 from detect.data.dataset import Dataset
 from detect.data.formats.imagefolder import ImageClasses
+from detect.devices import choose_device, is_distributed
 from detect.evaluation.classification import ClassificationEvaluator
 from detect.evaluation.evaluator import Evaluator
-from detect.models import Classifier, Detector
-from detect.models.detector import Losses, Part
+from detect.models import Classifier, Detector, Losses, TwoStage
+from detect.models.two_stage import Part
 from detect.ops.winograd import learn_by_winograd
 from detect.structures import Batch, ClassificationBatch
 from detect.training.optimization import make_optimizer, schedule
@@ -27,41 +28,44 @@ from detect.training.randomness import get_random_state, set_random_state
 
 
 class TrainingModule(LightningModule):
-    """What the training of a detector and that of a classifier have in common.
+    """Base class of the training of detectors and classifiers.
 
     Args:
         model: the detector or classifier.
-        training: how it is optimised.
-        card: what a checkpoint says of the model beside its weights.
+        training: options of the optimisation.
+        card: model card for the checkpoints (see `detect.checkpoint.model_card`).
     """
 
     monitor: ClassVar[str]
-    """The figure that chooses the best checkpoint; the higher, the better."""
+    """Metric that selects the best checkpoint; higher is better."""
+    trains_in_part: bool = False
+    """Whether some trainable parameters get no gradient."""
     evaluator: Evaluator | ClassificationEvaluator | None
 
     def __init__(self, model: Detector | Classifier, training: TrainingOptions, card: dict[str, Any] | None) -> None:
         super().__init__()
-        on_cpu = training.accelerator == "cpu" or not torch.cuda.is_available()
-        self.model = model.lay_out(fastest_layout(on_cpu))
+        on_cpu = choose_device(training.accelerator).type == "cpu"
+        self.model = model.to_memory_format(fastest_memory_format(on_cpu))
         if on_cpu:
             learn_by_winograd(self.model)
         self.training_options, self.card = training, card or {}
         loss: Callable[..., Losses] = model.loss
         self.loss = torch.compile(loss, fullgraph=True) if training.compile else loss
         self.gradient_norm = torch.zeros(())
+        self.loss_names: tuple[str, ...] = ()
 
     def setup(self, stage: str) -> None:
-        """Lets each process draw samples and dropout of its own; Lightning has seeded all of them alike."""
-        if _parallel():
+        """Seed each process differently for sampling and dropout; Lightning has seeded all of them alike."""
+        if is_distributed():
             torch.manual_seed(self.training_options.seed + distributed.get_rank())
 
     def losses(self, batch: Any, loss: Callable[..., Losses]) -> Losses:
-        """What `loss`, the model's own or the compiled one, says to the batch."""
+        """Return the losses of a batch, computed by `loss`, which is the model's own or the compiled one."""
         raise NotImplementedError
 
     def training_step(self, batch: Any, index: int) -> dict[str, Tensor]:
-        """The sum of the losses, and each of them."""
-        return self.sum_up(self.losses(batch, self.loss), batch)
+        """Return the sum of the losses."""
+        return self.total(self.losses(batch, self.loss), batch)
 
     def configure_gradient_clipping(
         self,
@@ -69,57 +73,58 @@ class TrainingModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the gradients; a step whose gradients are no numbers changes nothing.
+        """Clip the gradients; a step with non-finite gradients changes nothing.
 
-        `gradient_norm` says so afterwards; the device is not waited for.
+        It sets `gradient_norm` and does not wait for the device.
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if gradient_clip_val is not None:
             self.gradient_norm = clip_grad_norm_(parameters, gradient_clip_val)
         else:
             self.gradient_norm = get_total_norm(one.grad for one in parameters if one.grad is not None)
-        if optimizer.defaults.get("fused"):  # as a scaler tells it
+        if optimizer.defaults.get("fused"):  # as a gradient scaler sets it
             optimizer.found_inf = (~self.gradient_norm.isfinite()).float()  # type: ignore[attr-defined]
-        elif self.training_options.precision != "fp16" and not self.gradient_norm.isfinite():  # RMSprop alone waits
+        elif self.training_options.precision != "fp16" and not self.gradient_norm.isfinite():  # only RMSprop waits
             optimizer.zero_grad()
 
-    def sum_up(self, losses: Losses, batch: Batch | ClassificationBatch) -> dict[str, Tensor]:
-        """The sum of the losses, which is minimised; it and each of them is logged."""
+    def total(self, losses: Losses, batch: Batch | ClassificationBatch) -> dict[str, Tensor]:
+        """Return the sum of the losses, which is minimised, and log it and each of them."""
+        self.loss_names = tuple(losses)
         total = torch.stack(list(losses.values())).sum()
         logged = {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
         self.log_dict(logged, batch_size=len(batch))
         return {"loss": total}
 
     def share_buffers(self) -> None:
-        """Every process evaluates the first one's running statistics."""
-        if _parallel():
+        """Give every process the running statistics of the first, for validation."""
+        if is_distributed():
             for buffer in self.model.buffers():
                 distributed.broadcast(buffer, 0)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer and the learning rate of each step."""
+        """Return the optimizer and the learning rate schedule, by step."""
         optimizer = make_optimizer(self.model, self.training_options)
-        # Lightning's own estimate would start the workers, in a run that goes on before it knows its epoch.
+        # Lightning's own estimate would start the workers, before a resumed run knows its epoch.
         steps = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         scheduler = schedule(optimizer, self.training_options, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """From page-locked memory, while the device computes."""
+        """Copy from page-locked memory while the device computes."""
         return batch.to(device, non_blocking=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts class names, preprocessing and versions beside the weights, and every process's random state."""
+        """Add class names, preprocessing, versions, and the random state of every process."""
         checkpoint["detect"] = self.card
         states: list[Any] = [get_random_state(self.device)]
-        if _parallel():
+        if is_distributed():
             states *= distributed.get_world_size()
             distributed.all_gather_object(states, states[0])
         checkpoint["random"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run that goes on draws what it would have drawn; processes that it did not have draw what they will."""
-        states, rank = checkpoint["random"], distributed.get_rank() if _parallel() else 0
+        """Restore the random state of each process that the run had before."""
+        states, rank = checkpoint["random"], distributed.get_rank() if is_distributed() else 0
         if rank < len(states):
             set_random_state(self.device, states[rank])
 
@@ -129,11 +134,11 @@ class DetectorModule(TrainingModule):
 
     Args:
         model: the detector.
-        training: how it is optimised.
-        val: the truths of the validation batches.
-        card: what a checkpoint says of the model beside its weights.
-        parts: the losses to minimise.
-        proposer: another detector that proposes the regions, in place of the model's own RPN.
+        training: options of the optimisation.
+        val: ground truths of the validation batches.
+        card: model card for the checkpoints.
+        parts: parts of a two-stage detector's losses; None for all.
+        proposer: another detector that proposes the regions, instead of the model's own RPN.
     """
 
     monitor = "AP"
@@ -144,45 +149,45 @@ class DetectorModule(TrainingModule):
         training: TrainingOptions,
         val: Dataset | None = None,
         card: dict[str, Any] | None = None,
-        parts: Sequence[Part] = ("rpn", "boxes"),
-        proposer: Detector | None = None,
+        parts: Sequence[Part] | None = None,
+        proposer: TwoStage | None = None,
     ) -> None:
         super().__init__(model, training, card)
         self.model: Detector
-        self.parts = tuple(parts)
+        self.parts, self.trains_in_part = parts, parts is not None
         self.evaluator: Evaluator | None = None if val is None else Evaluator(val)
-        # In a tuple, so that it is no submodule: neither trained nor saved.
+        # In a tuple, so that it is no submodule, which would be trained and saved.
         self.proposer = () if proposer is None else (proposer.eval(),)
 
     def losses(self, batch: Batch, loss: Callable[..., Losses]) -> Losses:
-        """Those of the parts."""
+        """Return the losses of `parts`, on the proposer's regions if there is one."""
         for proposer in self.proposer:
             batch = replace(batch, proposals=proposer.to(self.device).propose(batch.images))
-        return loss(batch, self.parts)
+        return loss(batch) if self.parts is None else loss(batch, self.parts)
 
     def on_validation_epoch_start(self) -> None:
-        """Begins anew."""
+        """Reset the evaluator."""
         assert self.evaluator is not None
         self.evaluator = Evaluator(self.evaluator.dataset)
         self.share_buffers()
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Losses and detections from one forward pass."""
+        """Evaluate losses and detections of a batch."""
         assert self.evaluator is not None
-        # The same samples at every validation, and none of the numbers that training would have drawn.
+        # The same samples at every validation, without changing the random numbers of training.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.training_options.seed)
-            losses, detections, proposals = self.model.validate(batch)
-        self.evaluator.update(batch, detections, proposals, losses)
+            losses, detections = self.model.validate(batch)
+        self.evaluator.update(batch, detections, losses)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the figures; `AP` chooses the best checkpoint."""
+        """Log the metrics; `AP` selects the best checkpoint."""
         assert self.evaluator is not None
         self.evaluator.gather()
         metrics = self.evaluator.compute()
-        figures = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        scalars = {name: value for name, value in metrics.items() if isinstance(value, float)}
         losses = {f"val_{name}": value for name, value in metrics["losses"].items()}
-        self.log_dict(figures | losses, rank_zero_only=False)
+        self.log_dict(scalars | losses, rank_zero_only=False)
 
 
 class ClassifierModule(TrainingModule):
@@ -190,9 +195,9 @@ class ClassifierModule(TrainingModule):
 
     Args:
         model: the classifier.
-        training: how it is optimised.
-        val: the images of the validation batches.
-        card: what a checkpoint says of the model beside its weights.
+        training: options of the optimisation.
+        val: images of the validation batches.
+        card: model card for the checkpoints.
     """
 
     monitor = "top1"
@@ -209,33 +214,29 @@ class ClassifierModule(TrainingModule):
         self.evaluator: ClassificationEvaluator | None = None if val is None else ClassificationEvaluator(val)
 
     def losses(self, batch: ClassificationBatch, loss: Callable[..., Losses]) -> Losses:
-        """The cross entropies."""
+        """Return the cross entropies."""
         return loss(batch)
 
     def on_validation_epoch_start(self) -> None:
-        """Begins anew."""
+        """Reset the evaluator."""
         assert self.evaluator is not None
         self.evaluator = ClassificationEvaluator(self.evaluator.dataset)
         self.share_buffers()
 
     def validation_step(self, batch: ClassificationBatch, index: int) -> None:
-        """The logits of a batch."""
+        """Evaluate the logits of a batch."""
         assert self.evaluator is not None
         self.evaluator.update(batch, self.model(batch.images))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the figures; `top1` chooses the best checkpoint."""
+        """Log the metrics; `top1` selects the best checkpoint."""
         assert self.evaluator is not None
         self.evaluator.gather()
         metrics = self.evaluator.compute()
         self.log_dict({name: metrics[name] for name in ("top1", "top5")}, rank_zero_only=False)
 
 
-def fastest_layout(on_cpu: bool) -> torch.memory_format:
-    """Channels last, but where gradients are computed with AVX2: there a step of a ResNet takes a third longer so."""
+def fastest_memory_format(on_cpu: bool) -> torch.memory_format:
+    """Return channels-last, except for training with AVX2, where it makes a step of a ResNet a third slower."""
     avx2 = on_cpu and torch.backends.cpu.get_cpu_capability() == "AVX2"
     return torch.contiguous_format if avx2 else torch.channels_last
-
-
-def _parallel() -> bool:
-    return distributed.is_available() and distributed.is_initialized()

@@ -1,4 +1,4 @@
-"""Gradient descent as detectors are trained: parameter groups, warm-up and schedule."""
+"""Optimizer, parameter groups, warm-up and schedule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from detect.config import TrainingOptions
 
 
 def make_optimizer(model: nn.Module, training: TrainingOptions) -> optim.Optimizer:
-    """The chosen optimizer of what learns, in three groups: weights, biases, and the scales of norms."""
+    """Return the chosen optimizer of the trainable parameters, in three groups: weights, biases, scales of norms."""
     weights: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
     scales: list[nn.Parameter] = []
@@ -24,11 +24,11 @@ def make_optimizer(model: nn.Module, training: TrainingOptions) -> optim.Optimiz
     rate = training.learning_rate
     groups: list[dict[str, Any]] = [
         {"params": weights, "lr": rate, "weight_decay": training.weight_decay},
-        {"params": biases, "lr": rate * training.bias_rate, "weight_decay": 0.0},
+        {"params": biases, "lr": rate * training.bias_lr_factor, "weight_decay": 0.0},
         {"params": scales, "lr": rate, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    # One pass over the memory in place of several. Lightning does not clip gradients that such an optimizer unscales.
+    # Fused: one pass over the memory instead of several. With a scaler, Lightning could not clip the gradients.
     fused = training.precision != "fp16"
     match training.optimizer:
         case "sgd":
@@ -44,7 +44,7 @@ def make_optimizer(model: nn.Module, training: TrainingOptions) -> optim.Optimiz
 
 
 def schedule(optimizer: optim.Optimizer, training: TrainingOptions, steps_per_epoch: int) -> LambdaLR:
-    """The learning rate of each step: linear warm-up times the chosen schedule."""
+    """Return the learning rate of each step: linear warm-up times the chosen schedule."""
     total = max(1, training.epochs * steps_per_epoch)
     drops = [milestone * steps_per_epoch for milestone in training.milestones]
 

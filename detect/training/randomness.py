@@ -1,4 +1,4 @@
-"""The numbers that a model draws in training, and where they go on."""
+"""Random state of training, for exact resume."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def get_random_state(device: torch.device) -> dict[str, Tensor]:
-    """Torch's state, on the CPU and on the device; the rest follows from the seed and the step.
+    """Return torch's random state, on the CPU and on the device.
 
-    Shuffles, scales and augmentations do (`CanvasBatchSampler`), and nothing draws from Python's or NumPy's numbers.
+    Shuffling, scales and augmentation follow from seed and step (`CanvasBatchSampler`), and nothing uses the generators
+    of Python and NumPy.
     """
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -18,7 +19,7 @@ def get_random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
-    """Draws from there on what was drawn from there."""
+    """Restore a state that `get_random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

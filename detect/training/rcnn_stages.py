@@ -1,17 +1,18 @@
-"""R-CNN's stages after fine-tuning: linear SVMs, then box regressors (Girshick et al. 2014, §2.3 and Appendix C).
+"""R-CNN's training: fine-tuning, linear SVMs, box regressors (Girshick et al. 2014, §2.3 and Appendix C).
 
-    1. collect  features of the truths, and of regions close to them        FOLDER/features/<image>.npz
-    2. mine     the SVMs, from hard negatives, in one pass over all regions    FOLDER/{mining,svms}.npz
-    3. regress  ridge regression, one class after another
+    1. fine-tune  the network with softmax, by gradients                          RUN/fine_tuning/
+    2. collect    features of ground truths and of regions close to them          RUN/stages/features/<image>.npz
+    3. mine       the SVMs, from hard negatives, in one pass over all regions     RUN/stages/{mining,svms}.npz
+    4. regress    ridge regression, class by class                                RUN/checkpoints/best.ckpt
 
-Every stage goes on where it was killed, to the same bits. The disk holds, for each image, the truths' features in
-float32 and the pool5 of at most `NEAR` regions in float16; the features of all regions, hundreds of gigabytes for VOC
-in the paper's code, are used as they come and never kept.
+Each stage resumes where it was killed, to the same bits. For each image, the disk holds the ground truths' features in
+float32 and pool5 of at most `MAX_NEAR` regions in float16. The features of all regions, hundreds of gigabytes for VOC
+in the paper's code, are used as they come and never stored.
 """
 
 from __future__ import annotations
 
-import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,38 +20,80 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from detect.config import RCNNOptions
+from detect.checkpoint import Checkpoint, save_checkpoint
+from detect.config import Config, RCNNStagesOptions, recipe_of
+from detect.data.datamodule import DetectionData
+from detect.devices import choose_device
 from detect.errors import UserError
+from detect.files.atomic import atomic_write
 from detect.models import RCNN
 from detect.models.matcher import in_crowd
 from detect.ops.boxes import iou_matrix
 from detect.structures import Batch
-from detect.training.ridge import best_truths, fit_regressors
+from detect.terminal import stage
+from detect.training import loop
+from detect.training.module import DetectorModule
+from detect.training.processes import count_processes
+from detect.training.recipe import Recipe
+from detect.training.ridge import RidgeRegressors, fit_regressors, regression_samples
 from detect.training.svm import LinearSVMs, SVMTrainer, negatives
 
-NEAR = 64
-"""Regions an image, drawn at random, that teach the regressors."""
-MEASURED = 32
-"""Regions an image, drawn at random, whose features' norms give the scale."""
-SAVED_EVERY = 60.0
+FINE_TUNING = "fine_tuning"
+"""Folder of the first stage within a run's folder."""
+MAX_NEAR = 64
+"""Number of regions an image, drawn at random, that the regressors are fitted to."""
+MAX_MEASURED = 32
+"""Number of regions an image, drawn at random, that the scale of the features is measured on."""
+SAVE_SECONDS = 60.0
 """Seconds of mining that a kill can cost."""
 
 
-def train_stages(model: RCNN, loader: DataLoader[Batch], options: RCNNOptions, folder: Path) -> None:
-    """Sets the SVMs and the box regressors of a fine-tuned model, as far as it has them.
+class RCNNStages(Recipe):
+    """R-CNN's stages, one after the other. There is no validation: before the last stage there is no detector."""
+
+    model: RCNN
+
+    def __init__(self, config: Config, data: DetectionData) -> None:
+        super().__init__(config, data)
+        if self.model.region_head.statistics is not None:
+            raise UserError("model.region_head.delta_weights: rcnn needs four factors; the paper's are 1")
+        if count_processes(config.training) > 1:
+            raise UserError("training.devices: the stages of rcnn run in one process; give --training.devices 1")
+
+    def checkpoints(self, out: Path) -> list[Path]:
+        """Return the last checkpoint of fine-tuning."""
+        return [loop.last_checkpoint(out / FINE_TUNING)]
+
+    def train(self, card: dict[str, Any], out: Path, resume: bool) -> None:
+        """Run the stages that are not done yet."""
+        options, training = recipe_of(self.config), self.config.training
+        assert isinstance(options, RCNNStagesOptions)
+        done, folder = out / "checkpoints" / "best.ckpt", out / "stages"
+        if resume and done.exists():
+            return
+        if options.fine_tuning:
+            module = DetectorModule(self.model, training, None, card)
+            loop.run_step(module, self.data, out / FINE_TUNING, resume)
+        model = self.model.to(choose_device(training.accelerator)).eval()
+        fit_predictors(model, self.data.eval_loader(self.data.train), options, folder)
+        train = self.data.train
+        save_checkpoint(Checkpoint(model, self.config, train.classes, train.category_ids), done)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def fit_predictors(model: RCNN, loader: DataLoader[Batch], options: RCNNStagesOptions, folder: Path) -> None:
+    """Fit the SVMs and the box regressors of a fine-tuned model, if it has them.
 
     Args:
-        model: on the device where it is to run, in eval mode.
-        loader: the training split as it is, each image once, always in the same order.
-        options: see there.
-        folder: what is done so far, kept until the caller removes it.
+        model: in eval mode, on the device to run on.
+        loader: the training split without augmentation, each image once, always in the same order.
+        options: options of SVMs and regressors.
+        folder: intermediate results, which the caller removes.
     """
-    predictor = model.predictor
+    predictor = model.region_head.predictor
     if predictor.svms is None and predictor.regressors is None:
         return
     collect(model, loader, options, folder / "features")
@@ -63,46 +106,46 @@ def train_stages(model: RCNN, loader: DataLoader[Batch], options: RCNNOptions, f
         _set(predictor.regressors, weights, regressors.biases.reshape(-1))
 
 
-# ---- 1. features -----------------------------------------------------------------------------------------------------
+# ---- 2. features -----------------------------------------------------------------------------------------------------
 
 
-def collect(model: RCNN, loader: DataLoader[Batch], options: RCNNOptions, folder: Path) -> None:
-    """Puts down, image by image, all that is learned from except the negatives."""
+def collect(model: RCNN, loader: DataLoader[Batch], options: RCNNStagesOptions, folder: Path) -> None:
+    """Store, image by image, the samples of SVMs and regressors, except for the negatives."""
     folder.mkdir(parents=True, exist_ok=True)
-    layer = model.predictor.layer
-    for place, batch, row in _images(loader, "features of the truths"):
-        file = _file(folder, place)
+    layer = model.region_head.predictor.layer
+    for index, batch, row in _images(loader, "features of the ground truths"):
+        file = _file(folder, index)
         if file.exists():
             continue
-        truths, labels, proposals = _boxes(batch, row)
-        regions = torch.cat([truths, proposals])
-        draw = np.random.default_rng(place)
-        samples, reached = best_truths(iou_matrix(regions, truths).numpy(), options.ridge.min_iou)
-        chosen = np.sort(draw.permutation(len(samples))[:NEAR])
-        near, matched = torch.from_numpy(samples[chosen]), torch.from_numpy(reached[chosen])
-        measured = torch.from_numpy(np.sort(draw.permutation(len(regions))[:MEASURED]))
-        described = _describe(model, batch, row, torch.cat([truths, regions[near], regions[measured]]))
-        of_truths, of_near, of_measured = (
+        ground_truths, labels, proposals = _boxes(batch, row)
+        regions = torch.cat([ground_truths, proposals])
+        random = np.random.default_rng(index)
+        samples, best = regression_samples(iou_matrix(regions, ground_truths).numpy(), options.ridge.min_iou)
+        chosen = np.sort(random.permutation(len(samples))[:MAX_NEAR])
+        near, matched = torch.from_numpy(samples[chosen]), torch.from_numpy(best[chosen])
+        measured = torch.from_numpy(np.sort(random.permutation(len(regions))[:MAX_MEASURED]))
+        described = _describe(model, batch, row, torch.cat([ground_truths, regions[near], regions[measured]]))
+        of_ground_truths, of_near, of_measured = (
             {name: values[start:end] for name, values in described.items()}
-            for start, end in _spans(len(truths), len(near), len(measured))
+            for start, end in _spans(len(ground_truths), len(near), len(measured))
         )
         _save(
             file,
-            positives=of_truths[layer],
+            positives=of_ground_truths[layer],
             labels=labels,
             near=of_near["pool5"].astype(np.float16),
             near_labels=labels[matched.numpy()],
-            deltas=model.coder.encode(truths[matched], regions[near]).numpy(),
+            deltas=model.region_head.box_coder.encode(ground_truths[matched], regions[near]).numpy(),
             norms=np.linalg.norm(of_measured[layer], axis=1),
             pool5_norms=np.linalg.norm(of_measured["pool5"], axis=1),
         )
 
 
-# ---- 2. support vector machines --------------------------------------------------------------------------------------
+# ---- 3. support vector machines --------------------------------------------------------------------------------------
 
 
-def mine(model: RCNN, loader: DataLoader[Batch], options: RCNNOptions, folder: Path) -> LinearSVMs:
-    """The SVMs of all classes, after one pass over the proposals and truths of every image."""
+def mine(model: RCNN, loader: DataLoader[Batch], options: RCNNStagesOptions, folder: Path) -> LinearSVMs:
+    """Return the SVMs of all classes, after one pass over the proposals and ground truths of every image."""
     done, begun = folder / "svms.npz", folder / "mining.npz"
     if done.exists():
         return LinearSVMs(**_load(done))
@@ -113,16 +156,16 @@ def mine(model: RCNN, loader: DataLoader[Batch], options: RCNNOptions, folder: P
     if begun.exists():
         trainer.load_state(_load(begun))
     saved = time.monotonic()
-    for place, batch, row in _images(loader, "hard negatives"):
-        if place < trainer.images:
+    for index, batch, row in _images(loader, "hard negatives"):
+        if index < trainer.images:
             continue
-        truths, labels, proposals = _boxes(batch, row)
-        regions = torch.cat([truths, proposals])
-        features = _describe(model, batch, row, regions)[model.predictor.layer]
-        iou = iou_matrix(regions, truths).numpy()
+        ground_truths, labels, proposals = _boxes(batch, row)
+        regions = torch.cat([ground_truths, proposals])
+        features = _describe(model, batch, row, regions)[model.region_head.predictor.layer]
+        iou = iou_matrix(regions, ground_truths).numpy()
         negative = negatives(iou, labels, model.num_classes, options.svm.negative_iou)
         trainer.add(features, negative & ~_in_crowd(batch, row, regions)[:, None])
-        if time.monotonic() - saved > SAVED_EVERY:
+        if time.monotonic() - saved > SAVE_SECONDS:
             _save(begun, **trainer.state())
             saved = time.monotonic()
     svms = trainer.finish()
@@ -130,17 +173,17 @@ def mine(model: RCNN, loader: DataLoader[Batch], options: RCNNOptions, folder: P
     return svms
 
 
-# ---- 3. box regression -----------------------------------------------------------------------------------------------
+# ---- 4. box regression -----------------------------------------------------------------------------------------------
 
 
-def regress(num_classes: int, options: RCNNOptions, folder: Path) -> Any:
-    """The box regressors of all classes."""
+def regress(num_classes: int, options: RCNNStagesOptions, folder: Path) -> RidgeRegressors:
+    """Return the box regressors of all classes."""
     files = _files(folder)
     scale = _scale(files, "pool5_norms", options.ridge.feature_norm)
 
     def samples() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for label in _track(range(num_classes), "box regressors"):
-            # No variable: it would hold these while those of the next class are read.
+        for label in stage(range(num_classes), "box regressors"):
+            # No variable: it would keep these while those of the next class are read.
             yield (
                 _of_class(files, label, "near", "near_labels").astype(np.float32),
                 _of_class(files, label, "deltas", "near_labels"),
@@ -149,51 +192,51 @@ def regress(num_classes: int, options: RCNNOptions, folder: Path) -> Any:
     return fit_regressors(samples(), scale, options.ridge)
 
 
-# ---- what they share -------------------------------------------------------------------------------------------------
+# ---- shared helpers --------------------------------------------------------------------------------------------------
 
 
-def _images(loader: DataLoader[Batch], what: str) -> Iterator[tuple[int, Batch, int]]:
-    """Every image: its place in the order, its batch, its row there."""
-    place = 0
-    for batch in _track(loader, what):
+def _images(loader: DataLoader[Batch], description: str) -> Iterator[tuple[int, Batch, int]]:
+    """Yield index, batch, and row in the batch of every image."""
+    index = 0
+    for batch in stage(loader, description):
         for row in range(len(batch)):
-            yield place, batch, row
-            place += 1
+            yield index, batch, row
+            index += 1
 
 
 def _boxes(batch: Batch, row: int) -> tuple[Tensor, np.ndarray, Tensor]:
-    """Truths that are no crowds, their labels, and proposals."""
+    """Return ground truths without crowds, their labels, and proposals of an image."""
     targets, proposals = batch.targets, batch.proposals
     assert proposals is not None
-    truth = targets.valid[row] & ~targets.crowd[row]
-    return targets.boxes[row, truth], targets.labels[row, truth].numpy(), proposals.boxes[row, proposals.valid[row]]
+    objects = targets.valid[row] & ~targets.crowd[row]
+    return targets.boxes[row, objects], targets.labels[row, objects].numpy(), proposals.boxes[row, proposals.valid[row]]
 
 
 def _in_crowd(batch: Batch, row: int, regions: Tensor) -> np.ndarray:
-    """Which regions lie in a crowd, and are nobody's negatives, as `match` has it."""
+    """Return which regions lie in a crowd region and are no negatives, as in `match`."""
     targets = batch.targets
     return in_crowd(targets.boxes[row, targets.valid[row] & targets.crowd[row]], regions).numpy()
 
 
 @torch.no_grad()
 def _describe(model: RCNN, batch: Batch, row: int, boxes: Tensor) -> dict[str, np.ndarray]:
-    """The layers of each region."""
+    """Compute the layers of each region's crop."""
     images, device = batch.images, model.backbone.mean.device
     one = type(images)(images.pixels[row : row + 1], images.sizes[row : row + 1]).to(device)
-    layers = model.describe(model.features(one), boxes[None].to(device))
+    layers = model.region_head.describe(model.features(one), boxes[None].to(device))
     return {name: values[0].float().cpu().numpy() for name, values in layers.items()}
 
 
 def _scale(files: Iterable[Path], name: str, norm: float) -> float:
-    """What brings the features to a mean norm."""
+    """Return the factor that gives the features a mean norm."""
     norms = np.concatenate([_load(file)[name] for file in files])
     if not norms.any():
-        raise UserError(f"the features of {len(norms)} regions are all zero; begin from weights, or fine-tune")
+        raise UserError(f"the features of {len(norms)} regions are all zero; start from weights, or fine-tune")
     return norm / float(norms.mean(dtype=np.float64))
 
 
 def _of_class(files: Iterable[Path], label: int, name: str, labels: str) -> np.ndarray:
-    """The rows of one class, of all images. Only the arrays that are named are read."""
+    """Return the rows of one class of all images; only the named arrays are read."""
     rows = []
     for file in files:
         with np.load(file) as content:
@@ -213,8 +256,8 @@ def _set(layer: nn.Linear, weights: np.ndarray, biases: np.ndarray) -> None:
         layer.bias.copy_(torch.from_numpy(biases))
 
 
-def _file(folder: Path, place: int) -> Path:
-    return folder / f"{place:06d}.npz"
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.npz"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -227,18 +270,5 @@ def _load(file: Path) -> dict[str, np.ndarray]:
 
 
 def _save(file: Path, **arrays: np.ndarray) -> None:
-    """Whole or not at all."""
-    draft = file.with_name(f".{file.name}.part")
-    with draft.open("wb") as stream:
+    with atomic_write(file) as draft, draft.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(file)
-
-
-def _track(items: Any, what: str) -> Iterator[Any]:
-    """With a progress bar, or a line where the output is no terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.print(what)
-    return iter(track(items, what, console=console, disable=not console.is_terminal))

@@ -1,10 +1,10 @@
-"""`last.ckpt`: when it is written, and how a run goes on with it at the very next batch.
+"""`last.ckpt`: when it is written, and exact resume from it.
 
-A checkpoint is written after each epoch, every `minutes` within one and before its validation, and when the run is told
-to end by SIGTERM, SIGUSR1 (clusters send these before they take the machine away) or Ctrl-C. What it holds follows from
-the seed and the steps done, so that a run that was killed ends with the bits of one that was not: the weights and their
-average, optimiser, schedule, scaler, every process's random numbers, and how far the epoch is. The batches of an epoch
-follow from the seed and its number alone; those done are skipped (`CanvasBatchSampler.begin`).
+It is written after each epoch, every `minutes` within an epoch and before its validation, and on SIGTERM, SIGUSR1
+(which clusters send before they take a machine away) and Ctrl-C. A run that was killed and resumed ends with the same
+bits as an uninterrupted one: the checkpoint holds the weights and their average, optimiser, schedule, scaler, every
+process's random state, and the position in the epoch. The batches of an epoch depend on the seed and its number only;
+those done are skipped (`CanvasBatchSampler.begin`).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from detect.training.metrics import MetricsFile
 
 ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-"""Signals that ask a run to end soon."""
-ASKED_EVERY = 50
-"""Batches after which several processes agree on whether it is time to save: to ask waits for the device."""
+"""Signals that ask a run to end."""
+SYNCHRONIZE_EVERY = 50
+"""Batches between agreements of several processes on whether to save; each waits for the device."""
 
 
 class SaveLast(Checkpoint):
-    """See the top of this file.
+    """Writes `last.ckpt` and restores the position of a run from it.
 
     Args:
-        path: where.
-        minutes: between two checkpoints within an epoch; None for none.
-        metrics: the rows that a checkpoint has seen stay when a run goes on with it.
+        path: path of the checkpoint.
+        minutes: minutes between checkpoints within an epoch; None for none.
+        metrics: the metrics file; a checkpoint records its number of rows.
     """
 
     def __init__(self, path: Path, minutes: float | None, metrics: MetricsFile) -> None:
@@ -44,45 +44,45 @@ class SaveLast(Checkpoint):
         self._saved_at = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens to signals from now on; Lightning puts back what listened before."""
-        self._saved, self._saved_at = _place(trainer), time.monotonic()
-        _listen(trainer)
+        """Install the signal handlers; Lightning restores the previous ones."""
+        self._saved, self._saved_at = _position(trainer), time.monotonic()
+        _install_handlers(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Within an epoch: all that the batch before has changed and logged is done."""
-        asked = trainer.world_size == 1 or batch_idx % ASKED_EVERY == 0
-        if batch_idx and asked and self._is_time(trainer):
+        """Save within an epoch; everything of the previous batch is done and logged."""
+        agree = trainer.world_size == 1 or batch_idx % SYNCHRONIZE_EVERY == 0
+        if batch_idx and agree and self._is_time(trainer):
             self._save(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the average of the weights takes their place."""
+        """Save before the averaged weights are swapped in."""
         if self._is_time(trainer):
             self._save(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Ends a validation. Several processes, which have unequal shares of it, end it first."""
+        """Abort a validation on a signal. Several processes, with unequal shares of it, finish it first."""
         if trainer.received_sigterm and trainer.world_size == 1:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, WeightAveraging):  # the weights come back
+                if isinstance(callback, WeightAveraging):  # swaps the weights back
                     callback.on_validation_epoch_end(trainer, pl_module)
             raise SIGTERMException
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After its validation."""
+        """Save after the epoch's validation."""
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """What Lightning raises between two steps, in every process alike, after a signal."""
+        """Save on the exception that Lightning raises in every process between two steps after a signal."""
         if isinstance(exception, SIGTERMException):
             self._save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Which rows of metrics.csv are older."""
+        """Record the number of rows in metrics.csv."""
         checkpoint["metrics_rows"] = self.metrics.rows
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Sets the loops to the place where the run goes on."""
-        set_place(checkpoint["loops"]["fit_loop"], checkpoint["global_step"])
+        """Set the state of Lightning's loops to where the run resumes."""
+        set_position(checkpoint["loops"]["fit_loop"], checkpoint["global_step"])
 
     def _is_time(self, trainer: Trainer) -> bool:
         if self.minutes is None:
@@ -91,25 +91,25 @@ class SaveLast(Checkpoint):
         return is_time if trainer.world_size == 1 else trainer.strategy.broadcast(is_time)
 
     def _save(self, trainer: Trainer) -> None:
-        """Unless the checkpoint of this very place is there."""
-        if self._saved != _place(trainer):
+        """Save, unless the checkpoint of this position exists."""
+        if self._saved != _position(trainer):
             trainer.save_checkpoint(self.path)
-            self._saved, self._saved_at = _place(trainer), time.monotonic()
+            self._saved, self._saved_at = _position(trainer), time.monotonic()
 
 
 class Patience(EarlyStopping):
-    """Lightning's, which would train on where a run had ended by it."""
+    """Early stopping; Lightning's own would continue a resumed run that it had stopped."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends at once what was at its end."""
+        """Stop a run that was stopped before."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
 
 
-def set_place(loop: dict[str, Any], step: int) -> None:
-    """Turns the state of Lightning's loops, as it was when they were saved, into one from which they go on exactly.
+def set_position(loop: dict[str, Any], step: int) -> None:
+    """Convert the saved state of Lightning's loops, in place, into one from which they resume exactly.
 
-    There are three: at the start of an epoch, before one of its batches, and before its validation.
+    There are three positions: at the start of an epoch, before one of its batches, and before its validation.
     """
     batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
     done = epochs["current"]["processed"]
@@ -122,16 +122,16 @@ def set_place(loop: dict[str, Any], step: int) -> None:
     batches["current"] = _all(batch)
     batches["is_last_batch"] = validates
     validation = loop["epoch_loop.val_loop.batch_progress"]
-    # Begun and nothing done, which makes Lightning run it.
+    # Started and nothing processed makes Lightning run it.
     validation["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0} if validates else _all(0)
     validation["current"], validation["is_last_batch"] = _all(0), False
-    # What is logged carries the number of the step; the last one counts when its validation is over.
+    # Logged metrics carry the number of the step; the last one counts after its validation.
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - validates
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Outside of Lightning's loop, a signal to end is an interrupt."""
+    """Turn a signal to end into `KeyboardInterrupt`, outside of Lightning's loop."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -147,24 +147,24 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _listen(trainer: Trainer) -> None:
-    """A signal ends the run between two steps, a second Ctrl-C at once."""
+def _install_handlers(trainer: Trainer) -> None:
+    """End the run between two steps on a signal, and immediately on a second Ctrl-C."""
 
-    def note(number: int, *_: Any) -> None:
+    def handle(number: int, *_: Any) -> None:
         if number == signal.SIGINT and trainer.received_sigterm:
             raise KeyboardInterrupt
         connector = trainer._signal_connector
         if number != signal.SIGINT and not connector.received_sigterm and trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(number)  # the processes that this one has started
+            trainer.strategy.launcher.kill(number)  # the processes that this one started
         connector.received_sigterm = True
 
     if threading.current_thread() is threading.main_thread():
         for number in (*ENDS, signal.SIGINT):
-            signal.signal(number, note)
+            signal.signal(number, handle)
 
 
-def _place(trainer: Trainer) -> tuple[int, int]:
-    """Steps, and epochs that are over."""
+def _position(trainer: Trainer) -> tuple[int, int]:
+    """Return the number of steps and of finished epochs."""
     epochs: Any = trainer.fit_loop.epoch_progress.current
     return trainer.global_step, epochs.processed
 

@@ -1,12 +1,12 @@
-"""One linear SVM a class, with hard negatives found in one pass over the images (Girshick et al. 2014, §2.3, App. B).
+"""One linear SVM a class, with hard negative mining in one pass over the images (Girshick et al. 2014, §2.3, App. B).
 
 features [n, d] of an image's regions, and which of them are negatives of which class
-    │ one product gives all scores [n, C]: a negative above the margin enters the cache of its class
-cache    each region once, and for which classes it is held
-    │ enough new negatives of a class: train its SVM, evict what has become easy
+    │ one product computes all scores [n, C]; negatives above the margin enter the cache of their class
+cache    each region once, with the classes that hold it
+    │ after enough new negatives of a class: train its SVM, evict easy negatives
 LinearSVMs  weights [C, d]   biases [C]
 
-The thresholds, which the paper leaves out, are those of its code, as is the rescaling of the features.
+The thresholds, which the paper omits, and the scaling of the features are those of its code.
 """
 
 from __future__ import annotations
@@ -20,74 +20,74 @@ from jaxtyping import Bool, Float, Float32, Int64
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
+from detect.config import SVMOptions
 from detect.errors import UserError
-from detect.models import SVMOptions
 
-# liblinear stops when no dual variable wants to move by more than this, or after so many passes over its samples.
+# liblinear stops when no dual variable changes by more than this, or after this many passes over its samples.
 TOLERANCE = 1e-4
 PASSES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class LinearSVMs:
-    """A weight vector and a bias for each class; they take features as the network gives them, not scaled."""
+    """A weight vector and a bias for each class, for unscaled features."""
 
     weights: Float32[np.ndarray, "C d"]
     biases: Float32[np.ndarray, " C"]
 
     def scores(self, features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n C"]:
-        """The score of each region for each class: about 1 and more for an object, about -1 and less for none."""
+        """Compute the score of each region for each class: at least about 1 for objects, at most about -1 otherwise."""
         return features @ self.weights.T + self.biases
 
 
 def negatives(
     iou: Float[np.ndarray, "n G"], labels: Int64[np.ndarray, " G"], classes: int, negative_iou: float
 ) -> Bool[np.ndarray, "n C"]:
-    """Which of n regions are negatives of which class: those whose IoU with every truth of it is below the threshold.
+    """Return which regions are negatives of which class: IoU below the threshold with all of its ground truths.
 
-    As in the paper's code, the truths are regions as well: each is a negative of the classes that it is none of.
+    As in the paper's code, ground truths are regions too, and negatives of all other classes.
     """
     largest = np.zeros((len(iou), classes), iou.dtype)
-    for truth, label in enumerate(labels.tolist()):
-        np.maximum(largest[:, label], iou[:, truth], out=largest[:, label])
+    for ground_truth, label in enumerate(labels.tolist()):
+        np.maximum(largest[:, label], iou[:, ground_truth], out=largest[:, label])
     return largest < negative_iou
 
 
 class SVMTrainer:
-    """Trains the SVMs of all classes while the images go by once, always in the same order.
+    """Trains the SVMs of all classes in one pass over the images, always in the same order.
 
-    Memory: float32 features of the positives, and of each region that is held for some class, once for all of them.
-    What a class holds is what its last training left, which is its support vectors and the negatives close to them
-    (scores of at least `evict_margin`), and at most `retrain_after` and one image's regions on top of it. A training
-    needs 12 bytes more for each value of a class' samples, and liblinear 16 for each that is not zero.
+    Memory: float32 features of the positives and of each region in the cache of any class, stored once. After training,
+    a class's cache holds its support vectors and the negatives close to them (scores of at least `evict_margin`); until
+    the next training at most `retrain_after` and one image's regions are added. Training a class needs 12 more bytes
+    for each value of its samples, and liblinear 16 for each nonzero one.
 
-    The first image's negatives enter unseen. They train the first SVMs, which judge the next ones.
+    The first image's negatives all enter the cache. They train the first SVMs, which select later ones.
 
     Args:
-        positives: for each class the features of its truths, none perhaps; they are held, not copied.
-        scale: what features are multiplied with, so that their mean norm is `feature_norm`.
-        options: see there.
+        positives: for each class the features of its ground truths, possibly none; they are referenced, not copied.
+        scale: factor of the features that gives them a mean norm of `feature_norm`.
+        options: thresholds and cost.
     """
 
     def __init__(self, positives: Sequence[Float32[np.ndarray, "_ d"]], scale: float, options: SVMOptions) -> None:
         self.options = options
         self.images = 0
-        """How many images were added."""
+        """Number of images added."""
         self._positives = positives
         self._scale = scale
         classes, channels = len(positives), positives[0].shape[1]
-        # A class without positives keeps this SVM: of negatives alone (ten or more, by C and bias_scale) the hinge loss
-        # makes weight 0 and bias -1, the score of no object. It holds no negatives: -1 is above hard_margin, so that
-        # all of them would enter for nothing.
+        # A class without positives keeps this SVM: on negatives alone (ten or more, by C and bias_scale) the hinge loss
+        # gives weight 0 and bias -1, the score of background. Its cache stays empty, although -1 is above hard_margin
+        # and all negatives would enter it.
         self._svms = LinearSVMs(np.zeros((classes, channels), np.float32), np.full(classes, -1, np.float32))
         self._learns = np.array([len(features) > 0 for features in positives])
         self._trained = np.zeros(classes, bool)
         self._new = np.zeros(classes, np.int64)
-        # Features [n, d] and for which classes they are held [n, C], a block an image: nothing is copied to add one.
+        # Features [n, d] and the classes that hold them [n, C], one block an image, so that adding copies nothing.
         self._cache = [(np.empty((0, channels), np.float32), np.empty((0, classes), bool))]
 
     def add(self, features: Float32[np.ndarray, "n d"], negative: Bool[np.ndarray, "n C"]) -> None:
-        """Takes the next image: its features, as the network gives them, and which are `negatives` of which class."""
+        """Add the next image: its unscaled features, and which are `negatives` of which class."""
         hard = self._svms.scores(features) > self.options.hard_margin
         enters = negative & self._learns & (hard | ~self._trained)
         rows = enters.any(axis=1)
@@ -97,23 +97,23 @@ class SVMTrainer:
         self.images += 1
 
     def finish(self) -> LinearSVMs:
-        """The SVMs, each trained with all that is in its cache.
+        """Return the SVMs, each trained on its whole cache.
 
         Raises:
             UserError: no image had a negative of a class that has positives.
         """
-        # Without new negatives there is nothing to train: what was evicted had no part in the solution.
+        # Without new negatives nothing changes: evicted ones had no part in the solution.
         self._train(self._new > 0)
         untrained = np.flatnonzero(self._learns & ~self._trained)
         if len(untrained):
             raise UserError(
-                f"class {untrained[0]}: no region of the {self.images} images is a negative of it; "
+                f"class {untrained[0]}: none of the {self.images} images has a negative of it; "
                 f"give more images or proposals, or raise negative_iou = {self.options.negative_iou:g}"
             )
         return LinearSVMs(self._svms.weights.copy(), self._svms.biases.copy())
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that the added images have changed, for `np.savez`; `images` says after how many of them to go on."""
+        """Return the state for `np.savez`; `images` is the number of images after which to continue."""
         return {
             "images": np.array(self.images),
             "features": np.concatenate([features for features, _ in self._cache]),
@@ -125,13 +125,13 @@ class SVMTrainer:
         }
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Goes on where `state` was taken, by a trainer of the same positives, scale and options: to equal bits.
+        """Restore a `state` of a trainer with the same positives, scale and options, to equal bits.
 
         Raises:
-            ValueError: the state is of other classes or features.
+            ValueError: the state has other classes or features.
         """
         if state["weights"].shape != self._svms.weights.shape:
-            raise ValueError(f"SVMs of shape {state['weights'].shape} cannot go on as {self._svms.weights.shape}")
+            raise ValueError(f"SVMs of shape {state['weights'].shape} do not fit {self._svms.weights.shape}")
         self.images = int(state["images"])
         self._cache = [(state["features"], state["held"].copy())]
         self._new = state["new"].copy()
@@ -139,19 +139,19 @@ class SVMTrainer:
         self._svms = LinearSVMs(state["weights"].copy(), state["biases"].copy())
 
     def _train(self, due: Bool[np.ndarray, " C"]) -> None:
-        """Trains the SVMs that are due, one after another (liblinear's random numbers are global), and evicts."""
+        """Train the SVMs that are due, sequentially since liblinear's random numbers are global, and evict."""
         for label in np.flatnonzero(due).tolist():
             self._train_one(label)
         if due.any():
-            for place, (features, held) in enumerate(self._cache):
+            for index, (features, held) in enumerate(self._cache):
                 kept = held.any(axis=1)
                 if not kept.all():
-                    self._cache[place] = features[kept], held[kept]
+                    self._cache[index] = features[kept], held[kept]
 
     def _train_one(self, label: int) -> None:
         positives = self._positives[label]
         held = [features[column[:, label]] for features, column in self._cache]
-        # float64, as liblinear computes, and one matrix, so that no bit depends on where the blocks of the cache end.
+        # float64, as in liblinear, and one matrix, so that no bit depends on the blocks of the cache.
         samples = np.concatenate([positives, *held], dtype=np.float64)
         del held
         samples *= self._scale
@@ -170,7 +170,7 @@ class SVMTrainer:
         if svm.n_iter_ >= PASSES:
             warnings.warn(
                 f"class {label}: its SVM was still changing after {PASSES} passes over its {len(samples)} samples, and "
-                f"is used as it is; lower c = {self.options.c:g} or feature_norm = {self.options.feature_norm:g}",
+                f"is used as is; lower c = {self.options.c:g} or feature_norm = {self.options.feature_norm:g}",
                 stacklevel=2,
             )
         self._svms.weights[label] = svm.coef_[0] * self._scale

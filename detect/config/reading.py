@@ -1,0 +1,211 @@
+"""Reading and checking YAML files and command line overrides."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
+
+from detect.backbones import BACKBONE_NAMES
+from detect.config.experiment import RECIPES, ClassificationConfig, Config, Experiment
+from detect.config.renamed import find_renamed
+from detect.config.training_options import TrainingOptions
+from detect.errors import UserError
+from detect.files.fence import MAX_BYTES, is_yaml_bomb, read_bounded
+from detect.models import ClassifierOptions, DetectorOptions, model_names
+from detect.models import options_class as detector_options_class
+
+CLASSIFIER = "classifier"
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Return the experiment of a detector from a YAML file, with overrides `--data.root=DIR` or `--data.root DIR`.
+
+    Raises:
+        UserError: with the file, the key, and what is expected there.
+    """
+    experiment = load_experiment(path, overrides)
+    if isinstance(experiment, ClassificationConfig):
+        raise UserError(f"{path}: describes a classifier; give the config of a detector")
+    return experiment
+
+
+def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
+    """Like `load_config`, for a detector or, if `model.name` is `classifier`, a classifier."""
+    return config_from_dict({} if path is None else _read_yaml(path), str(path or "options"), overrides)
+
+
+def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Return the experiment of a nested dictionary with overrides; errors in the dictionary name `source`."""
+    values, given = deepcopy(values), _pairs(overrides)
+    for key, text in given:
+        _assign(values, key, text)
+    if renamed := find_renamed(values):
+        old, new = renamed
+        raise _mistake(old, f"there is no such option; it is now {new}", source, given)
+    try:
+        model = options_class(_model_name(values.get("model")))
+        sections = _adapter(model).validate_python(values)
+    except KeyError as error:
+        mistake = f"choose {', '.join(map(repr, (*model_names(), CLASSIFIER)))}, not {error.args[0]!r}"
+        raise _mistake("model.name", mistake, source, given) from None
+    except ValidationError as error:
+        raise _mistake(*_first_mistake(error), source, given) from None
+    experiment = ClassificationConfig if model is ClassifierOptions else Config
+    return experiment(sections.model, sections.data, sections.training, sections.deviations)
+
+
+def config_to_dict(config: Experiment) -> dict[str, Any]:
+    """Return the experiment as plain numbers, strings, lists and dictionaries."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def config_to_yaml(config: Experiment) -> str:
+    """Return the experiment as YAML that `load_experiment` reads."""
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def options_class(name: str) -> type[DetectorOptions] | type[ClassifierOptions]:
+    """Return the options class of a model by its YAML name. Raise `KeyError` if there is no such model."""
+    return ClassifierOptions if name == CLASSIFIER else detector_options_class(name)
+
+
+def _model_name(model: Any) -> str:
+    """Return the model's name; by default it is Faster R-CNN."""
+    return model.get("name", "faster_rcnn") if isinstance(model, dict) else getattr(model, "name", "faster_rcnn")
+
+
+@cache
+def _adapter(model: Any) -> TypeAdapter:
+    """Return the schema of an experiment with this class of model options."""
+    experiment = ClassificationConfig if model is ClassifierOptions else Config
+    data = get_type_hints(experiment)["data"]
+    schema = create_model(
+        experiment.__name__,
+        __config__=ConfigDict(extra="forbid"),
+        model=(model, Field(default_factory=model)),
+        data=(data, Field(default_factory=data)),
+        training=(TrainingOptions, Field(default_factory=TrainingOptions)),
+        deviations=(tuple[str, ...], ()),
+    )
+    return TypeAdapter(schema)
+
+
+def _mistake(place: str, mistake: str, source: str, overrides: Sequence[tuple[str, str]]) -> UserError:
+    """Return the error, which names the override if one of them caused it, else the source."""
+    for key, _ in overrides:
+        if f"{place}.".startswith(f"{key}."):
+            return UserError(f"--{place}: {mistake}")
+        if f"{key}.".startswith(f"{place}."):
+            return UserError(f"--{key}: {mistake}")
+    return UserError(f"{source}: {place}: {mistake}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses duplicate keys, of which YAML's own loader keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = read_bounded(path, MAX_BYTES[".yaml"]).decode("utf-8")
+        if is_yaml_bomb(text, aliases=8):
+            raise UserError(f"{path}: many YAML aliases or deep nesting; write the values out")
+        values = yaml.load(text, _Loader)
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; give the path of a config, such as configs/bccd/faster_rcnn.yaml"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a mapping with the keys model, data and training")
+    return values
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (key, text) of each `--key=text` or `--key text`."""
+    pairs, rest = [], list(overrides)
+    while rest:
+        word = rest.pop(0)
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not (equals or rest):
+            raise UserError(f"{word}: options are given as --section.key VALUE, for example --data.root DIR")
+        pairs.append((key, text if equals else rest.pop(0)))
+    return pairs
+
+
+def _assign(values: dict[str, Any], key: str, text: str) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise UserError(f"--{key}: {section} is a value, not a section")
+    try:
+        values[last] = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: an invalid date
+        values[last] = text
+
+
+def _first_mistake(error: ValidationError) -> tuple[str, str]:
+    """Return the key of the first error, and in one line what is wrong and what is expected."""
+    mistake = error.errors(include_url=False)[0]
+    # pydantic's path contains the tags of unions, the file does not.
+    place = ".".join(str(part) for part in mistake["loc"] if part not in (*BACKBONE_NAMES, *RECIPES))
+    match mistake["type"]:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            return place, "there is no such option" + _similar(place)
+        case "union_tag_not_found":
+            return f"{place}.name", "it is missing; give the name of one"
+        case "union_tag_invalid" if isinstance(mistake["input"], dict):
+            return f"{place}.name", f"choose {mistake['ctx']['expected_tags']}, not {mistake['ctx']['tag']!r}"
+        case "union_tag_invalid":
+            wanted = "Input should be a mapping"
+        case "tuple_type":
+            wanted = "Input should be a list, such as " + (f"[{mistake['input']}]" if mistake["input"] else "[1, 2]")
+        case "value_error":  # our own validators say what to do
+            return place, mistake["msg"].removeprefix("Value error, ")
+        case _:
+            wanted = mistake["msg"]
+    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return place, f"{wanted}, not {reprlib.repr(mistake['input'])}{more}"
+
+
+def _similar(place: str) -> str:
+    """Return a suggestion: an option of the same name elsewhere, else one with a similar name."""
+    name, keys = place.rpartition(".")[2], _all_keys()
+    if place in keys:  # another model has it
+        return ""
+    near = [key for key in keys if key.rpartition(".")[2] == name] or get_close_matches(place, keys, n=1)
+    return f"; did you mean {' or '.join(near[:3])}?" if near else ""
+
+
+def _all_keys() -> list[str]:
+    """Return the names of all options of all models, such as `training.epochs`."""
+
+    def keys(schema: dict[str, Any], part: dict[str, Any], prefix: str) -> Iterator[str]:
+        for name, value in part.get("properties", {}).items():
+            yield prefix + name
+            for option in value.get("oneOf") or value.get("anyOf") or [value]:
+                if "$ref" in option:
+                    yield from keys(schema, schema["$defs"][option["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+
+    schemas = [_adapter(options_class(name)).json_schema() for name in (*model_names(), CLASSIFIER)]
+    return list(dict.fromkeys(key for schema in schemas for key in keys(schema, schema, "")))

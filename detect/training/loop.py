@@ -1,0 +1,112 @@
+"""Lightning's loop with our callbacks, loggers and checkpoints."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from detect.checkpoint import load_checkpoint
+from detect.config import TrainingOptions
+from detect.data.classification import ClassificationData
+from detect.data.datamodule import DetectionData
+from detect.training.callbacks import ProgressBar, StopOnNaN
+from detect.training.checkpoints import AtomicCheckpointIO
+from detect.training.metrics import MetricsFile
+from detect.training.module import DetectorModule, TrainingModule
+from detect.training.processes import LIGHTNING_PRECISION, cluster_plugins, trainer_devices
+from detect.training.saving import Patience, SaveLast
+
+
+def run_loop(module: TrainingModule, data: DetectionData | ClassificationData, out: Path, resume: bool = False) -> None:
+    """Train in the folder `out`; with `resume` continue from its last checkpoint, if there is one."""
+    training, validates = module.training_options, module.evaluator is not None
+    resume = resume and last_checkpoint(out).exists()
+    saved = torch.load(last_checkpoint(out), weights_only=True, mmap=True) if resume else {}
+    metrics = MetricsFile(out / "metrics.csv", saved.get("metrics_rows", 0), saved.get("global_step", 0))
+    # Events that TensorBoard logged after the checkpoint are dropped as well.
+    board = TensorBoardLogger(out, name="", version="tensorboard", purge_step=saved["global_step"] if resume else None)
+    with warnings.catch_warnings():
+        # Lightning's advice on workers and its own use of deprecated torch functions help no user.
+        warnings.filterwarnings("ignore", module="lightning")
+        trainer = Trainer(
+            **trainer_devices(training, unused_parameters=module.trains_in_part),
+            precision=LIGHTNING_PRECISION[training.precision],
+            max_epochs=training.epochs,
+            gradient_clip_val=training.clip_norm,
+            check_val_every_n_epoch=training.validate_every,
+            limit_val_batches=None if validates else 0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            callbacks=_callbacks(training, out, module.monitor if validates else None, metrics),
+            logger=[metrics, board],
+            plugins=[AtomicCheckpointIO(), *cluster_plugins(training)],
+            default_root_dir=out,
+            log_every_n_steps=10,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        try:
+            checkpoint = last_checkpoint(out) if resume else None
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # Lightning turns an interrupt into it
+            raise KeyboardInterrupt from None
+
+
+def run_step(module: DetectorModule, data: DetectionData, out: Path, resume: bool) -> None:
+    """Run the loop, then load the saved weights into the model: with an EMA, these are the average."""
+    run_loop(module, data, out, resume)
+    module.model.load_state_dict(load_checkpoint(last_checkpoint(out)).model.state_dict())
+
+
+def last_checkpoint(out: Path) -> Path:
+    """Return the path of the last checkpoint in a run's folder."""
+    return out / "checkpoints" / "last.ckpt"
+
+
+def best_checkpoint(out: Path) -> Path:
+    """Return the path of the best checkpoint in a run's folder, or of the last one of a run without validation."""
+    best = out / "checkpoints" / "best.ckpt"
+    return best if best.exists() else last_checkpoint(out)
+
+
+def _callbacks(training: TrainingOptions, out: Path, monitor: str | None, metrics: MetricsFile) -> list[Callback]:
+    callbacks: list[Callback] = [
+        ProgressBar(),
+        StopOnNaN(),
+        LearningRateMonitor(logging_interval="step"),
+        SaveLast(last_checkpoint(out), training.save_minutes, metrics),
+    ]
+    if monitor is not None:
+        best: dict[str, Any] = {"dirpath": out / "checkpoints", "filename": "best", "enable_version_counter": False}
+        callbacks.append(SaveBest(monitor=monitor, mode="max", save_on_train_epoch_end=False, **best))
+    if training.ema is not None:
+        # Not EMAWeightAveraging, whose formula also changes constants, such as anchors, by a rounding error a step.
+        callbacks.append(WeightAveraging(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(training.ema)))
+    if training.patience is not None and monitor is not None:
+        callbacks.append(Patience(monitor, mode="max", patience=training.patience))
+    return callbacks
+
+
+class SaveBest(ModelCheckpoint):
+    """Keeps the checkpoint of the highest metric, and of equal ones the last."""
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Return whether to save; equal metrics count as better."""
+        equal = current is not None and current == self.best_model_score
+        return bool(equal) or super().check_monitor_top_k(trainer, current)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best metric even if the run's folder was moved, where Lightning would overwrite the best file."""
+        here = Path(self.dirpath or ".")
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {name: str(here / Path(path).name) if (path := state_dict.get(name)) else "" for name in paths}
+        best = {str(here / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
