@@ -6,20 +6,20 @@ import zipfile
 import pytest
 import torch
 
-from detect.backbones import LeNet, ResNet
+from detect.backbones import LeNetOptions, ResNetOptions
 from detect.checkpoint import ClassifierCheckpoint, load_any, load_checkpoint, model_card
-from detect.config import ClassificationConfig, ClassifierOptions, Config, FasterRCNNOptions
+from detect.config import ClassificationConfig, Config
 from detect.data.dataset import Dataset
 from detect.errors import UserError
-from detect.models import HeadOptions, RPNOptions
+from detect.models import BoxHeadOptions, Classifier, ClassifierOptions, FasterRCNNOptions, RPNOptions, build_detector
 from detect.structures import Images
 
 CONFIG = Config(
     model=FasterRCNNOptions(
         # Weights that are not there: a checkpoint must not need them.
-        backbone=ResNet(depth=18, norm="batch", train_stages=5, weights="gone.pth"),
+        backbone=ResNetOptions(depth=18, norm="batch", train_stages=5, weights="gone.pth"),
         rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64)),
-        head=HeadOptions(layers=1, channels=16),
+        box_head=BoxHeadOptions(layers=1, channels=16),
     )
 )
 
@@ -27,9 +27,9 @@ CONFIG = Config(
 @pytest.fixture(scope="module")
 def content(tmp_path_factory) -> dict:
     """What Lightning would save, near enough."""
-    backbone = ResNet(depth=18, norm="batch", train_stages=5)
-    options = FasterRCNNOptions(backbone=backbone, rpn=CONFIG.model.rpn, head=CONFIG.model.head)
-    state = options.build(num_classes=2).state_dict()
+    backbone = ResNetOptions(depth=18, norm="batch", train_stages=5)
+    options = FasterRCNNOptions(backbone=backbone, rpn=CONFIG.model.rpn, box_head=CONFIG.model.box_head)
+    state = build_detector(options, 2).state_dict()
     dataset = Dataset(tmp_path_factory.mktemp("data"), "train", "coco", ("cat", "dog"), (17, 18), ())
     return {
         "state_dict": {f"model.{key}": value for key, value in state.items()},
@@ -69,7 +69,7 @@ def test_nothing_is_executed(content, tmp_path, protocol):
         torch.save(content | {"loops": Malicious(str(trace))}, path)
     else:
         path.write_bytes(pickle.dumps(Malicious(str(trace))))
-    with pytest.raises(UserError, match="no checkpoint of detect, or a damaged one; give one"):
+    with pytest.raises(UserError, match="not a checkpoint of detect, or a damaged one; give one"):
         load_checkpoint(path)
     assert not trace.exists()
 
@@ -81,17 +81,17 @@ def without(content: dict, key: str) -> dict:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda whole: without(whole, "detect"), "no checkpoint of detect"),
-        (lambda whole: without(whole, "state_dict"), "no checkpoint of detect"),
-        (lambda whole: whole | {"state_dict": [1, 2]}, "no checkpoint of detect"),
-        (lambda whole: whole | {"detect": without(whole["detect"], "classes")}, "no checkpoint of detect"),
-        (lambda whole: [whole], "no checkpoint of detect"),
+        (lambda whole: without(whole, "detect"), "not a checkpoint of detect"),
+        (lambda whole: without(whole, "state_dict"), "not a checkpoint of detect"),
+        (lambda whole: whole | {"state_dict": [1, 2]}, "not a checkpoint of detect"),
+        (lambda whole: whole | {"detect": without(whole["detect"], "classes")}, "not a checkpoint of detect"),
+        (lambda whole: [whole], "not a checkpoint of detect"),
         (lambda whole: whole | {"detect": whole["detect"] | {"config": {"model": 3}}}, "model: Input should be a"),
         (
             lambda whole: whole | {"detect": whole["detect"] | {"classes": ["a"], "category_ids": [1]}},
             "do not fit its own config: size",
         ),
-        (lambda whole: whole | {"detect": whole["detect"] | {"classes": ["a"]}}, "no checkpoint of detect"),
+        (lambda whole: whole | {"detect": whole["detect"] | {"classes": ["a"]}}, "not a checkpoint of detect"),
         (lambda whole: whole | {"state_dict": {}}, "do not fit its own config: Missing key"),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_file_made_to_fill_the_memory_is_refused(content, tmp_path):
 @pytest.mark.parametrize("text", [b"", b"no checkpoint", b"PK\x03\x04"])
 def test_bytes_that_are_no_checkpoint(tmp_path, text):
     (tmp_path / "a.ckpt").write_bytes(text)
-    with pytest.raises(UserError, match=r"a\.ckpt: no checkpoint of detect"):
+    with pytest.raises(UserError, match=r"a\.ckpt: not a checkpoint of detect"):
         load_checkpoint(tmp_path / "a.ckpt")
 
 
@@ -139,13 +139,13 @@ def test_a_run_without_validation_has_a_last_checkpoint_only_which_is_named(tmp_
 
 # ---- classifiers -----------------------------------------------------------------------------------------------------
 
-CLASSIFICATION = ClassificationConfig(model=ClassifierOptions(backbone=LeNet(weights="gone.pth"), dropout=0.25))
+CLASSIFICATION = ClassificationConfig(model=ClassifierOptions(backbone=LeNetOptions(weights="gone.pth"), dropout=0.25))
 
 
 @pytest.fixture
 def classifier(tmp_path) -> str:
     """The file of one, and in it what Lightning would save, near enough."""
-    state = ClassifierOptions(backbone=LeNet()).build(num_classes=2).state_dict()
+    state = Classifier(2, ClassifierOptions(backbone=LeNetOptions())).state_dict()
     content = {
         "state_dict": {f"model.{key}": value for key, value in state.items()},
         "detect": model_card(CLASSIFICATION, ("cat", "dog")),
@@ -178,7 +178,7 @@ def test_a_detector_is_read_as_one_by_either_function(content, tmp_path):
 
 
 def test_options_of_a_classifier_can_be_changed_as_far_as_its_weights_fit(classifier):
-    checkpoint = load_any(classifier, ["--data.size=48", "--data.resize=48", "--model.learns=head"])
+    checkpoint = load_any(classifier, ["--data.size=48", "--data.resize=48", "--model.trainable=head"])
     assert checkpoint.config.data.size == 48
     assert [name for name, one in checkpoint.model.named_parameters() if one.requires_grad] == [
         "network.classifier.4.weight",

@@ -6,9 +6,20 @@ import pytest
 import torch
 import yaml
 
-from detect.config import Config, config_from_dict, config_to_dict, load_config, load_experiment, save_config
+from detect.config import (
+    Config,
+    config_from_dict,
+    config_to_dict,
+    config_to_yaml,
+    load_config,
+    load_experiment,
+    recipe_of,
+)
 from detect.config.demo import demo_config
+from detect.config.reading import _all_keys
+from detect.config.renamed import RENAMED
 from detect.errors import UserError
+from detect.models import Classifier, ClassifierOptions, build_detector
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
@@ -22,15 +33,19 @@ def test_there_are_configs():
 def test_a_config_loads_and_comes_back(path, tmp_path):
     config = load_experiment(ROOT / path)
     assert config_from_dict(config_to_dict(config), source="itself") == config
-    save_config(config, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     assert load_experiment(tmp_path / "config.yaml") == config
+
+
+def build_model(options):
+    return Classifier(3, options) if isinstance(options, ClassifierOptions) else build_detector(options, 3)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_a_config_builds_a_model(path):
     config = load_experiment(ROOT / path, ["--model.backbone.weights=null"])
     with torch.device("meta"):  # VGG's 138 million numbers are neither drawn nor held
-        assert config.model.build(num_classes=3).num_classes == 3
+        assert build_model(config.model).num_classes == 3
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
@@ -62,45 +77,47 @@ VOC2007 = 5011
 def test_the_papers_steps_are_the_papers(name, steps, drops, images, objects, backgrounds):
     """Within a hundredth, for they are whole passes; a step's regions exactly."""
     config = load_config(ROOT / "configs" / "voc" / f"{name}.yaml")
-    training, boxes = config.training, config.model.boxes
+    training, head = config.training, config.model.region_head
     assert training.epochs * VOC2007 / config.data.batch_size == pytest.approx(steps, rel=0.01)
     drawn = [milestone * VOC2007 / config.data.batch_size for milestone in training.milestones]
     assert drawn == pytest.approx(drops, rel=0.01)
-    assert config.data.batch_size == images and int(boxes.samples * boxes.positive_fraction) * images == objects
-    assert boxes.samples * images == objects + backgrounds
+    assert (
+        config.data.batch_size == images and int(head.batch_size_per_image * head.positive_fraction) * images == objects
+    )
+    assert head.batch_size_per_image * images == objects + backgrounds
     assert (training.learning_rate, training.momentum, training.weight_decay) == (0.001, 0.9, 0.0005)
-    assert training.schedule == "steps" and training.bias_rate == 2 and config.deviations
+    assert training.schedule == "steps" and training.bias_lr_factor == 2 and config.deviations
 
 
 def test_a_config_of_plain_values_is_yaml(tmp_path):
-    save_config(Config(), tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(config_to_yaml(Config()), encoding="utf-8")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config_to_dict(Config())
 
 
 def test_the_demo_is_an_experiment_like_any_other(tmp_path):
     config = demo_config(tmp_path)
-    save_config(config, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     assert load_config(tmp_path / "config.yaml") == config
     assert config.training.epochs % config.training.validate_every == 0  # its last weights are judged
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "fast_rcnn", "rcnn"])
 def test_one_option_of_a_section_leaves_the_papers_others(name):
-    model = {"name": name, "boxes": {"positive_iou": 0.6}, "detections": {"score": 0.5}}
+    model = {"name": name, "region_head": {"positive_iou": 0.6}, "postprocess": {"score_threshold": 0.5}}
     if name == "faster_rcnn":
-        model["rpn"] = {"testing": {"after_nms": 7}}
+        model["rpn"] = {"testing": {"post_nms_top_k": 7}}
     given = config_from_dict({"model": model}, "a config").model
     whole = config_from_dict({"model": {"name": name}}, "a config").model
-    assert given.boxes == replace(whole.boxes, positive_iou=0.6)
-    assert given.detections == replace(whole.detections, score=0.5)
+    assert given.region_head == replace(whole.region_head, positive_iou=0.6)
+    assert given.postprocess == replace(whole.postprocess, score_threshold=0.5)
     if name == "faster_rcnn":
-        assert given.rpn.testing == replace(whole.rpn.testing, after_nms=7)
+        assert given.rpn.testing == replace(whole.rpn.testing, post_nms_top_k=7)
 
 
 def test_a_section_that_is_there_twice_is_refused(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("training: {epochs: 3}\ndata: {root: a}\ntraining: {seed: 1}\n")
-    with pytest.raises(UserError, match=r"a\.yaml: no valid YAML: training is there twice .*line 3"):
+    with pytest.raises(UserError, match=r"a\.yaml: invalid YAML: training is given twice .*line 3"):
         load_config(path)
 
 
@@ -141,21 +158,30 @@ def test_options_change_a_config():
         (["--training.ema=1"], r"training\.ema: Input should be less than 1, not 1$"),
         (["--training.learning_rate=.nan"], r"training\.learning_rate: .*finite number, not nan$"),
         (["--training.weight_decay=.inf"], r"training\.weight_decay: .*finite number, not inf$"),
-        (["--model.detections.score=2"], r"model\.detections\.score: .*less than or equal to 1, not 2$"),
-        (["--model.detections.detections=-5"], r"model\.detections\.detections: .*greater than 0, not -5$"),
-        (["--model.rpn.nms_iou=-3"], r"model\.rpn\.nms_iou: .*greater than or equal to 0, not -3$"),
+        (
+            ["--model.postprocess.score_threshold=2"],
+            r"model\.postprocess\.score_threshold: .*less than or equal to 1, not 2$",
+        ),
+        (["--model.postprocess.max_detections=-5"], r"model\.postprocess\.max_detections: .*greater than 0, not -5$"),
+        (["--model.rpn.nms_threshold=-3"], r"model\.rpn\.nms_threshold: .*greater than or equal to 0, not -3$"),
         (["--model.rpn.anchor_ratios=[]"], r"model\.rpn\.anchor_ratios: .*at least 1 item"),
         (["--model.rpn.anchor_ratios=[0]"], r"model\.rpn\.anchor_ratios\.0: .*greater than 0, not 0"),
-        (["--model.rpn.training={before_nms: 5, after_nms: 0}"], r"model\.rpn\.training\.after_nms: .*greater than 0"),
-        (["--model.boxes.samples=0"], r"model\.boxes\.samples: .*greater than 0, not 0$"),
-        (["--model.head.channels=0"], r"model\.head\.channels: .*greater than 0, not 0$"),
-        (["--model.backbone={name: resnet, fpn_channels: -1}"], r"model\.backbone\.fpn_channels: .*not -1$"),
-        (["--training.nesterov=true", "--training.momentum=0"], r"^--training\.nesterov: nesterov is of sgd with mom"),
+        (
+            ["--model.rpn.training={pre_nms_top_k: 5, post_nms_top_k: 0}"],
+            r"model\.rpn\.training\.post_nms_top_k: .*greater than 0",
+        ),
+        (
+            ["--model.region_head.batch_size_per_image=0"],
+            r"\.region_head\.batch_size_per_image: .*greater than 0, not 0$",
+        ),
+        (["--model.box_head.channels=0"], r"model\.box_head\.channels: .*greater than 0, not 0$"),
+        (["--model.neck={name: fpn, channels: -1}"], r"model\.neck\.channels: .*not -1$"),
+        (["--training.nesterov=true", "--training.momentum=0"], r"^--training\.nesterov: nesterov is for sgd with mom"),
         (["--model.rpn.anchor_sizes=[8, a]"], r"model\.rpn\.anchor_sizes\.1: .*number.*not 'a'$"),
-        (["--model.backbone.depth=18"], r"model\.backbone\.name: it is missing; say which one is meant$"),
+        (["--model.backbone.depth=18"], r"model\.backbone\.name: it is missing; give the name of one$"),
         (["--model.backbone={name: resnet, depth: 19}"], r"model\.backbone\.depth: Input should be 18, 34, .*not 19$"),
         (["--model.backbone={name: resent}"], r"model\.backbone\.name: choose 'resnet', 'vgg', .*, not 'resent'$"),
-        (["--model.name=yolo"], r"model\.name: choose 'faster_rcnn', 'fast_rcnn', 'rcnn', 'classifier', not 'yolo'$"),
+        (["--model.name=yolo"], r"model\.name: choose 'rcnn', 'fast_rcnn', 'faster_rcnn', 'classifier', not 'yolo'$"),
         (["--model={name: fast_rcnn, rpn: {}}"], r"model\.rpn: there is no such option$"),
         (["--data=3"], r"data: Input should be a dictionary .*not 3$"),
         (["--data.root.folder=3", "--data.root.folder.x=3"], r"--data\.root\.folder\.x: folder is a value"),
@@ -173,13 +199,13 @@ def test_a_mistake_is_one_line_with_the_key(given, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: [", "no valid YAML: .*line 2"),
+        ("model: [", "invalid YAML: .*line 2"),
         ("- a", "a config is a mapping with the keys model, data and training"),
         ("", "a config is a mapping"),
         ("training:", "training: Input should be a dictionary"),
         ("training: {epochs: many}", r"training\.epochs: .*not 'many'"),
-        ("x: !!python/object/apply:os.getcwd []", "no valid YAML: "),
-        ("\x00", "no valid YAML: "),
+        ("x: !!python/object/apply:os.getcwd []", "invalid YAML: "),
+        ("\x00", "invalid YAML: "),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, text, message):
@@ -202,3 +228,30 @@ def test_the_file_is_named_where_its_own_value_is_wrong_and_not_the_option(tmp_p
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, reason):
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / name))}: {reason}.*give the path of a config"):
         load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_name_is_answered_with_the_new_one(old):
+    with pytest.raises(UserError, match=rf"^--{re.escape(old)}: there is no such option; it is now \S+") as caught:
+        load_config(None, [f"--{old}=1"])
+    assert RENAMED[old] in str(caught.value)
+
+
+def test_an_option_of_a_renamed_section_is_answered_with_its_new_place():
+    with pytest.raises(UserError, match=r"x\.yaml: model\.boxes\.positive_iou: .* model\.region_head\.positive_iou$"):
+        config_from_dict({"model": {"boxes": {"positive_iou": 0.5}}}, "x.yaml")
+
+
+def test_new_names_exist():
+    keys = set(_all_keys())
+    for new in RENAMED.values():
+        assert re.split(r"[ ,:]", new)[0] in keys, new
+
+
+def test_a_recipe_is_the_models_own_unless_another_of_its_is_chosen():
+    assert recipe_of(Config()).name == "joint"
+    assert recipe_of(load_config(ROOT / "configs/voc/rcnn_vgg16.yaml")).svm.positive_weight == 2
+    chosen = ["--training.recipe.name=alternating"]
+    assert recipe_of(load_config(None, chosen)).name == "alternating"
+    with pytest.raises(UserError, match=r"^training\.recipe: alternating is not for fast_rcnn; choose joint"):
+        recipe_of(load_config(ROOT / "configs/bccd/fast_rcnn.yaml", chosen))

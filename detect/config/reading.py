@@ -200,12 +200,17 @@ def _similar(place: str) -> str:
 def _all_keys() -> list[str]:
     """Return the names of all options of all models, such as `training.epochs`."""
 
+    def sections(schema: dict[str, Any], value: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for option in value.get("oneOf", []) + value.get("anyOf", []):
+            yield from sections(schema, option)
+        if "$ref" in value:
+            yield schema["$defs"][value["$ref"].rpartition("/")[2]]
+
     def keys(schema: dict[str, Any], part: dict[str, Any], prefix: str) -> Iterator[str]:
         for name, value in part.get("properties", {}).items():
             yield prefix + name
-            for option in value.get("oneOf") or value.get("anyOf") or [value]:
-                if "$ref" in option:
-                    yield from keys(schema, schema["$defs"][option["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+            for section in sections(schema, value):
+                yield from keys(schema, section, f"{prefix}{name}.")
 
     schemas = [_adapter(options_class(name)).json_schema() for name in (*model_names(), CLASSIFIER)]
     return list(dict.fromkeys(key for schema in schemas for key in keys(schema, schema, "")))

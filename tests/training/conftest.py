@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from detect.backbones import ResNet
-from detect.config import Config, FasterRCNNOptions, TrainingOptions
+from detect.backbones import ResNetOptions
+from detect.config import Config, TrainingOptions
 from detect.curation.shapes import make_shapes
 from detect.data.options import DataOptions
-from detect.models import BoxOptions, HeadOptions, ProposalCounts, RPNOptions
+from detect.models import BoxHeadOptions, FasterRCNNOptions, ProposalCounts, RegionHeadOptions, RPNOptions
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +24,10 @@ def config(shapes) -> Config:
     counts = ProposalCounts(100, 20)
     return Config(
         model=FasterRCNNOptions(
-            backbone=ResNet(depth=18, norm="batch", train_stages=5),
+            backbone=ResNetOptions(depth=18, norm="batch", train_stages=5),
             rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), training=counts, testing=counts),
-            head=HeadOptions(layers=1, channels=32),
-            boxes=BoxOptions(samples=16),
+            box_head=BoxHeadOptions(layers=1, channels=32),
+            region_head=RegionHeadOptions(batch_size_per_image=16),
         ),
         data=DataOptions(root=shapes, val=None, short_side=(64,), long_side=96, batch_size=2, workers=0, canvases=1),
         training=TrainingOptions(

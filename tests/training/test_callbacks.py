@@ -7,12 +7,11 @@ import pytest
 import torch
 from lightning import Trainer
 
-from detect.backbones import LeNet
+from detect.backbones import LeNetOptions
 from detect.config import TrainingOptions
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
-from detect.models import HeadOptions
-from detect.models.detector import Detector
+from detect.models import BoxHeadOptions, TwoStage, build_detector
 from detect.structures import Batch
 from detect.training.callbacks import StopOnNaN
 from detect.training.fit import fit
@@ -21,7 +20,7 @@ from detect.training.module import DetectorModule
 
 def root_of_nothing(self, losses):
     """Adds 0 whose gradient is no number."""
-    return losses | {"boxes": losses["boxes"] + (self.predictor.scores.weight.sum() * 0).sqrt()}
+    return losses | {"boxes": losses["boxes"] + (self.region_head.predictor.scores.weight.sum() * 0).sqrt()}
 
 
 def infinite(self, losses):
@@ -31,22 +30,30 @@ def infinite(self, losses):
 @pytest.mark.parametrize(
     ("wrong", "training", "message"),
     [
-        (root_of_nothing, {}, "the gradient's norm is nan on .* first in the gradient of predictor.scores.weight; "),
-        (root_of_nothing, {"clip_norm": 1.0, "ema": 0.9}, "the gradient's norm is nan .* of predictor.scores.weight; "),
+        (
+            root_of_nothing,
+            {},
+            "the gradient's norm is nan on .* first in the gradient of region_head.predictor.scores.weight; ",
+        ),
+        (
+            root_of_nothing,
+            {"clip_norm": 1.0, "ema": 0.9},
+            "the gradient's norm is nan .* of region_head.predictor.scores.weight; ",
+        ),
         (infinite, {"optimizer": "rmsprop"}, "the loss is inf on .* first in the loss rpn_objectness; "),
     ],
 )
 def test_numbers_that_go_wrong_end_the_run_and_spoil_nothing(changed, tmp_path, monkeypatch, wrong, training, message):
     config = changed({"val": "val"}, save_minutes=1e-9, **training)
-    config = replace(config, model=replace(config.model, backbone=LeNet(), head=HeadOptions()))
-    loss, modules, before = Detector.loss, [], {}
+    config = replace(config, model=replace(config.model, backbone=LeNetOptions(), neck=None, box_head=BoxHeadOptions()))
+    loss, modules, before = TwoStage.loss, [], {}
     files = [tmp_path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
 
     def third(self, batch, index):
         if self.trainer.global_step == 2:
             before.update({file: file.read_bytes() for file in files})
             modules.append((self.model, {name: value.clone() for name, value in self.model.named_parameters()}))
-            monkeypatch.setattr(Detector, "loss", lambda self, *args: wrong(self, loss(self, *args)))
+            monkeypatch.setattr(TwoStage, "loss", lambda self, *args: wrong(self, loss(self, *args)))
             self.loss = self.model.loss
         return step(self, batch, index)
 
@@ -61,17 +68,16 @@ def test_numbers_that_go_wrong_end_the_run_and_spoil_nothing(changed, tmp_path, 
 
 def test_a_layer_that_overflows_is_named(changed, tmp_path, monkeypatch):
     config = changed(precision="bf16")
-    config = replace(config, model=replace(config.model, backbone=LeNet(), head=HeadOptions()))
-    build = type(config.model).build
+    config = replace(config, model=replace(config.model, backbone=LeNetOptions(), neck=None, box_head=BoxHeadOptions()))
 
-    def overflowing(self, classes):
-        model = build(self, classes)
-        model.trunk.register_forward_hook(lambda layer, inputs, output: output * torch.inf)
+    def overflowing(options, num_classes):
+        model = build_detector(options, num_classes)
+        model.region_head.box_head.register_forward_hook(lambda layer, inputs, output: output * torch.inf)
         return model
 
-    monkeypatch.setattr(type(config.model), "build", overflowing)
+    monkeypatch.setattr("detect.training.recipe.build_detector", overflowing)
     with pytest.raises(
-        UserError, match=r"^step 1: the loss is nan .* first in the output of predictor\.(scores|deltas);"
+        UserError, match=r"^step 1: the loss is nan .* first in the output of region_head\.predictor\.(scores|deltas);"
     ):
         fit(config, DetectionData(config.data), tmp_path)
 

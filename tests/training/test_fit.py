@@ -10,14 +10,15 @@ from lightning import seed_everything
 from lightning.pytorch.plugins import MixedPrecision
 
 from detect.checkpoint import load_checkpoint
-from detect.config import Config, load_config
+from detect.config import AlternatingOptions, Config, load_config
 from detect.curation.shapes import SHAPES
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
 from detect.evaluation.evaluator import Evaluator
-from detect.models import Detector
-from detect.training.fit import _DDP, fit
+from detect.models import TwoStage, build_detector
+from detect.training.fit import fit
 from detect.training.module import DetectorModule
+from detect.training.processes import DDP
 
 VALIDATED = {"val": "val"}
 
@@ -89,15 +90,15 @@ def test_a_run_that_goes_on_ends_where_the_whole_one_does(whole, changed, tmp_pa
 
 def test_the_average_of_the_weights_is_kept(changed, tmp_path, monkeypatch):
     seen = []
-    weight = lambda module: module.model.predictor.scores.weight.detach().clone()  # noqa: E731
+    weight = lambda module: module.model.region_head.predictor.scores.weight.detach().clone()  # noqa: E731
     monkeypatch.setattr(DetectorModule, "on_train_batch_end", lambda self, *_: seen.append(weight(self)))
     path = run(changed(ema=0.75), tmp_path)
     average, *later = seen
     for one in later:
         average = 0.75 * average + 0.25 * one
     assert len(seen) == 4
-    torch.testing.assert_close(saved(path)["state_dict"]["model.predictor.scores.weight"], average)
-    torch.testing.assert_close(load_checkpoint(path).model.predictor.scores.weight.detach(), average)
+    torch.testing.assert_close(saved(path)["state_dict"]["model.region_head.predictor.scores.weight"], average)
+    torch.testing.assert_close(load_checkpoint(path).model.region_head.predictor.scores.weight.detach(), average)
 
 
 def test_the_last_checkpoint_is_of_the_last_epoch_though_it_was_not_validated(changed, tmp_path):
@@ -112,8 +113,8 @@ def test_training_ends_when_the_figures_no_longer_rise(changed, tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_images(changed, tmp_path, monkeypatch):
-    loss = Detector.loss
-    monkeypatch.setattr(Detector, "loss", lambda *args: {name: one * torch.nan for name, one in loss(*args).items()})
+    loss = TwoStage.loss
+    monkeypatch.setattr(TwoStage, "loss", lambda *args: {name: one * torch.nan for name, one in loss(*args).items()})
     with pytest.raises(UserError, match=r"^step 1: the loss is nan on the images with ids (1, 2|2, 1), first in "):
         run(changed({"train": "val"}), tmp_path)
 
@@ -122,7 +123,7 @@ def test_the_gradient_is_clipped(changed, tmp_path):
     config = changed({"batch_size": 4}, epochs=1, clip_norm=0.01, momentum=0.0, weight_decay=0.0, learning_rate=2.0)
     trained = saved(run(config, tmp_path))
     seed_everything(config.training.seed, verbose=False)
-    before = dict(config.model.build(num_classes=len(SHAPES)).named_parameters())
+    before = dict(build_detector(config.model, len(SHAPES)).named_parameters())
     moved = [trained["state_dict"][f"model.{name}"] - parameter.detach() for name, parameter in before.items()]
     assert trained["global_step"] == 1
     assert torch.cat([one.flatten() for one in moved]).norm().item() == pytest.approx(2.0 * 0.01, rel=1e-3)
@@ -143,11 +144,11 @@ def test_the_loss_is_compiled_when_asked(changed, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile)
     run(changed(epochs=1, compile=True), tmp_path)
-    assert asked == [("Detector.loss", {"fullgraph": True})] and len(called) == 2
+    assert asked == [("TwoStage.loss", {"fullgraph": True})] and len(called) == 2
 
 
 def test_alternating_training_ends_in_one_backbone(changed, tmp_path):
-    run(changed(VALIDATED, epochs=1, alternating=True), tmp_path)
+    run(changed(VALIDATED, epochs=1, recipe=AlternatingOptions()), tmp_path)
     folders = (tmp_path / "step1", tmp_path / "step2", tmp_path / "step3", tmp_path)
     first, second, third, last = (saved(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in folders)
     name = "model.backbone.body.layer1.0.conv1.weight"
@@ -155,9 +156,11 @@ def test_alternating_training_ends_in_one_backbone(changed, tmp_path):
     for state in (third, last):  # statistics of batch norms included
         assert_equal_states(second, state, part="model.backbone.")
     assert_equal_states(third, last, part="model.rpn.")
-    assert_equal_states(second, third, part="model.trunk.")
+    assert_equal_states(second, third, part="model.region_head.box_head.")
     assert not torch.equal(first["model.rpn.deltas.bias"], third["model.rpn.deltas.bias"])
-    assert not torch.equal(third["model.predictor.scores.bias"], last["model.predictor.scores.bias"])
+    assert not torch.equal(
+        third["model.region_head.predictor.scores.bias"], last["model.region_head.predictor.scores.bias"]
+    )
     assert any(row["AP"] for row in rows(tmp_path)) and (tmp_path / "checkpoints" / "best.ckpt").exists()
 
 
@@ -166,7 +169,7 @@ def test_the_precision_is_what_the_hardware_computes(changed, tmp_path, monkeypa
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     modules = []
-    monkeypatch.setattr("detect.training.fit._fit", lambda module, *_: modules.append(module))
+    monkeypatch.setattr("detect.training.loop.run_loop", lambda module, *_: modules.append(module))
     run(changed({"train": "val"}, precision="auto"), tmp_path)
     assert load_config(tmp_path / "config.yaml").training.precision == chosen
     assert modules[0].training_options.precision == modules[0].card["config"]["training"]["precision"] == chosen
@@ -175,7 +178,7 @@ def test_the_precision_is_what_the_hardware_computes(changed, tmp_path, monkeypa
 def test_training_in_bf16_on_a_processor_without_is_told(changed, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr("detect.training.fit._fit", lambda *_: None)
+    monkeypatch.setattr("detect.training.loop.run_loop", lambda *_: None)
     run(changed({"train": "val"}, precision="fp32"), tmp_path / "fp32")
     assert not caplog.messages
     run(changed({"train": "val"}, precision="bf16"), tmp_path / "bf16")
@@ -235,8 +238,8 @@ def test_a_validation_split_must_tell_the_best_epoch(changed, tmp_path, monkeypa
     empty = [replace(one, **{name: getattr(one, name)[:0] for name in columns}) for one in data.val.records]
     few = data.val.records[:1]
     for records, training, message in (
-        (empty, {}, r"the split val has no boxes, so it cannot tell the best checkpoint; .*--data\.val"),
-        (few, {"devices": 2}, r"the split val has batches for 1 of 2 processes; lower --data\.eval_batch_size or take"),
+        (empty, {}, r"the split val has no boxes, so it cannot select the best checkpoint; .*--data\.val"),
+        (few, {"devices": 2}, r"the split val has batches for 1 of 2 processes; lower --data\.eval_batch_size or use"),
     ):
         monkeypatch.setattr(data, "_splits", data._splits | {"val": replace(data.val, records=tuple(records))})
         with pytest.raises(UserError, match=message):
@@ -246,7 +249,7 @@ def test_a_validation_split_must_tell_the_best_epoch(changed, tmp_path, monkeypa
 
 def test_an_rpn_takes_no_proposals_of_a_store(changed, tmp_path):
     config, data = changed({"proposals": tmp_path / "store"}), DetectionData(changed().data)
-    with pytest.raises(UserError, match=r"^data\.proposals: this detector proposes by itself; leave the store out$"):
+    with pytest.raises(UserError, match=r"^data\.proposals: faster_rcnn uses no given proposals; leave the store out$"):
         fit(config, data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -273,7 +276,7 @@ def test_a_folder_that_cannot_be_made_is_a_mistake(config, tmp_path):
 
 
 def test_several_processes_validate_in_the_precision_of_one():
-    strategy, module = _DDP(), Mock()
+    strategy, module = DDP(), Mock()
     strategy.connect(module)
     strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu")
     module.validation_step.side_effect = lambda: torch.is_autocast_enabled("cpu")

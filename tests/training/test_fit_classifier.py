@@ -12,14 +12,15 @@ import pytest
 import torch
 import yaml
 
-from detect.backbones import AlexNet, LeNet, ResNet
+from detect.backbones import AlexNetOptions, LeNetOptions, ResNetOptions
 from detect.checkpoint import ClassifierCheckpoint, load_any
 from detect.cli import main
-from detect.config import ClassificationConfig, ClassifierOptions, TrainingOptions, load_experiment, save_config
+from detect.config import ClassificationConfig, JointOptions, TrainingOptions, config_to_yaml, load_experiment
 from detect.data.classification import ClassificationData
 from detect.data.classification_options import ClassificationDataOptions
 from detect.errors import UserError
 from detect.evaluation.classification import ClassificationEvaluator
+from detect.models import ClassifierOptions
 from detect.training.fit import fit_classifier
 from detect.training.module import ClassifierModule
 
@@ -43,7 +44,7 @@ def images(tmp_path_factory) -> Path:
 def config(images) -> ClassificationConfig:
     """Two epochs of three steps."""
     return ClassificationConfig(
-        model=ClassifierOptions(backbone=LeNet()),
+        model=ClassifierOptions(backbone=LeNetOptions()),
         data=ClassificationDataOptions(root=images, size=32, resize=32, batch_size=8, workers=0),
         training=TrainingOptions(
             epochs=2, learning_rate=0.05, warmup_steps=0, schedule="constant", accelerator="cpu", devices=1
@@ -77,7 +78,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def whole(config, tmp_path_factory) -> Path:
     """The folder of an uninterrupted run by the command, with averaged weights."""
     folder = tmp_path_factory.mktemp("runs")
-    save_config(changed(config, ema=0.5), folder / "lenet.yaml")
+    (folder / "lenet.yaml").write_text(config_to_yaml(changed(config, ema=0.5)), encoding="utf-8")
     assert main(["train", "-c", str(folder / "lenet.yaml"), "--out", str(folder / "whole")]) == 0
     return folder / "whole"
 
@@ -135,7 +136,7 @@ def test_without_validation_the_last_checkpoint_is_taken(config, tmp_path):
 
 def test_it_begins_with_another_classifiers_weights(whole, config, tmp_path):
     source = whole / "checkpoints" / "best.ckpt"
-    model = {"backbone": LeNet(weights=str(source)), "learns": "head"}
+    model = {"backbone": LeNetOptions(weights=str(source)), "trainable": "head"}
     tuned, before = weights(run(changed(config, model, epochs=1), tmp_path)), weights(source)
     moved = {name for name, value in tuned.items() if not torch.equal(value, before[name])}
     assert moved == {"model.network.classifier.4.weight", "model.network.classifier.4.bias"}
@@ -162,7 +163,12 @@ def test_a_run_that_goes_on_ends_where_the_whole_one_does(whole, config, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "model", [{"backbone": ResNet(18, norm="batch")}, {"learns": "head"}, {"backbone": LeNet(initialization="he")}]
+    "model",
+    [
+        {"backbone": ResNetOptions(18, norm="batch")},
+        {"trainable": "head"},
+        {"backbone": LeNetOptions(initialization="he")},
+    ],
 )
 def test_another_network_is_no_run_to_go_on_with(whole, config, model):
     before = (whole / "config.yaml").read_text()
@@ -186,22 +192,27 @@ def test_other_classes_are_no_run_to_go_on_with(whole, config, images, tmp_path)
 @pytest.mark.parametrize(
     ("model", "data", "training", "message"),
     [
-        ({"backbone": AlexNet()}, {}, {}, r"^data\.size: 32 pixels are too few for the network; give more \(.*small"),
         (
-            {"backbone": ResNet(18, norm="instance")},
+            {"backbone": AlexNetOptions()},
+            {},
+            {},
+            r"^data\.size: 32 pixels are too few for the network; give more \(.*small",
+        ),
+        (
+            {"backbone": ResNetOptions(18, norm="instance")},
             {},
             {},
             r"^data\.size: 32 pixels are too few .*more than 1 spatial",
         ),
-        ({}, {}, {"alternating": True}, r"^training\.alternating: a classifier has no RPN"),
+        ({}, {}, {"recipe": JointOptions()}, r"^training\.recipe: recipes are for detectors"),
         ({}, {}, {"devices": 13}, "the split val has batches for 1 of 13 processes; lower --data.eval_batch_size"),
         (
-            {"backbone": LeNet(train_stages=3), "learns": "stages"},
+            {"backbone": LeNetOptions(train_stages=3), "trainable": "stages"},
             {},
             {},
-            r"^model\.backbone\.train_stages: 3: the net",
+            r"^train_stages: 3: the net",
         ),
-        ({"backbone": LeNet(weights="gone.pth")}, {}, {}, r"^gone\.pth: no such file"),
+        ({"backbone": LeNetOptions(weights="gone.pth")}, {}, {}, r"^gone\.pth: no such file"),
         ({}, {"val": "test"}, {}, "there is no split test but train, val"),
     ],
     ids=["small", "one cell", "alternating", "processes", "stages", "weights", "split"],

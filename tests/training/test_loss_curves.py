@@ -15,9 +15,18 @@ import torch
 from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
-from detect.backbones import LeNet
-from detect.config import FasterRCNNOptions, FastRCNNOptions, RCNNOptions, TrainingOptions
-from detect.models import BoxOptions, CropOptions, ProposalCounts, RPNOptions
+from detect.backbones import LeNetOptions
+from detect.config import TrainingOptions
+from detect.models import (
+    CropOptions,
+    FasterRCNNOptions,
+    FastRCNNOptions,
+    ProposalCounts,
+    RCNNOptions,
+    RegionHeadOptions,
+    RPNOptions,
+    build_detector,
+)
 from detect.structures import Batch, Images, Proposals, Targets
 from detect.training.module import DetectorModule
 
@@ -26,19 +35,28 @@ SIDE, TRUTHS, PROPOSALS = 32, 3, 30
 RTOL = 1e-4
 """A hundred times what other kernels (SSE, AVX2), other numbers of threads, and weights that differ by a millionth part
 change in fifty steps: 1e-6 at most. A learning rate that differs by a hundredth is far above it."""
-COUNTS = ProposalCounts(before_nms=24, after_nms=20)
+COUNTS = ProposalCounts(pre_nms_top_k=24, post_nms_top_k=20)
 # What is not named here is the default, and part of what is held.
 MODELS = {
     "rcnn": RCNNOptions(
-        backbone=LeNet(), crop=CropOptions(size=32, context=2), boxes=BoxOptions(samples=16, delta_weights=(1, 1, 1, 1))
+        backbone=LeNetOptions(),
+        crop=CropOptions(size=32, context=2),
+        region_head=RegionHeadOptions(batch_size_per_image=16, delta_weights=(1, 1, 1, 1)),
     ),
     "fast_rcnn": FastRCNNOptions(
-        backbone=LeNet(), boxes=BoxOptions(samples=16, negative_from=0.1, delta_weights=None, beta=1.0)
+        backbone=LeNetOptions(),
+        neck=None,
+        region_head=RegionHeadOptions(
+            batch_size_per_image=16, negative_iou_min=0.1, delta_weights=None, smooth_l1_beta=1.0
+        ),
     ),
     "faster_rcnn": FasterRCNNOptions(
-        backbone=LeNet(),
-        rpn=RPNOptions(anchor_sizes=(12,), anchor_ratios=(1.0,), samples=32, training=COUNTS, testing=COUNTS),
-        boxes=BoxOptions(samples=16),
+        backbone=LeNetOptions(),
+        neck=None,
+        rpn=RPNOptions(
+            anchor_sizes=(12,), anchor_ratios=(1.0,), batch_size_per_image=32, training=COUNTS, testing=COUNTS
+        ),
+        region_head=RegionHeadOptions(batch_size_per_image=16),
     ),
 }
 TRAINING = TrainingOptions(epochs=10, warmup_steps=20, learning_rate=0.01, milestones=(6,), accelerator="cpu")
@@ -99,14 +117,14 @@ class Recorder(Callback):
 def train(name: str, noise: float = 0.0) -> dict[str, list[float]]:
     """The curves of a model; with `noise`, from weights that differ by such a part of themselves."""
     seed_everything(TRAINING.seed, verbose=False)
-    model, data, recorder = MODELS[name].build(2), Made(), Recorder()
+    model, data, recorder = build_detector(MODELS[name], 2), Made(), Recorder()
     if noise:
         generator = torch.Generator().manual_seed(int(noise * 1e12))
         for parameter in model.parameters():
             parameter.data *= 1 + noise * torch.randn(parameter.shape, generator=generator)
     if model.rpn is not None:
         data.batches = [Batch(one.images, one.targets, one.ids, one.scales) for one in data.batches]
-    if model.statistics is not None:
+    if model.region_head.statistics is not None:
         pairs = [
             (
                 batch.proposals.boxes[row],
@@ -116,7 +134,7 @@ def train(name: str, noise: float = 0.0) -> dict[str, list[float]]:
             for row in range(len(batch))
             if batch.proposals is not None
         ]
-        model.statistics.measure(pairs, model.coder, model.matcher)
+        model.region_head.statistics.measure(pairs, model.region_head.box_coder, model.region_head.matcher)
     trainer = Trainer(
         accelerator="cpu",
         devices=1,

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from detect.data.datamodule import DetectionData
-from detect.models import Detector
+from detect.models import Detector, build_detector
 from detect.training.module import DetectorModule
 
 
 def made(config) -> tuple[DetectorModule, DetectionData]:
     data = DetectionData(config.data)
-    return DetectorModule(config.model.build(len(data.classes)), config.training, data.split("val")), data
+    return DetectorModule(build_detector(config.model, len(data.classes)), config.training, data.split("val")), data
 
 
 def passes_through_the_backbone(model: Detector) -> list:
@@ -33,7 +33,7 @@ def test_validation_detects_what_detect_does_and_loses_what_loss_does(config):
     model = module.model.eval()
     batch = next(iter(data.eval_loader(data.split("val"))))
     torch.manual_seed(1)
-    losses, detections, _ = model.validate(batch)
+    losses, detections = model.validate(batch)
     torch.manual_seed(1)
     for name, loss in model.loss(batch).items():
         torch.testing.assert_close(losses[name], loss.detach())
@@ -44,7 +44,7 @@ def test_validation_detects_what_detect_does_and_loses_what_loss_does(config):
 
 def test_the_proposer_is_neither_trained_nor_saved(config):
     data = DetectionData(config.data)
-    model, proposer = (config.model.build(len(data.classes)) for _ in range(2))
+    model, proposer = (build_detector(config.model, len(data.classes)) for _ in range(2))
     module = DetectorModule(model, config.training, parts=["boxes"], proposer=proposer)
     module.log_dict = lambda *args, **kwargs: None
     assert {key.split(".")[0] for key in module.state_dict()} == {"model"}
@@ -78,7 +78,7 @@ def test_every_process_goes_on_with_its_own_random_numbers(config, monkeypatch):
 def test_the_layout_in_memory_changes_no_loss(config, monkeypatch, capability):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     batch = next(iter(DetectionData(config.data).train_dataloader()))
-    model = config.model.build(4)
+    model = build_detector(config.model, 4)
     torch.manual_seed(0)
     expected = model.loss(batch)
     module = DetectorModule(model, config.training)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from detect.training.nonfinite import first_place
+from detect.training.nonfinite import first_nonfinite
 
 
 class Net(nn.Module):
@@ -21,7 +21,7 @@ def net():
 
 def place(net, x, loss=lambda y: y.sum()):
     with torch.enable_grad():
-        return first_place(net, lambda: {"one": loss(net(x)), "other": net.last.weight.sum()})
+        return first_nonfinite(net, lambda: {"one": loss(net(x)), "other": net.last.weight.sum()})
 
 
 def test_weights_come_first(net):

@@ -12,7 +12,7 @@ OPTIONS = TrainingOptions(
     epochs=4,
     learning_rate=0.1,
     weight_decay=0.01,
-    bias_rate=2.0,
+    bias_lr_factor=2.0,
     warmup_steps=0,
     schedule="constant",
     milestones=(2, 3),
@@ -103,7 +103,7 @@ def test_nesterovs_momentum_is_torchs():
 
 @pytest.mark.parametrize("training", [{"momentum": 0}, {"optimizer": "adam"}])
 def test_nesterov_needs_sgd_with_momentum(training):
-    with pytest.raises(UserError, match=r"^a\.yaml: training: .*nesterov is of sgd with momentum; leave it out"):
+    with pytest.raises(UserError, match=r"^a\.yaml: training: .*nesterov is for sgd with momentum; leave it out"):
         config_from_dict({"training": {"nesterov": True, **training}}, "a.yaml")
 
 

@@ -8,20 +8,27 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from detect.backbones import ResNet
+from detect.backbones import ResNetOptions
 from detect.checkpoint import load_checkpoint
-from detect.config import Config, FastRCNNOptions, RCNNOptions
+from detect.config import AlternatingOptions, Config, RCNNStagesOptions, SVMOptions
 from detect.curation.propose import propose
 from detect.data.datamodule import DetectionData
 from detect.errors import UserError
-from detect.models import BoxOptions, CropOptions, HeadOptions, RegionOptions, SVMOptions
+from detect.models import (
+    BoxHeadOptions,
+    CropOptions,
+    CropPredictorOptions,
+    FastRCNNOptions,
+    RCNNOptions,
+    RegionHeadOptions,
+)
 from detect.prediction.evaluate import evaluate
 from detect.prediction.prepare import prepare
 from detect.training import rcnn_stages as stages
 from detect.training.fit import fit
 from detect.training.module import DetectorModule
 
-NETWORK = ResNet(depth=18, norm="batch", train_stages=5)
+NETWORK = ResNetOptions(depth=18, norm="batch", train_stages=5)
 KINDS = ("features", "mining", "svms", "done")
 
 
@@ -40,11 +47,14 @@ def rcnn(config, store) -> Config:
         model=RCNNOptions(
             backbone=NETWORK,
             crop=CropOptions(size=32, context=2),
-            boxes=BoxOptions(samples=16, delta_weights=(1, 1, 1, 1)),
-            svm=SVMOptions(hard_margin=-100, evict_margin=-100),
+            region_head=RegionHeadOptions(batch_size_per_image=16, delta_weights=(1, 1, 1, 1)),
         ),
         data=replace(config.data, proposals=store, max_proposals=40),
-        training=replace(config.training, epochs=1),
+        training=replace(
+            config.training,
+            epochs=1,
+            recipe=RCNNStagesOptions(svm=SVMOptions(hard_margin=-100, evict_margin=-100)),
+        ),
     )
 
 
@@ -68,7 +78,7 @@ def whole(rcnn, tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
                 kept.update({f"{file.stem} {name}": value for name, value in content.items()})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detect.training.fit.shutil.rmtree", keep)
+        patch.setattr("detect.training.rcnn_stages.shutil.rmtree", keep)
         run(rcnn, out)
     return out, kept
 
@@ -77,7 +87,7 @@ def test_the_checkpoint_is_one_like_any_other(whole, rcnn):
     out, _ = whole
     checkpoint = load_checkpoint(out / "checkpoints" / "best.ckpt")
     assert checkpoint.config.model == rcnn.model
-    predictor = checkpoint.model.predictor
+    predictor = checkpoint.model.region_head.predictor
     assert predictor.svms.weight.any() and predictor.regressors.weight.any()
     data = DetectionData(rcnn.data, checkpoint.classes)
     dataset = data.split("val")
@@ -98,7 +108,7 @@ def test_the_stages_are_scikit_learns(whole, rcnn):
     x = np.concatenate([near[labels == label] * scale, np.ones((int((labels == label).sum()), 1))], axis=1)
     y = deltas[labels == label]
     ridge = Ridge(alpha=1000, fit_intercept=False).fit(x, y - y.mean(axis=0))
-    regressors = model.predictor.regressors
+    regressors = model.region_head.predictor.regressors
     found = regressors.weight.view(model.num_classes, 4, -1)[label].numpy()
     np.testing.assert_allclose(found, ridge.coef_[:, :-1] * scale, atol=1e-5)
     bias = regressors.bias.view(model.num_classes, 4)[label].numpy()
@@ -107,7 +117,7 @@ def test_the_stages_are_scikit_learns(whole, rcnn):
     positives = np.concatenate([kept[f"{image} positives"] for image in images])
     truths = np.concatenate([kept[f"{image} labels"] for image in images])
     assert np.bincount(truths, minlength=model.num_classes).sum() == len(positives)
-    np.testing.assert_array_equal(kept["svms weights"], model.predictor.svms.weight.numpy())
+    np.testing.assert_array_equal(kept["svms weights"], model.region_head.predictor.svms.weight.numpy())
 
 
 @pytest.mark.parametrize("place", ["fine_tuning", "collect", "mine", "regress"])
@@ -147,17 +157,18 @@ def test_a_run_that_was_killed_ends_as_the_whole_one(place, whole, rcnn, tmp_pat
 
 
 def test_without_fine_tuning_the_network_stays(rcnn, tmp_path):
-    options = replace(rcnn.model, fine_tuning=False, regions=RegionOptions(regression=False))
-    best = run(replace(rcnn, model=options), tmp_path)
+    options = replace(rcnn.model, predictor=CropPredictorOptions(regression=False))
+    recipe = replace(rcnn.training.recipe, fine_tuning=False)
+    best = run(replace(rcnn, model=options, training=replace(rcnn.training, recipe=recipe)), tmp_path)
     torch.manual_seed(0)
     assert not (tmp_path / "fine_tuning").exists()
-    assert "model.predictor.regressors.weight" not in weights(best)
+    assert "model.region_head.predictor.regressors.weight" not in weights(best)
 
 
 def test_softmax_without_regression_is_ready_after_fine_tuning(rcnn, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "collect", None)
-    regions = RegionOptions(classifier="softmax", regression=False)
-    tuned = run(replace(rcnn, model=replace(rcnn.model, regions=regions)), tmp_path)
+    predictor = CropPredictorOptions(classifier="softmax", regression=False)
+    tuned = run(replace(rcnn, model=replace(rcnn.model, predictor=predictor)), tmp_path)
     other = weights(tmp_path / "fine_tuning" / "checkpoints" / "last.ckpt")
     assert all(torch.equal(value, other[name]) for name, value in weights(tuned).items())
 
@@ -169,7 +180,7 @@ def test_softmax_without_regression_is_ready_after_fine_tuning(rcnn, tmp_path, m
 def fast_rcnn(config, store) -> Config:
     return replace(
         config,
-        model=FastRCNNOptions(backbone=NETWORK, head=HeadOptions(layers=1, channels=32)),
+        model=FastRCNNOptions(backbone=NETWORK, box_head=BoxHeadOptions(layers=1, channels=32)),
         data=replace(config.data, proposals=store, max_proposals=40),
         training=replace(config.training, epochs=1),
     )
@@ -177,7 +188,7 @@ def fast_rcnn(config, store) -> Config:
 
 def test_fast_rcnn_trains_with_deltas_measured_on_its_proposals(fast_rcnn, tmp_path):
     checkpoint = load_checkpoint(run(fast_rcnn, tmp_path))
-    statistics = checkpoint.model.statistics
+    statistics = checkpoint.model.region_head.statistics
     assert (statistics.std != 1).any() and (statistics.std > 0).all()
     assert statistics.mean.abs().max() < 0.5
 
@@ -186,9 +197,14 @@ def test_deltas_are_learned_as_they_are_decoded(rcnn, shapes, tmp_path):
     """With other weights of deltas the boxes move as far."""
     moved = []
     for weights in ((1, 1, 1, 1), (10, 10, 5, 5)):
-        config = replace(rcnn, model=replace(rcnn.model, boxes=replace(rcnn.model.boxes, delta_weights=weights)))
+        config = replace(
+            rcnn, model=replace(rcnn.model, region_head=replace(rcnn.model.region_head, delta_weights=weights))
+        )
         model = load_checkpoint(run(config, tmp_path / str(weights[0]))).model
-        regressors, factors = model.predictor.regressors, torch.tensor(model.coder.weights).repeat(model.num_classes)
+        regressors, factors = (
+            model.region_head.predictor.regressors,
+            torch.tensor(model.region_head.box_coder.weights).repeat(model.num_classes),
+        )
         moved.append(regressors.weight / factors[:, None])
     torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-6)
 
@@ -212,9 +228,9 @@ def test_what_does_not_fit_together_is_refused(fast_rcnn, rcnn, config, tmp_path
     with pytest.raises(UserError, match="this detector proposes by itself"):
         run(replace(config, data=replace(config.data, proposals=rcnn.data.proposals)), tmp_path)
     with pytest.raises(UserError, match="delta_weights: null needs proposals before training"):
-        run(replace(config, model=replace(config.model, boxes=BoxOptions(delta_weights=None))), tmp_path)
+        run(replace(config, model=replace(config.model, region_head=RegionHeadOptions(delta_weights=None))), tmp_path)
     with pytest.raises(UserError, match="delta_weights: null is for fast_rcnn"):
-        run(replace(rcnn, model=replace(rcnn.model, boxes=BoxOptions(delta_weights=None))), tmp_path)
+        run(replace(rcnn, model=replace(rcnn.model, region_head=RegionHeadOptions(delta_weights=None))), tmp_path)
     with pytest.raises(UserError, match="fast_rcnn has no RPN"):
-        run(replace(fast_rcnn, training=replace(fast_rcnn.training, alternating=True)), tmp_path)
+        run(replace(fast_rcnn, training=replace(fast_rcnn.training, recipe=AlternatingOptions())), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -3,10 +3,10 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from detect.models import RidgeOptions
+from detect.config import RidgeOptions
 from detect.models.box_coder import BoxCoder
 from detect.training import ridge
-from detect.training.ridge import best_truths, fit_regressors
+from detect.training.ridge import fit_regressors, regression_samples
 
 OPTIONS = RidgeOptions()
 
@@ -52,7 +52,7 @@ def test_primal_and_dual_agree_whatever_the_pieces(count, channels, piece, monke
     features, deltas = samples(count, channels)
     goals = deltas.astype(np.float64)
     expected = ridge._primal(features, 2.0, goals, 10.0)
-    monkeypatch.setattr(ridge, "PIECE", piece)
+    monkeypatch.setattr(ridge, "CHUNK", piece)
     for solve in (ridge._primal, ridge._dual):
         np.testing.assert_allclose(solve(features, 2.0, goals, 10.0), expected, rtol=1e-9, atol=1e-12)
 
@@ -139,14 +139,14 @@ def test_boxes_come_closer_to_their_truths():
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_best_truths_by_hand(kind):
+def test_regression_samples_by_hand(kind):
     # Below the threshold, on it, above it, a draw that the first truth wins, a truth itself.
     iou = np.array([[0.5, 0.1], [0.2, 0.75], [0.7, 0.8], [0.8, 0.8], [0.0, 1.0]], kind)
-    rows, truths = best_truths(iou, 0.75)
+    rows, truths = regression_samples(iou, 0.75)
     assert rows.tolist() == [2, 3, 4] and truths.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 2), (3, 0), (3, 2)])
-def test_best_truths_where_there_are_none(shape):
-    rows, truths = best_truths(np.zeros(shape, np.float32), 0.6)
+def test_regression_samples_where_there_are_none(shape):
+    rows, truths = regression_samples(np.zeros(shape, np.float32), 0.6)
     assert rows.shape == truths.shape == (0,) and rows.dtype == truths.dtype == np.int64

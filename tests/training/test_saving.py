@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from detect.backbones import LeNet
-from detect.config import Config
+from detect.backbones import LeNetOptions
+from detect.config import AlternatingOptions, Config
 from detect.data.datamodule import DetectionData
-from detect.models import HeadOptions
+from detect.models import BoxHeadOptions, build_detector
 from detect.training.fit import fit
 from detect.training.module import DetectorModule
 from detect.training.saving import interruptible
@@ -79,7 +79,9 @@ def longer(changed):
         data = {"val": "val", "batch_size": 1, "augment": rotate, "eval_batch_size": 1} | more.pop("data", {})
         defaults = {"ema": 0.9, "schedule": "cosine", "clip_norm": 1.0, "save_minutes": EVERY_STEP}
         config = changed(data, **defaults | more)
-        return replace(config, model=replace(config.model, backbone=LeNet(), head=HeadOptions()))  # 1 MB a checkpoint
+        return replace(
+            config, model=replace(config.model, backbone=LeNetOptions(), neck=None, box_head=BoxHeadOptions())
+        )  # 1 MB a checkpoint
 
     return options
 
@@ -148,7 +150,7 @@ def test_a_signal_outside_of_the_loop_interrupts():
 
 
 def test_alternating_training_goes_on_in_its_step(longer, tmp_path, monkeypatch):
-    config = longer(alternating=True, epochs=1)
+    config = longer(recipe=AlternatingOptions(), epochs=1)
     run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         before(patch, "training_step", 2 * 4 + 2, die)  # the third step of training, the third of its batches
@@ -171,7 +173,7 @@ def test_nothing_draws_from_the_numbers_of_python_and_numpy(longer, tmp_path):
     config = longer(epochs=1)
     run(config, tmp_path / "one")  # seeds them
     before = random.getstate(), np.random.get_state()[1].tolist()
-    module = DetectorModule(config.model.build(4), config.training)
+    module = DetectorModule(build_detector(config.model, 4), config.training)
     data = DetectionData(config.data)
     for batch in data.train_dataloader():
         module.model.loss(batch)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
+from detect.config import SVMOptions
 from detect.errors import UserError
-from detect.models import SVMOptions
 from detect.training import svm
 from detect.training.svm import SVMTrainer, negatives
 
@@ -209,7 +209,7 @@ def test_a_state_does_not_change_with_the_trainer_that_gave_or_took_it(positives
 def test_a_state_of_other_features_is_refused(positives):
     state = SVMTrainer(positives, 1.0, SVMOptions()).state()
     for others in ([positives[0]], [features[:, :3] for features in positives]):
-        with pytest.raises(ValueError, match="cannot go on"):
+        with pytest.raises(ValueError, match="do not fit"):
             SVMTrainer(others, 1.0, SVMOptions()).load_state(state)
 
 
@@ -257,7 +257,7 @@ def test_images_without_regions_and_without_negatives_change_nothing(positives, 
 
 
 def test_a_class_without_negatives_is_named(positives, images):
-    with pytest.raises(UserError, match=r"^class 0: no region of the 0 images is a negative of it; give more images"):
+    with pytest.raises(UserError, match=r"^class 0: none of the 0 images has a negative of it; give more images"):
         SVMTrainer(positives, 1.0, SVMOptions()).finish()
     only_first = [(features, negative & [True, False]) for features, negative in images]
     with pytest.raises(UserError, match=r"^class 1: .* 6 images .* negative_iou = 0\.3$"):
