@@ -33,7 +33,7 @@ from detect.data.transforms import Resize
 from detect.errors import UserError
 from detect.export.exportable import Exportable
 from detect.models import RCNN
-from detect.prediction.onnx_model import OUTPUTS, OnnxModel
+from detect.prediction.onnx_detector import OUTPUTS, OnnxDetector
 from detect.prediction.predictor import Predictor
 from detect.prediction.prepare import fold_norms
 from detect.prediction.result import Result
@@ -149,7 +149,7 @@ def _write_onnx(checkpoint: Checkpoint, program: ExportedProgram, path: Path) ->
     ClearMetadataAndDocStringPass()(exported.model)  # where in our files each node is from
     exported.model.metadata_props.update(metadata(checkpoint))
     exported.save(path, external_data=False)
-    return OnnxModel(path)
+    return OnnxDetector(path)
 
 
 def _write_pt2(checkpoint: Checkpoint, program: ExportedProgram, path: Path) -> Callable[[list[Frame]], Any]:

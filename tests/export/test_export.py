@@ -22,7 +22,7 @@ from detect.models import HeadOptions, PoolingOptions, PostprocessOptions, Propo
 from detect.models.region_pooling import RegionPooling
 from detect.ops.nms import nms
 from detect.ops.roi_align import multilevel_roi_align
-from detect.prediction.onnx_model import OnnxModel
+from detect.prediction.onnx_detector import OnnxDetector
 from detect.prediction.predictor import Predictor
 from detect.prediction.result import Result
 
@@ -100,7 +100,7 @@ def test_onnx_finds_what_the_checkpoint_finds(exported):
 def test_onnx_takes_photographs_of_other_sizes(exported):
     path, _ = exported
     sizes = [(192, 192), (97, 96), (40, 300), (33, 17), (1, 1), (288, 320)]
-    comparison = compare(Predictor(checkpoint()), OnnxModel(path), photographs(*sizes))
+    comparison = compare(Predictor(checkpoint()), OnnxDetector(path), photographs(*sizes))
     assert comparison.photographs == 6 and comparison.detections > 20
 
 
@@ -109,7 +109,7 @@ def test_onnx_takes_batches(exported, batch_size):
     images = photographs(*[(70, 90)] * 4)
     ours, theirs = (
         list(model.predict(images, batch_size=batch_size, score=0.35))
-        for model in (Predictor(checkpoint()), OnnxModel(exported[0]))
+        for model in (Predictor(checkpoint()), OnnxDetector(exported[0]))
     )
     assert sum(map(len, ours)) > 4 and [len(one) for one in ours] == [len(one) for one in theirs]
     for one, other in zip(ours, theirs, strict=True):
@@ -143,7 +143,7 @@ def test_onnx_has_operators_of_onnx_alone_and_no_norms(exported):
 
 def test_load_takes_the_file(exported):
     model = detect.load(exported[0])
-    assert isinstance(model, OnnxModel) and model.classes == CLASSES and model.score == 0.3
+    assert isinstance(model, OnnxDetector) and model.classes == CLASSES and model.score == 0.3
 
 
 @pytest.fixture

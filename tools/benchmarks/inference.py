@@ -53,7 +53,7 @@ from detect.export.export import export
 from detect.foreign_weights.torchvision import faster_rcnn_from_torchvision, torchvision_options
 from detect.models import ProposalCounts, RPNOptions
 from detect.prediction.load import load
-from detect.prediction.onnx_model import OnnxModel
+from detect.prediction.onnx_detector import OnnxDetector
 from detect.prediction.predictor import Predictor
 from detect.prediction.prepare import Precision
 from detect.prediction.result import Result
@@ -129,7 +129,7 @@ class Exported(Side):
 
     def __init__(self, case: Case, files: Files) -> None:
         super().__init__(case, files)
-        self.model = OnnxModel(files.onnx)
+        self.model = OnnxDetector(files.onnx)
 
     def run(self) -> list[dict[str, Tensor]]:
         """All but decoding is in the graph."""
