@@ -533,7 +533,7 @@ def _card(**model) -> dict:
 SCORES = "roi_heads.box_predictor.cls_score.bias"
 LARGE = {
     "a tensor of one number": ("torchvision", {SCORES: torch.zeros(1).expand(10**9)}, "more numbers than are in the"),
-    "torchvision's classes": ("torchvision", {SCORES: torch.zeros(10**6)}, "nothing given for it"),
+    "torchvision's classes": ("torchvision", {SCORES: torch.zeros(10**6)}, "no value for this and"),
     "detectron2's channels": (
         "detectron2",
         {
@@ -543,7 +543,7 @@ LARGE = {
             "roi_heads.box_predictor.bbox_pred.bias": torch.zeros(4),
             **{f"backbone.bottom_up.res{2 + i // 2}.{i % 2}.conv1.weight": torch.zeros(1) for i in range(8)},
         },
-        "is due; give a Faster R-CNN of detectron2",
+        r"has shape .* instead of .*; give a Faster R-CNN of detectron2",
     ),
     "a checkpoint's channels": (None, _card(head={"channels": 10**7}), "do not fit its own config"),
     "a checkpoint's layers": (None, _card(head={"layers": 10**9}), "model.head.layers"),
