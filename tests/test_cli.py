@@ -209,8 +209,8 @@ def test_mistakes_in_predicting(run, shapes, tmp_path, capsys):
         ([image, "--shard", "1/2"], "--shard: all shards write into one folder; name it with --out"),
         ([image, "--shard", "half", "--out", tmp_path / "a"], "--shard: 'half'; give i/n"),
         ([image, "--scales", "0", "--out", tmp_path / "a"], "scales: [0.0]; give factors"),
-        ([image, "--batch-size", "0", "--out", tmp_path / "a"], "batch_size: 0; give 1 or more"),
-        ([image, "--classes", "moon", "--out", tmp_path / "a"], "class 'moon': there is none"),
+        ([image, "--batch-size", "0", "--out", tmp_path / "a"], "batch_size: 0; give a whole number of 1 or more"),
+        ([image, "--classes", "moon", "--out", tmp_path / "a"], "class 'moon': no such class"),
         (
             [tmp_path / "none.jpg", "--out", tmp_path / "a"],
             "none.jpg': there is no such file or folder; check the path",

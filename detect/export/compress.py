@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from detect.checkpoint import Checkpoint, model_card
 from detect.config import RCNNOptions
+from detect.data.canvases import MULTIPLE
 from detect.data.dataset import Dataset
 from detect.errors import UserError
 from detect.models import Detector
@@ -120,8 +121,8 @@ def time_heads(models: Sequence[Detector], regions: int, size: tuple[int, int], 
     height, width = size
     corners = torch.rand(1, regions, 2, 2, generator=generator).sort(dim=2).values * torch.tensor([width, height])
     boxes = corners.flatten(2).to(device)
-    # The sides of a canvas are multiples of the coarsest stride.
-    pixels = torch.rand(1, 3, -(-height // 32) * 32, -(-width // 32) * 32, generator=generator) * 255
+    canvas = [-(-side // MULTIPLE) * MULTIPLE for side in size]
+    pixels = torch.rand(1, 3, *canvas, generator=generator) * 255
     features = models[0].features(Images(pixels, torch.tensor([[height, width]])).to(device))
     seconds: list[list[float]] = [[] for _ in models]
     for _ in range(1 + repeats):

@@ -22,8 +22,6 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from detect.checkpoint import Checkpoint, load_checkpoint, model_card, save_safetensors
-from detect.config import Config
-from detect.data.transforms import Resize
 from detect.errors import UserError
 from detect.export.equality import Equality, check_equality
 from detect.export.exportable import Exportable
@@ -31,7 +29,7 @@ from detect.export.sample_images import Image
 from detect.files.atomic import atomic_write
 from detect.models import RCNN
 from detect.prediction.onnx_detector import OUTPUTS, OnnxDetector
-from detect.prediction.predictor import Predictor
+from detect.prediction.predictor import Predictor, eval_resize
 from detect.prediction.prepare import fold_norms
 from detect.prediction.result import Result
 from detect.prediction.sources import Frame
@@ -99,17 +97,12 @@ def trace(checkpoint: Checkpoint) -> ExportedProgram:
     model = copy.deepcopy(checkpoint.model).eval().requires_grad_(False)
     fold_norms(model)
     model.lay_out(torch.contiguous_format)
-    resizing = _eval_resize(checkpoint.config)
+    resizing = eval_resize(checkpoint.config.data)
     # The tracer would take a dimension of 1 for constant, and equal dimensions for always equal.
     images = torch.zeros(2, 3 * resizing.short_side // 2, resizing.short_side, 3, dtype=torch.uint8)
     shapes = (dict.fromkeys(range(3), Dim.DYNAMIC),)
     with torch.no_grad(), quiet():
         return torch.export.export(Exportable(model, resizing).eval(), (images,), dynamic_shapes=shapes, strict=False)
-
-
-def _eval_resize(config: Config) -> Resize:
-    """Return how images are resized in evaluation and prediction."""
-    return Resize(max(config.data.short_side), config.data.long_side)
 
 
 def _write_onnx(checkpoint: Checkpoint, program: ExportedProgram, path: Path) -> Run:
@@ -160,7 +153,7 @@ def _write_safetensors(checkpoint: Checkpoint, path: Path) -> None:
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the metadata of an exported file: JSON by key."""
-    resizing = _eval_resize(checkpoint.config)
+    resizing = eval_resize(checkpoint.config.data)
     card = model_card(checkpoint.config, checkpoint.classes, checkpoint.category_ids) | {
         "short_side": resizing.short_side,
         "long_side": resizing.long_side,

@@ -135,7 +135,7 @@ def predict_dataset(detector: OnnxDetector, dataset: Dataset) -> Iterator[Predic
 
     if dataset.classes != detector.classes:
         names = ", ".join(detector.classes)
-        raise UserError(f"{dataset.root}: the classes differ from those of {detector.path}: {names}; give these")
+        raise UserError(f"{dataset.root}: {detector.path} has other classes: {names}; read the split with these")
     results = detector.predict([record.path for record in dataset.records])
     for record, result in zip(dataset.records, results, strict=True):
         yield Prediction(record.id, result.boxes, result.scores, result.labels)

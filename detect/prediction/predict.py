@@ -65,7 +65,7 @@ class Outcome:
     predicted: int = 0
     """Number of images, frames of videos included, that this call predicted on."""
     merged: bool = False
-    """Whether the run is complete; if not, other shards have work left."""
+    """True if the run is complete; otherwise other shards have work left."""
     images: int = 0
     """Number of images of the whole run, once it is merged."""
     detections: int = 0
@@ -217,7 +217,7 @@ class _Run:
 
     @property
     def _draws(self) -> bool:
-        """Return whether pictures are written."""
+        """True if pictures are written."""
         return "pictures" in self.folder.settings["save"]
 
     def _predict_parts(self, parts: Mapping[int, Sequence[str]]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from detect.allocator import keep_pages
 from detect.checkpoint import Checkpoint
 from detect.data.canvases import MULTIPLE, Size
+from detect.data.options import DataOptions
 from detect.data.transforms import Resize, resize
 from detect.devices import choose_device, multiplies_bf16
 from detect.errors import UserError
@@ -34,6 +35,11 @@ PADDING = 1.25
 """Images share a batch if its canvas is at most this many times as large as the canvas of each image alone."""
 
 
+def eval_resize(data: DataOptions) -> Resize:
+    """Return how images are resized in evaluation and prediction."""
+    return Resize(max(data.short_side), data.long_side)
+
+
 class Predictor:
     """Prediction with a trained detector; `predict` may be called from several threads at once.
 
@@ -44,8 +50,7 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.classes, self.category_ids = checkpoint.classes, checkpoint.category_ids
-        data = checkpoint.config.data
-        self._resize = Resize(max(data.short_side), data.long_side)
+        self._resize = eval_resize(checkpoint.config.data)
         self._prepared: dict[tuple[torch.device, Precision, bool], Detector] = {}
         self._lock = Lock()
 

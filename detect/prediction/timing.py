@@ -86,7 +86,7 @@ def measure_cost(
     sampler: Any = loader.batch_sampler
     items = [item for batch in sampler for item in batch]
     items = [items[index] for index in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
-    search = None if data.options.proposals is None else _search_of(data.options.proposals)
+    search = None if data.options.proposals is None else _search_options(data.options.proposals)
     samples: Any = loader.dataset
     arguments = (checkpoint, overrides, samples, loader.collate_fn, items, search, device, torch.get_num_threads())
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -123,7 +123,7 @@ def time_stages(
     return detections, dict(zip(("features", "proposals", "heads", "postprocessing"), laps, strict=True))
 
 
-def _search_of(store: Path) -> _Search:
+def _search_options(store: Path) -> _Search:
     with closing(ProposalStore(store)) as opened:
         return _Search(opened.parameters["mode"], opened.parameters["seed"])
 

@@ -26,7 +26,7 @@ ARRAYS = {
     "columns first": np.asfortranarray(np.arange(6, dtype=np.float16).reshape(2, 3)),
     "big-endian": np.arange(4, dtype=">i4"),
     "bytes": np.array([[0, 255]], np.uint8),
-    "truths": np.array([True, False]),
+    "booleans": np.array([True, False]),
 }
 
 

@@ -142,10 +142,10 @@ def test_predictions_of_a_split(tmp_path):
     nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool), np.empty(0, bool), np.empty(0)
     records = tuple(Record(id, path, 8, 4, *nothing) for id, path in zip((30, 20), paths, strict=True))
     model = OnnxDetector(write(tmp_path / "a.onnx"))
-    found = list(predict_dataset(model, Dataset(tmp_path, "val", "coco", ("cat", "dog"), (7, 9), records)))
-    assert [one.image_id for one in found] == [30, 20]
-    np.testing.assert_allclose([one.scores for one in found], [[0.9, 0.1], [0.9, 0.6]], rtol=1e-6)
-    np.testing.assert_array_equal(found[0].labels, [0, 1])
+    predictions = list(predict_dataset(model, Dataset(tmp_path, "val", "coco", ("cat", "dog"), (7, 9), records)))
+    assert [one.image_id for one in predictions] == [30, 20]
+    np.testing.assert_allclose([one.scores for one in predictions], [[0.9, 0.1], [0.9, 0.6]], rtol=1e-6)
+    np.testing.assert_array_equal(predictions[0].labels, [0, 1])
     with pytest.raises(UserError, match="cat, dog"):
         list(predict_dataset(model, Dataset(tmp_path, "val", "coco", ("dog", "cat"), (7, 9), records)))
 

@@ -69,11 +69,11 @@ def test_an_image_at_the_input_size_is_not_resized(predictor):
     image = picture()
     [result] = predictor.predict(image)
     images = Images(torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([[64, 96]]))
-    found = predictor.checkpoint.model.detect(images)
-    valid = found.valid[0]
+    detections = predictor.checkpoint.model.detect(images)
+    valid = detections.valid[0]
     assert len(result) == valid.sum() > 3
-    np.testing.assert_allclose(result.scores, found.scores[0, valid], atol=1e-5)
-    np.testing.assert_allclose(result.boxes, found.boxes[0, valid].clamp(min=0), atol=1e-3)
+    np.testing.assert_allclose(result.scores, detections.scores[0, valid], atol=1e-5)
+    np.testing.assert_allclose(result.boxes, detections.boxes[0, valid].clamp(min=0), atol=1e-3)
     assert result.size == (64, 96) and result.classes == CLASSES and result.category_ids == (7, 9)
     assert result.path is None and np.array_equal(result.image, image)
 
@@ -153,8 +153,8 @@ def test_eight_threads_give_the_same_results(predictor, monkeypatch, options):
 
     monkeypatch.setattr(predictor, "_detect_augmented", detect_together)
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda image: list(predictor.predict(image, **options)), images)
-        for one, [other] in zip(expected, found, strict=True):
+        detections = pool.map(lambda image: list(predictor.predict(image, **options)), images)
+        for one, [other] in zip(expected, detections, strict=True):
             assert same(one, other, atol=1e-4)
 
 

@@ -8,14 +8,13 @@ order of the source; folders and patterns are sorted.
 
 from detect.prediction.sources.expand import expand_source
 from detect.prediction.sources.files import VIDEO_SUFFIXES
-from detect.prediction.sources.items import Frame, ImageItem, StreamItem
+from detect.prediction.sources.items import Frame, StreamItem
 from detect.prediction.sources.reader import count_frames, frames
 from detect.prediction.sources.video import VideoInfo, video_info
 
 __all__ = [
     "VIDEO_SUFFIXES",
     "Frame",
-    "ImageItem",
     "StreamItem",
     "VideoInfo",
     "count_frames",

@@ -29,7 +29,7 @@ class Frame:
 
     @property
     def reloadable(self) -> bool:
-        """Return whether `decode(path)` gives the same pixels, so that they need not be kept."""
+        """True if `decode(path)` gives the same pixels, so that they need not be kept."""
         return self.path is not None and self.index is None and not URL.match(self.path)
 
 
