@@ -115,7 +115,7 @@ class _Converted(NamedTuple):
     options: FasterRCNNOptions
     left_out: tuple[LeftOut, ...]
     note: str
-    """What was assumed."""
+    """Assumptions about values that the file does not have; empty if there are none."""
 
 
 def _from_torchvision(state: State, frozen_eps: float | None) -> _Converted:
