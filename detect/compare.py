@@ -26,7 +26,7 @@ from detect.data.dataset import Dataset
 from detect.errors import UserError
 from detect.prediction.evaluate import evaluate, write_evaluation
 from detect.prediction.prepare import prepare
-from detect.prediction.timing import measure
+from detect.prediction.timing import measure_cost
 from detect.proposals.selective_search import available_cores
 from detect.proposals.store import ProposalStore
 from detect.report.comparison import Row, draw_comparison, print_comparison, read_comparison, write_comparison
@@ -298,7 +298,7 @@ def _row(entry: Entry, split: str, images: int) -> Row:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     print(f"{entry.name}: timing", flush=True)
-    cost = measure(entry.checkpoint, entry.overrides if entry.classes else (), data, dataset, images, device)
+    cost = measure_cost(entry.checkpoint, entry.overrides if entry.classes else (), data, dataset, images, device)
     recall = f"recall@0.5@{evaluator.recall.limits[-1]}"
     return {
         "config": entry.name,

@@ -143,7 +143,7 @@ def test_training_prediction_and_the_exported_model_see_the_same_pixels(tmp_path
         size = (record.height, record.width)
         item = Item(index, seed=0, resize=Resize(min(size), max(size)), canvas=size)
         sample = _Loading(data, None, None, {})[item]
-        (frame,) = frames(record.path)  # what Predictor and OnnxModel both read from
+        (frame,) = frames(record.path)  # what Predictor and OnnxDetector both read from
         (given,) = frames(record.path.read_bytes())
         np.testing.assert_array_equal(sample.image, decode(record.path))
         np.testing.assert_array_equal(frame.pixels, sample.image)

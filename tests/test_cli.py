@@ -23,7 +23,7 @@ from detect.config import ClassificationConfig, Config, FasterRCNNOptions, confi
 from detect.curation.shapes import SHAPES, make_shapes
 from detect.data.read import read
 from detect.evaluation.coco import FIGURES
-from detect.prediction.onnx_model import OnnxModel
+from detect.prediction.onnx_detector import OnnxDetector
 from detect.prediction.result import Result
 
 TINY = {
@@ -209,8 +209,8 @@ def test_mistakes_in_predicting(run, shapes, tmp_path, capsys):
         ([image, "--shard", "1/2"], "--shard: all shards write into one folder; name it with --out"),
         ([image, "--shard", "half", "--out", tmp_path / "a"], "--shard: 'half'; give i/n"),
         ([image, "--scales", "0", "--out", tmp_path / "a"], "scales: [0.0]; give factors"),
-        ([image, "--batch-size", "0", "--out", tmp_path / "a"], "batch_size: 0; give 1 or more"),
-        ([image, "--classes", "moon", "--out", tmp_path / "a"], "class 'moon': there is none"),
+        ([image, "--batch-size", "0", "--out", tmp_path / "a"], "batch_size: 0; give a whole number of 1 or more"),
+        ([image, "--classes", "moon", "--out", tmp_path / "a"], "class 'moon': no such class"),
         (
             [tmp_path / "none.jpg", "--out", tmp_path / "a"],
             "none.jpg': there is no such file or folder; check the path",
@@ -220,7 +220,7 @@ def test_mistakes_in_predicting(run, shapes, tmp_path, capsys):
     assert "give a checkpoint" in mistake(capsys, "predict", "--ckpt", tmp_path / "no.ckpt", image)
 
 
-class Exported(OnnxModel):
+class Exported(OnnxDetector):
     """What stands for an exported model that finds just what is there."""
 
     def __init__(self, path: Path) -> None:
@@ -236,7 +236,7 @@ class Exported(OnnxModel):
 
 
 def test_an_exported_detector_is_evaluated(shapes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("detect.prediction.onnx_model.OnnxModel", Exported)
+    monkeypatch.setattr("detect.prediction.onnx_detector.OnnxDetector", Exported)
     model = shapes.with_suffix(".onnx")
     words = ["eval", "--ckpt", str(model), "--data.root", str(shapes), "--split", "test"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
@@ -256,7 +256,7 @@ def test_an_exported_detector_cannot_follow_links(shapes, tmp_path, capsys, monk
     exported = Exported(shapes.with_suffix(".onnx"))
     exported.records = [replace(one, path=root / one.path.relative_to(shapes)) for one in exported.records]
     exported.config["data"]["follow_links"] = True
-    monkeypatch.setattr("detect.prediction.onnx_model.OnnxModel", lambda path: exported)
+    monkeypatch.setattr("detect.prediction.onnx_detector.OnnxDetector", lambda path: exported)
     words = "eval", "--ckpt", "x.onnx", "--data.root", root, "--split", "test", "--out", tmp_path / "out"
     assert image.name in mistake(capsys, *words)
     assert main([*map(str, words), "--data.follow_links=true"]) == 0
@@ -265,7 +265,7 @@ def test_an_exported_detector_cannot_follow_links(shapes, tmp_path, capsys, monk
 def test_the_config_of_a_classifier_is_no_exported_detector(shapes, capsys, monkeypatch):
     exported = Exported(shapes.with_suffix(".onnx"))
     exported.config = config_to_dict(ClassificationConfig())
-    monkeypatch.setattr("detect.prediction.onnx_model.OnnxModel", lambda path: exported)
+    monkeypatch.setattr("detect.prediction.onnx_detector.OnnxDetector", lambda path: exported)
     assert "its config is of a classifier" in mistake(capsys, "eval", "--ckpt", "x.onnx")
 
 

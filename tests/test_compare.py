@@ -97,11 +97,11 @@ def compared(shapes, configs, tmp_path_factory):
             raise KeyboardInterrupt
         return whole_measure(checkpoint, *rest)
 
-    whole_fit, whole_measure = module.fit, module.measure
+    whole_fit, whole_measure = module.fit, module.measure_cost
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "ProcessPoolExecutor", Inline)
         patch.setattr(module, "fit", fit)
-        patch.setattr(module, "measure", measure)
+        patch.setattr(module, "measure_cost", measure)
         assert main(words) == 130
         before, fitted_before = json.loads((out / "compare.json").read_text()), list(fitted)
         assert main(words) == 0
@@ -163,7 +163,7 @@ def test_figures_are_those_of_eval(compared, tmp_path, name):
 def test_a_comparison_that_had_ended_is_measured_anew_without_training(compared, capsys, monkeypatch):
     content = (compared.out / "compare.json").read_text()
     monkeypatch.setattr(module, "fit", None)
-    monkeypatch.setattr(module, "measure", instead_of_measure)
+    monkeypatch.setattr(module, "measure_cost", instead_of_measure)
     assert main(compared.words) == 0
     assert "0 images added, 7 were there" in capsys.readouterr().out
     rows = json.loads((compared.out / "compare.json").read_text())["rows"]
@@ -175,7 +175,7 @@ def test_a_comparison_that_had_ended_is_measured_anew_without_training(compared,
 
 def test_checkpoints_are_taken_as_they_are(compared, configs, tmp_path, monkeypatch, capsys):
     """With options of data and model; the store of all is none of the RPN's."""
-    monkeypatch.setattr(module, "measure", instead_of_measure)
+    monkeypatch.setattr(module, "measure_cost", instead_of_measure)
     checkpoints = [str(compared.out / name / "checkpoints" / "best.ckpt") for name in ("faster_rcnn", "fast_rcnn")]
     words = ["compare", *checkpoints, "--out", str(tmp_path / "out"), "--model.detections.detections=1"]
     assert main([*words, f"--data.proposals={compared.out / 'proposals.db'}", "--split=train"]) == 0
@@ -203,7 +203,7 @@ def test_a_half_trained_run_goes_on(shapes, configs, tmp_path, monkeypatch):
         return step(self, *arguments)
 
     monkeypatch.setattr(DetectorModule, "training_step", killed)
-    monkeypatch.setattr(module, "measure", instead_of_measure)
+    monkeypatch.setattr(module, "measure_cost", instead_of_measure)
     out = tmp_path / "out"
     words = ["compare", configs["faster_rcnn"], "--out", str(out), f"--data.root={shapes}", "--training.epochs=2"]
     words.append("--data.batch_size=2")

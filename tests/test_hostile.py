@@ -326,7 +326,7 @@ def test_sources_of_predictions_end_at_their_folder(tmp_path, outside, kind, pat
     assert [Path(frame.path).name for frame in found] == ["mine.png"] and Watch.opened == []
     if kind == "file" or not pattern:  # patterns do not look behind links of folders
         (line,) = told
-        assert line.endswith("leads out of the data folder; name what it leads to as a source of its own")
+        assert line.endswith("leads out of the data folder; give the link's target as a source of its own")
     # Named by the user, it is read: wherever the name leads, it was the user who chose it.
     assert len(list(frames([link]))) == 1
 
@@ -533,7 +533,7 @@ def _card(**model) -> dict:
 SCORES = "roi_heads.box_predictor.cls_score.bias"
 LARGE = {
     "a tensor of one number": ("torchvision", {SCORES: torch.zeros(1).expand(10**9)}, "more numbers than are in the"),
-    "torchvision's classes": ("torchvision", {SCORES: torch.zeros(10**6)}, "nothing given for it"),
+    "torchvision's classes": ("torchvision", {SCORES: torch.zeros(10**6)}, "no value for this and"),
     "detectron2's channels": (
         "detectron2",
         {
@@ -543,7 +543,7 @@ LARGE = {
             "roi_heads.box_predictor.bbox_pred.bias": torch.zeros(4),
             **{f"backbone.bottom_up.res{2 + i // 2}.{i % 2}.conv1.weight": torch.zeros(1) for i in range(8)},
         },
-        "is due; give a Faster R-CNN of detectron2",
+        r"has shape .* instead of .*; give a Faster R-CNN of detectron2",
     ),
     "a checkpoint's channels": (None, _card(head={"channels": 10**7}), "do not fit its own config"),
     "a checkpoint's layers": (None, _card(head={"layers": 10**9}), "model.head.layers"),
@@ -636,7 +636,7 @@ def test_weights_of_a_graph_in_other_files_are_not_read(tmp_path, outside, monke
     if order == "a long length":
         assert onnx.TensorProto.FromString(b"\x6a\x0f\x0a\x88\x00location\x12\x02QQ").external_data[0].key == "location"
         (tmp_path / "model.onnx").write_bytes(b"\x0a\x88\x00location\x12\x02QQ" + content)
-    with pytest.raises(UserError, match="keeps its weights in other files"):
+    with pytest.raises(UserError, match="stores weights in other files"):
         load(tmp_path / "model.onnx")
 
 

@@ -81,10 +81,10 @@ def _evaluate_exported(options: argparse.Namespace, overrides: Sequence[str]) ->
     from detect.checkpoint import FENCED
     from detect.config import Config, config_from_dict
     from detect.prediction.evaluate import evaluate_exported, write_evaluation
-    from detect.prediction.onnx_model import OnnxModel
+    from detect.prediction.onnx_detector import OnnxDetector
     from detect.report.tables import print_metrics
 
-    model = OnnxModel(options.ckpt)
+    model = OnnxDetector(options.ckpt)
     for word in overrides:
         if word.startswith(("--model.", "--data.short_side", "--data.long_side")):
             raise UserError(f"{word}: this is in the graph as it is; change the checkpoint and export it again")

@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
 
 def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from detect import load
-    from detect.prediction.predict import predict, shard_of
+    from detect.prediction.predict import parse_shard, predict
 
     chosen = {
         name: value
@@ -60,7 +60,7 @@ def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     }
     if options.ckpt.suffix == ".onnx":
         _refuse_of_exported(chosen)
-    shard = (1, 1) if options.shard is None else shard_of(options.shard)
+    shard = (1, 1) if options.shard is None else parse_shard(options.shard)
     if options.shard is not None and options.out is None:
         raise UserError("--shard: all shards write into one folder; name it with --out")
     out = options.out or free_folder(Path("runs/predict"))

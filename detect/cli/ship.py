@@ -74,26 +74,28 @@ def add(commands: Any) -> None:
 
 def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.checkpoint import load_checkpoint
-    from detect.export.export import SUFFIXES, export, has_data, made_photographs, photographs_of, refuse
+    from detect.export.export_checkpoint import SUFFIXES, check_exportable, export_checkpoint
+    from detect.export.sample_images import has_data, sample_images, synthetic_images
     from detect.files.atomic import refuse_existing
 
     refuse_training(overrides)
     checkpoint = load_checkpoint(options.ckpt, overrides)
     out = options.out or options.ckpt.with_suffix(SUFFIXES[options.format])
     refuse_existing(out)
-    refuse(checkpoint, options.format, out)
+    check_exportable(checkpoint, options.format, out)
     if options.split or has_data(checkpoint.config):
-        photographs = photographs_of(checkpoint.config, options.split, checkpoint.classes)
+        photographs = sample_images(checkpoint.config, options.split, checkpoint.classes)
     else:
-        photographs = made_photographs()
+        photographs = synthetic_images()
         print(
             f"{checkpoint.config.data.root}: no data there, so drawn scenes are compared; better give --data.root DIR"
         )
-    compared = export(checkpoint, out, options.format, photographs)
+    compared = export_checkpoint(checkpoint, out, options.format, photographs)
     if compared is not None:
         print(
-            f"finds the same: {compared.detections} detections in {compared.photographs} images and {compared.batches} "
-            f"batches of two differ by {compared.score:.1g} in score at most; their IoU is {compared.iou:.5f} at least"
+            f"finds the same: {compared.detections} detections in {compared.images} images and {compared.batches} "
+            f"batches of two differ by {compared.score_difference:.1g} in score at most; "
+            f"their IoU is {compared.iou:.5f} at least"
         )
     print(out)
 
@@ -117,7 +119,7 @@ def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     from detect.checkpoint import load_checkpoint
     from detect.config import check_proposals
-    from detect.export.compress import compress, measure, save
+    from detect.export.compress import compare_cost, compress, save
     from detect.files.atomic import refuse_existing
     from detect.report.tables import table
 
@@ -134,5 +136,5 @@ def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     make_folder(options.out.parent)
     save(after, options.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    Console().print(table(("figure", "before", "after"), measure(before, after, device, loader, dataset)))
+    Console().print(table(("figure", "before", "after"), compare_cost(before, after, device, loader, dataset)))
     print(options.out)

@@ -1,6 +1,6 @@
-"""A detector with its pre-processing as one module: from photographs to boxes in their pixels.
+"""A detector with its preprocessing as one module, from images to boxes in their pixels.
 
-`import detect.export.exportable` is all that a program saved by torch.export needs to run.
+A program saved by torch.export needs only `import detect.export.exportable` to run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from detect.structures import Images, to_file_pixels
 
 
 class Exportable(nn.Module):
-    """What is exported: photographs of one size in, padded detections out."""
+    """Module that is exported, from images of one size to padded detections.
+
+    Args:
+        model: the detector.
+        resizing: how images are resized for it.
+    """
 
     def __init__(self, model: Detector, resizing: Resize) -> None:
         super().__init__()
@@ -26,24 +31,31 @@ class Exportable(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "B H W 3"]
     ) -> tuple[Float32[Tensor, "B D 4"], Float32[Tensor, "B D"], Int64[Tensor, "B D"], Int64[Tensor, " B"]]:
-        """Boxes, in pixels of the photographs and best first, scores, labels, and how many of each are real."""
+        """Return boxes in pixels of the images, scores, labels, best first, and the number of detections per image."""
         pixels, sizes, scales = letterbox(images, self.resizing.short_side, self.resizing.long_side)
-        found = to_file_pixels(self.model.detect(Images(pixels, sizes)), scales)
-        boxes = found.boxes.where(found.valid.unsqueeze(-1), 0.0)
-        return boxes, found.scores, found.labels.where(found.valid, 0), found.valid.sum(dim=1)
+        detections = to_file_pixels(self.model.detect(Images(pixels, sizes)), scales)
+        valid = detections.valid
+        boxes = detections.boxes.where(valid.unsqueeze(-1), 0.0)
+        return boxes, detections.scores, detections.labels.where(valid, 0), valid.sum(dim=1)
 
 
 @torch.library.custom_op("detect::letterbox", mutates_args=(), device_types="cpu")
 def letterbox(images: Tensor, short_side: int, long_side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Resized photographs in the upper left corners of the smallest canvases that are multiples of 32, else black.
+    """Resize images and pad them with black to the smallest canvas whose sides are multiples of 32.
 
-    Pixels are uint8 [B, 3, h, w]; then come the sizes there, int64 [B, 2], and the `scales` of a `Batch`, [B, 2].
+    Args:
+        images: uint8 [B, H, W, 3].
+        short_side: pixels of the short side after resizing.
+        long_side: maximum pixels of the long side after resizing.
+
+    Returns:
+        Pixels uint8 [B, 3, h, w]; sizes on the canvas, int64 [B, 2]; and `scales` as in a `Batch`, float32 [B, 2].
     """
     height, width = Resize(short_side, long_side).size(*images.shape[1:3])
     canvas = [-(-side // MULTIPLE) * MULTIPLE for side in (height, width)]
     pixels = np.zeros((len(images), *canvas, 3), np.uint8)
-    for place, image in enumerate(images.contiguous().numpy()):
-        pixels[place, :height, :width] = resize(image, (height, width))
+    for row, image in enumerate(images.contiguous().numpy()):
+        pixels[row, :height, :width] = resize(image, (height, width))
     sizes, scales = [height, width], [width / images.shape[2], height / images.shape[1]]
     return (
         torch.from_numpy(pixels).permute(0, 3, 1, 2),
@@ -56,6 +68,6 @@ def letterbox(images: Tensor, short_side: int, long_side: int) -> tuple[Tensor, 
 def _(images: Tensor, short_side: int, long_side: int) -> tuple[Tensor, Tensor, Tensor]:
     context = torch.library.get_ctx()
     height, width = (context.new_dynamic_size(min=1) * MULTIPLE for _ in range(2))
-    count = images.shape[0]  # len() would make a constant of it
+    count = images.shape[0]  # len() would be a constant
     pixels = images.new_empty(count, height, width, 3).permute(0, 3, 1, 2)
     return pixels, images.new_empty(count, 2, dtype=torch.int64), images.new_empty(count, 2, dtype=torch.float32)

@@ -1,8 +1,7 @@
-"""Our operators in ONNX: resizing, NMS, RoIAlign and RoIPool, for `torch.onnx.export`.
+"""Custom operators in ONNX for `torch.onnx.export`: resizing, NMS, RoIAlign and RoIPool.
 
-Each computes what its operator of torch computes on the CPU. Resizing is even equal to OpenCV's, to the last bit of
-every pixel, with the fixed-point numbers and the order of sums that OpenCV has: a photograph looks the same to the
-exported network as it did in training.
+Each computes the same as its torch operator on the CPU. Resizing is even bit-identical to OpenCV's, as it uses the same
+fixed-point numbers and order of sums: the exported network sees the same pixels as in training.
 """
 
 from __future__ import annotations
@@ -16,44 +15,44 @@ from onnxscript import BOOL, DOUBLE, FLOAT, INT32, INT64, UINT8, ir, opset18, sc
 
 import detect.export.exportable
 import detect.ops.nms
-import detect.ops.roi_align  # noqa: F401  registers its operator, as those before do
+import detect.ops.roi_align  # noqa: F401  these imports register the operators
 from detect.data.canvases import MULTIPLE
 
 OPSET = 18
-op: Any = opset18  # its types know neither numbers for tensors nor values without a type
+op: Any = opset18  # its annotations allow neither numbers for tensors nor untyped values
 
 EPSILON = 2.220446049250313e-16
-"""Of double precision: how near to a whole number OpenCV wants a scale to be."""
+"""Machine epsilon of float64: a scale this close to an integer is one for OpenCV."""
 
 
 def translations() -> dict[Callable, Callable]:
-    """Our operators, and one of torchvision, with their translations, for `custom_translation_table`."""
-    ours = torch.ops.detect
+    """Return the `custom_translation_table`: the functions below by the torch operators that they translate."""
+    operators = torch.ops.detect
     table: dict[Any, Callable] = {
-        ours.letterbox.default: letterbox,
-        ours.nms_cpu.default: nms,
-        ours.roi_align_cpu.default: roi_align,
+        operators.letterbox.default: letterbox,
+        operators.nms_cpu.default: nms,
+        operators.roi_align_cpu.default: roi_align,
         torch.ops.torchvision.roi_pool.default: roi_pool,
     }
     return table
 
 
-# ---- photographs of any size onto a canvas ---------------------------------------------------------------------------
+# ---- resizing images of any size onto a canvas -----------------------------------------------------------------------
 
 
 def letterbox(images: UINT8, short_side: int, long_side: int) -> tuple[UINT8, INT64, FLOAT]:
-    """See `exportable.letterbox`."""
+    """Translate `detect.export.exportable.letterbox`."""
     before = op.Shape(images, start=1, end=3)
     sides = _double(before)
     by_short = op.Div(_real(short_side), op.ReduceMin(sides))
     by_long = op.Div(_real(long_side), op.ReduceMax(sides))
     after = op.Max(_int64(op.Round(op.Mul(sides, op.Min(by_short, by_long)))), _ints(1))
     (old_height, old_width), (height, width) = op.Split(before, num_outputs=2), op.Split(after, num_outputs=2)
-    # OpenCV has the scale from its inverse.
+    # OpenCV computes the inverse scale first, and the scale as its reciprocal.
     scale = op.Div(_real(1), op.Div(_double(after), sides))
     row_scale, column_scale = op.Split(scale, num_outputs=2)
     whole = op.Less(op.ReduceMax(op.Abs(op.Sub(scale, op.Round(scale)))), _real(EPSILON))
-    resized = resampled(  # type: ignore[call-arg]  # it takes what the function takes
+    resized = resampled(  # type: ignore[call-arg]  # a script function has other types
         images,
         op.Squeeze(op.Less(height, old_height)),
         *_linear_taps(old_width, width, column_scale, along_row=True),
@@ -74,9 +73,9 @@ def letterbox(images: UINT8, short_side: int, long_side: int) -> tuple[UINT8, IN
 
 
 def _linear_taps(before, after, scale, along_row):
-    """The two pixels that each new one lies between, and their weights of 2048 in all, along one side.
+    """Return the two pixels between which each new pixel lies along a side, and their weights, which add up to 2048.
 
-    Beyond the border both are the border's pixel; along a row, the first then has all the weight.
+    Outside of the image both are the border pixel; along a row, the first one has the whole weight there.
     """
     place = _double(op.Range(0, op.Squeeze(after), 1))
     position = _float(op.Sub(op.Mul(op.Add(place, _real(0.5)), scale), _real(0.5)))
@@ -90,9 +89,9 @@ def _linear_taps(before, after, scale, along_row):
 
 
 def _area_taps(before, after, scale, whole):
-    """The first pixel that each new one may cover, and the weights of it and those behind it: [k, n].
+    """Return the first pixel that each new pixel may cover, and the weights of it and the following ones: [k, n].
 
-    The weights of an image that shrinks by whole numbers are 1: its sums are divided at the end.
+    If the image shrinks by an integer factor the weights are 1, and the sums are divided at the end.
     """
     start = op.Mul(_double(op.Range(0, op.Squeeze(after), 1)), scale)
     stop = op.Add(start, scale)
@@ -100,7 +99,7 @@ def _area_taps(before, after, scale, whole):
     final = op.Min(op.Floor(stop), _double(op.Sub(before, _ints(1))))
     begin = op.Min(op.Ceil(start), final)
     head, tail = op.Sub(begin, start), op.Sub(stop, final)
-    # What is covered by less than a thousandth of a pixel does not count.
+    # Less than a thousandth of a pixel is not counted.
     head = op.Where(op.Greater(head, _real(1e-3)), head, _real(0))
     tail = op.Where(op.Greater(tail, _real(1e-3)), op.Min(tail, _real(1), width), _real(0))
     taps = op.Range(-1, op.Add(_int64(op.Ceil(op.Squeeze(scale))), 2), 1)
@@ -130,11 +129,11 @@ def resampled(
     share: FLOAT,
     by_two: BOOL,
 ) -> UINT8:
-    """OpenCV's INTER_AREA where the image shrinks, else its INTER_LINEAR.
+    """Resize with OpenCV's INTER_AREA if the image shrinks, else with its INTER_LINEAR.
 
-    The former sums along rows, then along columns, tap by tap, so that float32 rounds as there. A half then goes to the
-    even neighbour, but up where 2 × 2 pixels become one. The latter has weights of 11 bits; sums along a row are kept
-    with 4 bits less, and each of the two rows is cut to 18 bits.
+    INTER_AREA sums along rows and then along columns, tap by tap, so that float32 rounds as in OpenCV. Halves are
+    rounded to even, but up if 2 × 2 pixels become one. INTER_LINEAR has weights of 11 bits; sums along a row lose 4
+    bits, and each of the two rows is truncated to 18 bits.
     """
     if shrinks:
         width = op.Shape(images, start=2, end=3)
@@ -186,7 +185,7 @@ def _int64(values):
 
 
 def nms(boxes: FLOAT, valid: BOOL, groups: INT64, iou_threshold: float) -> BOOL:
-    """See `detect.ops.nms.nms`, of lists [B, n]: a row of scores for each group, and the earlier box is the better."""
+    """Translate `detect.ops.nms.nms` for boxes [B, n, 4], with a row of scores per group; earlier boxes are better."""
     shape = op.Shape(valid)
     length = op.Shape(valid, start=1, end=2)
     rank = op.Range(op.Squeeze(length), 0, -1)
@@ -194,7 +193,7 @@ def nms(boxes: FLOAT, valid: BOOL, groups: INT64, iou_threshold: float) -> BOOL:
     group = op.Range(0, op.Add(op.ReduceMax(groups, keepdims=0), 1), 1)
     mine = op.Equal(op.Unsqueeze(groups, [1]), op.Unsqueeze(group, [1]))
     rows = op.Where(mine, op.Unsqueeze(scores, [1]), 0.0)
-    # With a threshold of 0, what is out of the game takes no part.
+    # A score threshold of 0 excludes boxes that are invalid or of another group.
     kept = op.NonMaxSuppression(boxes, rows, length, [iou_threshold], [0.0])
     image_and_box = op.Gather(kept, [0, 2], axis=1)
     ones = op.Expand(True, op.Shape(kept, start=0, end=1))
@@ -204,33 +203,33 @@ def nms(boxes: FLOAT, valid: BOOL, groups: INT64, iou_threshold: float) -> BOOL:
 def roi_align(
     features: Sequence[FLOAT], regions: FLOAT, levels: INT64, size: int, sampling_ratio: int, aligned: bool
 ) -> FLOAT:
-    """See `detect.ops.roi_align`: each level pools its own regions, which are then brought back into their order."""
-    # The operator takes off the half cell itself.
+    """Translate `detect.ops.roi_align`: each level pools its regions, which are then put back into their order."""
+    # The ONNX operator subtracts the half cell itself.
     boxes = op.Reshape(op.Add(regions, 0.5) if aligned else regions, [-1, 4])
     images = op.Range(0, op.Squeeze(op.Shape(levels, start=0, end=1)), 1)
     images = op.Reshape(op.Expand(op.Unsqueeze(images, [1]), op.Shape(levels)), [-1])
-    how = {
+    attributes = {
         "coordinate_transformation_mode": "half_pixel" if aligned else "output_half_pixel",
         "output_height": size,
         "output_width": size,
         "sampling_ratio": sampling_ratio,
     }
     if len(features) == 1:
-        return op.RoiAlign(features[0], boxes, images, **how)
-    of_box, pooled, places = op.Reshape(levels, [-1]), [], []
+        return op.RoiAlign(features[0], boxes, images, **attributes)
+    box_levels, pooled, indices = op.Reshape(levels, [-1]), [], []
     for level, maps in enumerate(features):
-        place = op.Squeeze(op.NonZero(op.Equal(of_box, level)), [0])
-        pooled.append(op.RoiAlign(maps, op.Gather(boxes, place), op.Gather(images, place), **how))
-        places.append(place)
-    order = op.Concat(*places, axis=0)
-    back = op.ScatterElements(order, order, op.Range(0, op.Squeeze(op.Shape(order)), 1))
-    return op.Gather(op.Concat(*pooled, axis=0), back)
+        index = op.Squeeze(op.NonZero(op.Equal(box_levels, level)), [0])
+        pooled.append(op.RoiAlign(maps, op.Gather(boxes, index), op.Gather(images, index), **attributes))
+        indices.append(index)
+    order = op.Concat(*indices, axis=0)
+    inverse = op.ScatterElements(order, order, op.Range(0, op.Squeeze(op.Shape(order)), 1))
+    return op.Gather(op.Concat(*pooled, axis=0), inverse)
 
 
 def roi_pool(
     features: FLOAT, regions: FLOAT, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> tuple[FLOAT, INT64]:
-    """torchvision's; where each maximum was, which only a gradient needs, is not told."""
+    """Translate torchvision's `roi_pool`, with a dummy for the positions of the maxima, which only gradients need."""
     shape = [pooled_height, pooled_width]
     pooled = op.MaxRoiPool(features, regions, pooled_shape=shape, spatial_scale=spatial_scale)
     return pooled, op.Shape(pooled)

@@ -33,7 +33,8 @@ def atomic_write(path: Path, drafts: Path | None = None, keep_existing: bool = F
         keep_existing: leave `path` alone if another process has created it in the meantime.
     """
     # A random name: processes on several machines that share a disk may have the same process id.
-    draft = (drafts or path.parent) / f".{path.stem}.{token_hex(8)}.part{path.suffix}"
+    # Only a part of the stem: a name may already have the maximum length.
+    draft = (drafts or path.parent) / f".{path.stem[:40]}.{token_hex(8)}.part{path.suffix}"
     draft.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield draft

@@ -1,1 +1,1 @@
-"""Weights of other projects."""
+"""Import of weights of other projects: torchvision and detectron2."""

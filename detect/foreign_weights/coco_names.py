@@ -1,4 +1,4 @@
-"""The 80 classes of COCO (Lin et al. 2014) by the ids that its files give them; ten numbers of 1 … 90 are unused."""
+"""The 80 class names of COCO (Lin et al. 2014) by category id; ten ids of 1 … 90 are unused."""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
-"""detectron2's trained Faster R-CNNs, and the boxes of its Mask R-CNNs, as ours, with equal outputs.
+"""Conversion of detectron2's Faster R-CNN, and of the box branch of its Mask R-CNN, to ours with equal outputs.
 
-The files are those of its model zoo (`model_final_….pkl`) and of its training (`model_….pth`), of the three kinds that
-its configs call C4, DC5 and FPN. What differs from our defaults, in the order in which an image meets it:
+It reads files of the model zoo (`model_final_….pkl`) and of training (`model_….pth`), with the architectures C4, DC5
+and FPN. Differences from our defaults, in the order of the forward pass:
 
-- pixels are blue, green, red in most of its models, and of the caffe2 style not divided by their deviation; here the
-  first convolution takes its channels in the other order, so that pixels stay red, green, blue;
-- the caffe2 style has the stride of a bottleneck in the 1×1 convolution; DC5 dilates all of stage 5;
-- anchors have unrounded shapes, and on a single map they run through the ratios of a size, not the sizes of a ratio:
-  the channels of the RPN's outputs change places;
-- boxes of any size are kept, and a single map has 6000 of them enter NMS;
-- RoIAlign shifts its samples by half a cell and takes as many as a bin has cells.
+- Most models expect BGR pixels, and those of the caffe2 style are not divided by the standard deviation. Here the input
+  channels of the first convolution are reversed instead, and pixels stay RGB.
+- The caffe2 style has the stride of a bottleneck in its first 1×1 convolution; DC5 dilates stage 5.
+- Anchor shapes are not rounded. On a single feature map, anchors are ordered by size and then by ratio, ours by ratio
+  and then by size, so the RPN's output channels are permuted.
+- Boxes of any size are kept, and on a single feature map 6000 proposals enter NMS.
+- RoIAlign shifts its samples by half a cell of the feature map, and takes as many as a bin has cells.
 
-C4 and DC5 networks see an image there as it is, here on a canvas of multiples of 32 pixels. Where the image's sides are
-no such multiples, cells at the right and lower border see features of the empty canvas, where there they see zeros: the
-outputs differ a little.
+C4 and DC5 networks process the image as it is in detectron2, but on a canvas of multiples of 32 pixels here. If the
+image has other sides, the features at the right and lower border are computed from the empty canvas instead of zeros,
+and the outputs differ slightly.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from detect.models import (
 Style = Literal["caffe2", "torchvision"]
 Depth = Literal[18, 34, 50, 101, 152]
 
-# Beginnings of detectron2's keys, without `bottom_up.`, and of ours; what follows them is the same but for LAYERS.
+# Our prefix of a key by detectron2's, without `bottom_up.`; the rest of the key is the same except for LAYERS.
 PREFIXES = {
     "backbone.stem.": "backbone.body.stem.",
     **{f"backbone.res{stage}.": f"backbone.body.layer{stage - 1}." for stage in range(2, 6)},
@@ -57,24 +57,25 @@ PREFIXES = {
     "roi_heads.box_predictor.cls_score.": "predictor.scores.",
     "roi_heads.box_predictor.bbox_pred.": "predictor.deltas.",
 }
-# Within a ResNet. The first that fits is meant.
+# Parts of a key within a ResNet; the first match is replaced.
 LAYERS = {
     **{f"conv{layer}.norm.": f"bn{layer}." for layer in (1, 2, 3)},
     "shortcut.norm.": "downsample.1.",
     "shortcut.": "downsample.0.",
 }
 LEFT_OUT = {
-    r"roi_heads\.mask_head\.": ("mask head", "boxes alone are detected"),
-    r"roi_heads\.keypoint_head\.": ("keypoint head", "boxes alone are detected"),
+    r"roi_heads\.mask_head\.": ("mask head", "only boxes are detected"),
+    r"roi_heads\.keypoint_head\.": ("keypoint head", "only boxes are detected"),
 }
-"""What Mask R-CNN and Keypoint R-CNN have beside a Faster R-CNN, to be left out of their states first."""
+"""Tensors of Mask R-CNN and Keypoint R-CNN that Faster R-CNN does not have, for `leave_out`."""
 REFUSED = {
     "sem_seg_head.": "a panoptic network",
     "head.": "a RetinaNet or FCOS",
-    "roi_heads.box_predictor.0.": "a cascade of heads",
+    "roi_heads.box_predictor.0.": "a Cascade R-CNN",
     "roi_heads.box_head.conv1.": "a box head with convolutions",
     "proposal_generator.rpn_head.conv.conv0.": "an RPN with several convolutions",
 }
+"""Networks that are not supported, by a prefix of their keys."""
 BLOCKS: dict[Depth, tuple[int, ...]] = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
@@ -82,7 +83,7 @@ BLOCKS: dict[Depth, tuple[int, ...]] = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-"""Of the four last stages of each ResNet, by its depth."""
+"""Number of blocks in the last four stages of a ResNet, by its depth."""
 CLASSES = "roi_heads.box_predictor.cls_score.bias"
 DELTAS = "roi_heads.box_predictor.bbox_pred.bias"
 OBJECTNESS = "proposal_generator.rpn_head.objectness_logits.bias"
@@ -90,21 +91,21 @@ LATERAL = "backbone.fpn_lateral2.weight"
 ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 MEAN, STD = "pixel_mean", "pixel_std"
 RATIOS = 3
-"""Of the anchors' shapes, on every level."""
+"""Number of anchor aspect ratios, on every level."""
 REMEDY = "give a Faster R-CNN of detectron2: R50 or R101 with C4, DC5 or FPN"
 LEAST_SIZE = 1e-6
-"""In pixels, of boxes. detectron2 keeps all that have an area; in float32 a side within an image is hardly shorter."""
+"""Minimum side of boxes in pixels. detectron2 keeps all boxes with an area; in float32 hardly any side is shorter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """What becomes of an image before the first convolution, and where the bottlenecks have their stride.
+    """Normalisation of an image, channel order of the first convolution, and position of the bottlenecks' stride.
 
     Args:
-        mean: of red, green and blue.
-        std: of red, green and blue.
-        reversed: the first convolution takes blue, green, red.
-        stride_in_1x1: of the bottlenecks.
+        mean: mean of red, green and blue.
+        std: standard deviation of red, green and blue.
+        reversed: the first convolution expects BGR.
+        stride_in_1x1: bottlenecks have their stride in the first 1×1 convolution.
     """
 
     mean: Colour
@@ -120,25 +121,26 @@ STYLES: dict[Style, Pixels] = {
 
 
 def pixels_of(state: State, style: Style | None = None) -> Pixels:
-    """How a network wants its pixels, and its strides, which its weights do not tell.
+    """Return the pixel normalisation and strides of a network, which its weights do not show.
 
-    Older files hold mean and deviation. Of these the caffe2 style has a deviation of one, and the mean's smallest value
-    is that of blue. Newer files say nothing: then it is `style`, by default the model zoo's, caffe2.
+    Older files have a mean and standard deviation. The caffe2 style has a standard deviation of 1, and the smallest
+    mean is that of blue. Newer files have neither; then `style` is used, by default caffe2, that of the model zoo.
 
     Args:
-        state: the network's.
-        style: to be believed rather than what is found in the state.
+        state: state dict of the network.
+        style: overrides the mean and standard deviation in the state dict.
 
-    Raises `UserError` where the state does not tell red from blue.
+    Raises:
+        UserError: the mean does not distinguish red from blue, or mean and standard deviation are invalid.
     """
     default = STYLES[style or "caffe2"]
     if MEAN not in state or STD not in state:
         return default
     mean, std = state[MEAN].flatten().tolist(), state[STD].flatten().tolist()
     if len(mean) != 3 or len(std) != 3 or not all(0 < value < float("inf") for value in std):
-        raise UserError(f"{MEAN}, {STD}: {mean}, {std} are not those of three colours; {REMEDY}")
+        raise UserError(f"{MEAN}, {STD}: {mean}, {std} are not valid for three channels; {REMEDY}")
     if style is None and mean[0] == mean[2]:
-        raise UserError(f"{MEAN}: {mean} does not tell red from blue; add --style caffe2 or --style torchvision")
+        raise UserError(f"{MEAN}: {mean} does not distinguish red from blue; add --style caffe2 or --style torchvision")
     reversed_ = default.reversed if style else mean[0] < mean[2]
     if reversed_:
         mean, std = mean[::-1], std[::-1]
@@ -146,9 +148,14 @@ def pixels_of(state: State, style: Style | None = None) -> Pixels:
 
 
 def detectron2_options(state: State, style: Style | None = None) -> FasterRCNNOptions:
-    """Which of detectron2's networks `state` belongs to, in our words; the numbers are those of its `Base-RCNN-*.yaml`.
+    """Return our options for detectron2's network that `state` belongs to, with the values of its `Base-RCNN-*.yaml`.
 
-    Raises `UserError` where it is none of them.
+    Args:
+        state: state dict of the network.
+        style: see `pixels_of`.
+
+    Raises:
+        UserError: it is another network.
     """
     state = _without_bottom_up(state)
     _refuse_others(state)
@@ -180,15 +187,20 @@ def detectron2_options(state: State, style: Style | None = None) -> FasterRCNNOp
 
 
 def faster_rcnn_from_detectron2(state: State, style: Style | None = None) -> FasterRCNN:
-    """A detector, in eval mode, with the outputs of detectron2's network and its classes.
+    """Convert a network of detectron2 to a detector in eval mode with equal outputs and classes.
 
-    Norms that learnt become constants, which changes no output. `style` is explained at `pixels_of`.
+    Trained batch norms become frozen ones, which does not change the outputs.
 
-    Raises `UserError` with the key that is missing, not known, given twice, of another shape, or not finite.
+    Args:
+        state: state dict of the network.
+        style: see `pixels_of`.
+
+    Raises:
+        UserError: a key is missing, unknown or given twice, or its value has another shape or is not finite.
     """
     options, pixels = detectron2_options(state, style), pixels_of(state, style)
     num_classes = len(state[CLASSES]) - 1
-    with torch.device("meta"):  # no memory for what a file of few bytes says until all of it fits
+    with torch.device("meta"):  # a small file can claim large shapes: allocate only after they have matched
         empty = options.build(num_classes)
     assert empty.rpn is not None
     sizes = empty.rpn.anchors.shapes.shape[1] // RATIOS
@@ -203,7 +215,7 @@ def faster_rcnn_from_detectron2(state: State, style: Style | None = None) -> Fas
         return value
 
     given = ("backbone.mean", "backbone.std")
-    matched = match_state(weights, empty, _renamed, change, REMEDY, given)
+    matched = match_state(weights, empty, _rename, change, REMEDY, given)
     model = options.build(num_classes).eval()
     assert model.rpn is not None
     _check_anchors(state, model.rpn.anchors.shapes)
@@ -214,28 +226,28 @@ def faster_rcnn_from_detectron2(state: State, style: Style | None = None) -> Fas
 
 
 def _without_bottom_up(state: State) -> dict[str, Tensor]:
-    """The ResNet under a pyramid has the same keys as the one without."""
+    """Give the ResNet below an FPN the keys of one without FPN."""
     return {key.replace("backbone.bottom_up.", "backbone."): value for key, value in state.items()}
 
 
 def _refuse_others(state: State) -> None:
-    """Raises `UserError` where the state is of another network, named as far as its keys tell it."""
-    for beginning, what in REFUSED.items():
-        if any(key.startswith(beginning) for key in state):
-            raise UserError(f"{beginning}*: these are weights of {what}; {REMEDY}")
+    """Raise `UserError` if the state belongs to another network, and name it if its keys are known."""
+    for prefix, network in REFUSED.items():
+        if any(key.startswith(prefix) for key in state):
+            raise UserError(f"{prefix}*: these are weights of {network}; {REMEDY}")
     for key, value in state.items():
         if ".conv2_offset." in key:
-            raise UserError(f"{key}: its convolutions are deformable; {REMEDY}")
+            raise UserError(f"{key}: deformable convolutions are not supported; {REMEDY}")
         if key.endswith(".conv2.weight") and value.ndim == 4 and value.shape[0] != value.shape[1]:
-            raise UserError(f"{key}: its convolutions have groups (ResNeXt); {REMEDY}")
-    needed = {OBJECTNESS: "no RPN", CLASSES: "no scores of background and of classes", DELTAS: "no deltas of boxes"}
-    for key, what in needed.items():
+            raise UserError(f"{key}: grouped convolutions (ResNeXt) are not supported; {REMEDY}")
+    required = {OBJECTNESS: "no RPN", CLASSES: "no scores of background and classes", DELTAS: "no box deltas"}
+    for key, missing in required.items():
         if key not in state or state[key].ndim != 1 or len(state[key]) < (2 if key == CLASSES else 1):
-            raise UserError(f"{key}: {what}; {REMEDY}")
+            raise UserError(f"{key}: {missing}; {REMEDY}")
 
 
 def _depth(state: State) -> Depth:
-    """How many layers the ResNet has."""
+    """Return the number of layers of the ResNet."""
     stages = ["backbone.res2.", "backbone.res3.", "backbone.res4.", "backbone.res5."]
     if "roi_heads.res5.0.conv1.weight" in state:
         stages[-1] = "roi_heads.res5."
@@ -244,11 +256,11 @@ def _depth(state: State) -> Depth:
     for depth, expected in BLOCKS.items():
         if blocks == expected and bottlenecks == (depth >= 50):
             return depth
-    raise UserError(f"backbone: stages of {', '.join(map(str, blocks))} blocks are of no ResNet; {REMEDY}")
+    raise UserError(f"backbone: no ResNet has stages of {', '.join(map(str, blocks))} blocks; {REMEDY}")
 
 
 def _with_statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state, with mean 0 and variance 1 of frozen norms where none has any, as in detectron2's first files."""
+    """Add mean 0 and variance 1 to frozen norms if none has statistics, as in the first files of detectron2."""
     if any(key.endswith(".running_var") for key in state):
         return state
     added = {}
@@ -260,23 +272,23 @@ def _with_statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_anchors(state: State, shapes: Float[Tensor, "L k 4"]) -> None:
-    """Raises `UserError` where the file has anchors, as older ones do, and they are not ours."""
+    """Raise `UserError` if the file has anchors, as older files do, that differ from ours."""
     for level, ours in enumerate(shapes):
         theirs = state.get(f"{ANCHORS}{level}")
         if theirs is None:
             continue
         if theirs.shape != ours.shape or not torch.allclose(_by_ratio(theirs, len(ours) // RATIOS), ours, atol=1e-3):
-            raise UserError(f"{ANCHORS}{level}: anchors of other sizes or ratios than detectron2's own; {REMEDY}")
+            raise UserError(f"{ANCHORS}{level}: anchors of other sizes or ratios than detectron2's defaults; {REMEDY}")
 
 
 def _by_ratio(values: Tensor, sizes: int) -> Tensor:
-    """What is for the anchors of a cell, from size by size to ratio by ratio; other lengths stay as they are."""
+    """Reorder values per anchor of a location from by size to by ratio; values of another length are not changed."""
     if len(values) % (sizes * RATIOS):
         return values
     return values.unflatten(0, (sizes, RATIOS, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def _renamed(key: str) -> str:
+def _rename(key: str) -> str:
     key = rename_by_prefix(key, PREFIXES)
     if key.startswith(("backbone.body.", "trunk.stage.")):
         for theirs, ours in LAYERS.items():

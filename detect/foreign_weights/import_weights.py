@@ -1,14 +1,14 @@
-"""`detect import`: the weights of another project as a checkpoint of ours."""
+"""Import of another project's weights as a checkpoint, for `detect import`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from detect.checkpoint import Checkpoint
-from detect.config import Config
+from detect.config import Config, FasterRCNNOptions
 from detect.data.options import DataOptions
 from detect.errors import UserError
 from detect.export.compress import save
@@ -17,21 +17,31 @@ from detect.foreign_weights import detectron2 as detectron2_weights
 from detect.foreign_weights import torchvision as torchvision_weights
 from detect.foreign_weights.coco_names import COCO_NAMES
 from detect.foreign_weights.detectron2 import Style
-from detect.foreign_weights.state_dicts import BATCHES, LeftOut, leave_out, read_content, state_dict
+from detect.foreign_weights.state_dicts import BATCHES, LeftOut, State, leave_out, read_content, state_dict
+from detect.models import FasterRCNN
 
 Project = Literal["torchvision", "detectron2"]
 DATA = DataOptions(short_side=(800,), long_side=1333)
-"""Both projects scale the short side of an image to 800 pixels, but the long one to 1333 at most."""
+"""Image size of both projects: a short side of 800 pixels, but a long side of at most 1333."""
+
+ASSUMED_STYLE = (
+    "the file has no pixel normalisation: detectron2's default, --style caffe2, is assumed; import weights that were "
+    "trained from torchvision's ResNet with --style torchvision"
+)
+ASSUMED_EPS = (
+    "files do not have the epsilon of frozen norms: 0 is assumed, as in torchvision's published detectors and models "
+    "fine-tuned from them; import models trained from an ImageNet backbone with --frozen-eps 1e-5"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What became of a file.
+    """Outcome of an import.
 
     Args:
-        checkpoint: ours, as it was written.
-        left_out: what the file has and ours has not.
-        note: what was assumed, since the file does not tell it; empty where nothing was.
+        checkpoint: the checkpoint that was written.
+        left_out: tensors of the file that our network does not have.
+        note: what was assumed because the file does not have it; empty if nothing was.
     """
 
     checkpoint: Checkpoint
@@ -39,17 +49,20 @@ class Imported:
     note: str
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """Part, tensors, numbers and remark, of what was taken and of what was left out."""
+        """Return rows of part, tensors, numbers and remark, for what was imported and what was left out."""
         parts: dict[str, list[int]] = {}
         for key, value in self.checkpoint.model.state_dict().items():
             parts.setdefault(PARTS[key.partition(".")[0]], []).append(value.numel())
-        taken = [(part, str(len(sizes)), f"{sum(sizes):,}", "taken") for part, sizes in parts.items()]
-        left = [(one.what, str(one.tensors), f"{one.numbers:,}", f"left out: {one.why}") for one in self.left_out]
-        return taken + left
+        imported = [(part, str(len(sizes)), f"{sum(sizes):,}", "imported") for part, sizes in parts.items()]
+        left_out = [
+            (group.name, str(group.tensors), f"{group.numbers:,}", f"left out: {group.reason}")
+            for group in self.left_out
+        ]
+        return imported + left_out
 
 
 PARTS = {"backbone": "backbone", "rpn": "RPN", "trunk": "box head", "predictor": "classes and boxes"}
-"""What the parts of a detector are called in the table."""
+"""Names of a detector's parts in the table."""
 
 
 def import_weights(
@@ -60,92 +73,102 @@ def import_weights(
     style: Style | None = None,
     frozen_eps: float | None = None,
 ) -> Imported:
-    """Writes a checkpoint with the network of another project's file, which gives the outputs that it gave there.
-
-    Nothing in the file is executed.
+    """Import a detector of another project as a checkpoint with equal outputs, without executing anything in the file.
 
     Args:
-        project: that made the file.
-        file: a state dict, a checkpoint of training, or of detectron2 also a `.pkl` of its model zoo.
-        out: the checkpoint, which must not be there yet.
-        names: of the classes, or a file that has one a line. By default COCO's where their number is COCO's, else
-            `class 0` and so on.
-        style: of detectron2's pixels and strides, where the file does not tell them or is not to be believed.
-        frozen_eps: of torchvision's frozen norms, which no file tells; by default 0, as in its published detectors.
+        project: project that wrote the file.
+        file: a state dict, a training checkpoint or, for detectron2, a `.pkl` of its model zoo.
+        out: checkpoint to write, which must not exist.
+        names: class names, or a text file with one per line. The default is COCO's names if the number of classes is
+            COCO's, else `class 0` and so on.
+        style: pixel normalisation and strides of a detectron2 network; overrides the file, which may not have them.
+        frozen_eps: epsilon of torchvision's frozen norms, which files do not have; by default 0, as in its published
+            detectors.
 
-    Raises `UserError` with the file, what is wrong with it, and the remedy.
+    Raises:
+        UserError: an option is invalid, the file cannot be read or has another network, or `out` cannot be written.
     """
     refuse_existing(out)
     if project == "torchvision" and style is not None:
         raise UserError(f"--style: {style}; only detectron2 has styles; leave it out")
     if project == "detectron2" and frozen_eps is not None:
-        raise UserError(f"--frozen-eps: {frozen_eps}; detectron2's is always the same; leave it out")
+        raise UserError(f"--frozen-eps: {frozen_eps}; that of detectron2 is fixed; leave it out")
     state = state_dict(read_content(file), file)
-    note = ""
     try:
-        if project == "torchvision":
-            state, left_out = leave_out(state, torchvision_weights.LEFT_OUT)
-            model = torchvision_weights.faster_rcnn_from_torchvision(state, frozen_eps or 0.0)
-            if frozen_eps is None and not any(key.endswith(BATCHES) for key in state):
-                note = FROZEN
-            options = torchvision_weights.torchvision_options(state)
-        else:
-            state, left_out = leave_out(state, detectron2_weights.LEFT_OUT)
-            model = detectron2_weights.faster_rcnn_from_detectron2(state, style)
-            options = detectron2_weights.detectron2_options(state, style)
-            if style is None and detectron2_weights.MEAN not in state:
-                note = ASSUMED
+        converted = _from_torchvision(state, frozen_eps) if project == "torchvision" else _from_detectron2(state, style)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    classes, category_ids = class_names(project, model.num_classes, names)
-    checkpoint = Checkpoint(model, Config(model=options, data=DATA), classes, category_ids)
+    classes, category_ids = class_names(project, converted.model.num_classes, names)
+    checkpoint = Checkpoint(converted.model, Config(model=converted.options, data=DATA), classes, category_ids)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         save(checkpoint, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another file with --out") from None
-    return Imported(checkpoint, left_out, note)
+    return Imported(checkpoint, converted.left_out, converted.note)
 
 
-ASSUMED = (
-    "the file does not tell how pixels are normalised: taken for detectron2's default, --style caffe2; of weights that "
-    "began from torchvision's ResNet, import with --style torchvision"
-)
+class _Converted(NamedTuple):
+    """A converted network."""
+
+    model: FasterRCNN
+    options: FasterRCNNOptions
+    left_out: tuple[LeftOut, ...]
+    note: str
+    """Assumptions about values that the file does not have; empty if there are none."""
 
 
-FROZEN = (
-    "no file tells the epsilon of frozen norms: taken for 0, as in torchvision's published detectors and what began "
-    "from them; of one that began from an ImageNet backbone alone, import with --frozen-eps 1e-5"
-)
+def _from_torchvision(state: State, frozen_eps: float | None) -> _Converted:
+    state, left_out = leave_out(state, torchvision_weights.LEFT_OUT)
+    model = torchvision_weights.faster_rcnn_from_torchvision(state, frozen_eps or 0.0)
+    assumed = frozen_eps is None and not any(key.endswith(BATCHES) for key in state)
+    options = torchvision_weights.torchvision_options(state)
+    return _Converted(model, options, left_out, ASSUMED_EPS if assumed else "")
+
+
+def _from_detectron2(state: State, style: Style | None) -> _Converted:
+    state, left_out = leave_out(state, detectron2_weights.LEFT_OUT)
+    model = detectron2_weights.faster_rcnn_from_detectron2(state, style)
+    assumed = style is None and detectron2_weights.MEAN not in state
+    options = detectron2_weights.detectron2_options(state, style)
+    return _Converted(model, options, left_out, ASSUMED_STYLE if assumed else "")
 
 
 def class_names(project: Project, count: int, names: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names and category ids of so many classes; see `import_weights`.
+    """Return the names and category ids of an imported detector's classes.
 
-    torchvision's networks that were trained on COCO have a class for each number up to 90, also for the ten that are
-    not in use. Raises `UserError` where the names are not as many as the classes, or not all different.
+    COCO's names are used for 80 classes. torchvision's networks trained on COCO have a class for each category id up
+    to 90, including ten that are unused.
+
+    Args:
+        project: project that wrote the file.
+        count: number of classes.
+        names: see `import_weights`.
+
+    Raises:
+        UserError: the number of names is not the number of classes, or a name is given twice.
     """
-    numbers = tuple(range(1, count + 1))
+    ids = tuple(range(1, count + 1))
     if names:
-        return _given(names, count), numbers
+        return _given_names(names, count), ids
     if count == len(COCO_NAMES):
         return tuple(COCO_NAMES.values()), tuple(COCO_NAMES)
     if project == "torchvision" and count == max(COCO_NAMES):
-        return tuple(COCO_NAMES.get(number, f"unused {number}") for number in numbers), numbers
-    return tuple(f"class {label}" for label in range(count)), numbers
+        return tuple(COCO_NAMES.get(number, f"unused {number}") for number in ids), ids
+    return tuple(f"class {label}" for label in range(count)), ids
 
 
-def _given(names: Sequence[str], count: int) -> tuple[str, ...]:
-    """The names, or the lines of the file that is named."""
+def _given_names(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """Return the names, or the lines of the file if a file is given."""
     if len(names) == 1 and Path(names[0]).is_file():
         try:
             lines = Path(names[0]).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError):
-            raise UserError(f"--names: {names[0]}: no readable text; give a file with a name a line") from None
+            raise UserError(f"--names: {names[0]}: not a readable text file; give one with a name per line") from None
         names = [line.strip() for line in lines if line.strip()]
     if len(names) != count:
-        raise UserError(f"--names: {len(names)} names for {count} classes; give one for each, in the network's order")
+        raise UserError(f"--names: {len(names)} names for {count} classes; give one per class, in the network's order")
     if len(set(names)) != count:
         twice = next(name for name in names if list(names).count(name) > 1)
-        raise UserError(f"--names: {twice!r} is given twice; every class needs a name of its own")
+        raise UserError(f"--names: {twice!r} is given twice; give every class a name of its own")
     return tuple(names)

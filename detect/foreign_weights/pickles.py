@@ -1,8 +1,9 @@
-"""The numbers in a pickle, without unpickling: nothing that the file names is ever imported or called.
+"""Reading numpy arrays from a pickle without unpickling it: nothing that the file names is imported or called.
 
-A pickle is a program for a stack machine, and one of its instructions calls whatever Python can import. Model zoos hand
-out their arrays in that form all the same. Here Python's own disassembler (`pickletools`) reads the program. What makes
-plain values is done; what calls something is done by code of ours, for the few functions that arrays are made with.
+A pickle is a program for a stack machine, with instructions that call any function that Python can import. Model zoos
+distribute arrays in this format nevertheless. Here Python's disassembler (`pickletools`) reads the program.
+Instructions that make plain values are executed; calls are emulated for the few functions that make arrays, and all
+others are refused.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CALLABLE = {
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),  # pickle's protocol 5
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
-    ("_codecs", "encode"),  # how Python 3 writes bytes for Python 2, but for empty ones
+    ("_codecs", "encode"),  # how Python 3 writes non-empty bytes for Python 2
     ("__builtin__", "bytes"),
     ("collections", "OrderedDict"),
 }
@@ -37,15 +38,17 @@ LITERALS = {
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 NUMBERS = re.compile(r"[fiub][1248]")
-"""numpy's names of the kinds of numbers that are read. Objects, texts and records are none."""
+"""Dtype names of the numbers that are read; objects, strings and records are refused."""
 
 
 def read_pickle(path: Path) -> Any:
-    """The value in a pickle: numbers, texts, bytes, lists, tuples, dicts, and as values of dicts numpy arrays.
+    """Read a pickle of numbers, strings, bytes, lists, tuples, dicts and, as values of dicts, numpy arrays.
 
-    The arrays are read-only. Texts that Python 2 wrote are taken for latin-1.
+    The arrays are read-only. Strings that Python 2 wrote are decoded as latin-1.
 
-    Raises `UserError` where the file would call anything, holds arrays of objects, claims more than it has, or is cut.
+    Raises:
+        UserError: the file would call another function, has arrays of objects, claims more data than it has, or is
+            truncated.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -54,20 +57,20 @@ def read_pickle(path: Path) -> Any:
         raise
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give another file") from None
-    except Exception as error:  # whatever foreign bytes may lead to
-        raise UserError(f"{path}: no pickle, or a damaged one ({type(error).__name__}); get the file again") from None
+    except Exception as error:  # hostile bytes can raise any error
+        raise UserError(f"{path}: not a pickle, or a damaged one ({type(error).__name__}); download it again") from None
 
 
 @dataclass(frozen=True, slots=True)
 class _Function:
-    """What the program would call."""
+    """Function that the program may call."""
 
     name: str
 
 
 @dataclass(slots=True)
 class _Kind:
-    """A dtype: its name as `f4`, then its byte order."""
+    """Dtype: a name such as `f4`, and the byte order."""
 
     name: str
     order: str = "="
@@ -75,17 +78,17 @@ class _Kind:
 
 @dataclass(slots=True)
 class _Array:
-    """An array, which is named before it is filled."""
+    """Array, which the program creates before its content is known."""
 
     value: np.ndarray | None = None
 
 
 class _Machine:
-    """Runs the program on a stack of plain values.
+    """Stack machine that executes the program on plain values.
 
     Args:
-        path: for messages.
-        size: of the file in bytes; no more bytes are made from texts, however often the program asks for them.
+        path: file name for messages.
+        size: bytes of the file; no more bytes are encoded from strings in total, however often the program does so.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -96,19 +99,19 @@ class _Machine:
         self.dicts: list[dict] = []
 
     def run(self, program: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
-        """The value that the program leaves."""
+        """Execute the program and return its value."""
         for instruction, argument, _ in program:
             self.step(instruction.name, argument)
         for made in self.dicts:
             for key, value in made.items():
                 if isinstance(value, _Array):
                     if value.value is None:
-                        raise self.refusal("an array that is never filled")
+                        raise self.refusal("an array without content")
                     made[key] = value.value
         return self.stack.pop()
 
     def step(self, instruction: str, argument: Any) -> None:
-        """One instruction, by its name in `pickletools`."""
+        """Execute one instruction, given by its name in `pickletools`."""
         match instruction:
             case "PROTO" | "FRAME" | "STOP":
                 pass
@@ -140,7 +143,7 @@ class _Machine:
                 self.collect(instruction)
 
     def collect(self, instruction: str) -> None:
-        """One of the instructions that make or fill a tuple, a list or a dict."""
+        """Execute an instruction that makes or fills a tuple, list or dict."""
         match instruction:
             case "EMPTY_TUPLE":
                 self.stack.append(())
@@ -170,43 +173,43 @@ class _Machine:
                 self.update([key, value])
             case "SETITEMS":
                 self.update(self.above_mark())
-            case _:  # objects of classes, references to outside of the file
+            case _:  # objects of other classes, references to outside of the file
                 raise self.refusal(f"the instruction {instruction}")
 
     def above_mark(self) -> list[Any]:
-        """What came after the last mark, which goes."""
+        """Return the values above the last mark, and remove the mark."""
         above, self.stack = self.stack, self.below_marks.pop()
         return above
 
     def extend(self, values: list[Any]) -> None:
-        """Adds to the list on top."""
+        """Append to the list on top of the stack."""
         if not isinstance(self.stack[-1], list):
-            raise self.refusal("entries for what is no list")
+            raise self.refusal("list items for another type")
         self.stack[-1].extend(values)
 
     def new_dict(self) -> dict:
-        """An empty dict, whose arrays will be looked up in the end."""
+        """Return an empty dict, whose arrays are replaced by their content at the end."""
         self.dicts.append({})
         return self.dicts[-1]
 
     def update(self, entries: list[Any]) -> None:
-        """Adds keys and values, in turns, to the dict on top."""
+        """Add alternating keys and values to the dict on top of the stack."""
         keys, values = entries[::2], entries[1::2]
-        # Python finds the hash of nested tuples by recursion, for which its own stack may be too short.
+        # Hashing nested tuples is recursive and could overflow Python's stack.
         if not isinstance(self.stack[-1], dict) or not all(isinstance(key, str | int) for key in keys):
-            raise self.refusal("entries for what is no dict, or with keys that are no texts or numbers")
+            raise self.refusal("dict items for another type, or with keys other than strings and integers")
         self.stack[-1].update(zip(keys, values, strict=True))
 
-    # ---- what arrays are made with -----------------------------------------------------------------------------------
+    # ---- emulated calls ----------------------------------------------------------------------------------------------
 
     def function(self, module: Any, name: Any) -> _Function:
-        """Stands for a function or class by its name."""
+        """Return a placeholder for an allowed function or class."""
         if not isinstance(module, str) or not isinstance(name, str) or (module, name) not in CALLABLE:
             raise self.refusal(f"a call of {reprlib.repr(module)} {reprlib.repr(name)}")
         return _Function(name)
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """What the call would give."""
+        """Return the result of an emulated call."""
         match function, arguments:
             case _Function("OrderedDict"), ():
                 return self.new_dict()
@@ -223,7 +226,7 @@ class _Machine:
         raise self.refusal(f"a call of {function.name if isinstance(function, _Function) else 'no function'}")
 
     def fill(self, made: Any, state: Any) -> None:
-        """Gives what was made its content."""
+        """Set the state of a dtype or array."""
         match made, state:
             case _Kind(), (int(), str(order), None, None, None, *_):
                 made.order = order
@@ -231,32 +234,32 @@ class _Machine:
                 data = self.encode(data) if isinstance(data, str) else data
                 made.value = self.array(data, kind, shape, "F" if columns_first else "C")
             case dict(), _:
-                pass  # what torch notes beside the entries of an OrderedDict
-            case _Array(), (_, _, _Kind() as kind, *_):  # of objects: these come as a list
+                pass  # attributes that torch sets on an OrderedDict
+            case _Array(), (_, _, _Kind() as kind, *_):  # an array of objects has a list as its data
                 raise self.refusal(f"an array of dtype {reprlib.repr(kind.name)}")
             case _:
-                raise self.refusal("a state of what is no array")
+                raise self.refusal("a state of another type than arrays")
 
     def encode(self, text: str) -> bytes:
-        """The bytes that a text stands for."""
+        """Encode a string as bytes."""
         self.bytes_left -= len(text)
         if self.bytes_left < 0:
-            raise self.refusal("more bytes than the file has")
+            raise self.refusal("strings of more bytes than the file has")
         return text.encode("latin-1")
 
     def array(self, data: bytes, kind: _Kind, shape: tuple[Any, ...], order: Any) -> np.ndarray:
-        """The numbers that the bytes stand for, not copied."""
+        """Return an array that shares the memory of the bytes."""
         if not NUMBERS.fullmatch(kind.name) or kind.order not in "<>=|":
             raise self.refusal(f"an array of dtype {reprlib.repr(kind.name)}")
         dtype = np.dtype(kind.order + kind.name)
         sides = [side for side in shape if type(side) is int and side >= 0]
         if len(sides) != len(shape) or math.prod(sides) * dtype.itemsize != len(data):
-            raise self.refusal(f"an array that claims the shape {reprlib.repr(shape)} in {len(data)} bytes")
+            raise self.refusal(f"an array of shape {reprlib.repr(shape)} in {len(data)} bytes")
         return np.frombuffer(data, dtype).reshape(sides, order=order)
 
     def refusal(self, what: str) -> UserError:
-        """What to raise."""
+        """Return the error for content that is refused."""
         return UserError(
-            f"{self.path}: holds {what}, which a file of weights has no need of; nothing of it was run; give a file "
-            "with {name: array of numbers}"
+            f"{self.path}: contains {what}, which weights do not need; nothing was executed; give a file with "
+            "{name: array of numbers}"
         )

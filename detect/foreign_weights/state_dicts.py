@@ -1,4 +1,4 @@
-"""Reading the state dict of another project's file, and fitting one to a network of ours."""
+"""Reading state dicts of other projects, and matching them to a model of ours."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from detect.foreign_weights.pickles import read_pickle
 
 State = Mapping[str, Tensor]
 BATCHES = ".num_batches_tracked"
-"""What a batch norm has and a frozen one has not."""
+"""Suffix of a buffer that batch norms have and frozen batch norms do not."""
 
 
 def read_content(path: Path) -> Any:
-    """What the file holds, tensors on the CPU or numpy's arrays; nothing in it is executed.
+    """Read a file of weights, as tensors on the CPU or numpy arrays, without executing anything in it.
 
-    `.pkl` is read as a pickle of numpy arrays, `.safetensors` by its own library, and all else as torch's.
-    Raises `UserError` where that cannot be, or where the file would execute something.
+    `.pkl` is read as a pickle of numpy arrays, `.safetensors` by its library, and all other files as those of torch.
+
+    Raises:
+        UserError: the file is missing or unreadable, or would execute something.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give one that ends in .pth, .pt, .pkl or .safetensors")
@@ -42,61 +44,72 @@ def read_content(path: Path) -> Any:
         raise UserError(f"{path}: to read this format, pip install safetensors, or save the weights as .pth") from None
     except UserError:
         raise
-    except Exception as error:  # whatever a parser of foreign bytes may raise
+    except Exception as error:  # parsers raise any error for hostile bytes
         called = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"would call {called[1]}" if called else f"no readable weights ({type(error).__name__})"
-        raise UserError(f"{path}: {what}; give a file with the state dict alone") from None
+        reason = f"would call {called[1]}" if called else f"unreadable weights ({type(error).__name__})"
+        raise UserError(f"{path}: {reason}; give a file with only a state dict") from None
 
 
 def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in a file's content: all of it, or what stands under `model` in a checkpoint of training.
+    """Return the state dict of a file's content: the whole, or the value of `model` in a training checkpoint.
 
-    Raises `UserError` where there is none, or where a value is no plain tensor or array of numbers.
+    Raises:
+        UserError: there is no state dict, or one of its values is no dense tensor or array of numbers.
     """
-    found = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(found, dict) or not found:
-        raise UserError(f"{path}: holds no state dict; give a file with the tensors of a network by their names")
-    state = {str(key): _tensor(value) for key, value in found.items()}
+    values = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(values, dict) or not values:
+        raise UserError(f"{path}: has no state dict; give a file with the tensors of a model by name")
+    state = {str(key): _tensor(value) for key, value in values.items()}
     for key, value in state.items():
         if value is None or value.layout != torch.strided or not value.is_cpu or value.is_complex():
-            raise UserError(f"{path}: {key[:80]!r} is no plain tensor; give a file with the state dict alone")
+            raise UserError(f"{path}: {key[:80]!r} is not a dense tensor; give a file with only a state dict")
     refuse_repeated(state, path)  # type: ignore[arg-type]
     return state  # type: ignore[return-value]
 
 
 def _tensor(value: Any) -> Tensor | None:
-    """The value as a tensor that shares its memory: however often a file names an array, there is one."""
+    """Return a value as a tensor that shares its memory, so that an array with several names is stored once."""
     if isinstance(value, Tensor):
         return value.detach()
     if not isinstance(value, np.ndarray):
         return None
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
         try:
             return torch.from_numpy(value)
-        except (TypeError, ValueError):  # a dtype or an order of bytes that torch has not
+        except (TypeError, ValueError):  # torch does not have this dtype or byte order
             return None
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Tensors of a file that ours has no use for."""
+    """Tensors of a file that are not imported."""
 
-    what: str
-    why: str
+    name: str
+    reason: str
     tensors: int
+    """Number of tensors."""
     numbers: int
+    """Number of their elements."""
 
 
 def leave_out(state: State, reasons: Mapping[str, tuple[str, str]]) -> tuple[dict[str, Tensor], tuple[LeftOut, ...]]:
-    """The state without the keys that a pattern of `reasons` matches; and for each pattern what went, and why."""
+    """Leave out the tensors that are not imported.
+
+    Args:
+        state: the state dict.
+        reasons: name and reason of each group of tensors, by a regular expression for the start of their keys.
+
+    Returns:
+        The remaining state dict, and the groups that were left out.
+    """
     kept = dict(state)
-    gone = []
-    for pattern, (what, why) in reasons.items():
-        taken = [kept.pop(key) for key in list(kept) if re.match(pattern, key)]
-        if taken:
-            gone.append(LeftOut(what, why, len(taken), sum(value.numel() for value in taken)))
-    return kept, tuple(gone)
+    left_out = []
+    for pattern, (name, reason) in reasons.items():
+        values = [kept.pop(key) for key in list(kept) if re.match(pattern, key)]
+        if values:
+            left_out.append(LeftOut(name, reason, len(values), sum(value.numel() for value in values)))
+    return kept, tuple(left_out)
 
 
 def match_state(
@@ -107,45 +120,49 @@ def match_state(
     remedy: str,
     given: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """The values of `state` under our keys: each of them once, and one for each key of the model.
+    """Match another project's state dict to a model of ours: each value to one key, and one value to each key.
 
-    Counts of batches go where our norm is frozen.
+    Batch counts are dropped if our norm is frozen.
 
     Args:
-        state: by the other project's keys.
-        model: ours.
-        rename: our key for one of theirs, or a name that no key of ours has.
-        change: the value as ours has it, from our key and their value.
-        remedy: ends the line of every error.
-        given: keys of ours that need no value.
+        state: the other project's state dict.
+        model: our model.
+        rename: returns our key for one of theirs, or a string that is no key of ours.
+        change: returns our value from our key and their value.
+        remedy: last part of each error message.
+        given: our keys that need no value.
 
-    Raises `UserError` with the key that is missing, not known, given twice, of another shape, or not finite.
+    Returns:
+        The values by our keys.
+
+    Raises:
+        UserError: a key is missing, unknown or given twice, or its value has another shape or is not finite.
     """
-    wanted = model.state_dict()
+    expected = model.state_dict()
     matched: dict[str, Tensor] = {}
     for theirs, value in state.items():
         ours = rename(theirs)
-        if ours not in wanted and theirs.endswith(BATCHES):
+        if ours not in expected and theirs.endswith(BATCHES):
             continue
-        if ours not in wanted or ours in matched:
-            raise UserError(f"{theirs}: {'given twice' if ours in matched else 'not in the network'}; {remedy}")
+        if ours not in expected or ours in matched:
+            raise UserError(f"{theirs}: {'given twice' if ours in matched else 'unknown key'}; {remedy}")
         if value.ndim:
             value = change(ours, value)
-        if value.shape != wanted[ours].shape:
-            raise UserError(f"{theirs}: {[*value.shape]} where {[*wanted[ours].shape]} is due; {remedy}")
+        if value.shape != expected[ours].shape:
+            raise UserError(f"{theirs}: has shape {[*value.shape]} instead of {[*expected[ours].shape]}; {remedy}")
         if not value.isfinite().all():
-            raise UserError(f"{theirs}: holds values that are not finite; get the file again")
+            raise UserError(f"{theirs}: has values that are not finite; download the file again")
         matched[ours] = value
-    missing = [key for key in wanted if key not in matched and key not in given]
+    missing = [key for key in expected if key not in matched and key not in given]
     if missing:
-        raise UserError(f"{missing[0]}: nothing given for it, nor for {len(missing) - 1} more keys of ours; {remedy}")
+        raise UserError(f"{missing[0]}: no value for this and {len(missing) - 1} other keys; {remedy}")
     return matched
 
 
 def rename_by_prefix(key: str, prefixes: Mapping[str, str]) -> str:
-    """The key with another beginning, the longest that fits; empty where none does."""
-    fitting = [prefix for prefix in prefixes if key.startswith(prefix)]
-    if not fitting:
+    """Replace the longest matching prefix of a key; return an empty string if no prefix matches."""
+    matches = [prefix for prefix in prefixes if key.startswith(prefix)]
+    if not matches:
         return ""
-    prefix = max(fitting, key=len)
+    prefix = max(matches, key=len)
     return prefixes[prefix] + key.removeprefix(prefix)

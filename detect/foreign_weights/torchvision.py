@@ -1,4 +1,4 @@
-"""torchvision's trained Faster R-CNNs, and the boxes of its Mask R-CNNs, as ours, with equal outputs."""
+"""Conversion of torchvision's Faster R-CNN, and of the box branch of its Mask R-CNN, to ours with equal outputs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from detect.errors import UserError
 from detect.foreign_weights.state_dicts import BATCHES, State, match_state, rename_by_prefix
 from detect.models import FasterRCNN, HeadOptions, RPNOptions
 
-# Beginnings of torchvision's keys, and of ours; what follows them is the same. Both versions share the table, since no
-# key of one means something else in the other. Where several fit, the longest is meant.
+# Our prefix of a key by torchvision's; the rest of the key is the same. The longest matching prefix is replaced. Both
+# versions share the table, as no key has different meanings in them.
 PREFIXES = {
     "backbone.body.conv1.": "backbone.body.stem.conv1.",
     "backbone.body.bn1.": "backbone.body.stem.bn1.",
@@ -33,7 +33,7 @@ PREFIXES = {
     "roi_heads.box_head.5.": "trunk.layers.0.",
     "roi_heads.box_predictor.cls_score.": "predictor.scores.",
     "roi_heads.box_predictor.bbox_pred.": "predictor.deltas.",
-    # Files from before torchvision 0.13, the published v1 among them, number these layers less deeply.
+    # Files older than torchvision 0.13, such as the published v1, have one level less in these keys.
     **{f"rpn.head.conv.{kind}": f"rpn.convolutions.0.{kind}" for kind in ("weight", "bias")},
     **{
         f"backbone.fpn.{theirs}.{level}.{kind}": f"backbone.fpn.{ours}.{level}.0.{kind}"
@@ -45,19 +45,20 @@ PREFIXES = {
 CLASSES = "roi_heads.box_predictor.cls_score.bias"
 REMEDY = "give a state dict of torchvision's fasterrcnn_resnet50_fpn or fasterrcnn_resnet50_fpn_v2"
 LEFT_OUT = {
-    r"roi_heads\.mask_": ("mask head", "boxes alone are detected"),
-    r"roi_heads\.keypoint_": ("keypoint head", "boxes alone are detected"),
+    r"roi_heads\.mask_": ("mask head", "only boxes are detected"),
+    r"roi_heads\.keypoint_": ("keypoint head", "only boxes are detected"),
 }
-"""What Mask R-CNN and Keypoint R-CNN have beside a Faster R-CNN, to be left out of their states first."""
+"""Tensors of Mask R-CNN and Keypoint R-CNN that Faster R-CNN does not have, for `leave_out`."""
 
 
 def torchvision_options(state: State) -> FasterRCNNOptions:
-    """Which of torchvision's two networks `state` belongs to, in our words.
+    """Return our options for the one of torchvision's two networks that `state` belongs to.
 
-    `fasterrcnn_resnet50_fpn` has frozen norms, a pyramid without norms, one convolution in the RPN and two layers in
-    the box head. In `fasterrcnn_resnet50_fpn_v2` (Li et al. 2021, "Benchmarking Detection Transfer Learning with Vision
-    Transformers") the norms learn, the pyramid has them too, the RPN has two convolutions and the box head four and one
-    layer. In all else but the places of the anchors the two are what our defaults are.
+    `fasterrcnn_resnet50_fpn` has frozen batch norms, an FPN without norms, one convolution in the RPN and two fully
+    connected layers in the box head. `fasterrcnn_resnet50_fpn_v2` (Li et al. 2021, "Benchmarking Detection Transfer
+    Learning with Vision Transformers") has trained batch norms, also in the FPN, two convolutions in the RPN, and four
+    convolutions and one fully connected layer in the box head. Apart from the anchor positions, all else is as in our
+    defaults.
     """
     if "roi_heads.box_head.fc6.weight" in state:
         return FasterRCNNOptions(backbone=ResNet(50, norm="frozen"), rpn=RPNOptions(anchors_fitted=True))
@@ -69,26 +70,28 @@ def torchvision_options(state: State) -> FasterRCNNOptions:
 
 
 def faster_rcnn_from_torchvision(state: State, frozen_eps: float = 0.0) -> FasterRCNN:
-    """A detector, in eval mode, with the outputs of torchvision's `fasterrcnn_resnet50_fpn` or `…_v2`.
+    """Convert torchvision's `fasterrcnn_resnet50_fpn` or `…_v2` to a detector in eval mode with equal outputs.
 
-    It has the classes of `state` but for background: torchvision's label l is our l - 1. With the weights trained on
-    COCO that makes 90 classes, the category ids less one, of which ten are names of nothing.
+    It has the same classes except background: torchvision's label l is our l - 1. Weights trained on COCO have 90
+    classes, the category ids minus one, ten of them unused.
 
     Args:
         state: the model's `state_dict()`.
-        frozen_eps: `eps` of torchvision's frozen norms, which a state dict does not tell: 0 in a model that began as
-            the published detector, 1e-5 in one that began from an ImageNet backbone. Norms that learn have 1e-5.
+        frozen_eps: `eps` of torchvision's frozen batch norms, which is not in a state dict: 0 in the published detector
+            and models fine-tuned from it, 1e-5 in models trained from an ImageNet backbone. Trained batch norms have
+            1e-5.
 
-    Raises `UserError` with the key that is missing, not known, given twice, of another shape, or not finite.
+    Raises:
+        UserError: a key is missing, unknown or given twice, or its value has another shape or is not finite.
     """
     if CLASSES not in state or state[CLASSES].ndim != 1 or len(state[CLASSES]) < 2:
-        raise UserError(f"{CLASSES}: no scores of background and of classes; {REMEDY}")
+        raise UserError(f"{CLASSES}: no scores of background and classes; {REMEDY}")
     options, num_classes = torchvision_options(state), len(state[CLASSES]) - 1
-    # torchvision keeps the mean and deviation of pixels, which are ImageNet's as well, outside of the state.
+    # torchvision's pixel mean and standard deviation, also those of ImageNet, are not in the state dict.
     pixels = ("backbone.mean", "backbone.std")
-    with torch.device("meta"):  # no memory for what a file of few bytes says until all of it fits
+    with torch.device("meta"):  # a small file can claim large shapes: allocate only after they have matched
         empty = options.build(num_classes)
-    matched = match_state(state, empty, _renamed, _background_last, REMEDY, given=pixels)
+    matched = match_state(state, empty, _rename, _background_last, REMEDY, given=pixels)
     model = options.build(num_classes).eval()
     model.load_state_dict(matched, strict=False)
     if not any(key.endswith(BATCHES) for key in state):
@@ -96,12 +99,12 @@ def faster_rcnn_from_torchvision(state: State, frozen_eps: float = 0.0) -> Faste
     return model
 
 
-def _renamed(key: str) -> str:
+def _rename(key: str) -> str:
     return rename_by_prefix(key, PREFIXES)
 
 
 def _background_last(key: str, value: Tensor) -> Tensor:
-    """Background is torchvision's first class and our last; ours has no box."""
+    """Move background from torchvision's first class to our last, which has no box."""
     if key.startswith("predictor.scores."):
         return value.roll(-1, dims=0)
     if key.startswith("predictor.deltas."):
@@ -111,7 +114,7 @@ def _background_last(key: str, value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _change_eps(model: FasterRCNN, eps: float) -> None:
-    """What the frozen norms would compute with `eps`, by other weights: then the options alone describe the network."""
+    """Change the weights of the frozen norms as if they had `eps`, so that the options need not have it."""
     for norm in model.modules():
         if isinstance(norm, FrozenBatchNorm2d):
             variance = norm.running_var.double()

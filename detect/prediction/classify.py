@@ -1,4 +1,4 @@
-"""A trained classifier over a split: figures, predictions and the confusion of classes."""
+"""Evaluation of a trained classifier on a split."""
 
 from __future__ import annotations
 
@@ -6,27 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from detect.data.classification import ClassificationData
 from detect.evaluation.classification import ClassificationEvaluator
 from detect.models import Classifier
+from detect.terminal import track
 
 
 @torch.no_grad()
 def classify(
     model: Classifier, data: ClassificationData, split: str, device: torch.device, checkpoint: Path
 ) -> tuple[dict[str, Any], ClassificationEvaluator]:
-    """Runs a classifier over a split, with a progress bar.
+    """Evaluate a classifier on a split, with a progress bar.
 
-    The figures say, as their `evaluation`, what was judged and how. Under torchrun each process sees its part of the
-    images, once, and all of them return the same figures.
+    Under torchrun each process evaluates its share of the images, each image once, and all return the same metrics.
+
+    Args:
+        model: the classifier, on `device`.
+        data: the data set.
+        split: name of the split.
+        device: device of the images.
+        checkpoint: file of the model, recorded in the metrics.
+
+    Returns:
+        The metrics, with what was evaluated and how under `evaluation`, and the evaluator.
     """
     dataset = data.split(split)
-    evaluator, console = ClassificationEvaluator(dataset), Console(stderr=True)
-    loader = data.eval_loader(dataset)
-    for batch in track(loader, f"evaluating {dataset.split}", console=console, disable=not console.is_terminal):
+    evaluator = ClassificationEvaluator(dataset)
+    for batch in track(data.eval_loader(dataset), f"evaluating {dataset.split}"):
         evaluator.update(batch, model(batch.images.to(device)))
     evaluator.gather()
     metrics = evaluator.compute()

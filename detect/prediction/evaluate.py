@@ -1,4 +1,4 @@
-"""A trained detector over a split: figures and predictions."""
+"""Evaluation of a trained detector on a split: metrics, predictions and report."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch.utils.data import DataLoader
 
 from detect.config import Config, config_to_yaml
@@ -16,27 +14,34 @@ from detect.data.dataset import Dataset
 from detect.evaluation.coco import coco_results, evaluate_coco
 from detect.evaluation.evaluator import Evaluator
 from detect.evaluation.voc import evaluate_voc
+from detect.files.atomic import write_text
 from detect.models import Detector
-from detect.prediction.onnx_model import OnnxModel, predictions
+from detect.prediction.onnx_detector import OnnxDetector, predict_dataset
 from detect.report.pictures import write_pictures
 from detect.report.write import Origin, write_report
+from detect.terminal import track
+
+Engine = Literal["pycocotools", "fast"]
+"""Implementation of the COCO metrics."""
 
 
 @torch.no_grad()
 def evaluate(
-    model: Detector,
-    loader: DataLoader,
-    dataset: Dataset,
-    device: torch.device,
-    engine: Literal["pycocotools", "fast"] = "pycocotools",
+    model: Detector, loader: DataLoader, dataset: Dataset, device: torch.device, engine: Engine = "pycocotools"
 ) -> tuple[dict[str, Any], Evaluator]:
-    """Runs a prepared detector over the loader of a split, with a progress bar.
+    """Evaluate a detector on a split, with a progress bar.
 
-    Under torchrun each process sees its part of the images, once, and all of them return the same figures.
+    Under torchrun each process evaluates its share of the images, each image once, and all return the same metrics.
+
+    Args:
+        model: the detector, prepared for prediction and on `device`.
+        loader: loader of the split.
+        dataset: the split.
+        device: device of the images.
+        engine: implementation of the COCO metrics.
     """
     evaluator = Evaluator(dataset)
-    console = Console(stderr=True)
-    for batch in track(loader, f"evaluating {dataset.split}", console=console, disable=not console.is_terminal):
+    for batch in track(loader, f"evaluating {dataset.split}"):
         given = None if batch.proposals is None else batch.proposals.to(device)
         proposals, detections = model.propose_and_detect(batch.images.to(device), given)
         evaluator.update(batch, detections.to("cpu"), proposals.to("cpu"))
@@ -45,19 +50,23 @@ def evaluate(
 
 
 def evaluate_exported(
-    model: OnnxModel, dataset: Dataset, engine: Literal["pycocotools", "fast"] = "pycocotools"
+    detector: OnnxDetector, dataset: Dataset, engine: Engine = "pycocotools"
 ) -> tuple[dict[str, Any], Evaluator]:
-    """Runs an exported detector over a split, with a progress bar; of its proposals nothing is known.
+    """Evaluate an exported detector on a split, with a progress bar. It does not return its proposals.
 
-    Raises `UserError` where the data set has other classes.
+    Args:
+        detector: the detector.
+        dataset: the split.
+        engine: implementation of the COCO metrics.
+
+    Raises:
+        UserError: the data set has other classes than the detector.
     """
-    evaluator, console = Evaluator(dataset), Console(stderr=True)
-    found = predictions(model, dataset)
-    about, quiet = f"evaluating {dataset.split}", not console.is_terminal
-    evaluator.predictions += track(found, about, total=len(dataset), console=console, disable=quiet)
-    return evaluate_coco(dataset, evaluator.predictions, engine=engine) | evaluate_voc(
-        dataset, evaluator.predictions
-    ), evaluator
+    evaluator = Evaluator(dataset)
+    predictions = predict_dataset(detector, dataset)
+    evaluator.predictions += track(predictions, f"evaluating {dataset.split}", total=len(dataset))
+    coco = evaluate_coco(dataset, evaluator.predictions, engine=engine)
+    return coco | evaluate_voc(dataset, evaluator.predictions), evaluator
 
 
 def write_evaluation(
@@ -72,17 +81,28 @@ def write_evaluation(
     engine: str = "pycocotools",
     command: str | None = None,
 ) -> None:
-    """Writes results, report and pictures into a folder.
+    """Write metrics, predictions, report and pictures of an evaluation into a folder.
 
-    `metrics` then says, as its `evaluation`, what was judged and how. Where the checkpoint lies in the folder of its
-    run, the report has the curves of the training.
+    If the checkpoint is in the folder of its run, the report has the training curves.
+
+    Args:
+        out: the folder.
+        metrics: the metrics, to which what was evaluated and how is added under `evaluation`.
+        evaluator: data set and predictions.
+        checkpoint: file of the detector.
+        config: config of the detector.
+        device: device that the detector ran on.
+        precision: precision of the weights.
+        engine: implementation of the COCO metrics.
+        command: command line that repeats the evaluation.
     """
     dataset = evaluator.dataset
     subject = {"root": str(dataset.root), "split": dataset.split, "images": len(dataset)}
     how = {"checkpoint": str(checkpoint), "precision": precision, "engine": engine, "device": device}
     metrics["evaluation"] = subject | how
     write_results(out, metrics, evaluator)
-    run = checkpoint.absolute().parent.parent if checkpoint.absolute().parent.name == "checkpoints" else None
+    folder = checkpoint.absolute().parent
+    run = folder.parent if folder.name == "checkpoints" else None
     title = f"{dataset.root.absolute().name} {dataset.split}"
     origin = Origin(title, checkpoint, config_to_yaml(config), run, command)
     write_report(out / "report.html", dataset, evaluator.predictions, origin, evaluator.recall)
@@ -90,9 +110,9 @@ def write_evaluation(
 
 
 def write_results(out: Path, metrics: dict[str, Any], evaluator: Evaluator) -> None:
-    """Writes `metrics.json` and the COCO-format `predictions.json` into a folder."""
+    """Write `metrics.json` and the COCO results `predictions.json` into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     results = coco_results(evaluator.predictions, evaluator.dataset)
     for name, content in (("metrics.json", metrics), ("predictions.json", results)):
         indent = 2 if name == "metrics.json" else None
-        (out / name).write_text(json.dumps(content, indent=indent, allow_nan=False), encoding="utf-8")
+        write_text(out / name, json.dumps(content, indent=indent, allow_nan=False))

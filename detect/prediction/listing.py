@@ -1,4 +1,4 @@
-"""All that a long run is to predict on, listed ahead: names, the parts of the work, and where each picture goes."""
+"""List of all images, videos and cameras of a run: the parts of the work, and the output path of each picture."""
 
 from __future__ import annotations
 
@@ -11,44 +11,45 @@ from hashlib import blake2b
 from pathlib import Path, PurePath
 
 from detect.errors import UserError
-from detect.prediction.sources import VIDEO_SUFFIXES, Stream, count, unread
+from detect.prediction.sources import VIDEO_SUFFIXES, StreamItem, count_frames, expand_source
 
-_PART, _PARTS = 256, 64
-"""A part has about so many images at most, and there are so many parts at least: a few shards have equal work."""
+_MAX_PART_IMAGES, _MIN_PARTS = 256, 64
+"""Maximum images of a part of the work, and minimum number of parts, both approximate; few shards are then balanced."""
 
-_LONGEST = 255
-"""Bytes of a file's name."""
+_MAX_NAME_BYTES = 255
+"""Bytes of the longest file name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The images, videos and cameras of some sources, each once, in their order."""
+    """Images, videos and cameras of some sources, each once, in the order of the sources."""
 
     names: tuple[str, ...]
-    """As `frames` takes them."""
+    """Sources for `frames`."""
     streams: frozenset[str]
-    """Those that are videos or cameras."""
+    """Names of the videos and cameras."""
     cameras: tuple[str, ...]
+    """Names of the cameras."""
     files: frozenset[str]
-    """The true folder and the name of each file, by which they are told apart."""
+    """Paths of the files, their folders resolved."""
     root: str
-    """The lowest folder that all files are in."""
+    """Deepest folder that contains all files."""
 
     @property
     def digest(self) -> str:
-        """Of all names in their order."""
+        """Digest of all names in order."""
         state = blake2b(digest_size=16)
         for name in self.names:
             state.update(os.fsencode(name) + b"\0")
         return state.hexdigest()
 
-    def size(self, batch: int) -> int:
-        """The most images that a part should have, a multiple of those that go through the network together."""
-        fair = max(1, min(_PART, -(-len(self.names) // _PARTS)))
-        return -(-fair // batch) * batch
+    def part_size(self, batch_size: int) -> int:
+        """Return the maximum number of images of a part of the work, a multiple of the batch size."""
+        balanced = max(1, min(_MAX_PART_IMAGES, -(-len(self.names) // _MIN_PARTS)))
+        return -(-balanced // batch_size) * batch_size
 
     def parts(self, size: int) -> list[list[str]]:
-        """The names of each part of the work: at most `size` images that follow each other, or a video or camera."""
+        """Split the work into parts of at most `size` consecutive images, or of one video or camera."""
         parts: list[list[str]] = []
         for name in self.names:
             if not parts or len(parts[-1]) == size or not self.streams.isdisjoint((name, parts[-1][0])):
@@ -56,48 +57,54 @@ class Listing:
             parts[-1].append(name)
         return parts
 
-    def count(self, part: Sequence[str]) -> int | None:
-        """How many images a part has, as far as the headers of videos tell."""
-        return count(part[0]) if part[0] in self.streams else len(part)
+    def count_images(self, part: Sequence[str]) -> int | None:
+        """Return the number of images of a part; for a video, that of its header, or None if it has none."""
+        return count_frames(part[0]) if part[0] in self.streams else len(part)
 
-    def target(self, name: str, *suffixes: str) -> PurePath:
-        """Where the picture or video made of a name goes, relative to the folder of all of them.
+    def output_path(self, name: str, *suffixes: str) -> PurePath:
+        """Return the path of the picture or video made from a source, relative to the folder of all of them.
 
-        They lie to each other as the sources do. x.jpg stays x.jpg, and x.png is x.png.jpg: no two have one target.
-        An address, a camera and a name that is too long get one with a digest in it.
+        The folder structure is that of the sources. No two sources have the same path: x.jpg stays x.jpg, and x.png
+        becomes x.png.jpg. Web addresses, cameras and names that would be too long get a name with a digest.
 
         Args:
-            name: of an image or a video.
-            suffixes: how the target may end, in lower case; where the name does not, the first is added.
+            name: an image or a video of the listing.
+            suffixes: allowed suffixes in lower case; the first is appended to a name that has none of them.
         """
-        if not _is_file(name) or len(os.fsencode(Path(name).name + suffixes[0])) > _LONGEST:
+        if not _is_file(name) or len(os.fsencode(Path(name).name + suffixes[0])) > _MAX_NAME_BYTES:
             plain = re.sub(r"[^a-zA-Z0-9.-]", "_", name)[-100:]
             return PurePath(f"{blake2b(os.fsencode(name), digest_size=8).hexdigest()}-{plain}{suffixes[0]}")
-        target = _true(name)
-        if not target.lower().endswith(suffixes):
-            target += suffixes[0]
-            while target in self.files:
-                target += suffixes[0]
-        return PurePath(target).relative_to(self.root)
+        path = _resolve_folder(name)
+        if not path.lower().endswith(suffixes):
+            path += suffixes[0]
+            while path in self.files:
+                path += suffixes[0]
+        return PurePath(path).relative_to(self.root)
 
 
-def listing(sources: Sequence[str | Path], out: Path, download: bool = False) -> Listing:
-    """Lists sources, but what is in the folder `out`: pictures of the run itself.
+def list_sources(sources: Sequence[str | Path], out: Path, download: bool = False) -> Listing:
+    """List the images, videos and cameras of some sources.
 
-    Raises `UserError` where one of them is none.
+    Args:
+        sources: paths, patterns, web addresses and cameras.
+        out: folder of the run; files in it are left out, as they are results of the run itself.
+        download: allow web addresses to be downloaded.
+
+    Raises:
+        UserError: a source does not exist, has no images, or has only files in `out`.
     """
     names: dict[str, str] = {}
     streams: set[str] = set()
     own = os.path.realpath(out) + os.sep
     for source in sources:
-        for item in unread(source, download):
-            key = _true(item.name) if _is_file(item.name) else item.name
+        for item in expand_source(source, download):
+            key = _resolve_folder(item.name) if _is_file(item.name) else item.name
             if not key.startswith(own):
                 names.setdefault(key, item.name)
-                if isinstance(item, Stream):
+                if isinstance(item, StreamItem):
                     streams.add(names[key])
     if not names:
-        raise UserError(f"{' '.join(map(str, sources))}: all that is there is in {out}; give others, or another --out")
+        raise UserError(f"{' '.join(map(str, sources))}: all images are in {out}; give other sources or another --out")
     files = frozenset(key for key, name in names.items() if _is_file(name))
     return Listing(
         names=tuple(names.values()),
@@ -112,12 +119,12 @@ def _is_file(name: str) -> bool:
     return "://" not in name and not (name.startswith("camera:") and not name.lower().endswith(VIDEO_SUFFIXES))
 
 
-def _true(name: str) -> str:
-    """The folder without links, and the name in it."""
-    folder, file = os.path.split(name)
-    return os.path.join(_real(folder), file)  # noqa: PTH118 - a million paths are told apart here
+def _resolve_folder(path: str) -> str:
+    """Return the path with the links of its folder resolved; the file may still be a link."""
+    folder, name = os.path.split(path)
+    return os.path.join(_real_path(folder), name)  # noqa: PTH118  pathlib is slow for a million paths
 
 
 @lru_cache(4096)
-def _real(folder: str) -> str:
+def _real_path(folder: str) -> str:
     return os.path.realpath(folder)

@@ -1,4 +1,4 @@
-"""A trained detector from a file, of whatever kind; torch is imported only for those that need it."""
+"""Loading a trained detector from a file; torch is imported only if the file needs it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detect.prediction.onnx_model import OnnxModel
+    from detect.prediction.onnx_detector import OnnxDetector
     from detect.prediction.predictor import Predictor
 
 
-def load(path: str | Path) -> Predictor | OnnxModel:
-    """A trained detector ready to predict: a checkpoint of `detect train` or `detect import`, or an exported model.
+def load(path: str | Path) -> Predictor | OnnxDetector:
+    """Load a trained detector, ready to predict. Nothing in the file is executed.
 
-    Nothing in the file is executed. Raises `UserError` where it is none of these.
+    Args:
+        path: a checkpoint of `detect train` or `detect import`, or a file of `detect export` (.onnx, .safetensors).
+
+    Raises:
+        UserError: the file is none of these.
     """
     if Path(path).suffix == ".onnx":
-        from detect.prediction.onnx_model import OnnxModel
+        from detect.prediction.onnx_detector import OnnxDetector
 
-        return OnnxModel(path)
+        return OnnxDetector(path)
     from detect.checkpoint import load_checkpoint
     from detect.prediction.predictor import Predictor
 

@@ -1,4 +1,4 @@
-"""Predictions on any number of images as files: pictures, videos, COCO's results, CSV. Nothing here needs torch."""
+"""Predictions on any number of images, written as pictures, videos, COCO results and CSV; torch is not imported."""
 
 from __future__ import annotations
 
@@ -18,55 +18,60 @@ from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
 from detect.errors import UserError
-from detect.prediction.listing import Listing, listing
-from detect.prediction.parts import Parts, whole
+from detect.files.atomic import atomic_write
+from detect.prediction.listing import Listing, list_sources
+from detect.prediction.output_folder import OutputFolder
 from detect.prediction.result import Result
 from detect.prediction.sources import Frame, frames, video_info
-from detect.prediction.video import FPS, SizeError, film, stopped_by_interrupt
+from detect.prediction.video import FPS, VideoSizeError, stop_on_interrupt, video_writer
 from detect.terminal import progress_bar
 
-SAVED = ("pictures", "coco", "csv")
-"""What can be written: annotated pictures and videos; predictions.json with images.json; predictions.csv."""
+KINDS = ("pictures", "coco", "csv")
+"""Kinds of output: annotated pictures and videos; predictions.json with images.json; predictions.csv."""
 
-PICTURES = 1000
-"""Of more images and videos than that no pictures are written unless they are asked for."""
+MAX_PICTURES = 1000
+"""By default no pictures are written for more images and videos than this."""
 
-_LONGEST = 65_500
-"""Pixels along a side of the largest JPEG."""
+_MAX_JPEG_SIDE = 65_500
+"""Pixels of the longest side that a JPEG can have."""
 
 _SPEED = ("batch_size", "compile", "device", "workers")
-"""Options that a run may be gone on with otherwise: they say how it is computed, not what."""
+"""Options that may change when a run is continued: they affect its speed, not its results."""
 
 
 @runtime_checkable
 class Model(Protocol):
-    """A trained detector, whatever runs it."""
+    """A trained detector, run by torch or by another runtime."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of its classes."""
+        """Class names."""
 
     @property
     def category_ids(self) -> tuple[int, ...]:
-        """The data set's id of each class."""
+        """Category id of each class in the training data."""
+
+    def check_options(self, **options: Any) -> None:
+        """Raise `UserError` if an option of `predict` is invalid."""
 
     def predict(self, source: Any, *args: Any, **options: Any) -> Iterator[Result]:
-        """A result for each of an iterator of frames, in its order."""
+        """Yield a result for each of an iterator of frames, in order."""
 
 
 @dataclass
 class Outcome:
-    """What became of a run."""
+    """Outcome of a run."""
 
     predicted: int = 0
-    """Images, frames of videos among them, that were predicted on now."""
+    """Number of images, frames of videos included, that this call predicted on."""
     merged: bool = False
-    """Whether all is there; if not, other shards have work to do."""
+    """True if the run is complete; otherwise other shards have work left."""
     images: int = 0
-    """Of the whole run, once it is merged."""
+    """Number of images of the whole run, once it is merged."""
     detections: int = 0
+    """Number of detections of the whole run, once it is merged."""
     left_out: list[str] = field(default_factory=list)
-    """A line for each file that could not be read or drawn: of the whole run if `merged`, else of what was done now."""
+    """A line per file that could not be read or drawn: of the whole run if `merged`, else of this call."""
 
 
 def predict(
@@ -81,80 +86,85 @@ def predict(
     download: bool = False,
     workers: int = 2,
 ) -> Outcome:
-    """Writes what is in the images of some sources into the folder `out`.
+    """Predict on the images of some sources and write the results into a folder.
 
-    Whatever ends it, the same call goes on: nothing is predicted on twice but the part at work, at most 256 images or
-    one video. Shards may run at the same time in the same folder; whichever finds all parts there merges them. Without
-    a shard all that is left is done.
+    An interrupted run is continued by the same call; only the part that was being predicted, at most 256 images or one
+    video, is predicted again. Shards may run at the same time in one folder, and the last one merges them. A call
+    without a shard does all that is left.
 
     Args:
         model: the detector.
-        sources: paths, patterns, addresses, or `camera:0`, which is written until Ctrl-C.
+        sources: paths, patterns, web addresses, or `camera:0`, which is recorded until Ctrl-C.
         out: a new folder, or that of the same run.
-        checkpoint: the model's file, by whose content a run knows it again.
-        options: of `model.predict`, as plain values.
-        save: some of `SAVED`; by default all, but no pictures of more than `PICTURES` images.
-        shard: (i, n), the i-th of n shares of the work, from 1.
-        download: whether addresses may be fetched.
-        workers: threads that decode images ahead.
+        checkpoint: file of the model, whose content identifies the run.
+        options: options of `model.predict`, as JSON values.
+        save: some of `KINDS`; by default all, but no pictures of more than `MAX_PICTURES` images.
+        shard: (i, n) for the i-th of n shares of the work, from 1.
+        download: allow web addresses to be downloaded.
+        workers: number of threads that decode images ahead.
 
     Raises:
-        UserError: a source or shard is none, a camera is to be shared, `out` holds another run or cannot be written.
+        UserError: an argument is invalid, `out` has another run or cannot be written.
     """
-    options, (number, of) = dict(options or {}), shard
-    if not 1 <= number <= of:
-        raise UserError(f"--shard: {number}/{of}; give i/n with i from 1 to n, such as 1/{max(of, 1)}")
+    options = dict(options or {})
+    _check_shard(shard)
     if workers < 1:
         raise UserError(f"--workers: {workers}; give 1 or more")
-    listed = listing(sources, out, download)
-    if not download and (addresses := [name for name in listed.names if name.startswith(("http://", "https://"))]):
-        raise UserError(f"{addresses[0]}: nothing is fetched unless you ask; allow it with --download")
-    if of > 1 and listed.cameras:
-        raise UserError(f"--shard: {listed.cameras[0]} cannot be shared, for nobody knows its length; leave it out")
-    chosen = SAVED[len(listed.names) > PICTURES :] if save is None else [kind for kind in SAVED if kind in save]
-    asked = {
+    listing = list_sources(sources, out, download)
+    _check_sources(listing, shard, download)
+    settings = _settings(model, sources, listing, checkpoint, options, save)
+    model.check_options(**options)
+    with _system_errors_as_user_errors(out):
+        folder = OutputFolder(out, settings, listing.part_size(int(options.get("batch_size", 1))))
+        return _Run(model, options, listing, folder, download, workers).run(shard)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return the numbers of a shard such as `2/8`; raise `UserError` for other texts."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise UserError(f"--shard: {text!r}; give i/n with i from 1 to n, such as 1/4")
+    return int(number), int(count)
+
+
+def _check_shard(shard: tuple[int, int]) -> None:
+    number, count = shard
+    if not 1 <= number <= count:
+        raise UserError(f"--shard: {number}/{count}; give i/n with i from 1 to n, such as 1/{max(count, 1)}")
+
+
+def _check_sources(listing: Listing, shard: tuple[int, int], download: bool) -> None:
+    urls = [name for name in listing.names if name.startswith(("http://", "https://"))]
+    if urls and not download:
+        raise UserError(f"{urls[0]}: downloads are disabled; enable them with --download")
+    if shard[1] > 1 and listing.cameras:
+        raise UserError(f"--shard: {listing.cameras[0]} cannot be shared, as its length is unknown; leave it out")
+
+
+def _settings(
+    model: Model,
+    sources: Sequence[str | Path],
+    listing: Listing,
+    checkpoint: Path,
+    options: Mapping[str, Any],
+    save: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Return everything that the results of a run depend on; the keys are part of the manifest's format."""
+    if save is None:
+        save = KINDS[len(listing.names) > MAX_PICTURES :]
+    return {
         "sources": [str(source) for source in sources],
-        "images": len(listed.names),
-        "list of files": listed.digest,
-        "checkpoint": _digest(checkpoint),
+        "images": len(listing.names),
+        "list of files": listing.digest,
+        "checkpoint": _sha256(checkpoint),
         "classes": model.classes,
         "category_ids": model.category_ids,
         "options": {name: value for name, value in options.items() if name not in _SPEED},
-        "save": chosen,
+        "save": [kind for kind in KINDS if kind in save],
     }
-    for _ in model.predict(iter(()), **options):  # options of no meaning are refused before the folder is one of them
-        pass
-    outcome = Outcome()
-    with _told(out):
-        parts = Parts(out, asked, listed.size(int(options.get("batch_size", 1))))
-        work = listed.parts(parts.size)
-        mine = {part: work[part] for part in parts.missing(len(work)) if part % of == number - 1}
-        try:
-            with progress_bar(_Speed()) as bar:
-                run = _Run(model, options, listed, parts, download, workers, outcome, bar)
-                run.all(mine)
-                if not parts.missing(len(work)) and not parts.done:
-                    merging = bar.add_task("merging", total=len(work), unit="parts")
-                    parts.merge(len(work), lambda: bar.advance(merging))
-        except (OSError, UserError):
-            # Another process that had the same work may have finished all of it, and removed the parts.
-            if not parts.done:
-                raise
-        if done := parts.done:
-            parts.sweep()
-            return Outcome(outcome.predicted, merged=True, **done)
-    return outcome
 
 
-def shard_of(text: str) -> tuple[int, int]:
-    """`2/8` as numbers. Raises `UserError` where it is no such thing."""
-    number, slash, of = text.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal()):
-        raise UserError(f"--shard: {text!r}; give i/n with i from 1 to n, such as 1/4")
-    return int(number), int(of)
-
-
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return file_digest(file, "sha256").hexdigest()
@@ -163,53 +173,74 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _told(out: Path) -> Iterator[None]:
-    """What the system says of a full disk or of permissions, as one line."""
+def _system_errors_as_user_errors(out: Path) -> Iterator[None]:
+    """Turn errors such as a full disk or missing permissions into one line."""
     try:
         yield
     except OSError as error:
-        where, why = error.filename or out, error.strerror or error
-        raise UserError(f"{where}: cannot be written ({why}); mend that, and the same command goes on") from None
+        path, reason = error.filename or out, error.strerror or error
+        raise UserError(f"{path}: cannot be written ({reason}); fix this and run the same command again") from None
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One process at work."""
+    """Work of one process on a run."""
 
     model: Model
     options: Mapping[str, Any]
-    listed: Listing
-    parts: Parts
+    listing: Listing
+    folder: OutputFolder
     download: bool
     workers: int
-    outcome: Outcome
-    bar: Progress
+    outcome: Outcome = field(default_factory=Outcome)
+    bar: Progress = field(default_factory=lambda: progress_bar(_Speed()))
+
+    def run(self, shard: tuple[int, int]) -> Outcome:
+        """Predict on the missing parts of a shard, and merge all parts once none is missing."""
+        folder, parts = self.folder, self.listing.parts(self.folder.part_size)
+        number, count = shard
+        work = {index: parts[index] for index in folder.missing_parts(len(parts)) if index % count == number - 1}
+        try:
+            with self.bar:
+                self._predict_parts(work)
+                if not folder.missing_parts(len(parts)) and not folder.summary:
+                    merging = self.bar.add_task("merging", total=len(parts), unit="parts")
+                    folder.merge(len(parts), lambda: self.bar.advance(merging))
+        except (OSError, UserError):
+            # Another process with the same work may have finished the run and removed the parts.
+            if not folder.summary:
+                raise
+        if summary := folder.summary:
+            folder.remove_parts()
+            return Outcome(self.outcome.predicted, merged=True, **summary)
+        return self.outcome
 
     @property
-    def draws(self) -> bool:
-        return "pictures" in self.parts.asked["save"]
+    def _draws(self) -> bool:
+        """True if pictures are written."""
+        return "pictures" in self.folder.settings["save"]
 
-    def all(self, work: Mapping[int, Sequence[str]]) -> None:
-        """Makes these parts, given by their numbers."""
-        counts = [self.listed.count(names) for names in work.values()]
+    def _predict_parts(self, parts: Mapping[int, Sequence[str]]) -> None:
+        """Predict on parts, given as names by index."""
+        counts = [self.listing.count_images(names) for names in parts.values()]
         total = None if None in counts else sum(filter(None, counts))
         self.bar.add_task("predicting", total=total, unit="images")
-        for part, names in work.items():
-            with self.parts.write(part) as lines:
-                self._part(names, lines)
+        for part, names in parts.items():
+            with self.folder.write_part(part) as lines:
+                self._predict_part(names, lines)
 
-    def _part(self, names: Sequence[str], lines: TextIO) -> None:
-        """Writes the pictures of a part, and its lines: first all results, then what could not be read."""
+    def _predict_part(self, names: Sequence[str], lines: TextIO) -> None:
+        """Write the pictures of a part and its lines: all results, then the images that could not be read."""
         left_out: list[str] = []
 
         def leave_out(name: str, error: UserError) -> None:
             left_out.append(str(error))
             self._advance()
 
-        is_camera = names[0] in self.listed.cameras
+        is_camera = names[0] in self.listing.cameras
         with (
             self._drawing(names[0], left_out) as draw,
-            stopped_by_interrupt() if is_camera else nullcontext(Event()) as stopped,
+            stop_on_interrupt() if is_camera else nullcontext(Event()) as stopped,
         ):
             for result in self._results(names, leave_out):
                 draw(result)
@@ -226,48 +257,47 @@ class _Run:
         self.bar.advance(self.bar.task_ids[0])
 
     def _results(self, names: Sequence[str], leave_out: Callable[[str, UserError], None]) -> Iterator[Result]:
-        """The results of a part, with their pixels where they are to be drawn."""
+        """Yield the results of a part, with their pixels if pictures are drawn."""
         waiting: deque[Frame] = deque()
 
         def read() -> Iterator[Frame]:
-            stream = frames(list(names), download=self.download, workers=self.workers, on_error=leave_out)
-            for frame in stream:
-                if self.draws:
+            for frame in frames(list(names), download=self.download, workers=self.workers, on_error=leave_out):
+                if self._draws:
                     waiting.append(frame)
                 yield frame
 
         for result in self.model.predict(read(), **self.options):
-            yield replace(result, pixels=waiting.popleft().pixels) if self.draws else result
+            yield replace(result, pixels=waiting.popleft().pixels) if self._draws else result
 
     @contextmanager
     def _drawing(self, name: str, left_out: list[str]) -> Iterator[Callable[[Result], None]]:
-        """What draws each result of the part that begins with this name: into a picture, or all into one video.
+        """Yield a function that draws each result of the part that starts with `name`: a picture each, or one video.
 
-        What is too large to be drawn is left out, with a line that says so.
+        Images that are too large to be drawn add a line to `left_out`.
         """
-        if not self.draws:
+        if not self._draws:
             yield lambda result: None
-        elif name in self.listed.streams:
-            target = self.parts.out / "videos" / self.listed.target(name, ".mp4")
-            fps = None if name in self.listed.cameras else _frame_rate(name)
-            with whole(target, self.parts.drafts) as draft, film(draft, fps) as write:
-                yield _film_or_tell(write, left_out)
+        elif name in self.listing.streams:
+            path = self.folder.out / "videos" / self.listing.output_path(name, ".mp4")
+            fps = None if name in self.listing.cameras else _frame_rate(name)
+            with atomic_write(path, self.folder.parts) as draft, video_writer(draft, fps) as write:
+                yield _draw_video(write, left_out)
         else:
-            yield partial(self._write_picture, left_out)
+            yield partial(self._draw_picture, left_out)
 
-    def _write_picture(self, left_out: list[str], result: Result) -> None:
+    def _draw_picture(self, left_out: list[str], result: Result) -> None:
         assert result.path is not None
         height, width = result.size
-        if max(height, width) > _LONGEST:
+        if max(height, width) > _MAX_JPEG_SIDE:
             left_out.append(f"{result.path}: no picture of {width} × {height} pixels can be written")
             return
-        target = self.parts.out / "pictures" / self.listed.target(result.path, ".jpg", ".jpeg")
-        with whole(target, self.parts.drafts) as draft:
+        path = self.folder.out / "pictures" / self.listing.output_path(result.path, ".jpg", ".jpeg")
+        with atomic_write(path, self.folder.parts) as draft:
             result.plot(draft)
 
 
-def _film_or_tell(write: Callable[[np.ndarray], None], left_out: list[str]) -> Callable[[Result], None]:
-    """What draws results into a video, until one is of a size that none can have."""
+def _draw_video(write: Callable[[np.ndarray], None], left_out: list[str]) -> Callable[[Result], None]:
+    """Return a function that draws results into a video, unless it has a size that no video can have."""
     fits = True
 
     def draw(result: Result) -> None:
@@ -275,7 +305,7 @@ def _film_or_tell(write: Callable[[np.ndarray], None], left_out: list[str]) -> C
         if fits:
             try:
                 write(result.plot())
-            except SizeError as error:
+            except VideoSizeError as error:
                 fits = False
                 left_out.append(f"{result.path}: {error}")
 
@@ -285,11 +315,14 @@ def _film_or_tell(write: Callable[[np.ndarray], None], left_out: list[str]) -> C
 def _frame_rate(video: str) -> float:
     try:
         return video_info(video).fps
-    except UserError:  # it tells no rate; or it is damaged, which will be told when it is read
+    except UserError:  # it has no frame rate, or is damaged, which is reported when it is read
         return FPS
 
 
 class _Speed(ProgressColumn):
+    """Images or parts per second."""
+
     def render(self, task: Task) -> Text:
+        """Return the speed of a task."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:.1f} {task.fields['unit']}/s")

@@ -1,4 +1,4 @@
-"""A trained detector that takes images as they come and gives what is in them."""
+"""Prediction with a trained detector, from images of any source to results."""
 
 from __future__ import annotations
 
@@ -19,23 +19,29 @@ from torch import Tensor
 from detect.allocator import keep_pages
 from detect.checkpoint import Checkpoint
 from detect.data.canvases import MULTIPLE, Size
+from detect.data.options import DataOptions
 from detect.data.transforms import Resize, resize
-from detect.devices import multiplies_bf16
+from detect.devices import choose_device, multiplies_bf16
 from detect.errors import UserError
 from detect.models import Detector
 from detect.prediction.prepare import Precision, prepare
-from detect.prediction.result import Result, labels_of
+from detect.prediction.result import Result, class_labels
 from detect.prediction.sources import Frame, frames
-from detect.prediction.test_time_augmentation import View, merge, mirror, views
+from detect.prediction.test_time_augmentation import Augmentation, augmentations, flip_boxes, merge_detections
 from detect.proposals.selective_search import MAX_PIXELS, MAX_SIDE, selective_search
 from detect.structures import Detections, Images, Proposals, to_file_pixels
 
 PADDING = 1.25
-"""Images share a batch while its canvas is at most so many times as large as each of them needs."""
+"""Images share a batch if its canvas is at most this many times as large as the canvas of each image alone."""
+
+
+def eval_resize(data: DataOptions) -> Resize:
+    """Return how images are resized in evaluation and prediction."""
+    return Resize(max(data.short_side), data.long_side)
 
 
 class Predictor:
-    """A trained detector; `predict` may be called from several threads at once.
+    """Prediction with a trained detector; `predict` may be called from several threads at once.
 
     Args:
         checkpoint: the detector with its class names and config. It is copied for each device and precision.
@@ -44,8 +50,7 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.classes, self.category_ids = checkpoint.classes, checkpoint.category_ids
-        data = checkpoint.config.data
-        self._resize = Resize(max(data.short_side), data.long_side)
+        self._resize = eval_resize(checkpoint.config.data)
         self._prepared: dict[tuple[torch.device, Precision, bool], Detector] = {}
         self._lock = Lock()
 
@@ -65,50 +70,71 @@ class Predictor:
         workers: int = 1,
         on_error: Callable[[str, UserError], None] | None = None,
     ) -> Iterator[Result]:
-        """What is in each image of a source, in its order, one result after the other as they are asked for.
-
-        Memory does not grow with the source: a folder, a video or a camera may be as long as it likes.
+        """Detect objects in the images of a source, lazily, in order and in constant memory.
 
         Args:
-            source: a path, a pattern, bytes, a PIL image, an array, a tensor, a video, a camera, or a list or iterator
-                of these; see `detect.prediction.sources.frames`.
-            score: detections below this are dropped; by default what the checkpoint's config says.
-            classes: only these, by name or label.
-            batch_size: images that go through the network together. A batch has images that follow each other and are
-                of similar size.
-            device: such as `cpu` or `cuda:1`; `auto` takes a GPU where there is one.
-            precision: of the weights, `fp32` or `bf16`; `auto` is bf16 where the device multiplies it, else fp32.
-            compile: run the backbone through `torch.compile`, which takes minutes for each new size of canvas and pays
-                on a GPU, for many images of few sizes.
-            flip: see each image mirrored too, and merge what is found (test-time augmentation).
-            scales: see each image at so many times the size of the config, and merge what is found.
-            download: whether addresses among the sources may be fetched.
-            workers: threads that decode images ahead, while the network runs.
-            on_error: is told the name and the error of each image that cannot be read, and the next one follows; by
-                default the error is raised.
+            source: a path, pattern, bytes, PIL image, array, tensor, video, camera, or a list or iterator of these; see
+                `detect.prediction.sources.frames`.
+            score: score threshold; by default that of the checkpoint's config.
+            classes: names or labels of the classes to keep; all by default.
+            batch_size: maximum number of images per batch. A batch has consecutive images of similar size.
+            device: such as `cpu` or `cuda:1`; `auto` is a GPU if there is one.
+            precision: `fp32` or `bf16` weights; `auto` is bf16 if the device has instructions for it.
+            compile: run the backbone through `torch.compile`. This takes minutes per canvas size and pays off on a GPU
+                for many images of few sizes.
+            flip: detect in the flipped image too, and merge (test-time augmentation).
+            scales: detect at these factors of the config's image size, and merge (test-time augmentation).
+            download: allow web addresses to be downloaded.
+            workers: number of threads that decode images ahead while the network runs.
+            on_error: called with the name and the error of each image that cannot be read; by default it is raised.
+
+        Returns:
+            An iterator of one result per image.
 
         Raises:
-            UserError: as `frames` does, and for options of no meaning.
+            UserError: an option is invalid, or an image cannot be read.
         """
-        wanted = None if classes is None else labels_of(classes, self.classes)
-        seen = views(flip, scales)
+        labels = None if classes is None else class_labels(classes, self.classes)
+        self.check_options(
+            score=score, batch_size=batch_size, device=device, precision=precision, flip=flip, scales=scales
+        )
+        model = _with_score(self.prepared_model(device, precision, compile), score)
+        stream = frames(source, download=download, workers=workers, on_error=on_error)
+        results = self._results(model, stream, batch_size, augmentations(flip, scales))
+        return results if labels is None else (result.filter(classes=labels) for result in results)
+
+    def check_options(
+        self,
+        *,
+        score: float | None = None,
+        classes: str | int | Iterable[str | int] | None = None,
+        batch_size: int = 1,
+        device: str | torch.device = "auto",
+        precision: Precision | Literal["auto"] = "fp32",
+        compile: bool = False,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+    ) -> None:
+        """Raise `UserError` if an option of `predict` is invalid."""
+        if classes is not None:
+            class_labels(classes, self.classes)
+        if score is not None and not (isinstance(score, Real) and 0 <= score <= 1):
+            raise UserError(f"score: {score}; give a number from 0 to 1")
         if not (isinstance(batch_size, Integral) and batch_size >= 1):
-            raise UserError(f"batch_size: {batch_size}; give 1 or more, a whole number")
+            raise UserError(f"batch_size: {batch_size}; give a whole number of 1 or more")
         if precision not in ("fp32", "bf16", "auto"):
             raise UserError(f"precision: {precision}; give fp32, bf16 or auto")
-        model = _with_score(self.prepared(device, precision, compile), score)
-        stream = frames(source, download=download, workers=workers, on_error=on_error)
-        results = self._results(model, stream, batch_size, seen)
-        return results if wanted is None else (result.filter(classes=wanted) for result in results)
+        _resolve_device(device)
+        augmentations(flip, scales)
 
-    def prepared(
+    def prepared_model(
         self,
         device: str | torch.device = "auto",
         precision: Precision | Literal["auto"] = "fp32",
         compile: bool = False,
     ) -> Detector:
-        """The network as `predict` runs it on a device, made when it is first asked for and then kept."""
-        place = _device(device)
+        """Return the network as `predict` runs it on a device. It is prepared once and then kept."""
+        place = _resolve_device(device)
         if precision == "auto":
             precision = "bf16" if multiplies_bf16(place) else "fp32"
         with self._lock:
@@ -120,23 +146,23 @@ class Predictor:
             return self._prepared[key]
 
     def _results(
-        self, model: Detector, stream: Iterator[Frame], batch_size: int, seen: Sequence[View]
+        self, model: Detector, stream: Iterator[Frame], batch_size: int, augmented: Sequence[Augmentation]
     ) -> Iterator[Result]:
         on_cuda = next(model.buffers()).is_cuda
         running: deque[tuple[list[Frame], Detections, Callable[[], None]]] = deque()
         for batch in self._batches(stream, batch_size):
-            running.append((batch, *_fetch(self._detect(model, batch, seen))))
-            # While a GPU works on a batch, the one before it is turned into results and the next one is decoded.
+            running.append((batch, *_copy_to_cpu(self._detect(model, batch, augmented))))
+            # While a GPU works on a batch, the previous one is turned into results and the next one is decoded.
             if len(running) > on_cuda:
-                yield from self._finish(*running.popleft())
+                yield from self._batch_results(*running.popleft())
         for one in running:
-            yield from self._finish(*one)
+            yield from self._batch_results(*one)
 
     def _batches(self, stream: Iterator[Frame], batch_size: int) -> Iterator[list[Frame]]:
-        """Frames that follow each other and together waste little of their canvas, at most `batch_size`."""
+        """Group consecutive frames that waste little of a common canvas into batches of at most `batch_size`."""
         batch: list[Frame] = []
         for frame in stream:
-            if batch and not _share_canvas([self._size(one) for one in (*batch, frame)]):
+            if batch and not _share_canvas([self._input_size(one) for one in (*batch, frame)]):
                 yield batch
                 batch = []
             batch.append(frame)
@@ -146,63 +172,68 @@ class Predictor:
         if batch:
             yield batch
 
-    def _size(self, frame: Frame, scale: float = 1.0) -> Size:
-        """Height and width at which the network sees an image."""
+    def _input_size(self, frame: Frame, scale: float = 1.0) -> Size:
+        """Return height and width of a frame in the network's input."""
         resize = Resize(round(self._resize.short_side * scale), round(self._resize.long_side * scale))
         return resize.size(*frame.pixels.shape[:2])
 
     @torch.no_grad()
-    def _detect(self, model: Detector, batch: Sequence[Frame], seen: Sequence[View]) -> Detections:
-        """What is in each frame, in its own pixels, on the model's device."""
+    def _detect(self, model: Detector, batch: Sequence[Frame], augmented: Sequence[Augmentation]) -> Detections:
+        """Return the detections of a batch in pixels of the frames, on the model's device."""
         searched = None if model.rpn else [self._search(frame) for frame in batch]
-        found = [self._look(model, batch, searched, view) for view in seen]
-        return found[0] if len(found) == 1 else merge(found, model.detections)
+        detections = [self._detect_augmented(model, batch, searched, augmentation) for augmentation in augmented]
+        return detections[0] if len(detections) == 1 else merge_detections(detections, model.detections)
 
-    def _look(
-        self, model: Detector, batch: Sequence[Frame], searched: Sequence[Tensor] | None, view: View
+    def _detect_augmented(
+        self, model: Detector, batch: Sequence[Frame], searched: Sequence[Tensor] | None, augmentation: Augmentation
     ) -> Detections:
         device = next(model.buffers()).device
-        sizes = [self._size(frame, view.scale) for frame in batch]
+        sizes = [self._input_size(frame, augmentation.scale) for frame in batch]
         pixels = [resize(frame.pixels, size) for frame, size in zip(batch, sizes, strict=True)]
-        images = _place([image[:, ::-1] for image in pixels] if view.mirrored else pixels).to(device)
+        images = _on_canvas([image[:, ::-1] for image in pixels] if augmentation.flip else pixels).to(device)
         in_file = torch.tensor([frame.pixels.shape[:2] for frame in batch], device=device)
         scales = (images.sizes / in_file).flip(-1)
         given = None if searched is None else _pad(searched).to(device)
         if given is not None:
-            boxes = mirror(given.boxes, in_file[:, 1]) if view.mirrored else given.boxes
+            boxes = flip_boxes(given.boxes, in_file[:, 1]) if augmentation.flip else given.boxes
             given = replace(given, boxes=boxes * scales.repeat(1, 2)[:, None])
-        found = to_file_pixels(model.detect(images, given), scales)
-        return replace(found, boxes=mirror(found.boxes, in_file[:, 1])) if view.mirrored else found
+        detections = to_file_pixels(model.detect(images, given), scales)
+        if augmentation.flip:
+            detections = replace(detections, boxes=flip_boxes(detections.boxes, in_file[:, 1]))
+        return detections
 
     def _search(self, frame: Frame) -> Tensor:
-        """The proposals of a detector without an RPN, in pixels of the image; one too large is searched smaller."""
+        """Return the selective search proposals of a frame; large images are searched at a smaller size."""
         height, width = frame.pixels.shape[:2]
         scale = min(1.0, MAX_SIDE / max(height, width), math.sqrt(MAX_PIXELS / (height * width)))
         size = max(1, int(height * scale)), max(1, int(width * scale))
         boxes = selective_search(resize(frame.pixels, size))[: self.checkpoint.config.data.max_proposals]
         return torch.from_numpy(boxes * np.array([width / size[1], height / size[0]] * 2, np.float32))
 
-    def _finish(self, batch: Sequence[Frame], found: Detections, wait: Callable[[], None]) -> Iterator[Result]:
+    def _batch_results(
+        self, batch: Sequence[Frame], detections: Detections, wait: Callable[[], None]
+    ) -> Iterator[Result]:
         wait()
         for row, frame in enumerate(batch):
-            valid, (height, width) = found.valid[row], frame.pixels.shape[:2]
+            valid, (height, width) = detections.valid[row], frame.pixels.shape[:2]
             limits = np.array([width, height, width, height], np.float32)
             yield Result(
-                boxes=found.boxes[row, valid].numpy().clip(0, limits),
-                scores=found.scores[row, valid].numpy(),
-                labels=found.labels[row, valid].numpy(),
+                boxes=detections.boxes[row, valid].numpy().clip(0, limits),
+                scores=detections.scores[row, valid].numpy(),
+                labels=detections.labels[row, valid].numpy(),
                 classes=self.classes,
                 category_ids=self.category_ids,
                 size=(height, width),
                 path=frame.path,
                 index=frame.index,
-                pixels=None if frame.again else frame.pixels,
+                pixels=None if frame.reloadable else frame.pixels,
             )
 
 
-def _device(name: str | torch.device) -> torch.device:
+def _resolve_device(name: str | torch.device) -> torch.device:
+    """Return the device of this name; raise `UserError` if it does not exist."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return choose_device()
     try:
         device = torch.empty(0, device=name).device
         if device.type == "meta":
@@ -213,28 +244,28 @@ def _device(name: str | torch.device) -> torch.device:
 
 
 def _with_score(model: Detector, score: float | None) -> Detector:
-    """The same network with another threshold."""
+    """Return the same network with another score threshold."""
     if score is None:
         return model
-    if not (isinstance(score, Real) and 0 <= score <= 1):
-        raise UserError(f"score: {score}; give a number from 0 to 1")
     model = copy.copy(model)
     model.detections = replace(model.detections, score=score)
     return model
 
 
 def _share_canvas(sizes: Sequence[Size]) -> bool:
+    """Return whether images of these sizes may share a batch."""
     canvas = _canvas(sizes)
     return all(canvas[0] * canvas[1] <= PADDING * height * width for height, width in (_canvas([one]) for one in sizes))
 
 
 def _canvas(sizes: Sequence[Size]) -> Size:
+    """Return the size of the smallest canvas that contains images of these sizes."""
     height, width = (-(-max(side) // MULTIPLE) * MULTIPLE for side in zip(*sizes, strict=True))
     return height, width
 
 
-def _place(pixels: Sequence[UInt8[np.ndarray, "_h _w 3"]]) -> Images:
-    """Images on one canvas, channels last in memory."""
+def _on_canvas(pixels: Sequence[UInt8[np.ndarray, "_h _w 3"]]) -> Images:
+    """Return images on one canvas, channels last in memory."""
     sizes = [(image.shape[0], image.shape[1]) for image in pixels]
     canvas = np.zeros((len(pixels), *_canvas(sizes), 3), np.uint8)
     for row, (image, (height, width)) in enumerate(zip(pixels, sizes, strict=True)):
@@ -243,16 +274,16 @@ def _place(pixels: Sequence[UInt8[np.ndarray, "_h _w 3"]]) -> Images:
 
 
 def _pad(lists: Sequence[Float[Tensor, "_r 4"]]) -> Proposals:
-    """Boxes of several images as one tensor; what selective search ranks has no scores: they are 1."""
+    """Pad the boxes of several images to one tensor. Selective search gives no scores: they are 1."""
     boxes = torch.nn.utils.rnn.pad_sequence([*lists], batch_first=True)
     valid = torch.arange(boxes.shape[1]) < torch.tensor([[len(one)] for one in lists])
     return Proposals(boxes, valid.float(), valid)
 
 
-def _fetch(found: Detections) -> tuple[Detections, Callable[[], None]]:
-    """The detections on the CPU, and what waits until they have come."""
-    if not found.boxes.is_cuda:
-        return found, lambda: None
-    here, arrived = found.to("cpu", non_blocking=True), torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(found.boxes.device))  # by default it would be the current device's
-    return here, arrived.synchronize
+def _copy_to_cpu(detections: Detections) -> tuple[Detections, Callable[[], None]]:
+    """Start copying detections to the CPU; return them and a function that waits until the copy is complete."""
+    if not detections.boxes.is_cuda:
+        return detections, lambda: None
+    copied, arrived = detections.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(detections.boxes.device))  # the default is that of the current device
+    return copied, arrived.synchronize

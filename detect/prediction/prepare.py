@@ -1,4 +1,4 @@
-"""A trained detector, made fast for the device it runs on."""
+"""Preparing a trained detector for fast prediction on its device."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ Precision = Literal["fp32", "bf16"]
 
 
 def prepare(model: Detector, precision: Precision = "fp32", compile: bool = False) -> Detector:
-    """A copy for prediction alone: norms folded into convolutions, channels last, weights in `precision`.
+    """Return a copy for prediction: batch norms folded into convolutions, channels last, weights in `precision`.
 
-    Boxes, scores and all that is done with them stay in float32. On the CPU, 3×3 convolutions in float32 become
-    Winograd's. With `compile`, the backbone runs through `torch.compile`, anew for each size of canvas.
+    Boxes, scores and everything computed from them stay in float32. 3×3 convolutions in float32 on the CPU use
+    Winograd's algorithm, unless the backbone is compiled.
+
+    Args:
+        model: the trained detector; it is not changed.
+        precision: precision of the weights.
+        compile: run the backbone through `torch.compile`, which compiles it for each canvas size.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(model)
@@ -41,9 +46,9 @@ def prepare(model: Detector, precision: Precision = "fp32", compile: bool = Fals
 
 
 def fold_norms(module: nn.Module) -> None:
-    """Replaces, in place, every convolution that a batch norm follows by one that does both (eval mode)."""
+    """Fold each batch norm (in eval mode) into the convolution before it, in place."""
     if isinstance(module, TimmBackbone | WholeTimm):
-        return  # the order of their children is not always the order in which these run
+        return  # their children do not always run in the order in which they are listed
     children = list(module.named_children())
     for (_, first), (name, second) in pairwise(children):
         if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d | nn.SyncBatchNorm | FrozenBatchNorm2d):
@@ -57,7 +62,7 @@ def fold_norms(module: nn.Module) -> None:
 
 
 def use_winograd(module: nn.Module) -> None:
-    """Replaces, in place, every convolution that Winograd's algorithm computes faster."""
+    """Replace each convolution that Winograd's algorithm computes faster, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.Conv2d) and is_winograd(child):
             setattr(module, name, WinogradConv2d.of(child))

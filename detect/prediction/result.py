@@ -1,4 +1,4 @@
-"""What was detected in one image: numpy arrays, and what people make of them. Nothing here needs torch."""
+"""Detections in one image as numpy arrays, with drawing and conversions; torch is not imported."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ from detect.data.decode import decode
 from detect.errors import UserError
 from detect.report.drawing import draw_boxes, whole_pixels
 
-_PICTURES = (".jpg", ".jpeg", ".png")
+_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """The boxes, scores and classes found in one image.
+    """Detections in one image, best first.
 
-    A result of fewer detections is had by indexing: `result[0]`, `result[:10]`, `result[result.scores > 0.5]`, and a
-    loop over a result goes through its detections, each a result of one. The arrays are read-only.
+    Indexing selects detections and returns a result: `result[0]`, `result[:10]`, `result[result.scores > 0.5]`.
+    Iterating yields a result with a single detection for each of them. The arrays are read-only.
 
     Raises:
-        ValueError: the arrays do not fit each other, a box or score is not finite, or a label is no class.
+        ValueError: the shapes do not match, a box or score is not finite, or a label is out of range.
     """
 
     boxes: Float32[np.ndarray, "n 4"]
-    """xyxy in pixels of the image, best first."""
+    """Boxes as x1, y1, x2, y2 in pixels of the image."""
     scores: Float32[np.ndarray, " n"]
+    """Probability of each box's class."""
     labels: Int64[np.ndarray, " n"]
-    """0 … C-1, the place of the class in `classes`."""
+    """Index of each box's class in `classes`, 0 … C-1."""
     classes: tuple[str, ...] = field(repr=False)
+    """Names of all C classes of the detector."""
     category_ids: tuple[int, ...] = field(repr=False)
-    """The training data's own id of each class, as COCO's."""
+    """Category id of each class in the training data, such as COCO's."""
     size: tuple[int, int]
     """Height and width of the image."""
     path: str | None = None
-    """Where the image is from; None for one that was given as bytes or pixels."""
+    """File or web address of the image; None if it was given as bytes or pixels."""
     index: int | None = None
-    """The image's place in its video or camera's stream."""
+    """Index of the frame in its video or camera stream; None for a single image."""
     pixels: UInt8[np.ndarray, "H W 3"] | None = field(default=None, repr=False)
-    """RGB; kept where the image cannot be read from `path` again. `image` has the pixels in either case."""
+    """RGB pixels, kept only if the image cannot be read from `path` again; `image` returns them in either case."""
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -56,21 +58,21 @@ class Result:
             ("scores", np.float32, (n,)),
             ("labels", np.int64, (n,)),
         ):
-            values = np.array(np.asarray(getattr(self, name)), dtype)  # a tensor is no array yet
+            values = np.array(np.asarray(getattr(self, name)), dtype)  # asarray converts a tensor
             if name == "boxes" and n == 0:
-                values = values.reshape(0, 4)  # of an empty list
+                values = values.reshape(0, 4)  # an empty list has shape (0,)
             if values.shape != shape:
-                raise ValueError(f"{name} have the shape {values.shape}, not {shape}")
+                raise ValueError(f"{name} have shape {values.shape}, not {shape}")
             if not np.isfinite(values).all():
-                raise ValueError(f"{name} hold NaN or infinity")
+                raise ValueError(f"{name} contain NaN or infinity")
             self._freeze(name, values)
         if len(self.category_ids) != len(self.classes):
             raise ValueError(f"{len(self.category_ids)} category ids for {len(self.classes)} classes")
         if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
-            raise ValueError(f"labels are {self.labels.min()} … {self.labels.max()} of {len(self.classes)} classes")
+            raise ValueError(f"labels are {self.labels.min()} … {self.labels.max()} for {len(self.classes)} classes")
         if self.pixels is not None:
             if self.pixels.shape != (*self.size, 3):
-                raise ValueError(f"pixels have the shape {self.pixels.shape}, not {(*self.size, 3)}")
+                raise ValueError(f"pixels have shape {self.pixels.shape}, not {(*self.size, 3)}")
             self._freeze("pixels", self.pixels.view())
 
     def _freeze(self, name: str, values: np.ndarray) -> None:
@@ -81,54 +83,58 @@ class Result:
         return len(self.boxes)
 
     def __getitem__(self, key: int | np.integer | slice | Sequence[int] | np.ndarray) -> Result:
-        places = np.atleast_1d(np.arange(len(self))[key])
-        return replace(self, boxes=self.boxes[places], scores=self.scores[places], labels=self.labels[places])
+        indices = np.atleast_1d(np.arange(len(self))[key])
+        return replace(self, boxes=self.boxes[indices], scores=self.scores[indices], labels=self.labels[indices])
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The class of each detection."""
+        """Class name of each detection."""
         return tuple(self.classes[label] for label in self.labels.tolist())
 
     @property
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The image's RGB pixels: those kept, or else decoded from `path`, anew each time.
+        """RGB pixels of the image. If `pixels` is None, each access decodes `path`.
 
         Raises:
-            UserError: the file is gone or another one, or nothing tells where the image is.
+            UserError: the file is missing or has changed its size, or the pixels were not kept.
         """
         if self.pixels is not None:
             return self.pixels
         if self.path is None or self.index is not None or "://" in self.path:
-            raise UserError(f"{self.path or 'the image'}: its pixels were not kept; predict on it anew")
+            raise UserError(f"{self.path or 'the image'}: the pixels were not kept; predict on it again")
         pixels = decode(Path(self.path))
         if pixels.shape[:2] != self.size:
-            raise UserError(f"{self.path}: the image has another size than it had; predict on it anew")
+            raise UserError(f"{self.path}: the size of the image has changed; predict on it again")
         return pixels
 
     def filter(self, *, score: float | None = None, classes: str | int | Iterable[str | int] | None = None) -> Result:
-        """The detections of at least this score and of these classes, by name or label.
-
-        Raises:
-            UserError: no class has such a name or label.
-        """
-        kept = np.ones(len(self), bool) if score is None else self.scores >= score
-        return self[kept if classes is None else kept & np.isin(self.labels, labels_of(classes, self.classes))]
-
-    def plot(self, path: str | Path | None = None, *, width: int | None = None) -> UInt8[np.ndarray, "H2 W2 3"]:
-        """The image with the boxes drawn in the colour of their class, and beside each its name and score.
-
-        Lines and letters are of a size to be read on the whole picture; on a small image they leave little to be seen,
-        and a larger `width` helps.
+        """Return the detections that have a minimum score or certain classes.
 
         Args:
-            path: where to write the picture too, as JPEG or PNG.
-            width: of the picture in pixels, to which the image is resized first; by default the image's own.
-
-        Returns:
-            RGB.
+            score: score threshold, inclusive.
+            classes: names or labels of the classes to keep.
 
         Raises:
-            UserError: the image cannot be read, or the picture not written.
+            UserError: there is no class with such a name or label.
+        """
+        kept = np.ones(len(self), bool) if score is None else self.scores >= score
+        return self[kept if classes is None else kept & np.isin(self.labels, class_labels(classes, self.classes))]
+
+    def plot(self, path: str | Path | None = None, *, width: int | None = None) -> UInt8[np.ndarray, "H2 W2 3"]:
+        """Draw the boxes, with their class names and scores, in a colour per class.
+
+        Lines and text are large enough to be read in the whole picture. On a small image they hide much of it; then
+        give a larger `width`.
+
+        Args:
+            path: JPEG or PNG file to write the picture to; by default none is written.
+            width: width of the picture in pixels, to which the image is resized first; by default that of the image.
+
+        Returns:
+            The picture as RGB.
+
+        Raises:
+            UserError: the image cannot be read, or the picture cannot be written.
         """
         if path is not None:
             _check_writable(Path(path))
@@ -144,7 +150,7 @@ class Result:
         return picture
 
     def crop(self) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """What is inside each box, as RGB: every pixel that the box touches within the image, at least one."""
+        """Return the part of the image in each box, as RGB: all pixels that the box touches, at least one."""
         if not len(self):
             return []
         image = self.image
@@ -152,8 +158,14 @@ class Result:
         return [image[top:bottom, left:right].copy() for left, top, right, bottom in corners]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """The detections as COCO's results, the content of a `predictions.json`: x, y, width, height, unrounded."""
-        boxes = self.boxes.astype(np.float64)  # where differences of float32 are exact
+        """Return the detections as COCO results, the entries of a `predictions.json`.
+
+        Boxes are x, y, width, height, unrounded.
+
+        Args:
+            image_id: id of the image in the COCO file.
+        """
+        boxes = self.boxes.astype(np.float64)  # in which differences of float32 are exact
         boxes[:, 2:] -= boxes[:, :2]
         columns = zip(boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
         return [
@@ -162,7 +174,11 @@ class Result:
         ]
 
     def to_json(self, **options: Any) -> str:
-        """The result as a JSON object: path, index, size and a list of detections. `options` are `json.dumps`'."""
+        """Return the result as a JSON object with path, index, size and a list of detections.
+
+        Args:
+            **options: options of `json.dumps`.
+        """
         columns = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.names, strict=True)
         detections = [{"box": box, "score": score, "label": label, "name": name} for box, score, label, name in columns]
         height, width = self.size
@@ -170,25 +186,25 @@ class Result:
         return json.dumps(content, **options)
 
     def to_pandas(self) -> Any:
-        """The detections as a pandas `DataFrame`, one a row: path, index, x1, y1, x2, y2, score, label, name.
+        """Return a pandas `DataFrame` with a detection per row: path, index, x1, y1, x2, y2, score, label, name.
 
         Raises:
             UserError: pandas is not installed.
         """
         columns = dict(zip(("x1", "y1", "x2", "y2"), self.boxes.T.copy(), strict=True))
         columns |= {"score": self.scores, "label": self.labels, "name": np.array(self.names, object)}
-        frame = _extra("pandas").DataFrame(columns)
+        frame = _import_extra("pandas").DataFrame(columns)
         frame.insert(0, "path", np.full(len(self), self.path, object))
         frame.insert(1, "index", np.full(len(self), self.index, object))
         return frame
 
     def to_supervision(self) -> Any:
-        """The detections as supervision's `Detections`, with the names where its annotators look for them.
+        """Return the detections as `supervision.Detections`, with class names as its annotators expect them.
 
         Raises:
             UserError: supervision is not installed.
         """
-        return _extra("supervision").Detections(
+        return _import_extra("supervision").Detections(
             xyxy=self.boxes.copy(),
             confidence=self.scores.copy(),
             class_id=self.labels.copy(),
@@ -196,11 +212,15 @@ class Result:
         )
 
 
-def labels_of(chosen: str | int | Iterable[str | int], classes: Sequence[str]) -> list[int]:
-    """The labels of classes that were chosen by name or label, sorted.
+def class_labels(chosen: str | int | Iterable[str | int], classes: Sequence[str]) -> list[int]:
+    """Return the labels of the chosen classes, sorted.
+
+    Args:
+        chosen: names or labels of classes.
+        classes: names of all classes.
 
     Raises:
-        UserError: no class has such a name or label; names that are near are given.
+        UserError: there is no class with such a name or label; the message has similar names.
     """
     labels = set()
     for one in [chosen] if isinstance(chosen, str | int) else chosen:
@@ -209,13 +229,14 @@ def labels_of(chosen: str | int | Iterable[str | int], classes: Sequence[str]) -
         elif not isinstance(one, str) and 0 <= int(one) < len(classes):
             labels.add(int(one))
         else:
-            by_folded = {name.casefold(): name for name in classes}
-            near = [by_folded[name] for name in get_close_matches(str(one).casefold(), by_folded)] or classes[:10]
-            raise UserError(f"class {one!r}: there is none; did you mean one of {', '.join(near)}?")
+            by_casefold = {name.casefold(): name for name in classes}
+            matches = get_close_matches(str(one).casefold(), by_casefold)
+            similar = [by_casefold[name] for name in matches] or classes[:10]
+            raise UserError(f"class {one!r}: no such class; did you mean one of {', '.join(similar)}?")
     return sorted(labels)
 
 
-def _extra(package: str) -> Any:
+def _import_extra(package: str) -> Any:
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
@@ -225,16 +246,18 @@ def _extra(package: str) -> Any:
 
 
 def _check_writable(path: Path) -> None:
-    """Before the work is done."""
-    if path.suffix.lower() not in _PICTURES:
-        raise UserError(f"{path}: pictures are written as {', '.join(_PICTURES)}; choose one of these endings")
+    """Raise `UserError` if the path has no folder or another suffix, before a picture is drawn."""
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UserError(f"{path}: unknown picture format; choose one of {', '.join(_SUFFIXES)}")
     if not path.parent.is_dir():
-        raise UserError(f"{path.parent}: there is no such folder to write {path.name} to; make it first")
+        raise UserError(f"{path.parent}: no such folder; create it to write {path.name}")
 
 
 def _write_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
     try:
-        # Full resolution of the colours (4:4:4) keeps thin coloured lines sharp; PNG does not know these options.
+        # Colours in full resolution (4:4:4) keep thin lines sharp; PNG ignores these options.
         Image.fromarray(picture).save(path, quality=90, subsampling=0)
     except OSError as error:
-        raise UserError(f"{path}: the picture cannot be written ({error.strerror or error})") from None
+        raise UserError(
+            f"{path}: the picture cannot be written ({error.strerror or error}); choose another path"
+        ) from None

@@ -1,4 +1,4 @@
-"""Test-time augmentation: an image is seen several times, at other sizes and mirrored, and what is found is merged."""
+"""Test-time augmentation: detect at several scales and with the image flipped, and merge the detections."""
 
 from __future__ import annotations
 
@@ -19,33 +19,42 @@ from detect.structures import Detections
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """How an image is shown to the detector."""
+class Augmentation:
+    """Transformation of an image before detection."""
 
     scale: float = 1.0
-    """Times the size that the config asks for."""
-    mirrored: bool = False
-    """Left and right change places."""
+    """Factor of the config's image size."""
+    flip: bool = False
+    """Flip the image horizontally."""
 
 
-def views(flip: bool, scales: Sequence[float]) -> tuple[View, ...]:
-    """Every scale, and with `flip` each of them mirrored too. Raises `UserError` for scales of no meaning."""
-    given = isinstance(scales, Sequence) and all(isinstance(scale, Real) for scale in scales)
-    if not given or not scales or not all(0.1 <= scale <= 10 for scale in scales):
-        raise UserError(f"scales: {scales}; give factors of the image's size from 0.1 to 10, such as 0.75 1 1.25")
-    return tuple(View(scale, mirrored) for scale, mirrored in product(scales, (False, True) if flip else (False,)))
+def augmentations(flip: bool, scales: Sequence[float]) -> tuple[Augmentation, ...]:
+    """Return an augmentation for each scale and, with `flip`, another one for each flipped.
+
+    Raises:
+        UserError: no scale is given, or one is no factor from 0.1 to 10.
+    """
+    are_numbers = isinstance(scales, Sequence) and all(isinstance(scale, Real) for scale in scales)
+    if not are_numbers or not scales or not all(0.1 <= scale <= 10 for scale in scales):
+        raise UserError(f"scales: {scales}; give factors of the image size from 0.1 to 10, such as 0.75 1 1.25")
+    return tuple(Augmentation(*one) for one in product(scales, (False, True) if flip else (False,)))
 
 
-def mirror(boxes: Num[Tensor, "*b n 4"], widths: Num[Tensor, "*b"]) -> Num[Tensor, "*b n 4"]:
-    """Boxes of images of these widths, when left and right change places."""
+def flip_boxes(boxes: Num[Tensor, "*b n 4"], widths: Num[Tensor, "*b"]) -> Num[Tensor, "*b n 4"]:
+    """Flip boxes horizontally, in images of the given widths."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([widths[..., None] - x2, y1, widths[..., None] - x1, y2], dim=-1)
 
 
-def merge(seen: Sequence[Detections], options: PostprocessOptions) -> Detections:
-    """What was found in several views of the same images, in the same pixels: NMS within each class once more."""
+def merge_detections(augmented: Sequence[Detections], options: PostprocessOptions) -> Detections:
+    """Merge the detections of several augmentations of the same images by NMS within each class.
+
+    Args:
+        augmented: detections of each augmentation, in pixels of the original images.
+        options: NMS threshold and maximum number of detections.
+    """
     boxes, scores, labels, valid = (
-        torch.cat([getattr(one, name) for one in seen], dim=1) for name in ("boxes", "scores", "labels", "valid")
+        torch.cat([getattr(one, name) for one in augmented], dim=1) for name in ("boxes", "scores", "labels", "valid")
     )
     scores, order = torch.where(valid, scores, -1.0).sort(dim=1, descending=True, stable=True)
     boxes, labels = take(boxes, order), labels.gather(1, order)

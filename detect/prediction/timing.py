@@ -1,8 +1,8 @@
-"""Where a detector's time and memory go on one image, measured in a process of its own.
+"""Time and memory of a detector per image, measured in a separate process.
 
-Images come one at a time, at the canvas that they have in the evaluation. The clock runs from the pixels on the device
-to the detections there; decoding, resizing and copying are left out. A store keeps only the result of selective search,
-so its time is that of searching each image anew, in pixels of the file, on as many threads as torch has.
+Images come one at a time, on the canvas that they have in evaluation. The time is from pixels on the device to
+detections on the device, without decoding, resizing and copying. A proposal store has only the result of selective
+search, so each image is searched again to time it, at its original size, on as many threads as torch has.
 """
 
 from __future__ import annotations
@@ -41,26 +41,27 @@ STAGES = ("proposals", "features", "heads", "postprocessing")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an image costs."""
+    """Time and memory per image."""
 
     seconds: float
-    """The median over the images."""
+    """Median over the images."""
     stages: dict[str, float]
-    """How the median divides into `STAGES`, as the time of all the images together does."""
+    """The median divided among `STAGES`, in the proportions of the total time of all images."""
     memory: int | None
-    """Bytes at the peak: what torch allocated on a CUDA device, else by how much more was resident of the process than
-    before the checkpoint was loaded, not counting what only loading needed. None where the system does not tell."""
+    """Peak memory in bytes: on a CUDA device what torch allocated, else the growth of the process's resident memory
+    since before the checkpoint was loaded, without memory that only loading needed. None if the system does not report
+    it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """What a store was made with."""
+    """Options that a proposal store was made with."""
 
     mode: Mode
     seed: int
 
 
-def measure(
+def measure_cost(
     checkpoint: Path,
     overrides: Sequence[str],
     data: DetectionData,
@@ -68,34 +69,46 @@ def measure(
     count: int,
     device: torch.device,
 ) -> Cost:
-    """Time and memory of a checkpoint on at most `count` images, evenly spread over a split, after a warm-up.
+    """Measure time and memory of a checkpoint on images evenly spaced over a split, after a warm-up.
 
     Args:
-        checkpoint, overrides: as for `load_checkpoint`.
-        data, dataset: how the images reach the network, and the split.
-        count: images, each of which is timed once.
-        device: where the detector runs; the threads are those of this process.
+        checkpoint: as for `load_checkpoint`.
+        overrides: as for `load_checkpoint`.
+        data: loads the images as in evaluation.
+        dataset: the split.
+        count: maximum number of images, each timed once.
+        device: device of the detector. The process uses as many threads as this one.
 
-    Raises `UserError` where the process is killed.
+    Raises:
+        UserError: the process is killed.
     """
     loader = data.eval_loader(dataset)
     sampler: Any = loader.batch_sampler
     items = [item for batch in sampler for item in batch]
-    items = [items[place] for place in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
-    search = None if data.options.proposals is None else _search_of(data.options.proposals)
+    items = [items[index] for index in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
+    search = None if data.options.proposals is None else _search_options(data.options.proposals)
     samples: Any = loader.dataset
     arguments = (checkpoint, overrides, samples, loader.collate_fn, items, search, device, torch.get_num_threads())
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(_measure, *arguments).result()
         except BrokenProcessPool:
-            raise UserError(f"{checkpoint}: the process that timed it was killed, maybe for want of memory") from None
+            raise UserError(
+                f"{checkpoint}: the timing process was killed, possibly as memory ran out; free some memory"
+            ) from None
 
 
 def time_stages(
     model: Detector, images: Images, given: Proposals | None = None, now: Callable[[], float] = time.perf_counter
 ) -> tuple[Detections, dict[str, float]]:
-    """What `Detector.detect` returns, and the seconds of each of `STAGES`; `now` waits for the device."""
+    """Run a detector and return its detections and the seconds of each of `STAGES`.
+
+    Args:
+        model: the detector.
+        images: a batch.
+        given: proposals, for a model without an RPN.
+        now: clock that waits for the device first.
+    """
     with torch.no_grad():
         times = [now()]
         features = model.features(images)
@@ -110,7 +123,7 @@ def time_stages(
     return detections, dict(zip(("features", "proposals", "heads", "postprocessing"), laps, strict=True))
 
 
-def _search_of(store: Path) -> _Search:
+def _search_options(store: Path) -> _Search:
     with closing(ProposalStore(store)) as opened:
         return _Search(opened.parameters["mode"], opened.parameters["seed"])
 
@@ -125,7 +138,7 @@ def _measure(
     device: torch.device,
     threads: int,
 ) -> Cost:
-    """The work of the process."""
+    """Measure in the separate process."""
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     before = _resident("VmRSS")
@@ -139,7 +152,7 @@ def _measure(
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    def image(item: Item) -> dict[str, float]:
+    def time_image(item: Item) -> dict[str, float]:
         batch = collate([samples[item]])
         given = None if batch.proposals is None else batch.proposals.to(device)
         _, seconds = time_stages(model, batch.images.to(device), given, now)
@@ -149,32 +162,35 @@ def _measure(
             seconds["proposals"] += time.perf_counter() - began
         return seconds
 
-    for first_of_its_canvas in {item.canvas: item for item in items}.values():
-        image(first_of_its_canvas)
-    images = [image(item) for item in items]
+    for item in {item.canvas: item for item in items}.values():  # warm-up with one image per canvas
+        time_image(item)
+    images = [time_image(item) for item in items]
     median = statistics.median(sum(seconds.values()) for seconds in images)
     spent = {stage: sum(seconds[stage] for seconds in images) for stage in STAGES}
-    whole = sum(spent.values())
-    return Cost(median, {stage: median * part / whole for stage, part in spent.items()}, _peak(device, before))
+    total = sum(spent.values())
+    return Cost(median, {stage: median * seconds / total for stage, seconds in spent.items()}, _peak(device, before))
 
 
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with suppress(OSError):  # elsewhere than on Linux
+        with suppress(OSError):  # not on Linux
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak(device: torch.device, before: int | None) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    most = _resident("VmHWM")
-    return None if most is None or before is None else most - before
+    peak = _resident("VmHWM")
+    return None if peak is None or before is None else peak - before
 
 
-def _resident(figure: str) -> int | None:
-    """Bytes of this process, now (VmRSS) or at the peak (VmHWM); getrusage's peak begins with that of the parent."""
+def _resident(key: str) -> int | None:
+    """Return the resident bytes of this process, now (VmRSS) or at the peak (VmHWM).
+
+    The peak of getrusage would include that of the parent process.
+    """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{figure}:")), None)
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)

@@ -1,4 +1,4 @@
-"""An annotated video as it grows, and the end of a camera's."""
+"""Writing annotated videos, and stopping a camera with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from detect.errors import UserError
 from detect.prediction.sources import video_info
 
 FPS = 25.0
-"""Frames a second of the video of a camera, and of one that does not tell."""
+"""Frames per second of a camera's video, and of a video without a frame rate."""
 
 
-class SizeError(UserError):
-    """No video of such a size can be written."""
+class VideoSizeError(UserError):
+    """No video of this size can be written."""
 
 
 @contextmanager
-def film(path: Path, fps: float | None) -> Iterator[Callable[[UInt8[np.ndarray, "H W 3"]], None]]:
-    """What appends an RGB picture to a new video, MPEG-4 in an .mp4, that is complete once the context is left.
+def video_writer(path: Path, fps: float | None) -> Iterator[Callable[[UInt8[np.ndarray, "H W 3"]], None]]:
+    """Yield a function that appends an RGB picture to a new MPEG-4 video (.mp4), which is complete on leaving.
 
-    It has the size of its first picture, but an odd row or column at the end, which MPEG-4 has not; others are resized.
+    The video has the size of its first picture, less an odd last row or column, which MPEG-4 does not support; other
+    pictures are resized.
 
     Args:
-        path: the file, made with the first picture.
-        fps: pictures a second; None for a camera's, where each is shown as long as the next one was waited for.
+        path: video file, created with the first picture.
+        fps: frames per second; None for a camera, whose frames are repeated or dropped to keep real time.
 
     Raises:
-        SizeError: pictures of this size make no video; there is no file then.
-        UserError: it cannot be written; for OpenCV does not tell, it is opened again and its frames are counted.
+        VideoSizeError: pictures of this size make no video; no file is left.
+        UserError: the video is incomplete. OpenCV reports no errors, so its frames are counted afterwards.
     """
     writer, written, start, size = cv2.VideoWriter(), 0, 0.0, (0, 0)
 
@@ -46,7 +47,7 @@ def film(path: Path, fps: float | None) -> Iterator[Callable[[UInt8[np.ndarray, 
             start, size = time.monotonic(), (picture.shape[1], picture.shape[0])
             if not writer.open(str(path.absolute()), cv2.VideoWriter.fourcc(*"mp4v"), fps or FPS, size):
                 path.unlink(missing_ok=True)
-                raise SizeError(f"no video of {size[0]} × {size[1]} pixels can be written")
+                raise VideoSizeError(f"no video of {size[0]} × {size[1]} pixels can be written")
         frame = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         if (picture.shape[1], picture.shape[0]) != size:
             frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
@@ -59,31 +60,31 @@ def film(path: Path, fps: float | None) -> Iterator[Callable[[UInt8[np.ndarray, 
         yield write
     finally:
         writer.release()
-    if written and _length(path) != written:
-        raise UserError(f"{path}: the video could not be written whole; free some space, and the same command goes on")
+    if written and _count_frames(path) != written:
+        raise UserError(f"{path}: the video could not be written completely; free some space and run the command again")
 
 
 @contextmanager
-def stopped_by_interrupt() -> Iterator[Event]:
-    """Ctrl-C sets the event, so that a frame is done with before the files are closed; a second one interrupts."""
+def stop_on_interrupt() -> Iterator[Event]:
+    """Yield an event that the first Ctrl-C sets, so that the current frame is finished; a second one interrupts."""
     stopped = Event()
-    if current_thread() is not main_thread():  # signals are for the main thread alone
+    if current_thread() is not main_thread():  # only the main thread can handle signals
         yield stopped
         return
-    before = signal.getsignal(signal.SIGINT)
+    previous = signal.getsignal(signal.SIGINT)
 
     def stop(*_: object) -> None:
         stopped.set()
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
     signal.signal(signal.SIGINT, stop)
     try:
         yield stopped
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
-def _length(path: Path) -> int | None:
+def _count_frames(path: Path) -> int | None:
     try:
         return video_info(path).frames
     except UserError:

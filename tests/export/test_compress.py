@@ -1,4 +1,4 @@
-"""A compressed checkpoint is a checkpoint like any other; at full rank it detects the same."""
+"""Compressed checkpoints load like any other, and at full rank give the same detections."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from detect.curation.propose import propose
 from detect.curation.shapes import SHAPES, make_shapes
 from detect.data.options import DataOptions
 from detect.errors import UserError
-from detect.export.compress import compress, count_parameters, save, seconds_of_heads
+from detect.export.compress import compress, count_parameters, save, time_heads
 from detect.models import BoxOptions, HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
 from detect.prediction.prepare import prepare
 from detect.structures import Images, Proposals
@@ -31,7 +31,7 @@ MODELS = {
         detections=PostprocessOptions(score=0.01),
     ),
     "fast_rcnn": FastRCNNOptions(
-        # Without normalised deltas, for there is no training that would measure them.
+        # Without normalised deltas, whose statistics are measured in training.
         backbone=NETWORK, head=HEAD, boxes=BoxOptions(samples=16), detections=PostprocessOptions(score=0.01)
     ),
 }  # fmt: skip
@@ -53,7 +53,7 @@ def store(shapes, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoints(shapes, store) -> dict[str, Checkpoint]:
-    """Untrained, but with scores that differ."""
+    """Untrained detectors with different scores."""
     made = {}
     for name, options in MODELS.items():
         torch.manual_seed(0)
@@ -74,7 +74,7 @@ def inputs(name: str) -> tuple[Images, Proposals | None]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_at_full_rank_it_detects_the_same(name, checkpoints, tmp_path):
+def test_at_full_rank_the_detections_are_equal(name, checkpoints, tmp_path):
     whole = checkpoints[name]
     save(compress(whole, FULL), tmp_path / "svd.ckpt")
     loaded = load_checkpoint(tmp_path / "svd.ckpt")
@@ -87,7 +87,7 @@ def test_at_full_rank_it_detects_the_same(name, checkpoints, tmp_path):
     torch.testing.assert_close(one.boxes, other.boxes, atol=1e-2, rtol=0)
 
 
-def test_what_is_compressed_is_a_copy(checkpoints):
+def test_compression_makes_a_copy(checkpoints):
     whole = checkpoints["faster_rcnn"]
     before = {key: value.clone() for key, value in whole.model.state_dict().items()}
     smaller = compress(whole, (4,))
@@ -103,19 +103,19 @@ def test_half_precision_and_timing(name, checkpoints):
     models = [prepare(one.model, "bf16") for one in (checkpoints[name], compress(checkpoints[name], (8, 4)))]
     assert {value.dtype for value in models[1].trunk.parameters()} == {torch.bfloat16}
     assert models[1].detect(*inputs(name)).boxes.dtype == torch.float32
-    assert all(0 < seconds < 60 for seconds in seconds_of_heads(models, 5, (64, 96), repeats=1))
+    assert all(0 < seconds < 60 for seconds in time_heads(models, 5, (64, 96), repeats=1))
 
 
-def test_what_cannot_be_compressed_is_told(checkpoints):
+def test_what_cannot_be_compressed(checkpoints):
     whole = checkpoints["faster_rcnn"]
     rcnn = replace(whole, config=replace(whole.config, model=RCNNOptions()))
     with pytest.raises(UserError, match="compress a fast_rcnn or faster_rcnn"):
         compress(rcnn, (4,))
-    with pytest.raises(UserError, match=r"^model\.svd: the ranks are 8, 4 already; compress the checkpoint that"):
+    with pytest.raises(UserError, match=r"^model\.svd: compressed already to ranks 8, 4; compress the original"):
         compress(compress(whole, (8, 4)), (4, 4))
 
 
-def test_training_does_not_begin_with_ranks_and_weights(tmp_path):
+def test_training_with_ranks_and_weights_is_refused(tmp_path):
     torch.save(resnet18().state_dict(), tmp_path / "resnet18.pth")
     for name in MODELS:
         backbone = {"name": "resnet", "depth": 18, "weights": str(tmp_path / "resnet18.pth")}
@@ -128,7 +128,7 @@ def test_training_does_not_begin_with_ranks_and_weights(tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_command_writes_a_checkpoint_that_eval_takes(name, checkpoints, tmp_path, capsys):
+def test_the_command_writes_a_checkpoint_for_eval(name, checkpoints, tmp_path, capsys):
     one, other = tmp_path / "one.ckpt", tmp_path / "new" / "other.ckpt"
     save(checkpoints[name], one)
     command = ["compress", "--ckpt", str(one), "--out", str(other), "--ranks", "32", "32", "--split", "val"]
@@ -136,11 +136,11 @@ def test_the_command_writes_a_checkpoint_that_eval_takes(name, checkpoints, tmp_
     printed = capsys.readouterr().out
     rows = {line.rsplit(maxsplit=2)[0].strip(): line.rsplit(maxsplit=2)[1:] for line in printed.splitlines()}
     assert rows["AP, %"][0] == rows["AP, %"][1] and {"AP50, %", "VOC07, %"} <= rows.keys()
-    counts = [int(figure.replace(",", "")) for figure in rows["parameters of the head"]]
+    counts = [int(value.replace(",", "")) for value in rows["parameters of the head"]]
     features = NETWORK.fpn_channels * 49
     assert counts == [32 * (features + 1) + 32 * 33 + 33 * (1 + 5 * len(SHAPES)), counts[0] + 32 * 32 * 2]
     regions = {"faster_rcnn": 20, "fast_rcnn": 40}[name]
-    assert all(float(seconds) >= 0 for seconds in rows[f"seconds an image of the head, {regions} regions"])
+    assert all(float(seconds) >= 0 for seconds in rows[f"seconds per image of the head, {regions} regions"])
     assert printed.splitlines()[-1] == str(other)
     assert main(["eval", "--ckpt", str(other), "--split", "val", "--out", str(tmp_path / "eval")]) == 0
 
@@ -165,7 +165,7 @@ def test_mistakes_are_one_line_and_leave_no_file(more, message, checkpoints, tmp
     assert not other.parent.exists()
 
 
-def test_a_split_without_its_proposals_is_told(checkpoints, tmp_path, capsys):
+def test_a_split_without_proposals_is_refused(checkpoints, tmp_path, capsys):
     one, other = tmp_path / "one.ckpt", tmp_path / "other.ckpt"
     save(checkpoints["fast_rcnn"], one)
     without = ["--ranks", "4", "--split", "val", "--data.proposals=null"]
@@ -178,4 +178,4 @@ def test_a_file_is_never_overwritten(checkpoints, tmp_path, capsys):
     save(checkpoints["faster_rcnn"], one)
     before = one.read_bytes()
     assert main(["compress", "--ckpt", str(one), "--out", str(one), "--ranks", "4"]) == 2
-    assert "this is there already; give another --out" in capsys.readouterr().err and one.read_bytes() == before
+    assert "this exists already; give another --out" in capsys.readouterr().err and one.read_bytes() == before

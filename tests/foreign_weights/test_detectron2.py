@@ -1,6 +1,6 @@
-"""Weights of detectron2 give here what they gave there, of which `detectron2_*.npz` keep a record.
+"""Imported weights give the detections of detectron2 that are stored in `detectron2_*.npz`.
 
-tools/fixtures/detectron2_detections.py has made these with detectron2, and has the recipe of weights and images.
+These files were made by tools/fixtures/detectron2_detections.py, which also generates the weights and images.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ RECIPE = HERE.parents[1] / "tools" / "fixtures" / "detectron2_detections.py"
 def _recipe():
     spec = importlib.util.spec_from_file_location(RECIPE.stem, RECIPE)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[RECIPE.stem] = module  # for its dataclass
+    sys.modules[RECIPE.stem] = module  # its dataclass needs this
     spec.loader.exec_module(module)
     return module
 
@@ -53,11 +53,11 @@ def on_canvas(pixels):
 
 
 def assert_same_detections(detections, boxes, scores, labels):
-    """One to one, whatever the order of equal scores."""
+    """Assert that detections match one to one, in any order of equal scores."""
     kept = detections.valid[0]
     ours = detections.boxes[0, kept]
     assert len(ours) == len(boxes) > 0
-    # Of a box that the border left a sliver of, the corners say more than the IoU.
+    # For a box that is clipped to a sliver, the corners are a better measure than the IoU.
     near = (ours[:, None] - boxes).abs().amax(dim=-1) <= 1e-2
     same = (
         (near | (box_iou(ours, boxes) >= 0.999))
@@ -82,10 +82,10 @@ def test_outputs_are_detectron2s(name):
         there = [torch.from_numpy(values[of_image == number]) for values in expected]
         assert_same_detections(model.detect(on_canvas(pixels)), *there)
     labels = np.unique(expected[2])
-    assert len(labels) > 3 and np.ptp(expected[1]) > 0.3  # several classes, certain and uncertain ones
+    assert len(labels) > 3 and np.ptp(expected[1]) > 0.3  # several classes, high and low scores
 
 
-# ---- what the weights do not tell ------------------------------------------------------------------------------------
+# ---- pixel normalisation and strides ---------------------------------------------------------------------------------
 
 BGR = {"pixel_mean": torch.tensor([103.53, 116.28, 123.675])[:, None, None], "pixel_std": torch.ones(3, 1, 1)}
 RGB = {
@@ -95,7 +95,7 @@ RGB = {
 GREY = {"pixel_mean": torch.full((3, 1, 1), 127.5), "pixel_std": torch.full((3, 1, 1), 127.5)}
 
 
-def test_pixels_and_strides_are_the_model_zoos_unless_told():
+def test_the_default_style_is_the_model_zoos():
     pixels = pixels_of({})
     assert pixels == pixels_of({}, "caffe2")
     assert (pixels.mean, pixels.std) == (IMAGENET_MEAN, (1, 1, 1))
@@ -105,46 +105,48 @@ def test_pixels_and_strides_are_the_model_zoos_unless_told():
     assert not pixels.reversed and not pixels.stride_in_1x1
 
 
-def test_pixels_and_strides_are_found_out_from_mean_and_deviation():
-    found = pixels_of(BGR)
-    assert found.mean == pytest.approx(IMAGENET_MEAN) and found.std == (1, 1, 1)
-    assert found.reversed and found.stride_in_1x1
-    found = pixels_of(RGB)
-    assert found.mean == pytest.approx(IMAGENET_MEAN) and found.std == pytest.approx(IMAGENET_STD)
-    assert not found.reversed and not found.stride_in_1x1
-    # As detectron2 has ResNeXt: blue first, but divided by the deviation.
-    found = pixels_of({key: value.flip(0) for key, value in RGB.items()})
-    assert found.mean == pytest.approx(IMAGENET_MEAN) and found.std == pytest.approx(IMAGENET_STD)
-    assert found.reversed and not found.stride_in_1x1
+def test_the_style_follows_from_mean_and_standard_deviation():
+    pixels = pixels_of(BGR)
+    assert pixels.mean == pytest.approx(IMAGENET_MEAN) and pixels.std == (1, 1, 1)
+    assert pixels.reversed and pixels.stride_in_1x1
+    pixels = pixels_of(RGB)
+    assert pixels.mean == pytest.approx(IMAGENET_MEAN) and pixels.std == pytest.approx(IMAGENET_STD)
+    assert not pixels.reversed and not pixels.stride_in_1x1
+    # As in detectron2's ResNeXt: BGR, but divided by the standard deviation.
+    pixels = pixels_of({key: value.flip(0) for key, value in RGB.items()})
+    assert pixels.mean == pytest.approx(IMAGENET_MEAN) and pixels.std == pytest.approx(IMAGENET_STD)
+    assert pixels.reversed and not pixels.stride_in_1x1
 
 
-def test_a_style_is_believed_rather_than_the_file():
-    found = pixels_of(RGB, "caffe2")
-    assert found.mean == pytest.approx(IMAGENET_MEAN[::-1])
-    assert found.reversed and found.stride_in_1x1
+def test_a_given_style_overrides_the_file():
+    pixels = pixels_of(RGB, "caffe2")
+    assert pixels.mean == pytest.approx(IMAGENET_MEAN[::-1])
+    assert pixels.reversed and pixels.stride_in_1x1
 
 
 def test_a_grey_mean_needs_a_style():
-    with pytest.raises(UserError, match="does not tell red from blue; add --style caffe2 or --style torchvision"):
+    with pytest.raises(
+        UserError, match="does not distinguish red from blue; add --style caffe2 or --style torchvision"
+    ):
         pixels_of(GREY)
     assert pixels_of(GREY, "torchvision").mean == (127.5,) * 3
 
 
 @pytest.mark.parametrize("std", [torch.zeros(3), torch.ones(1), torch.tensor([1.0, torch.nan, 1.0])])
-def test_a_deviation_that_cannot_be_is_refused(std):
-    with pytest.raises(UserError, match="are not those of three colours"):
+def test_an_invalid_standard_deviation_is_refused(std):
+    with pytest.raises(UserError, match="are not valid for three channels"):
         pixels_of(BGR | {"pixel_std": std})
 
 
-# ---- which network it is ---------------------------------------------------------------------------------------------
+# ---- architectures ---------------------------------------------------------------------------------------------------
 
 
 def empty_state(name, **changes):
-    """The keys and shapes alone."""
+    """Return a state dict without memory."""
     return {key: torch.empty(shape, device="meta") for key, shape in (shapes_of(name) | changes).items()}
 
 
-def test_kind_depth_and_widths_are_found_out():
+def test_architecture_depth_and_widths_follow_from_the_state():
     options = {name: detectron2_options(empty_state(name)) for name in recipe.CASES}
     backbones = {name: chosen.backbone for name, chosen in options.items()}
     assert [backbones[name].depth for name in recipe.CASES] == [50, 50, 50, 101]
@@ -160,21 +162,21 @@ def test_kind_depth_and_widths_are_found_out():
 RES3 = "backbone.bottom_up.res3.0.conv2"
 OTHERS = {
     "of a RetinaNet or FCOS": {"head.cls_score.weight": (3,)},
-    "of a cascade of heads": {"roi_heads.box_predictor.0.cls_score.weight": (3,)},
+    "of a Cascade R-CNN": {"roi_heads.box_predictor.0.cls_score.weight": (3,)},
     "of a box head with convolutions": {"roi_heads.box_head.conv1.weight": (3,)},
     "of an RPN with several convolutions": {"proposal_generator.rpn_head.conv.conv0.weight": (3,)},
     "of a panoptic network": {"sem_seg_head.p2.0.weight": (3,)},
-    "res3.0.conv2_offset.weight: its convolutions are deformable": {f"{RES3}_offset.weight": (27, 128, 3, 3)},
-    r"res3.0.conv2.weight: its convolutions have groups \(ResNeXt\)": {f"{RES3}.weight": (512, 16, 3, 3)},
+    "res3.0.conv2_offset.weight: deformable convolutions are not supported": {f"{RES3}_offset.weight": (27, 128, 3, 3)},
+    r"res3.0.conv2.weight: grouped convolutions \(ResNeXt\) are not supported": {f"{RES3}.weight": (512, 16, 3, 3)},
     "objectness_logits.bias: no RPN": {"proposal_generator.rpn_head.objectness_logits.bias": None},
     "cls_score.bias: no scores of background": {"roi_heads.box_predictor.cls_score.bias": None},
-    "bbox_pred.bias: no deltas": {"roi_heads.box_predictor.bbox_pred.bias": None},
-    "stages of 3, 4, 7, 3 blocks are of no ResNet": {"backbone.bottom_up.res4.6.conv1.weight": (256, 1024, 1, 1)},
+    "bbox_pred.bias: no box deltas": {"roi_heads.box_predictor.bbox_pred.bias": None},
+    "no ResNet has stages of 3, 4, 7, 3 blocks": {"backbone.bottom_up.res4.6.conv1.weight": (256, 1024, 1, 1)},
 }
 
 
 @pytest.mark.parametrize("message", OTHERS)
-def test_other_networks_are_refused_by_their_name(message):
+def test_other_networks_are_refused_by_name(message):
     shapes = shapes_of("fpn") | OTHERS[message]
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items() if shape is not None}
     with pytest.raises(UserError, match=message) as error:
@@ -187,7 +189,7 @@ def test_an_empty_state_is_refused():
         faster_rcnn_from_detectron2({})
 
 
-# ---- old files, and broken ones --------------------------------------------------------------------------------------
+# ---- old and damaged files -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +207,7 @@ def equal(model, expected):
 
 
 def cell_anchors(sizes):
-    """As detectron2 numbers them: size by size, of each the ratios."""
+    """Return anchors in detectron2's order: by size, then by ratio."""
     shapes = [(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in (0.5, 1.0, 2.0)]
     return torch.tensor([[-width / 2, -height / 2, width / 2, height / 2] for width, height in shapes])
 
@@ -227,7 +229,7 @@ def test_frozen_norms_without_statistics_have_mean_0_and_variance_1(state):
     assert not any(value.any() for value in means) and all((value == 1).all() for value in variances)
 
 
-def test_counts_of_batches_are_left_out(state, imported):
+def test_batch_counts_are_left_out(state, imported):
     counted = state | {"backbone.stem.conv1.norm.num_batches_tracked": torch.tensor(7)}
     assert equal(faster_rcnn_from_detectron2(counted), imported)
 
@@ -238,14 +240,17 @@ SCORES, DELTAS = "roi_heads.box_predictor.cls_score.weight", "proposal_generator
 @pytest.mark.parametrize(
     ("mend", "message"),
     [
-        (lambda state: {key: value for key, value in state.items() if key != SCORES}, "predictor.scores.weight: nothi"),
-        (lambda state: state | {"roi_heads.other.weight": torch.zeros(1)}, "roi_heads.other.weight: not in"),
+        (lambda state: {key: value for key, value in state.items() if key != SCORES}, "predictor.scores.weight: no va"),
+        (lambda state: state | {"roi_heads.other.weight": torch.zeros(1)}, "roi_heads.other.weight: unknown key"),
         (lambda state: state | {"backbone.bottom_up.stem.conv1.weight": torch.zeros(1)}, "stem.conv1.weight"),
-        (lambda state: state | {DELTAS: state[DELTAS][:12]}, r"deltas.weight: \[12, 1024, 1, 1\] where \[60, 1024, 1"),
+        (
+            lambda state: state | {DELTAS: state[DELTAS][:12]},
+            r"deltas.weight: has shape \[12, 1024, 1, 1\] instead of \[60, 1024, 1",
+        ),
         (lambda state: state | {SCORES: state[SCORES] * torch.inf}, "cls_score.weight: .* not finite"),
     ],
 )
-def test_a_state_that_does_not_fit_is_named(state, mend, message):
+def test_mismatched_keys_are_named(state, mend, message):
     with pytest.raises(UserError, match=message) as error:
         faster_rcnn_from_detectron2(mend(state))
     assert "\n" not in str(error.value)

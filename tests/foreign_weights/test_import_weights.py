@@ -1,4 +1,4 @@
-"""A file of another project becomes a checkpoint that loads like any other, or is refused in one line."""
+"""A file of another project becomes a checkpoint that loads like any other, or is refused with a one-line message."""
 
 import os
 import pickle
@@ -19,7 +19,7 @@ from detect.foreign_weights.state_dicts import leave_out, read_content, state_di
 
 
 def detectron2_resnet18(classes):
-    """The state of detectron2's Faster R-CNN with ResNet-18, a pyramid of 16 channels and layers of 8, by its keys."""
+    """Return a random state dict of detectron2's Faster R-CNN: ResNet-18, FPN of 16 and box head of 8 channels."""
     shapes = {}
 
     def convolution(name, channels_in, channels, size=3, norm=True):
@@ -68,7 +68,7 @@ def as_arrays(state):
 
 
 def write(kind, state, folder):
-    """The state as the files of detectron2 hold it."""
+    """Write a state dict in a format of detectron2."""
     path = folder / {"zoo": "model_final.pkl", "training": "model_final.pth", "alone": "model.pth"}[kind]
     if kind == "zoo":
         content = {"model": as_arrays(state), "__author__": "Detectron2 Model Zoo"}
@@ -103,9 +103,9 @@ def test_detectron2s_files_become_checkpoints(kind, state, expected, tmp_path):
     assert "--style torchvision" in imported.note
 
 
-def test_nothing_is_assumed_where_the_file_or_the_user_tells(state, tmp_path):
-    told = state | {"pixel_mean": torch.tensor([103.53, 116.28, 123.675]), "pixel_std": torch.ones(3)}
-    assert import_weights("detectron2", write("alone", told, tmp_path), tmp_path / "a.ckpt").note == ""
+def test_nothing_is_assumed_if_the_file_or_the_user_gives_the_style(state, tmp_path):
+    normalised = state | {"pixel_mean": torch.tensor([103.53, 116.28, 123.675]), "pixel_std": torch.ones(3)}
+    assert import_weights("detectron2", write("alone", normalised, tmp_path), tmp_path / "a.ckpt").note == ""
     file = write("alone", state, tmp_path)
     assert import_weights("detectron2", file, tmp_path / "b.ckpt", style="torchvision").note == ""
     assert load_checkpoint(tmp_path / "b.ckpt").model.backbone.std.tolist() == pytest.approx([58.395, 57.12, 57.375])
@@ -123,10 +123,10 @@ def test_torchvisions_file_becomes_a_checkpoint(tmp_path):
     torch.save(theirs | mask, tmp_path / "maskrcnn.pth")
     imported = import_weights("torchvision", tmp_path / "maskrcnn.pth", tmp_path / "out.ckpt")
     assert imported.rows()[-1][:3] == ("mask head", "2", "7") and "--frozen-eps 1e-5" in imported.note
-    told = import_weights("torchvision", tmp_path / "maskrcnn.pth", tmp_path / "eps.ckpt", frozen_eps=1e-5)
+    given = import_weights("torchvision", tmp_path / "maskrcnn.pth", tmp_path / "eps.ckpt", frozen_eps=1e-5)
     norm = "backbone.body.stem.bn1.weight"
-    one, other = (done.checkpoint.model.state_dict()[norm] for done in (imported, told))
-    assert told.note == "" and (one > other).all()  # as 0 makes of a variance less than 1e-5 does
+    one, other = (done.checkpoint.model.state_dict()[norm] for done in (imported, given))
+    assert given.note == "" and (one > other).all()  # a smaller eps makes larger weights
     checkpoint = load_checkpoint(tmp_path / "out.ckpt")
     assert checkpoint.category_ids == tuple(range(1, 91))
     assert (checkpoint.classes[0], checkpoint.classes[11], checkpoint.classes[89]) == (
@@ -144,13 +144,13 @@ def test_torchvisions_file_becomes_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("project", ["torchvision", "detectron2"])
-def test_80_classes_are_cocos(project):
+def test_80_classes_have_the_names_of_coco(project):
     names, ids = class_names(project, 80)
     assert (names[0], names[-1], ids[0], ids[-1]) == ("person", "toothbrush", 1, 90)
     assert len(set(names)) == len(set(ids)) == 80 and dict(zip(ids, names, strict=True)) == COCO_NAMES
 
 
-def test_90_classes_of_torchvision_are_cocos_numbers():
+def test_90_classes_of_torchvision_have_the_ids_of_coco():
     names, ids = class_names("torchvision", 90)
     assert ids == tuple(range(1, 91)) and len(set(names)) == 90
     unused = [number for number, name in zip(ids, names, strict=True) if name == f"unused {number}"]
@@ -158,7 +158,7 @@ def test_90_classes_of_torchvision_are_cocos_numbers():
     assert class_names("detectron2", 90)[0][11] == "class 11"
 
 
-def test_other_counts_have_numbers_or_the_names_that_are_given(tmp_path):
+def test_other_counts_have_numbers_or_the_given_names(tmp_path):
     assert class_names("detectron2", 1) == (("class 0",), (1,))
     assert class_names("detectron2", 2, ["red", "white"]) == (("red", "white"), (1, 2))
     (tmp_path / "names.txt").write_text("red cell\n\n white cell \n", encoding="utf-8")
@@ -174,14 +174,14 @@ def test_other_counts_have_numbers_or_the_names_that_are_given(tmp_path):
         (["a", "a"], "--names: 'a' is given twice"),
     ],
 )
-def test_names_that_do_not_fit_are_refused(names, message):
+def test_mismatched_names_are_refused(names, message):
     with pytest.raises(UserError, match=message):
         class_names("detectron2", 2, names)
 
 
-def test_a_file_of_names_that_is_no_text_is_refused(tmp_path):
+def test_a_names_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x00\xd8")
-    with pytest.raises(UserError, match=r"names\.txt: no readable text"):
+    with pytest.raises(UserError, match=r"names\.txt: not a readable text file"):
         class_names("detectron2", 2, [str(tmp_path / "names.txt")])
 
 
@@ -189,13 +189,13 @@ def test_a_file_of_names_that_is_no_text_is_refused(tmp_path):
 
 
 class Command:
-    """Is pickled as a call."""
+    """Object that is pickled as a function call."""
 
     def __reduce__(self):
         return os.system, ("touch executed",)
 
 
-def test_a_pth_that_would_call_something_is_refused_and_calls_nothing(tmp_path, monkeypatch):
+def test_a_pth_with_code_is_refused_and_nothing_is_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {"weight": torch.zeros(1)}, "extra": Command()}, "trained.pth")
     torch.save(
@@ -203,13 +203,13 @@ def test_a_pth_that_would_call_something_is_refused_and_calls_nothing(tmp_path, 
     )
     for name in ("trained.pth", "old.pth"):
         with pytest.raises(
-            UserError, match=rf"{name}: would call \w+\.system; give a file with the state dict alone"
+            UserError, match=rf"{name}: would call \w+\.system; give a file with only a state dict"
         ) as error:
             import_weights("detectron2", Path(name), tmp_path / "out.ckpt")
         assert "\n" not in str(error.value)
     assert not Path("executed").exists() and not (tmp_path / "out.ckpt").exists()
     torch.load("trained.pth", weights_only=False)
-    assert Path("executed").exists()  # so the files are what they are taken for
+    assert Path("executed").exists()  # so the files are really malicious
 
 
 def test_a_zip_bomb_is_refused(tmp_path):
@@ -234,16 +234,16 @@ def test_a_tensor_that_claims_more_than_its_file_is_refused(tmp_path):
                 assert b"K\x04\x85" in content  # the shape, (4,)
                 content = content.replace(b"K\x04\x85", b"J\x00\x00\x00\x10\x85")
             claims.writestr(entry, content)
-    with pytest.raises(UserError, match=r"claims\.pth: no readable weights"):
+    with pytest.raises(UserError, match=r"claims\.pth: unreadable weights"):
         read_content(tmp_path / "claims.pth")
 
 
 @pytest.mark.parametrize("part", [0, 0.5, 0.9])
 @pytest.mark.parametrize("kind", ["zoo", "alone"])
-def test_a_cut_file_is_refused(kind, part, tmp_path):
+def test_a_truncated_file_is_refused(kind, part, tmp_path):
     path = write(kind, {"weight": torch.rand(1000)}, tmp_path)
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
-    with pytest.raises(UserError, match=rf"{path.name}: no (pickle|readable weights)") as error:
+    with pytest.raises(UserError, match=rf"{path.name}: (not a pickle|unreadable weights)") as error:
         read_content(path)
     assert "\n" not in str(error.value)
 
@@ -251,38 +251,38 @@ def test_a_cut_file_is_refused(kind, part, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(1)], "holds no state dict"),
-        ({}, "holds no state dict"),
-        ({"model": {}}, "holds no state dict"),
-        ({"weight": 3}, "'weight' is no plain tensor"),
-        ({"weight": torch.zeros(2, dtype=torch.complex64)}, "'weight' is no plain tensor"),
-        ({"weight": torch.empty(2, device="meta")}, "'weight' is no plain tensor"),
+        ([torch.zeros(1)], "has no state dict"),
+        ({}, "has no state dict"),
+        ({"model": {}}, "has no state dict"),
+        ({"weight": 3}, "'weight' is not a dense tensor"),
+        ({"weight": torch.zeros(2, dtype=torch.complex64)}, "'weight' is not a dense tensor"),
+        ({"weight": torch.empty(2, device="meta")}, "'weight' is not a dense tensor"),
         ({"model": {"weight": torch.zeros(2)}}, "weights.pth: proposal_generator.* no RPN"),
     ],
 )
-def test_what_is_no_state_dict_of_the_network_is_refused(content, message, tmp_path):
+def test_other_content_is_refused(content, message, tmp_path):
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(UserError, match=message) as error:
         import_weights("detectron2", tmp_path / "weights.pth", tmp_path / "out.ckpt")
     assert "\n" not in str(error.value) and not (tmp_path / "out.ckpt").exists()
 
 
-def test_dicts_within_dicts_are_not_followed(tmp_path):
+def test_nested_dicts_are_not_followed(tmp_path):
     ring = {}
     ring["model"] = ring
     path = tmp_path / "weights.pkl"
     path.write_bytes(pickle.dumps(ring))
-    with pytest.raises(UserError, match=r"weights\.pkl: 'model' is no plain tensor"):
+    with pytest.raises(UserError, match=r"weights\.pkl: 'model' is not a dense tensor"):
         state_dict(read_content(path), path)
     wide = {}
     for _ in range(64):
         wide = {"a": wide, "b": wide}  # 2^64 dicts, if each were followed
     path.write_bytes(pickle.dumps(wide))
-    with pytest.raises(UserError, match="'a' is no plain tensor"):
+    with pytest.raises(UserError, match="'a' is not a dense tensor"):
         state_dict(read_content(path), path)
 
 
-def test_an_array_with_many_names_has_one_memory(tmp_path):
+def test_an_array_with_many_names_is_stored_once(tmp_path):
     array = np.ones(1000, np.float32)
     path = tmp_path / "weights.pkl"
     path.write_bytes(pickle.dumps({"model": {f"name {number}": array for number in range(10)}}))
@@ -290,31 +290,31 @@ def test_an_array_with_many_names_has_one_memory(tmp_path):
     assert len(state) == 10 and len({value.data_ptr() for value in state.values()}) == 1
 
 
-def test_a_backbone_alone_is_refused(tmp_path):
+def test_a_backbone_is_refused(tmp_path):
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"conv1_w": np.zeros((64, 3, 7, 7), np.float32)}))
     with pytest.raises(UserError, match="no RPN; give a Faster R-CNN of detectron2"):
         import_weights("detectron2", tmp_path / "R-50.pkl", tmp_path / "out.ckpt")
 
 
-def test_arguments_that_make_no_sense_are_refused(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.pth: no such file"):
         import_weights("detectron2", tmp_path / "none.pth", tmp_path / "out.ckpt")
     with pytest.raises(UserError, match="--style: caffe2; only detectron2 has styles"):
         import_weights("torchvision", tmp_path / "none.pth", tmp_path / "out.ckpt", style="caffe2")
     (tmp_path / "out.ckpt").touch()
-    with pytest.raises(UserError, match=r"out\.ckpt: this is there already"):
+    with pytest.raises(UserError, match=r"out\.ckpt: this exists already"):
         import_weights("detectron2", tmp_path / "none.pth", tmp_path / "out.ckpt")
     for out, message in (("out.ckpt/x.ckpt", "a part of this path is a file"), ("x" * 300, "too long")):
         with pytest.raises(UserError, match=message):
             import_weights("detectron2", tmp_path / "none.pth", tmp_path / out)
-    with pytest.raises(UserError, match=r"--frozen-eps: 0\.0; detectron2's is always the same"):
+    with pytest.raises(UserError, match=r"--frozen-eps: 0\.0; that of detectron2 is fixed"):
         import_weights("detectron2", tmp_path / "none.pth", tmp_path / "new.ckpt", frozen_eps=0.0)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_are_the_same_from_every_kind_of_file(tmp_path):
+def test_every_file_format_gives_the_same_numbers(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     tensors = {"weight": torch.rand(3, 4), "count": torch.tensor(7), "none": torch.zeros(0, 2)}
     safetensors.save_file(tensors, tmp_path / "model.safetensors")
@@ -326,8 +326,8 @@ def test_numbers_are_the_same_from_every_kind_of_file(tmp_path):
             torch.testing.assert_close(read[key], value, rtol=0, atol=0)
 
 
-def test_what_is_left_out_is_counted():
+def test_left_out_tensors_are_counted():
     state = {"a.weight": torch.zeros(2, 3), "a.bias": torch.zeros(2), "b": torch.zeros(4), "ca.": torch.zeros(1)}
-    kept, gone = leave_out(state, {r"a\.": ("A", "for the test"), r"d\.": ("D", "not there")})
+    kept, left_out = leave_out(state, {r"a\.": ("A", "for the test"), r"d\.": ("D", "not there")})
     assert list(kept) == ["b", "ca."]
-    assert [(one.what, one.why, one.tensors, one.numbers) for one in gone] == [("A", "for the test", 2, 8)]
+    assert [(one.name, one.reason, one.tensors, one.numbers) for one in left_out] == [("A", "for the test", 2, 8)]

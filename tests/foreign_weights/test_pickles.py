@@ -1,4 +1,4 @@
-"""A pickle's numbers are read without running it: files that would call something are refused, and call nothing."""
+"""Arrays are read from pickles without unpickling: files that would call a function are refused and call nothing."""
 
 import collections
 import os
@@ -26,7 +26,7 @@ ARRAYS = {
     "columns first": np.asfortranarray(np.arange(6, dtype=np.float16).reshape(2, 3)),
     "big-endian": np.arange(4, dtype=">i4"),
     "bytes": np.array([[0, 255]], np.uint8),
-    "truths": np.array([True, False]),
+    "booleans": np.array([True, False]),
 }
 
 
@@ -55,7 +55,7 @@ def test_plain_values_come_back_from_every_protocol(tmp_path, protocol):
 
 
 def test_a_file_of_python_2_is_latin_1(tmp_path):
-    # {'a': dtype('<f4') array [1.0]}, with byte strings throughout, as protocol 2 of Python 2 has them.
+    # {'a': dtype('<f4') array [1.0]} with byte strings, as protocol 2 of Python 2 writes it.
     program = (
         b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
         b"(K\x01K\x01\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
@@ -65,7 +65,7 @@ def test_a_file_of_python_2_is_latin_1(tmp_path):
 
 
 class Calls:
-    """Is pickled as the call of a function."""
+    """Object that is pickled as a function call."""
 
     def __init__(self, function, *arguments):
         self.function, self.arguments = function, arguments
@@ -100,7 +100,7 @@ FLOATS = (
 
 
 def array_of(shape, data):
-    """A dict with an array that claims this shape."""
+    """Pickle a dict with an array of a false shape."""
     sides = b"".join(b"\x8a\x08" + struct.pack("<q", side) for side in shape)
     state = b"(K\x01(" + sides + b"t" + FLOATS + b"\x89C" + bytes([len(data)]) + data + b"t"
     return b"\x80\x03}" + text("a") + RECONSTRUCT + state + b"bs."
@@ -124,20 +124,20 @@ MALICIOUS = {
     "an extension": (b"\x80\x02\x82\x01.", "the instruction EXT1"),
     "an array by its class": (b"\x80\x03cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85\x85R.", "a call of ndarray"),
     "a codec that grows": (b"\x80\x03c_codecs\nencode\n" + text("a") + text("hex") + b"\x86R.", "a call of encode"),
-    "a class that is changed": (b"\x80\x03cnumpy\nndarray\n}" + text("shape") + b"K\x00sb.", "a state of what"),
+    "a class that is changed": (b"\x80\x03cnumpy\nndarray\n}" + text("shape") + b"K\x00sb.", "a state of another type"),
     "objects": ({"a": np.array([{}], object)}, "an array of dtype 'O8'"),
-    "records": ({"a": np.zeros(2, [("x", "f4")])}, "a state of what is no array"),
+    "records": ({"a": np.zeros(2, [("x", "f4")])}, "a state of another type"),
     "dates": ({"a": np.zeros(2, "M8[s]")}, "dtype 'M8'"),
-    "a huge shape": (array_of((2**40,), b"1234"), r"claims the shape \(1099511627776,\) in 4 bytes"),
-    "a shape that overflows": (array_of((2**33, 2**31), b""), "claims the shape"),
-    "a negative shape": (array_of((-1, -1), b"1234"), "claims the shape"),
-    "an array that is never filled": (b"\x80\x03}" + text("a") + RECONSTRUCT + b"s.", "never filled"),
-    "deep tuples as a key": (b"\x80\x02})" + b"\x85" * 10**5 + b"Ns.", "keys that are no texts"),
+    "a huge shape": (array_of((2**40,), b"1234"), r"of shape \(1099511627776,\) in 4 bytes"),
+    "a shape that overflows": (array_of((2**33, 2**31), b""), "an array of shape .* in"),
+    "a negative shape": (array_of((-1, -1), b"1234"), "an array of shape .* in"),
+    "an array that is never filled": (b"\x80\x03}" + text("a") + RECONSTRUCT + b"s.", "an array without content"),
+    "deep tuples as a key": (b"\x80\x02})" + b"\x85" * 10**5 + b"Ns.", "keys other than strings and integers"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", [*MALICIOUS, "a reference to outside"])
-def test_what_is_more_than_numbers_is_refused_and_nothing_runs(tmp_path, monkeypatch, case):
+def test_other_content_is_refused_and_nothing_is_executed(tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
     content, message = MALICIOUS.get(case) or (persistent(tmp_path), "the instruction BINPERSID")
     path, before = written(tmp_path, content), set(sys.modules)
@@ -147,31 +147,31 @@ def test_what_is_more_than_numbers_is_refused_and_nothing_runs(tmp_path, monkeyp
     assert not (tmp_path / "executed").exists() and set(sys.modules) == before
 
 
-def test_these_files_would_run_if_they_were_unpickled(tmp_path, monkeypatch):
+def test_these_files_would_run_code_if_unpickled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for case in ("a call", "a name from the stack", "an instance"):
         pickle.loads(written(tmp_path, MALICIOUS[case][0]).read_bytes())
         (tmp_path / "executed").unlink()
 
 
-def test_a_text_is_not_encoded_without_end(tmp_path):
+def test_encoded_bytes_are_limited(tmp_path):
     long = text("a" * 1000)
     program = b"\x80\x03]c_codecs\nencode\nq\x00" + long + b"q\x01" + b"h\x00h\x01" + text("latin1") + b"\x86R"
     assert read_pickle(written(tmp_path, program + b".")) == b"a" * 1000
-    with pytest.raises(UserError, match="more bytes than the file has"):
+    with pytest.raises(UserError, match="strings of more bytes than the file has"):
         read_pickle(written(tmp_path, program + (b"h\x00h\x01" + text("latin1") + b"\x86R") * 20 + b"."))
 
 
-def test_a_deep_nest_breaks_nothing(tmp_path):
+def test_deep_nesting(tmp_path):
     read = read_pickle(written(tmp_path, b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"."))
     assert isinstance(read, list)
 
 
 @pytest.mark.parametrize("part", [0, 1, 10, 0.5, -1])
-def test_a_cut_file_is_refused(tmp_path, part):
+def test_a_truncated_file_is_refused(tmp_path, part):
     whole = pickle.dumps({"model": ARRAYS}, protocol=3)
     path = written(tmp_path, whole[: int(part * len(whole)) if isinstance(part, float) else part])
-    with pytest.raises(UserError, match="no pickle, or a damaged one") as error:
+    with pytest.raises(UserError, match="not a pickle, or a damaged one") as error:
         read_pickle(path)
     assert "\n" not in str(error.value)
 
@@ -190,12 +190,12 @@ def test_a_cut_file_is_refused(tmp_path, part):
         b"\x80\x03K\x01r\xff\xff\xff\x7f0.",  # a place in the memo for which a table would take gigabytes
     ],
 )
-def test_what_is_no_program_is_refused(tmp_path, content):
+def test_invalid_programs_are_refused(tmp_path, content):
     with pytest.raises(UserError, match=r"file\.pkl: ") as error:
         read_pickle(written(tmp_path, content))
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.pkl: No such file"):
         read_pickle(tmp_path / "none.pkl")

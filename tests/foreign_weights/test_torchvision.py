@@ -31,15 +31,15 @@ def regions(features: dict[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def calibrated(model: nn.Module) -> nn.Module:
-    """The model with random statistics near those of its activations, and outputs of order one."""
+    """Set random batch norm statistics near those of the activations, and scale the outputs to order one."""
     for name, norm in model.named_modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 1.0
             norm.weight.uniform_(0.5, 1.5)
             norm.bias.uniform_(-0.2, 0.2)
             if name.endswith("bn3"):
-                norm.weight *= 0.3  # a random network is chaotic, a trained one is not
-    model.backbone.body.conv1.weight *= 0.01  # so small a variance that eps matters
+                norm.weight *= 0.3  # a random network amplifies small differences, unlike a trained one
+    model.backbone.body.conv1.weight *= 0.01  # a variance so small that eps matters
     pixels = (torch.randint(0, 256, (2, 3, 96, 96)) / 255 - 0.45) / 0.23
     model.roi_heads.box_head.train()(regions(model.backbone.train()(pixels)))
     model.eval()
@@ -68,7 +68,7 @@ def v1_of_batch_norms() -> FasterRCNN:
 
 
 def v1(eps: float) -> FasterRCNN:
-    """As the published model is: frozen norms; before version 0.13 of torchvision with eps 0."""
+    """Return a model with frozen norms like the published one, whose eps was 0 before torchvision 0.13."""
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, norm_layer=partial(FrozenBatchNorm2d, eps=eps)
     )
@@ -91,7 +91,9 @@ def random_batch(images: int) -> list[Tensor]:
 def on_canvas(images: list[Tensor]) -> Images:
     sizes = torch.tensor([image.shape[1:] for image in images])
     height, width = (-(-sizes.amax(dim=0) // 32) * 32).tolist()
-    pixels = torch.full((len(images), 3, height, width), 255, dtype=torch.uint8)  # beyond an image anything may stand
+    pixels = torch.full(
+        (len(images), 3, height, width), 255, dtype=torch.uint8
+    )  # the canvas outside of an image may have any content
     for canvas, image in zip(pixels, images, strict=True):
         canvas[:, : image.shape[1], : image.shape[2]] = image
     return Images(pixels, sizes)
@@ -105,11 +107,11 @@ def imported(theirs: nn.Module, **options):
 
 
 def assert_same_detections(detections, row: int, expected: dict[str, Tensor]) -> None:
-    """One to one, whatever the order of equal scores."""
+    """Assert that detections match one to one, in any order of equal scores."""
     kept = detections.valid[row]
     boxes, scores, labels = detections.boxes[row, kept], detections.scores[row, kept], detections.labels[row, kept]
     assert len(boxes) == len(expected["boxes"]) > 0
-    # Of a box that the border left a sliver of, the corners say more than the IoU.
+    # For a box that is clipped to a sliver, the corners are a better measure than the IoU.
     near = (boxes[:, None] - expected["boxes"]).abs().amax(dim=-1) <= 1e-2
     same = (
         (near | (box_iou(boxes, expected["boxes"]) >= 0.999))
@@ -127,11 +129,11 @@ def assert_same_detections(detections, row: int, expected: dict[str, Tensor]) ->
 @torch.no_grad()
 def test_outputs_are_torchvisions(build, eps, request):
     theirs = build()
-    theirs.transform.train()  # where, and only where, it may skip the resizing
+    theirs.transform.train()  # resizing can be skipped only in training mode
     ours = imported(theirs, **eps)
     heads = []
     theirs.rpn.head.register_forward_hook(lambda _, __, output: heads.append(concat_box_prediction_layers(*output)))
-    # The published kinds see every batch; of the others one tells enough.
+    # The published variants are tested with all batches, the others with one.
     batches = BATCHES if request.node.callspec.id in ("v1", "v2") else [2]
     for images in map(random_batch, batches):
         expected = theirs([image / 255 for image in images])
@@ -155,7 +157,7 @@ def state() -> dict[str, Tensor]:
     return v1_of_batch_norms().state_dict()
 
 
-def test_files_of_old_versions_have_shorter_keys(state):
+def test_shorter_keys_of_old_versions(state):
     old = renamed(state, "rpn.head.conv.0.0.", "rpn.head.conv.")
     for level in range(4):
         for blocks in ("inner_blocks", "layer_blocks"):
@@ -165,7 +167,7 @@ def test_files_of_old_versions_have_shorter_keys(state):
     assert all(torch.equal(value, old[key]) for key, value in new.items())
 
 
-def test_a_state_in_half_precision_becomes_single(state):
+def test_half_precision_becomes_single(state):
     model = faster_rcnn_from_torchvision({key: value.half() for key, value in state.items()})
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
@@ -178,22 +180,25 @@ SCORES = "roi_heads.box_predictor.cls_score.weight"
     ("mend", "message"),
     [
         (lambda state: {}, "cls_score.bias: no scores"),
-        (lambda state: {key: value for key, value in state.items() if key != LOGITS}, "rpn.objectness.weight: nothing"),
-        (lambda state: state | {"roi_heads.other.weight": torch.zeros(1)}, "roi_heads.other.weight: not in"),
+        (
+            lambda state: {key: value for key, value in state.items() if key != LOGITS},
+            "rpn.objectness.weight: no value",
+        ),
+        (lambda state: state | {"roi_heads.other.weight": torch.zeros(1)}, "roi_heads.other.weight: unknown key"),
         (
             lambda state: state | {"backbone.body.layer4.3.conv1.weight": torch.zeros(1)},
-            "layer4.3.conv1.weight: not in",
+            "layer4.3.conv1.weight: unknown key",
         ),
         (lambda state: state | {"rpn.head.conv.bias": state["rpn.head.conv.0.0.bias"]}, "rpn.head.conv.bias: given tw"),
         (
             lambda state: state | {LOGITS: state[LOGITS][:2]},
-            r"cls_logits.weight: \[2, 256, 1, 1\] where \[3, 256, 1, 1",
+            r"cls_logits.weight: has shape \[2, 256, 1, 1\] instead of \[3, 256, 1, 1",
         ),
-        (lambda state: state | {SCORES: torch.tensor(0.0)}, r"cls_score.weight: \[\] where \[8, 1024\]"),
+        (lambda state: state | {SCORES: torch.tensor(0.0)}, r"cls_score.weight: has shape \[\] instead of \[8, 1024\]"),
         (lambda state: state | {SCORES: state[SCORES] * torch.nan}, "cls_score.weight: .* not finite"),
     ],
 )
-def test_a_state_that_does_not_fit_is_named(state, mend, message):
+def test_mismatched_keys_are_named(state, mend, message):
     with pytest.raises(UserError, match=message) as error:
         faster_rcnn_from_torchvision(mend(state))
     assert "\n" not in str(error.value)

@@ -33,7 +33,7 @@ def model(data) -> Detector:
 
 
 class Oracle:
-    """Detects the truths of a split, whatever the pixels show."""
+    """Detects the ground truth of a split."""
 
     def __init__(self, data: DetectionData):
         self.batches = iter(data.eval_loader(data.train))
@@ -53,7 +53,7 @@ def run(model, data, **options):
     return evaluate(model, data.eval_loader(data.train), data.train, torch.device("cpu"), **options)
 
 
-def test_who_finds_all_truths_has_full_marks(model, data, monkeypatch):
+def test_perfect_detections_have_perfect_metrics(model, data, monkeypatch):
     monkeypatch.setattr(model, "propose_and_detect", Oracle(data))
     metrics, evaluator = run(model, data)
     assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == metrics["VOC"]["mAP"] == pytest.approx(1.0)
@@ -62,7 +62,7 @@ def test_who_finds_all_truths_has_full_marks(model, data, monkeypatch):
     assert [prediction.image_id for prediction in evaluator.predictions] == [1, 2, 3, 4, 5]
 
 
-def test_results_on_disk_are_those_in_memory(model, data, tmp_path):
+def test_written_results_equal_those_returned(model, data, tmp_path):
     metrics, evaluator = run(model, data)
     write_results(tmp_path / "eval", metrics, evaluator)
     assert json.loads((tmp_path / "eval" / "metrics.json").read_text()) == metrics
@@ -75,7 +75,7 @@ def test_results_on_disk_are_those_in_memory(model, data, tmp_path):
         assert x + width <= sizes[result["image_id"]][0] + 0.01 and y + height <= sizes[result["image_id"]][1] + 0.01
 
 
-def test_nothing_found_is_a_result(model, data, tmp_path, monkeypatch):
+def test_no_detections(model, data, tmp_path, monkeypatch):
     def nothing(images, given) -> tuple[Proposals, Detections]:
         boxes, none = torch.zeros(len(images.sizes), 1, 4), torch.zeros(len(images.sizes), 1)
         return Proposals(boxes, none, none > 0), Detections(boxes, none, none.long(), none > 0)
@@ -86,7 +86,7 @@ def test_nothing_found_is_a_result(model, data, tmp_path, monkeypatch):
     assert metrics["AP"] == 0.0 and json.loads((tmp_path / "predictions.json").read_text()) == []
 
 
-def test_what_was_trained_on_the_cpu_is_evaluated_there(monkeypatch):
+def test_a_detector_trained_on_the_cpu_is_evaluated_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert _device("cpu") == torch.device("cpu")

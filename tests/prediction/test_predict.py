@@ -19,26 +19,29 @@ from pycocotools.coco import COCO
 
 from detect.data.decode import decode
 from detect.errors import UserError
-from detect.prediction import parts as module_parts
+from detect.files import atomic
 from detect.prediction import predict as module
-from detect.prediction import sources
-from detect.prediction import video as film_module
-from detect.prediction.listing import listing
-from detect.prediction.parts import Parts, whole
-from detect.prediction.predict import Outcome, predict, shard_of
+from detect.prediction import video as video_module
+from detect.prediction.listing import list_sources
+from detect.prediction.output_folder import OutputFolder
+from detect.prediction.predict import Outcome, parse_shard, predict
 from detect.prediction.result import Result
 from detect.prediction.sources import frames, video_info
+from detect.prediction.sources import video as sources_video
 
 FILES = ["images.json", "predictions.csv", "predictions.json"]
 
 
 class Fake:
-    """Finds one object, whose score and class follow from the red of the image, and none where that is 0."""
+    """Detector of one object, whose score and class follow from the red of the image, or of none if red is 0."""
 
     classes, category_ids = ("cat", "dög"), (7, 3)
 
     def __init__(self, fail_after=None):
         self.fail_after, self.seen, self.options, self.alive, self.most = fail_after, [], [], [], 0
+
+    def check_options(self, **options):
+        pass
 
     def predict(self, source, **options):
         self.options.append(options)
@@ -62,7 +65,7 @@ class Fake:
             size=(height, width),
             path=frame.path,
             index=frame.index,
-            pixels=None if frame.again else frame.pixels,
+            pixels=None if frame.reloadable else frame.pixels,
         )
 
 
@@ -82,7 +85,7 @@ def write_video(path, count=5, fps=12.5, size=(48, 32)) -> Path:
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Seven images of red 10, 20, … 70 in the order of their names, and one among them that is none."""
+    """Seven images of red 10, 20, … 70 in the order of their names, and a file among them that is no image."""
     for i in range(7):
         write_image(tmp_path / "photos" / f"{i}.png", 10 * (i + 1))
     (tmp_path / "photos" / "3.broken.jpg").write_bytes(b"none")
@@ -91,7 +94,7 @@ def photos(tmp_path) -> Path:
 
 @pytest.fixture
 def run(tmp_path):
-    """`predict` with the checkpoint and, unless they are given, the model and the folder `out`."""
+    """`predict` with a checkpoint and, by default, a `Fake` model and the folder `out`."""
     (tmp_path / "best.ckpt").write_bytes(b"weights")
 
     def run(*given, model=None, out=tmp_path / "out", **options):
@@ -101,7 +104,7 @@ def run(tmp_path):
 
 
 def tree(folder) -> list[str]:
-    """Its files, hidden ones too, relative to it."""
+    """Return all files in a folder, hidden ones included, relative to it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
@@ -119,7 +122,7 @@ def test_torch_is_not_needed():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.split() == [b"False"]
 
 
-# What is written
+# Written files
 
 
 def test_every_file_by_hand(tmp_path, run):
@@ -161,14 +164,14 @@ def test_every_file_by_hand(tmp_path, run):
 
 def test_images_and_predictions_are_a_coco_data_set_with_its_results(tmp_path, photos, run, capsys):
     run(photos)
-    truth = COCO(str(tmp_path / "out" / "images.json"))
-    results = truth.loadRes(str(tmp_path / "out" / "predictions.json"))
+    coco = COCO(str(tmp_path / "out" / "images.json"))
+    results = coco.loadRes(str(tmp_path / "out" / "predictions.json"))
     assert sorted(results.getImgIds()) == [1, 2, 3, 4, 5, 6, 7]
     assert [one["category_id"] for one in results.loadAnns(results.getAnnIds())] == [7] * 7
-    assert truth.loadCats(3)[0]["name"] == "dög"
+    assert coco.loadCats(3)[0]["name"] == "dög"
 
 
-def test_nothing_found_is_an_empty_list(tmp_path, run):
+def test_no_detections_are_an_empty_list(tmp_path, run):
     run(write_image(tmp_path / "a.png", 0))
     assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
     assert len(rows(tmp_path / "out")) == 1
@@ -176,16 +179,16 @@ def test_nothing_found_is_an_empty_list(tmp_path, run):
 
 
 @pytest.mark.parametrize("save", [["csv"], ["coco"], ["pictures"], ["csv", "pictures"]])
-def test_only_what_is_to_be_saved_is(tmp_path, run, save):
+def test_save_chooses_the_files(tmp_path, run, save):
     run(write_image(tmp_path / "x" / "a.jpg", 9), save=save)
     of = {"csv": ["predictions.csv"], "coco": ["predictions.json", "images.json"], "pictures": ["pictures/a.jpg"]}
     assert tree(tmp_path / "out") == sorted(["manifest.json", *(name for kind in save for name in of[kind])])
 
 
-def test_many_images_have_pictures_only_on_demand(tmp_path, photos, run, monkeypatch):
-    monkeypatch.setattr(module, "PICTURES", 8)
+def test_many_images_have_pictures_only_on_request(tmp_path, photos, run, monkeypatch):
+    monkeypatch.setattr(module, "MAX_PICTURES", 8)
     run(photos, out=tmp_path / "few")
-    monkeypatch.setattr(module, "PICTURES", 7)
+    monkeypatch.setattr(module, "MAX_PICTURES", 7)
     run(photos, out=tmp_path / "many")
     run(photos, out=tmp_path / "asked", save=["pictures"])
     assert [(tmp_path / name / "pictures").exists() for name in ("few", "many", "asked")] == [True, False, True]
@@ -215,27 +218,30 @@ def test_files_of_one_name_have_pictures_of_their_own(tmp_path, run, monkeypatch
     )
 
 
-def test_a_name_of_the_longest_kind(tmp_path, run):
+def test_the_longest_names(tmp_path, run):
     names = [f"{letter * 251}.png" for letter in "ab"]
     assert run(*(write_image(tmp_path / "x" / name, 9) for name in names)).predicted == 2
     pictures = tree(tmp_path / "out" / "pictures")
     assert [name.endswith(".png.jpg") and len(name) < 256 for name in pictures] == [True, True]
+    name = f"{'c' * 246}.jpg"  # short enough for the picture, but not for its draft if that had more letters
+    assert run(write_image(tmp_path / "y" / name, 9), out=tmp_path / "jpg").predicted == 1
+    assert tree(tmp_path / "jpg" / "pictures") == [name]
 
 
-def test_no_picture_leaves_the_folder(tmp_path):
+def test_output_paths_stay_in_the_folder(tmp_path):
     lists = [["../a.png"], ["/a.png", "b.png"], ["../../a.png", "../b/../c.png"], ["../a.mp4"]]
     for names in lists:
-        listed = listing([sources_path(tmp_path, name) for name in names], tmp_path / "out")
+        listed = list_sources([sources_path(tmp_path, name) for name in names], tmp_path / "out")
         for name in listed.names:
-            target = listed.target(name, ".jpg")
+            target = listed.output_path(name, ".jpg")
             assert not target.is_absolute() and ".." not in target.parts
-    listed = listing(["http://h/../../a.png?x=/../b", "http://h/a.png", "camera:0"], tmp_path, download=True)
-    targets = [listed.target(name, ".jpg") for name in listed.names]
+    listed = list_sources(["http://h/../../a.png?x=/../b", "http://h/a.png", "camera:0"], tmp_path, download=True)
+    targets = [listed.output_path(name, ".jpg") for name in listed.names]
     assert len(set(targets)) == 3 and all(len(target.parts) == 1 for target in targets)
 
 
 def sources_path(folder, name) -> Path:
-    """A file that is named from a folder which is deep enough."""
+    """Make an empty file, by its path relative to a deep folder."""
     deep = folder / "d" / "e"
     deep.mkdir(parents=True, exist_ok=True)
     path = deep / name.lstrip("/")
@@ -244,7 +250,7 @@ def sources_path(folder, name) -> Path:
     return path
 
 
-def test_a_name_that_is_no_text_keeps_its_bytes(tmp_path, run):
+def test_a_name_that_is_not_valid_text_keeps_its_bytes(tmp_path, run):
     name = os.fsdecode(b"\xff.jpg")
     try:
         path = write_image(tmp_path / "x" / name, 9)
@@ -255,21 +261,21 @@ def test_a_name_that_is_no_text_keeps_its_bytes(tmp_path, run):
     assert b"/\xff.jpg,,0.1" in (tmp_path / "out" / "predictions.csv").read_bytes()
 
 
-def test_a_class_of_commas_and_quotes_is_one_field(tmp_path, run):
+def test_a_class_name_with_commas_and_quotes_is_one_field(tmp_path, run):
     model = Fake()
     model.classes = ('a "b", c', "=d\n")
     run(write_image(tmp_path / "a.png", 2), write_image(tmp_path / "b.png", 3), model=model)
     assert [row[-1] for row in rows(tmp_path / "out")[1:]] == ['a "b", c', "=d\n"]
 
 
-def test_a_name_with_the_end_of_a_line_is_one_field(tmp_path, run):
+def test_a_name_with_a_line_end_is_one_field(tmp_path, run):
     paths = [write_image(tmp_path / "x" / name, 9) for name in ("a\nb.png", "a\rb.png")]
     run(*paths)
     assert [row[0] for row in rows(tmp_path / "out")[1:]] == list(map(str, paths))
 
 
-def test_what_is_too_large_to_be_drawn_is_told_and_its_results_are_there(tmp_path, run, monkeypatch):
-    monkeypatch.setattr(module, "_LONGEST", 40)
+def test_results_that_are_too_large_to_draw_are_still_written(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_JPEG_SIDE", 40)
     long = write_video(tmp_path / "long.avi", size=(9000, 32))
     images = write_image(tmp_path / "a.png", 9), write_image(tmp_path / "b.png", 9, (40, 8))
     outcome = run(long, *images)
@@ -286,20 +292,20 @@ def test_what_is_too_large_to_be_drawn_is_told_and_its_results_are_there(tmp_pat
 
 
 def test_the_largest_picture_can_be_written(tmp_path):
-    Image.new("RGB", (module._LONGEST, 1)).save(tmp_path / "a.jpg")
+    Image.new("RGB", (module._MAX_JPEG_SIDE, 1)).save(tmp_path / "a.jpg")
     with pytest.raises(OSError):
-        Image.new("RGB", (module._LONGEST + 1, 1)).save(tmp_path / "b.jpg")
+        Image.new("RGB", (module._MAX_JPEG_SIDE + 1, 1)).save(tmp_path / "b.jpg")
 
 
 def test_the_options_reach_the_model(photos, run):
     model = Fake()
     run(photos, model=model, options={"score": 0.5, "batch_size": 4})
-    assert len(model.options) == 3 and model.options[2] == {"score": 0.5, "batch_size": 4}  # eight images in two parts
+    assert len(model.options) == 2 and model.options[1] == {"score": 0.5, "batch_size": 4}  # eight images in two parts
 
 
-def test_options_of_no_meaning_leave_nothing(tmp_path, photos, run):
+def test_invalid_options_leave_no_folder(tmp_path, photos, run):
     class Strict(Fake):
-        def predict(self, source, **options):
+        def check_options(self, **options):
             raise UserError("score: 2; give a number from 0 to 1")
 
     with pytest.raises(UserError, match="score: 2"):
@@ -307,49 +313,51 @@ def test_options_of_no_meaning_leave_nothing(tmp_path, photos, run):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_may_go_on_in_other_batches(tmp_path, photos, run):
+def test_a_run_can_continue_with_another_batch_size(tmp_path, photos, run):
     run(photos, out=tmp_path / "one")
     with pytest.raises(RuntimeError, match="killed"):
         run(photos, model=Fake(fail_after=5), options={"batch_size": 4})
     model = Fake()
     assert run(photos, model=model, options={"batch_size": 2}).merged
-    assert len(model.options) == 2 and [Path(path).name for path in model.seen] == ["3.png", "4.png", "5.png", "6.png"]
+    assert len(model.options) == 1 and [Path(path).name for path in model.seen] == ["3.png", "4.png", "5.png", "6.png"]
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
 
 
-# What cannot be read
+# Unreadable images
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_is_whole(tmp_path, photos, run, capsys):
+def test_unreadable_images_are_left_out(tmp_path, photos, run, capsys):
     outcome = run(photos)
     assert outcome.predicted == 7 and outcome.merged
     assert len(outcome.left_out) == 1 and str(photos / "3.broken.jpg") in outcome.left_out[0]
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 7
-    assert run(photos) == Outcome(0, True, 7, 7, outcome.left_out)  # it is told again
-    assert capsys.readouterr() == ("", "")  # no bar where nobody looks
+    assert run(photos) == Outcome(0, True, 7, 7, outcome.left_out)  # it is reported again
+    assert capsys.readouterr() == ("", "")  # no progress bar without a terminal
 
 
-def test_nothing_can_be_read(tmp_path, run):
+def test_no_image_can_be_read(tmp_path, run):
     (tmp_path / "a.png").write_bytes(b"none")
     outcome = run(tmp_path / "a.png")
     assert (outcome.predicted, len(outcome.left_out)) == (0, 1)
     assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
 
 
-def test_what_is_no_source_is_refused_before_anything_is_written(tmp_path, run):
+def test_missing_sources_are_refused_before_anything_is_written(tmp_path, run):
     for source in (tmp_path / "gone.png", tmp_path / "*.gif"):
         with pytest.raises(UserError, match=r"gone\.png|no image or video matches"):
             run(source)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_address_is_fetched_only_when_asked(tmp_path, run):
-    with pytest.raises(UserError, match=r"http://localhost/a\.png: nothing is fetched .* allow it with --download"):
+def test_web_addresses_need_permission(tmp_path, run):
+    with pytest.raises(
+        UserError, match=r"http://localhost/a\.png: downloads are disabled; enable them with --download"
+    ):
         run("http://localhost/a.png", write_image(tmp_path / "a.png", 9))
     assert not (tmp_path / "out").exists()
 
 
-def test_without_workers_nothing_is_begun(tmp_path, photos, run):
+def test_invalid_workers_leave_no_folder(tmp_path, photos, run):
     with pytest.raises(UserError, match="--workers: -1; give 1 or more"):
         run(photos, workers=-1)
     assert not (tmp_path / "out").exists()
@@ -358,7 +366,7 @@ def test_without_workers_nothing_is_begun(tmp_path, photos, run):
 # Videos and cameras
 
 
-def test_a_video_comes_back_with_boxes(tmp_path, run):
+def test_an_annotated_video(tmp_path, run):
     video, photo = write_video(tmp_path / "clip.avi"), write_image(tmp_path / "a.png", 9)
     assert run(video, photo).predicted == 6
     out = tmp_path / "out"
@@ -384,19 +392,19 @@ def test_a_damaged_video_is_left_out(tmp_path, run):
         assert not (tmp_path / save / "videos").exists()
 
 
-def test_a_video_that_tells_no_frame_rate(tmp_path, run, monkeypatch):
+def test_a_video_without_frame_rate(tmp_path, run, monkeypatch):
     video, real = write_video(tmp_path / "clip.avi"), module.video_info
 
-    def tells_none(path):
-        raise UserError("the video tells no frame rate")
+    def no_frame_rate(path):
+        raise UserError("the video has no frame rate")
 
-    monkeypatch.setattr(module, "video_info", tells_none)
+    monkeypatch.setattr(module, "video_info", no_frame_rate)
     assert run(video).predicted == 5
     assert real(tmp_path / "out" / "videos" / "clip.avi.mp4").fps == 25
 
 
 class Camera:
-    """Stands for OpenCV's capture: Ctrl-C is pressed while its fourth frame is read."""
+    """Camera during whose fourth frame Ctrl-C is pressed."""
 
     name = "camera:0"
 
@@ -414,10 +422,10 @@ class Camera:
 
 
 def test_a_camera_is_written_until_ctrl_c(tmp_path, run, monkeypatch):
-    real = sources._Capture
-    monkeypatch.setattr(sources, "_Capture", lambda source: Camera(source) if source == 0 else real(source))
-    clock = iter(np.arange(100) * 0.1)  # a prediction takes two and a half frames of the video
-    monkeypatch.setattr(film_module.time, "monotonic", lambda: next(clock))
+    real = sources_video._Capture
+    monkeypatch.setattr(sources_video, "_Capture", lambda source: Camera(source) if source == 0 else real(source))
+    clock = iter(np.arange(100) * 0.1)  # a prediction takes as long as two and a half frames of the video
+    monkeypatch.setattr(video_module.time, "monotonic", lambda: next(clock))
     before = signal.getsignal(signal.SIGINT)
     outcome = run("camera:0")
     assert signal.getsignal(signal.SIGINT) is before
@@ -425,23 +433,23 @@ def test_a_camera_is_written_until_ctrl_c(tmp_path, run, monkeypatch):
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 4
     (video,) = (tmp_path / "out" / "videos").iterdir()
     assert video.suffix == ".mp4" and "camera" in video.name
-    # The four are written 0.1, 0.2, 0.3 and 0.4 seconds after the start, when floor(25 t) + 1 frames are due.
+    # They are written 0.1, 0.2, 0.3 and 0.4 seconds after the start, when floor(25 t) + 1 frames are due.
     assert video_info(video).frames == 11
     with pytest.raises(UserError, match="camera:0 cannot be shared"):
         run("camera:0", shard=(1, 2), out=tmp_path / "shared")
 
 
-def test_of_a_fast_camera_not_every_frame_is_kept(tmp_path, monkeypatch):
+def test_frames_of_a_fast_camera_are_dropped(tmp_path, monkeypatch):
     clock = iter(np.arange(100) * 0.01)
-    monkeypatch.setattr(film_module.time, "monotonic", lambda: next(clock))
-    with film_module.film(tmp_path / "a.mp4", None) as write:
+    monkeypatch.setattr(video_module.time, "monotonic", lambda: next(clock))
+    with video_module.video_writer(tmp_path / "a.mp4", None) as write:
         for _ in range(10):
             write(np.zeros((32, 48, 3), np.uint8))
     assert video_info(tmp_path / "a.mp4").frames == 3  # floor(25 * 0.1) + 1
 
 
-def test_a_picture_of_another_size_is_made_to_fit_the_video(tmp_path):
-    with film_module.film(tmp_path / "a.mp4", 10) as write:
+def test_a_picture_of_another_size_is_resized(tmp_path):
+    with video_module.video_writer(tmp_path / "a.mp4", 10) as write:
         for shape in [(32, 48, 3), (64, 20, 3), (32, 48, 3)]:
             write(np.full(shape, 200, np.uint8))
     read = [frame.pixels for frame in frames(tmp_path / "a.mp4")]
@@ -449,10 +457,10 @@ def test_a_picture_of_another_size_is_made_to_fit_the_video(tmp_path):
     assert all(np.abs(pixels.astype(int) - 200).max() < 8 for pixels in read)
 
 
-def test_a_picture_that_no_video_can_hold(tmp_path):
+def test_a_picture_too_small_for_a_video(tmp_path):
     with (
         pytest.raises(UserError, match="no video of 1 × 1 pixels can be written"),
-        film_module.film(tmp_path / "a.mp4", 10) as write,
+        video_module.video_writer(tmp_path / "a.mp4", 10) as write,
     ):
         write(np.zeros((1, 1, 3), np.uint8))
 
@@ -460,7 +468,7 @@ def test_a_picture_that_no_video_can_hold(tmp_path):
 def test_a_second_ctrl_c_interrupts():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     try:
-        with pytest.raises(KeyboardInterrupt), film_module.stopped_by_interrupt() as stopped:
+        with pytest.raises(KeyboardInterrupt), video_module.stop_on_interrupt() as stopped:
             signal.raise_signal(signal.SIGINT)
             assert stopped.is_set()
             signal.raise_signal(signal.SIGINT)
@@ -468,17 +476,17 @@ def test_a_second_ctrl_c_interrupts():
         signal.signal(signal.SIGINT, before)
 
 
-# Whatever ends it
+# Interrupted runs
 
 
-def test_a_run_that_was_killed_goes_on(tmp_path, photos, run):
+def test_a_killed_run_continues(tmp_path, photos, run):
     run(photos, out=tmp_path / "undisturbed")
     with pytest.raises(RuntimeError, match="killed"):
         run(photos, model=Fake(fail_after=3))
     out = tmp_path / "out"
     assert len(tree(out / "parts")) == 4 and not (out / "predictions.json").exists()
-    # What a process leaves that has no time for anything, in each place where it writes.
-    for name in ("parts/.draft-0.jsonl", "parts/.draft-1.jpg", ".draft-2.json", "parts/.draft-3.mp4"):
+    # Drafts that a killed process leaves, in each folder that it writes to.
+    for name in ("parts/.000003.0.part.jsonl", "parts/.a.1.part.jpg", ".manifest.2.part.json", "parts/.b.3.part.mp4"):
         (out / name).write_bytes(b"{")
     model = Fake()
     assert run(photos, model=model).merged
@@ -489,7 +497,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path, photos, run):
     assert run(photos, model=finished).merged and finished.seen == []
 
 
-def test_a_part_that_is_there_has_its_pictures(tmp_path, photos, run, monkeypatch):
+def test_a_written_part_has_its_pictures(tmp_path, photos, run, monkeypatch):
     def full_after(written, real=Result.plot):
         left = iter(range(written))
 
@@ -511,7 +519,7 @@ def test_a_part_that_is_there_has_its_pictures(tmp_path, photos, run, monkeypatc
     assert tree(tmp_path / "out") == tree(tmp_path / "undisturbed")
 
 
-def test_a_process_that_is_killed_loses_the_part_at_work_alone(tmp_path, photos):
+def test_a_killed_process_loses_only_the_unfinished_part(tmp_path, photos):
     (tmp_path / "best.ckpt").write_bytes(b"weights")
     code = f"""
 import importlib.util, os, signal, sys
@@ -540,8 +548,8 @@ def test_parts_of_several_images(tmp_path, run):
     for i in range(131):
         write_image(tmp_path / "photos" / f"{i:03}.png", i, (4, 3))
     write_video(tmp_path / "photos" / "050.avi", 3)
-    listed = listing([tmp_path / "photos"], tmp_path / "out")
-    assert [listed.size(batch) for batch in (1, 2, 3, 8)] == [3, 4, 3, 8]
+    listed = list_sources([tmp_path / "photos"], tmp_path / "out")
+    assert [listed.part_size(batch) for batch in (1, 2, 3, 8)] == [3, 4, 3, 8]
     sizes = [len(part) for part in listed.parts(3)]
     assert sum(sizes) == 132 and set(sizes) == {1, 2, 3}
     assert [part for part in listed.parts(8) if part[0].endswith("avi")] == [[str(tmp_path / "photos" / "050.avi")]]
@@ -549,42 +557,44 @@ def test_parts_of_several_images(tmp_path, run):
         run(tmp_path / "photos", model=Fake(fail_after=100), save=["coco"])
     model = Fake()
     assert run(tmp_path / "photos", model=model, save=["coco"]).merged
-    assert 34 <= len(model.seen) <= 36  # of 134, but those of the part that was at work
+    assert 34 <= len(model.seen) <= 36  # of 134, and those of the unfinished part
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert len(predictions) == 130 + 2 and len({one["image_id"] for one in predictions}) == 132
 
 
-def test_another_run_is_not_mixed_in(tmp_path, photos, run):
+def test_another_run_is_refused(tmp_path, photos, run):
     run(photos, options={"score": 0.5})
     out = tmp_path / "out"
     before = contents(out)
-    with pytest.raises(UserError, match=r"with score 0\.5 and not 0\.25; give the same options or another --out"):
+    with pytest.raises(UserError, match=r"with score 0\.5 instead of 0\.25; give the same options or another --out"):
         run(photos, options={"score": 0.25})
-    with pytest.raises(UserError, match=r"with score 0\.5 and not None"):
+    with pytest.raises(UserError, match=r"with score 0\.5 instead of None"):
         run(photos)
-    with pytest.raises(UserError, match=r"save .*pictures.* and not .*csv"):
+    with pytest.raises(UserError, match=r"save .*pictures.* instead of .*csv"):
         run(photos, options={"score": 0.5}, save=["csv"])
     write_image(photos / "new.png", 9)
-    with pytest.raises(UserError, match="images 8 and not 9"):
+    with pytest.raises(UserError, match="images 8 instead of 9"):
         run(photos, options={"score": 0.5})
     (photos / "new.png").unlink()
     (photos / "6.png").rename(photos / "7.png")
-    with pytest.raises(UserError, match=r"list of files .* and not "):
+    with pytest.raises(UserError, match=r"list of files .* instead of "):
         run(photos, options={"score": 0.5})
     (photos / "7.png").rename(photos / "6.png")
     (tmp_path / "best.ckpt").write_bytes(b"others")
-    with pytest.raises(UserError, match=r"checkpoint .* and not ") as told:
+    with pytest.raises(UserError, match=r"checkpoint .* instead of ") as error:
         run(photos, options={"score": 0.5})
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     (tmp_path / "best.ckpt").write_bytes(b"weights")
-    assert run(photos, options={"score": 0.5, "batch_size": 8, "device": "cuda:1"}).merged  # how, and not what
+    assert run(
+        photos, options={"score": 0.5, "batch_size": 8, "device": "cuda:1"}
+    ).merged  # these affect speed, not results
     assert contents(out) == before
 
 
 # Shards
 
 
-def test_shards_merge_to_what_one_run_gives(tmp_path, photos, run):
+def test_merged_shards_equal_a_single_run(tmp_path, photos, run):
     write_video(photos / "5.avi")
     run(photos, out=tmp_path / "one")
     outcomes, seen = [], []
@@ -600,7 +610,7 @@ def test_shards_merge_to_what_one_run_gives(tmp_path, photos, run):
     assert outcomes[-1].left_out == run(photos, out=tmp_path / "one").left_out
 
 
-def test_a_run_without_shards_does_what_a_shard_left(tmp_path, photos, run):
+def test_a_run_without_a_shard_does_the_rest(tmp_path, photos, run):
     run(photos, out=tmp_path / "one")
     run(photos, shard=(2, 2))
     model = Fake()
@@ -622,31 +632,31 @@ def test_a_shard_out_of_range_is_refused(photos, run, shard):
         run(photos, shard=shard)
 
 
-def test_the_text_of_a_shard():
-    assert shard_of("2/8") == (2, 8)
+def test_parsing_a_shard():
+    assert parse_shard("2/8") == (2, 8)
     for text in ("", "2", "2/", "/8", "a/8", "2/8/1", "-1/8", "1.0/2"):
         with pytest.raises(UserError, match=r"--shard: .*; give i/n"):
-            shard_of(text)
+            parse_shard(text)
 
 
-def test_two_that_merge_at_once_write_the_same(tmp_path, photos, run, monkeypatch):
+def test_two_processes_that_merge_write_the_same(tmp_path, photos, run, monkeypatch):
     run(photos, out=tmp_path / "one")
     finished = []
     with monkeypatch.context() as patch:
-        patch.setattr(Parts, "merge", lambda *_: None)
+        patch.setattr(OutputFolder, "merge", lambda *_: None)
         run(photos)
-    parts = lambda: Parts(tmp_path / "out", json.loads((tmp_path / "out" / "manifest.json").read_text())["asked"], 1)  # noqa: E731
-    # The second begins, and has read some parts, before the first has finished and removed them.
-    slow, real = parts(), Parts._lines
+    settings = json.loads((tmp_path / "out" / "manifest.json").read_text())["asked"]
+    # The second process has read some parts when the first one finishes and removes them.
+    slow, real = OutputFolder(tmp_path / "out", settings, 1), OutputFolder._read_parts
 
     def interrupted(self, *given):
         for number, line in enumerate(real(self, *given)):
             if number == 4 and self is slow:
-                parts().merge(8)
+                OutputFolder(tmp_path / "out", settings, 1).merge(8)
                 finished.append(contents(tmp_path / "out"))
             yield line
 
-    monkeypatch.setattr(Parts, "_lines", interrupted)
+    monkeypatch.setattr(OutputFolder, "_read_parts", interrupted)
     with pytest.raises(FileNotFoundError):
         slow.merge(8)
     assert finished == [contents(tmp_path / "one")] == [contents(tmp_path / "out")]
@@ -654,31 +664,31 @@ def test_two_that_merge_at_once_write_the_same(tmp_path, photos, run, monkeypatc
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_of_two_that_begin_at_once_the_first_says_how(tmp_path, monkeypatch, links):
-    """The slower one has written its manifest, but not put it in place, when the other does."""
-    real, asked = module_parts._linked, {"save": []}
+def test_of_two_processes_that_start_the_first_writes_the_manifest(tmp_path, monkeypatch, links):
+    """The second process writes its manifest after the first has written, but not renamed, its own."""
+    real, asked = atomic._link, {"save": []}
 
     def slow(draft, path):
-        monkeypatch.setattr(module_parts, "_linked", real)
-        assert Parts(tmp_path / "out", asked, 1).size == 1
+        monkeypatch.setattr(atomic, "_link", real)
+        assert OutputFolder(tmp_path / "out", asked, 1).part_size == 1
         return real(draft, path)
 
-    monkeypatch.setattr(module_parts, "_linked", slow)
+    monkeypatch.setattr(atomic, "_link", slow)
     if not links:
         monkeypatch.setattr(Path, "hardlink_to", Mock(side_effect=PermissionError))
-    assert Parts(tmp_path / "out", asked, 16).size == (1 if links else 16)
+    assert OutputFolder(tmp_path / "out", asked, 16).part_size == (1 if links else 16)
     assert tree(tmp_path / "out") == ["manifest.json"]
 
 
-def test_whoever_is_overtaken_has_finished_too(tmp_path, photos, run, monkeypatch):
-    real = Parts.merge
+def test_a_run_that_another_process_merges_is_complete(tmp_path, photos, run, monkeypatch):
+    real = OutputFolder.merge
 
     def overtaken(self, *given):
-        monkeypatch.setattr(Parts, "merge", real)
+        monkeypatch.setattr(OutputFolder, "merge", real)
         assert run(photos).merged
         real(self, *given)
 
-    monkeypatch.setattr(Parts, "merge", overtaken)
+    monkeypatch.setattr(OutputFolder, "merge", overtaken)
     outcome = run(photos)
     assert outcome.merged and len(outcome.left_out) == 1
     assert not (tmp_path / "out" / "parts").exists()
@@ -705,24 +715,24 @@ def test_many_processes_in_one_folder(tmp_path, photos, run):
 # The folder
 
 
-def test_a_folder_of_other_things_is_refused(tmp_path, photos, run):
+def test_a_folder_with_other_files_is_refused(tmp_path, photos, run):
     (tmp_path / "file").write_text("mine")
     write_image(photos / "album" / "a.png", 9)
     with pytest.raises(UserError, match=r"file: this is a file; give another --out"):
         run(photos, out=tmp_path / "file")
     with pytest.raises(UserError, match="Not a directory"):
         run(photos, out=tmp_path / "file" / "below")
-    with pytest.raises(UserError, match="the folder holds something else"):
+    with pytest.raises(UserError, match="the folder has other files"):
         run(photos, out=photos / "album")
     (tmp_path / "manifests").mkdir()
     for text in ("", "{", "[]", "{}", '{"asked": 1}', "null"):
         (tmp_path / "manifests" / "manifest.json").write_text(text)
-        with pytest.raises(UserError, match=r"manifest\.json: no manifest of detect predict"):
+        with pytest.raises(UserError, match=r"manifest\.json: not a manifest of detect predict"):
             run(photos, out=tmp_path / "manifests")
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, photos, run, monkeypatch):
+def test_a_folder_without_write_permission(tmp_path, photos, run, monkeypatch):
     def refuse(*given, **options):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "out"))
 
@@ -737,17 +747,17 @@ def test_a_full_disk_while_merging(tmp_path, photos, run, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device") as told:
+    with pytest.raises(UserError, match="No space left on device") as error:
         run(photos)
-    assert "\n" not in str(told.value) and str(tmp_path / "out") in str(told.value)
+    assert "\n" not in str(error.value) and str(tmp_path / "out") in str(error.value)
     monkeypatch.undo()
     model = Fake()
     assert run(photos, model=model).merged and model.seen == []
 
 
-def test_a_video_that_is_not_whole_is_no_video(tmp_path, run, monkeypatch):
-    monkeypatch.setattr(film_module, "_length", lambda path: 2)
-    with pytest.raises(UserError, match="the video could not be written whole; free some space"):
+def test_an_incomplete_video_is_removed(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(video_module, "_count_frames", lambda path: 2)
+    with pytest.raises(UserError, match="the video could not be written completely; free some space"):
         run(write_video(tmp_path / "clip.avi"))
     assert tree(tmp_path / "out") == ["manifest.json"]
 
@@ -757,26 +767,26 @@ def test_a_missing_checkpoint(tmp_path, photos):
         predict(Fake(), [photos], tmp_path / "out", checkpoint=tmp_path / "gone.ckpt")
 
 
-def test_the_folder_of_a_run_is_no_source_of_it(tmp_path, photos, run):
+def test_files_in_the_output_folder_are_no_sources(tmp_path, photos, run):
     out = photos / "out"
     with pytest.raises(RuntimeError, match="killed"):
         run(photos, out=out, model=Fake(fail_after=3))
     assert tree(out / "pictures")
     assert run(photos, out=out).merged
     assert len(json.loads((out / "predictions.json").read_text())) == 7
-    with pytest.raises(UserError, match="all that is there is in"):
+    with pytest.raises(UserError, match="all images are in"):
         run(out / "pictures", out=out)
 
 
-def test_whole_or_not_at_all(tmp_path):
+def test_files_are_written_completely_or_not_at_all(tmp_path):
     target = tmp_path / "deep" / "a.txt"
-    with whole(target, tmp_path):
+    with atomic.atomic_write(target, tmp_path):
         pass
     assert tree(tmp_path) == []
-    with whole(target, tmp_path) as draft:
+    with atomic.atomic_write(target, tmp_path) as draft:
         draft.write_text("one")
         assert draft.suffix == ".txt" and not target.exists()
-    with pytest.raises(ValueError, match="half"), whole(target, tmp_path) as draft:
+    with pytest.raises(ValueError, match="half"), atomic.atomic_write(target, tmp_path) as draft:
         draft.write_text("tw")
         raise ValueError("half")
     assert target.read_text() == "one" and tree(tmp_path) == ["deep/a.txt"]

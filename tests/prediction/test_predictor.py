@@ -24,7 +24,7 @@ CLASSES = ("cell", "dust")
 
 
 def checkpoint(model=None, short_side: int = 64) -> Checkpoint:
-    """Of a small detector that finds much, at random."""
+    """Checkpoint of a small random detector with many detections."""
     torch.manual_seed(0)
     options = model or FasterRCNNOptions(
         backbone=ResNet(depth=18, norm="batch", fpn_channels=32),
@@ -34,7 +34,7 @@ def checkpoint(model=None, short_side: int = 64) -> Checkpoint:
     )
     network = options.build(len(CLASSES)).eval()
     nn.init.normal_(network.predictor.scores.weight)
-    with torch.no_grad():  # logits of mean 0 and deviation 1 over the picture's regions: scores of all sizes
+    with torch.no_grad():  # logits of mean 0 and deviation 1 over regions of the picture, for a range of scores
         images = Images(torch.from_numpy(picture()).permute(2, 0, 1)[None], torch.tensor([[64, 96]]))
         boxes = torch.rand(1, 50, 4).sort(dim=-1).values * torch.tensor([96.0, 64, 96, 64])
         logits, _ = network.heads(network.features(images), boxes)
@@ -65,15 +65,15 @@ def same(one, other, atol: float = 1e-3) -> bool:
     )
 
 
-def test_an_image_at_its_own_size_is_what_the_network_sees(predictor):
+def test_an_image_at_the_input_size_is_not_resized(predictor):
     image = picture()
     [result] = predictor.predict(image)
     images = Images(torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([[64, 96]]))
-    found = predictor.checkpoint.model.detect(images)
-    valid = found.valid[0]
+    detections = predictor.checkpoint.model.detect(images)
+    valid = detections.valid[0]
     assert len(result) == valid.sum() > 3
-    np.testing.assert_allclose(result.scores, found.scores[0, valid], atol=1e-5)
-    np.testing.assert_allclose(result.boxes, found.boxes[0, valid].clamp(min=0), atol=1e-3)
+    np.testing.assert_allclose(result.scores, detections.scores[0, valid], atol=1e-5)
+    np.testing.assert_allclose(result.boxes, detections.boxes[0, valid].clamp(min=0), atol=1e-3)
     assert result.size == (64, 96) and result.classes == CLASSES and result.category_ids == (7, 9)
     assert result.path is None and np.array_equal(result.image, image)
 
@@ -87,13 +87,13 @@ def test_boxes_are_in_pixels_of_the_file(predictor, tmp_path):
     np.testing.assert_allclose(large.boxes, small.boxes * 2, atol=1e-2)
 
 
-def test_batches_find_what_single_images_do(predictor):
+def test_batches_give_the_results_of_single_images(predictor):
     images = [picture(64, 96, seed) for seed in range(5)]
     alone, together = [list(predictor.predict(images, batch_size=size)) for size in (1, 3)]
     assert all(same(one, other) for one, other in zip(alone, together, strict=True))
 
 
-def test_images_of_other_shapes_have_a_canvas_of_their_own(predictor, monkeypatch):
+def test_images_of_other_shapes_have_separate_canvases(predictor, monkeypatch):
     canvases = []
     detect_in = type(predictor.checkpoint.model).detect
     monkeypatch.setattr(
@@ -107,13 +107,13 @@ def test_images_of_other_shapes_have_a_canvas_of_their_own(predictor, monkeypatc
     assert canvases == [(2, 3, 64, 96), (1, 3, 96, 64), (1, 3, 64, 64), (1, 3, 64, 96)]
 
 
-def test_a_higher_and_a_lower_threshold(predictor):
+def test_score_thresholds(predictor):
     image = picture()
     [usual], [more], [less] = (predictor.predict(image, score=score) for score in (None, 0.05, 0.5))
     assert usual.scores.min() > 0.4 and more.scores.min() > 0.05 and len(more) > len(usual)
     assert np.array_equal(less.scores, usual.scores[usual.scores > 0.5])
     [again] = predictor.predict(image)
-    assert len(again) == len(usual)  # the threshold was that call's alone
+    assert len(again) == len(usual)  # the threshold was only for that call
 
 
 def test_chosen_classes(predictor):
@@ -121,11 +121,11 @@ def test_chosen_classes(predictor):
     [every] = predictor.predict(image)
     [dust] = predictor.predict(image, classes="dust")
     assert 0 < len(dust) < len(every) and set(dust.names) == {"dust"}
-    with pytest.raises(UserError, match=r"class 'dusk': there is none; did you mean one of dust"):
+    with pytest.raises(UserError, match=r"class 'dusk': no such class; did you mean one of dust"):
         predictor.predict(image, classes=["dusk"])
 
 
-def test_mirrored_views_find_the_same_in_a_mirrored_image(predictor):
+def test_flip_augmentation_gives_flipped_results_for_a_flipped_image(predictor):
     image = picture()
     [one] = predictor.predict(image, flip=True)
     [other] = predictor.predict(np.ascontiguousarray(image[:, ::-1]), flip=True)
@@ -134,7 +134,7 @@ def test_mirrored_views_find_the_same_in_a_mirrored_image(predictor):
     np.testing.assert_allclose(one.boxes, mirrored, atol=1e-3)
 
 
-def test_scales_see_the_image_larger(predictor):
+def test_scale_augmentation_equals_a_larger_input(predictor):
     image = picture()
     [both], [twice] = (predictor.predict(image, scales=scales) for scales in ((1.0, 2.0), (2.0,)))
     [larger] = Predictor(checkpoint(short_side=128)).predict(image)
@@ -142,23 +142,23 @@ def test_scales_see_the_image_larger(predictor):
 
 
 @pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (1.0, 2.0)}])
-def test_eight_threads_find_the_same(predictor, monkeypatch, options):
+def test_eight_threads_give_the_same_results(predictor, monkeypatch, options):
     images = [picture(seed=seed) for seed in range(8)]
     expected = list(predictor.predict(images, **options))
-    all_there, look = Barrier(8, timeout=60), predictor._look
+    barrier, detect = Barrier(8, timeout=60), predictor._detect_augmented
 
-    def look_together(*arguments):
-        all_there.wait()  # no thread is through before all are here
-        return look(*arguments)
+    def detect_together(*arguments):
+        barrier.wait()  # no thread finishes before all have started
+        return detect(*arguments)
 
-    monkeypatch.setattr(predictor, "_look", look_together)
+    monkeypatch.setattr(predictor, "_detect_augmented", detect_together)
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda image: list(predictor.predict(image, **options)), images)
-        for one, [other] in zip(expected, found, strict=True):
+        detections = pool.map(lambda image: list(predictor.predict(image, **options)), images)
+        for one, [other] in zip(expected, detections, strict=True):
             assert same(one, other, atol=1e-4)
 
 
-def test_a_stream_is_read_as_results_are_asked_for(predictor):
+def test_sources_are_read_lazily(predictor):
     asked = []
 
     def endless():
@@ -172,19 +172,19 @@ def test_a_stream_is_read_as_results_are_asked_for(predictor):
     assert len(asked) <= 6
 
 
-def test_unreadable_images_among_good_ones(predictor, tmp_path):
+def test_unreadable_images_among_readable_ones(predictor, tmp_path):
     for name in ("a.png", "c.png"):
         cv2.imwrite(str(tmp_path / name), picture())
     (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"b\.png"):
         list(predictor.predict(tmp_path))
-    told = []
-    results = list(predictor.predict(tmp_path, on_error=lambda name, error: told.append(name), batch_size=2))
+    errors = []
+    results = list(predictor.predict(tmp_path, on_error=lambda name, error: errors.append(name), batch_size=2))
     assert [result.path[-5:] for result in results] == ["a.png", "c.png"]
-    assert told == [str(tmp_path / "b.png")]
+    assert errors == [str(tmp_path / "b.png")]
 
 
-def test_a_detector_without_an_rpn_searches_by_itself():
+def test_a_detector_without_an_rpn_runs_selective_search():
     options = FastRCNNOptions(
         backbone=ResNet(depth=18, norm="batch", fpn_channels=32),
         head=HeadOptions(layers=1, channels=32),
@@ -198,7 +198,7 @@ def test_a_detector_without_an_rpn_searches_by_itself():
     assert len(mirrored)
 
 
-def test_an_image_too_large_to_search_is_searched_smaller(monkeypatch):
+def test_a_large_image_is_searched_at_a_smaller_size(monkeypatch):
     options = FastRCNNOptions(backbone=ResNet(depth=18, norm="batch", fpn_channels=32), head=HeadOptions())
     predictor, frame = Predictor(checkpoint(options)), Frame(picture(128, 192))
     monkeypatch.setattr("detect.prediction.predictor.MAX_PIXELS", 64 * 96)
@@ -211,9 +211,9 @@ def test_an_image_too_large_to_search_is_searched_smaller(monkeypatch):
     assert near.mean() > 0.7
 
 
-def test_options_of_no_meaning(predictor):
+def test_invalid_options(predictor):
     for options, message in (
-        ({"batch_size": 0}, "batch_size: 0; give 1 or more, a whole number"),
+        ({"batch_size": 0}, "batch_size: 0; give a whole number of 1 or more"),
         ({"score": 2}, "score: 2; give a number from 0 to 1"),
         ({"device": "abacus"}, r"device: abacus: .*; give cpu, cuda, or auto"),
         ({"scales": []}, "scales: .*; give factors"),
@@ -222,7 +222,7 @@ def test_options_of_no_meaning(predictor):
             predictor.predict(picture(), **options)
 
 
-def test_a_loaded_checkpoint_finds_the_same(predictor, tmp_path):
+def test_a_loaded_checkpoint_gives_the_same_results(predictor, tmp_path):
     whole = predictor.checkpoint
     card = model_card(whole.config, whole.classes, whole.category_ids)
     state = {f"model.{key}": value for key, value in whole.model.state_dict().items()}

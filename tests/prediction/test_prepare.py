@@ -32,7 +32,7 @@ def options(backbone) -> FasterRCNNOptions:
 
 
 def made(backbone) -> Detector:
-    """A detector whose norms and whose boxes are not those of a new one."""
+    """A detector with random batch norm statistics and class scores."""
     model = options(backbone).build(num_classes=2).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
@@ -52,7 +52,7 @@ def images() -> Images:
 
 
 def assert_close(one: Detections, other: Detections, score: float, iou: float) -> None:
-    """Every detection above the threshold's neighbourhood has its twin, in both directions."""
+    """Assert that each detection clearly above the score threshold has a match, in both directions."""
     for first, second in ((one, other), (other, one)):
         assert first.valid.any()
         for place in range(len(first.boxes)):
@@ -70,23 +70,23 @@ def test_folded_norms_detect_the_same(name):
 
 
 @pytest.mark.parametrize("name", ["frozen", "batch", "C4"])
-def test_no_norm_is_left(name):
+def test_no_batch_norm_is_left(name):
     prepared = prepare(made(BACKBONES[name]))
     assert not any(isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d) for module in prepared.modules())
     assert not any(parameter.requires_grad for parameter in prepared.parameters()) and not prepared.training
 
 
-def test_winograd_where_it_pays():
+def test_winograd_convolutions():
     model = made(BACKBONES["batch"])
     prepared = prepare(model)
     fast = [name for name, module in prepared.named_modules() if isinstance(module, WinogradConv2d)]
-    # Of each block the convolutions of stride 1, those of the pyramid, of the RPN and of the box head.
+    # Convolutions of stride 1 of each block, and those of the FPN, the RPN and the box head.
     assert len(fast) == 4 * 4 - 3 + 4 + 1 + 1 and "backbone.body.layer1.0.conv1" in fast
     assert not any(isinstance(module, WinogradConv2d) for module in prepare(model, "bf16").modules())
     assert not any(isinstance(module, WinogradConv2d) for module in model.modules())
 
 
-def test_bf16_scores_nearly_the_same():
+def test_bf16_scores_are_close():
     model, inputs = made(BACKBONES["batch"]), images()
     prepared = prepare(model, "bf16")
     assert next(prepared.backbone.parameters()).dtype == next(prepared.rpn.parameters()).dtype == torch.bfloat16
@@ -95,7 +95,7 @@ def test_bf16_scores_nearly_the_same():
     with torch.no_grad():
         full, half = (one.rpn(one.features(inputs)) for one in (prepare(model), prepared))
         error = (half.logits - full.logits).square().mean().sqrt() / full.logits.std()
-        assert 0 < error < 0.02  # of 8 bits; how they are summed is up to the machine
+        assert 0 < error < 0.02  # bf16 has 8 bits; the order of sums depends on the machine
         boxes = torch.tensor([[10.0, 10, 50, 40]]).expand(2, 1, 4)
         (scores, deltas), (logits, _) = (one.heads(one.features(inputs), boxes) for one in (prepare(model), prepared))
     torch.testing.assert_close(logits.softmax(-1), scores.softmax(-1), atol=0.05, rtol=0)
@@ -103,18 +103,18 @@ def test_bf16_scores_nearly_the_same():
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_a_processor_without_bf16_is_told(monkeypatch, caplog, has):
+def test_a_cpu_without_bf16_is_a_warning(monkeypatch, caplog, has):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     prepare(made(BACKBONES["batch"]))
     assert not caplog.messages
     prepare(made(BACKBONES["batch"]), "bf16")
-    told = "precision: this cpu has no instructions for bf16: many times slower than fp32"
-    assert caplog.messages == ([] if has else [told])
+    message = "precision: this cpu has no instructions for bf16: many times slower than fp32"
+    assert caplog.messages == ([] if has else [message])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_original_is_untouched(precision):
+def test_the_original_is_not_changed(precision):
     model = made(BACKBONES["batch"]).train()
     before = copy.deepcopy(model.state_dict())
     prepare(model, precision)
@@ -124,7 +124,7 @@ def test_the_original_is_untouched(precision):
     assert {value.dtype for value in after.values()} == {torch.float32, torch.int64}
 
 
-def test_a_network_without_norms_stays_as_it_is():
+def test_a_network_without_batch_norms_is_not_changed():
     layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False), nn.GroupNorm(1, 2))
     before = copy.deepcopy(layers.state_dict())
     fold_norms(layers)
@@ -133,7 +133,7 @@ def test_a_network_without_norms_stays_as_it_is():
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm])
-def test_a_convolution_and_its_norm_by_hand(norm):
+def test_a_convolution_and_its_batch_norm_by_hand(norm):
     layers = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), norm(1, eps=0.0), nn.ReLU()).eval()
     with torch.no_grad():
         layers[0].weight.fill_(3.0)
@@ -145,7 +145,7 @@ def test_a_convolution_and_its_norm_by_hand(norm):
     assert isinstance(layers[1], nn.Identity) and isinstance(layers[2], nn.ReLU)
 
 
-def test_compiled_backbones_go_through_the_compiler(monkeypatch):
+def test_backbones_are_compiled(monkeypatch):
     asked = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: asked.append((type(self).__name__, options)))
     model = made(BACKBONES["batch"])

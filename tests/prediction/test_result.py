@@ -11,7 +11,7 @@ from PIL import Image, ImageFont
 
 from detect.errors import UserError
 from detect.prediction import result as module
-from detect.prediction.result import Result, labels_of
+from detect.prediction.result import Result, class_labels
 from detect.report import drawing
 from detect.report.drawing import COLOURS
 
@@ -29,7 +29,7 @@ def made(boxes=BOXES, scores=(0.9, 0.5, 0.25), labels=(1, 0, 1), size=(80, 100),
 
 @pytest.fixture
 def unchecked_init(monkeypatch):
-    """`Result` as users have it: in the tests the types of what it is given are checked before it can look at them."""
+    """Disable the type checks that tests add to `Result`, so that its own checks see the arguments."""
     monkeypatch.setattr(Result, "__init__", Result.__init__.__wrapped__)
 
 
@@ -46,7 +46,7 @@ def test_torch_is_not_needed():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.split() == [b"False"]
 
 
-def test_nothing_found():
+def test_no_detections():
     result = empty()
     assert len(result) == 0 and result.names == () and list(result) == []
     assert result.boxes.shape == (0, 4) and result.boxes.dtype == np.float32
@@ -80,23 +80,23 @@ def test_pixels_are_not_copied_and_stay_writable_for_their_owner():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"boxes": [[1, 2, 3]]}, r"boxes have the shape \(1, 3\), not \(1, 4\)"),
-        ({"boxes": [[1, 2, 3, np.nan]] * 3}, "boxes hold NaN"),
-        ({"scores": [0.5]}, r"scores have the shape \(1,\), not \(3,\)"),
-        ({"scores": [0.5, np.inf, 0]}, "scores hold NaN or infinity"),
-        ({"labels": [[1], [2], [3]]}, "labels have the shape"),
-        ({"labels": [0, 1, 3]}, r"labels are 0 … 3 of 3 classes"),
-        ({"labels": [0, 1, -1]}, r"labels are -1 … 1 of 3 classes"),
-        ({"pixels": np.zeros((100, 80, 3), np.uint8)}, r"pixels have the shape \(100, 80, 3\)"),
+        ({"boxes": [[1, 2, 3]]}, r"boxes have shape \(1, 3\), not \(1, 4\)"),
+        ({"boxes": [[1, 2, 3, np.nan]] * 3}, "boxes contain NaN"),
+        ({"scores": [0.5]}, r"scores have shape \(1,\), not \(3,\)"),
+        ({"scores": [0.5, np.inf, 0]}, "scores contain NaN or infinity"),
+        ({"labels": [[1], [2], [3]]}, "labels have shape"),
+        ({"labels": [0, 1, 3]}, r"labels are 0 … 3 for 3 classes"),
+        ({"labels": [0, 1, -1]}, r"labels are -1 … 1 for 3 classes"),
+        ({"pixels": np.zeros((100, 80, 3), np.uint8)}, r"pixels have shape \(100, 80, 3\)"),
     ],
 )
-def test_what_does_not_fit(given, message, unchecked_init):
+def test_invalid_arrays(given, message, unchecked_init):
     arrays = {"boxes": BOXES, "scores": [0.9, 0.5, 0.25], "labels": [1, 0, 1]}
     with pytest.raises(ValueError, match=message):
         Result(**{**arrays, **given}, classes=CLASSES, category_ids=IDS, size=(80, 100))
 
 
-def test_each_class_has_its_id(unchecked_init):
+def test_each_class_needs_a_category_id(unchecked_init):
     with pytest.raises(ValueError, match="2 category ids for 1 classes"):
         Result([], [], [], ("a",), (1, 2), (5, 5))
 
@@ -127,12 +127,12 @@ def test_indexing_gives_a_result(key, kept):
 
 
 @pytest.mark.parametrize("key", [3, -4, [5], np.array([True, False])])
-def test_an_index_that_is_not_there(key):
+def test_an_index_out_of_range(key):
     with pytest.raises(IndexError):
         made()[key]
 
 
-def test_a_loop_goes_through_the_detections():
+def test_iteration_yields_single_detections():
     assert [(one.names, len(one)) for one in made()] == [(("person",), 1), (("car",), 1), (("person",), 1)]
 
 
@@ -146,24 +146,25 @@ def test_filter():
 
 
 @pytest.mark.parametrize(
-    ("chosen", "message"), [("Persn", "of person?"), (3, "car, person"), (-1, "none"), ("x", "car, person, traffic li")]
+    ("chosen", "message"),
+    [("Persn", "of person?"), (3, "car, person"), (-1, "class -1: no such class"), ("x", "car, person, traffic li")],
 )
-def test_a_class_that_is_not_there(chosen, message):
+def test_an_unknown_class(chosen, message):
     with pytest.raises(UserError, match=message):
         made().filter(classes=[chosen])
 
 
-def test_labels_of_classes_are_sorted_and_each_once():
-    assert labels_of(["traffic light", 0, "car", np.int64(2)], CLASSES) == [0, 2]
+def test_class_labels_classes_are_sorted_and_each_once():
+    assert class_labels(["traffic light", 0, "car", np.int64(2)], CLASSES) == [0, 2]
 
 
-def test_the_image_is_that_which_was_kept_or_the_file(tmp_path):
+def test_the_image_is_the_kept_pixels_or_the_file(tmp_path):
     path = tmp_path / "a.png"
     pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)
     Image.fromarray(pixels).save(path)
     np.testing.assert_array_equal(made(path=str(path)).image, pixels)
     assert (made(path=str(path), pixels=np.zeros_like(pixels)).image == 0).all()
-    with pytest.raises(UserError, match="another size"):
+    with pytest.raises(UserError, match="size of the image has changed"):
         _ = made(path=str(path), size=(80, 101)).image
     path.unlink()
     with pytest.raises(UserError, match=r"a\.png: there is no such image"):
@@ -171,7 +172,7 @@ def test_the_image_is_that_which_was_kept_or_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("given", [{"path": None}, {"path": "a.mp4", "index": 3}, {"path": "https://x.org/a.jpg"}])
-def test_an_image_that_was_not_kept(given):
+def test_pixels_that_were_not_kept(given):
     with pytest.raises(UserError, match="not kept"):
         made(**given).plot()
 
@@ -195,10 +196,10 @@ def test_the_smallest_images(size):
 @pytest.mark.parametrize(
     ("size", "width"), [((60, 64), None), ((1500, 2000), None), ((60, 64), 640), ((400, 1000), 100)]
 )
-def test_a_label_can_be_read_and_is_whole(size, width):
+def test_a_label_is_readable_and_complete(size, width):
     height = size[0] * (width or size[1]) / size[1]
     blank = np.full((round(height), width or size[1], 3), GREY, np.uint8)
-    box = [[0, size[0] - 1, 1, size[0]]]  # in the corner, where its label must make way
+    box = [[0, size[0] - 1, 1, size[0]]]  # in the corner, where the label has to be moved
     picture = made(box, [0.5], [1], size).plot(width=width)
     assert picture.shape == blank.shape
     rows, columns = np.nonzero((picture == COLOURS[1]).all(axis=-1))
@@ -206,8 +207,8 @@ def test_a_label_can_be_read_and_is_whole(size, width):
     assert 40 <= np.ptp(columns) <= max(90, 0.3 * max(blank.shape))
 
 
-def test_labels_hide_neither_each_other_nor_other_boxes():
-    # The place above the lower box is on the upper one, so that its label goes below.
+def test_labels_do_not_overlap_each_other_or_other_boxes():
+    # Above the lower box is the upper one, so the label of the lower one goes below it.
     boxes = [[60, 20, 160, 79], [60, 80, 160, 140]]
     picture = made(boxes, [0.9, 0.8], [0, 1], (200, 220)).plot()
     above, below = (np.nonzero((picture == COLOURS[label]).all(axis=-1))[0] for label in (0, 1))
@@ -218,10 +219,12 @@ def test_labels_hide_neither_each_other_nor_other_boxes():
     line = 2 * (100 + 60) * 2
     label = (alone == COLOURS[1]).all(axis=-1).sum() - line
     assert label > 300
-    assert (same == COLOURS[1]).all(axis=-1).sum() > 0.8 * label  # its box lies beneath the first, its label does not
+    assert (same == COLOURS[1]).all(
+        axis=-1
+    ).sum() > 0.8 * label  # its box is hidden by the first one, but not its label
 
 
-def test_a_name_too_long_keeps_its_start_and_the_score():
+def test_a_long_name_is_shortened_before_the_score():
     one = made([[5, 30, 60, 60]], [0.5], [0])
     short, long = (
         replace(one, size=(70, 900), pixels=np.zeros((70, 900, 3), np.uint8), classes=(name, "", "")).plot()
@@ -233,7 +236,7 @@ def test_a_name_too_long_keeps_its_start_and_the_score():
     text = drawing._fitting("a" * 60 + " 0.50", font, 90)
     assert text.startswith("aaaa") and text.endswith("a… 0.50") and 80 < drawing.text_size(text, font)[0] <= 90
     assert drawing._fitting("aaa 0.50", font, 90) == drawing._fitting(" aaa\n 0.50", font, 90) == "aaa 0.50"
-    assert drawing._fitting("aaa 0.50", font, 9) == "… 0.50"  # nothing would fit
+    assert drawing._fitting("aaa 0.50", font, 9) == "… 0.50"  # even this does not fit
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.png"])
@@ -251,7 +254,7 @@ def test_a_picture_is_written(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no/a.jpg", "no such folder to write a.jpg"),
+        ("no/a.jpg", "no such folder; create it to write a.jpg"),
         ("a.bmp", "choose one of"),
         ("a", "choose"),
         ("f.png", "cannot be"),
@@ -264,21 +267,21 @@ def test_a_picture_that_cannot_be_written(name, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_crops_hold_every_pixel_that_a_box_touches():
+def test_crops_have_every_pixel_that_a_box_touches():
     pixels = np.arange(8 * 10 * 3, dtype=np.uint8).reshape(8, 10, 3)
     boxes = [[2, 3, 5, 7], [2.5, 3.5, 4.5, 6.5], [-9, -9, 99, 99], [4, 4, 4, 4], [20, 20, 30, 30]]
     crops = made(boxes, [0.5] * 5, [0] * 5, (8, 10), pixels=pixels).crop()
     expected = [pixels[3:7, 2:5], pixels[3:7, 2:5], pixels, pixels[4:5, 4:5], pixels[7:8, 9:10]]
     for crop, one in zip(crops, expected, strict=True):
         np.testing.assert_array_equal(crop, one)
-    crops[0][:] = 0  # a copy: whoever paints on it spoils nothing
+    crops[0][:] = 0  # a copy: painting on it does not change the image
 
 
-def test_coco_results_carry_the_data_sets_own_ids():
+def test_coco_results_have_category_ids():
     results = made().to_coco(17)
     assert results[1] == {"image_id": 17, "category_id": 3, "bbox": [50.25, 5.0, 39.75, 39.75], "score": 0.5}
     assert [one["category_id"] for one in results] == [1, 3, 1]
-    assert json.loads(json.dumps(results)) == results  # Python's own numbers
+    assert json.loads(json.dumps(results)) == results  # Python numbers
 
 
 def test_json():
@@ -299,7 +302,7 @@ def test_pandas():
     assert list(frame.columns) == ["path", "index", "x1", "y1", "x2", "y2", "score", "label", "name"]
     assert frame.iloc[1].tolist() == ["a.mp4", 4, 50.25, 5.0, 90.0, 44.75, 0.5, 0, "car"]
     assert frame.groupby("name").size().to_dict() == {"car": 1, "person": 2}
-    frame.loc[0, "score"] = 0.0  # its columns are its own
+    frame.loc[0, "score"] = 0.0  # its columns are copies
     assert made(path=None).to_pandas()["path"].isna().all()
     assert list(empty().to_pandas().columns) == list(frame.columns) and len(empty().to_pandas()) == 0
 
@@ -328,6 +331,6 @@ def test_a_package_that_is_missing(method, package, monkeypatch):
         getattr(made(), method)()
 
 
-def test_what_is_printed_is_short():
+def test_the_repr_is_short():
     text = repr(made(path="a.jpg", pixels=None)[0])
     assert "a.jpg" in text and "traffic light" not in text and len(text) < 250

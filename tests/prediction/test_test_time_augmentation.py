@@ -3,7 +3,7 @@ import torch
 
 from detect.errors import UserError
 from detect.models import PostprocessOptions
-from detect.prediction.test_time_augmentation import View, merge, mirror, views
+from detect.prediction.test_time_augmentation import Augmentation, augmentations, flip_boxes, merge_detections
 from detect.structures import Detections
 
 
@@ -12,42 +12,47 @@ def detections(boxes, scores, labels) -> Detections:
     return Detections(torch.tensor([boxes]), scores, torch.tensor([labels]), scores > 0)
 
 
-def test_every_scale_and_each_of_them_mirrored():
-    assert views(False, [1.0]) == (View(),)
-    assert views(True, [0.5, 1.0]) == (View(0.5), View(0.5, True), View(1.0), View(1.0, True))
+def test_augmentations_by_hand():
+    assert augmentations(False, [1.0]) == (Augmentation(),)
+    assert augmentations(True, [0.5, 1.0]) == (
+        Augmentation(0.5),
+        Augmentation(0.5, True),
+        Augmentation(1.0),
+        Augmentation(1.0, True),
+    )
 
 
 @pytest.mark.parametrize("scales", [[], [0.0], [float("nan")], [-1.0], [1.0, 1e6]])
-def test_scales_of_no_meaning(scales):
+def test_invalid_scales(scales):
     with pytest.raises(UserError, match=r"scales: .* give factors"):
-        views(False, scales)
+        augmentations(False, scales)
 
 
-def test_mirrored_boxes():
+def test_flipped_boxes():
     boxes = torch.tensor([[[10.0, 5, 30, 20]], [[0.0, 0, 7, 7]]])
-    mirrored = mirror(boxes, torch.tensor([100, 7]))
-    assert mirrored.tolist() == [[[70.0, 5, 90, 20]], [[0.0, 0, 7, 7]]]
-    assert torch.equal(mirror(mirrored, torch.tensor([100, 7])), boxes)
+    flipped = flip_boxes(boxes, torch.tensor([100, 7]))
+    assert flipped.tolist() == [[[70.0, 5, 90, 20]], [[0.0, 0, 7, 7]]]
+    assert torch.equal(flip_boxes(flipped, torch.tensor([100, 7])), boxes)
 
 
-def test_twins_become_one_and_others_stay():
+def test_duplicates_are_merged_within_each_class():
     one = detections([[0.0, 0, 10, 10], [50.0, 50, 60, 60]], [0.9, 0.3], [0, 1])
     other = detections([[0.0, 0, 10, 9], [50.0, 50, 60, 60]], [0.8, 0.6], [0, 0])
-    merged = merge([one, other], PostprocessOptions(detections=5))
+    merged = merge_detections([one, other], PostprocessOptions(detections=5))
     assert merged.valid.tolist() == [[True, True, True, False]]
     assert merged.scores[merged.valid].tolist() == pytest.approx([0.9, 0.6, 0.3])
     assert merged.labels[merged.valid].tolist() == [0, 0, 1]
     assert merged.boxes[merged.valid].tolist() == [[0, 0, 10, 10], [50, 50, 60, 60], [50, 50, 60, 60]]
 
 
-def test_no_more_than_the_options_say():
+def test_max_detections():
     many = detections([[float(20 * i), 0, 20 * i + 10, 10] for i in range(4)], [0.4, 0.3, 0.2, 0.1], [0, 0, 0, 0])
-    merged = merge([many, many], PostprocessOptions(detections=3))
+    merged = merge_detections([many, many], PostprocessOptions(detections=3))
     assert merged.scores.tolist() == [pytest.approx([0.4, 0.3, 0.2])] and merged.valid.all()
 
 
 def test_padding_suppresses_nothing():
     empty = detections([[0.0, 0, 10, 10]], [0.0], [0])
-    merged = merge([empty, detections([[0.0, 0, 10, 10]], [0.1], [0])], PostprocessOptions())
+    merged = merge_detections([empty, detections([[0.0, 0, 10, 10]], [0.1], [0])], PostprocessOptions())
     assert merged.scores.tolist() == [[pytest.approx(0.1), 0.0]] and merged.valid.tolist() == [[True, False]]
-    assert not merge([empty, empty], PostprocessOptions()).valid.any()
+    assert not merge_detections([empty, empty], PostprocessOptions()).valid.any()

@@ -1,4 +1,4 @@
-"""Time and memory of a detector; how long something takes is no test, but what is summed up is."""
+"""Time and memory of a detector: how the measurements are combined, not how large they are."""
 
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,7 @@ from detect.data.datamodule import DetectionData
 from detect.data.options import DataOptions
 from detect.models import HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
 from detect.prediction import timing
-from detect.prediction.timing import STAGES, measure, time_stages
+from detect.prediction.timing import STAGES, measure_cost, time_stages
 
 NETWORK = {
     "backbone": ResNet(depth=18, norm="batch", train_stages=5),
@@ -47,7 +47,7 @@ def checkpoint(config: Config, data: DetectionData, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_stages_are_those_of_detect(configs, name):
+def test_timed_stages_give_the_detections_of_detect(configs, name):
     data = DetectionData(configs[name].data)
     model = configs[name].model.build(len(data.classes)).eval()
     batch = next(iter(data.eval_loader(data.train)))
@@ -60,18 +60,18 @@ def test_the_stages_are_those_of_detect(configs, name):
         assert torch.equal(getattr(detections, field), getattr(expected, field))
 
 
-def test_a_process_of_its_own_tells_what_an_image_costs(configs, tmp_path):
+def test_a_separate_process_measures_the_cost(configs, tmp_path):
     config = configs["fast_rcnn"]
     data = DetectionData(config.data)
     path = checkpoint(config, data, tmp_path / "a.ckpt")
-    cost = measure(path, ["--model.detections.score=0.5"], data, data.train, 2, torch.device("cpu"))
+    cost = measure_cost(path, ["--model.detections.score=0.5"], data, data.train, 2, torch.device("cpu"))
     assert tuple(cost.stages) == STAGES and min(cost.stages.values()) > 0
     assert sum(cost.stages.values()) == pytest.approx(cost.seconds)
     weights = sum(value.nbytes for value in config.model.build(len(data.classes)).state_dict().values())
     assert cost.memory is None or weights < cost.memory < 2**30
 
 
-def test_the_images_are_spread_and_their_median_divides_as_their_sum(configs, tmp_path, monkeypatch):
+def test_images_are_evenly_spaced_and_the_median_is_divided_like_the_sum(configs, tmp_path, monkeypatch):
     config = configs["faster_rcnn"]
     data = DetectionData(config.data)
     path = checkpoint(config, data, tmp_path / "a.ckpt")
@@ -79,7 +79,7 @@ def test_the_images_are_spread_and_their_median_divides_as_their_sum(configs, tm
 
     def stages(model, images, given, now):
         seen.append(images)
-        long = 10.0 if len(seen) == 2 else 1.0  # the first of all is the warm-up
+        long = 10.0 if len(seen) == 2 else 1.0  # the first one is the warm-up
         return None, {"proposals": 0.0, "features": long, "heads": 2.0, "postprocessing": 1.0}
 
     class Inline:
@@ -98,12 +98,12 @@ def test_the_images_are_spread_and_their_median_divides_as_their_sum(configs, tm
 
     monkeypatch.setattr(timing, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(timing, "time_stages", stages)
-    cost = measure(path, [], data, data.train, 3, torch.device("cpu"))
+    cost = measure_cost(path, [], data, data.train, 3, torch.device("cpu"))
     expected = [batch.images.pixels for batch in data.eval_loader(data.train)]
     assert len(seen) == 1 + 3
     for images, place in zip(seen[1:], (0, 2, 4), strict=True):
         assert torch.equal(images.pixels, expected[place])
-    # 13, 4 and 4 seconds: of the 21 together, 12 are features, 6 heads and 3 post-processing.
+    # 13, 4 and 4 seconds: of their sum of 21, 12 are features, 6 heads and 3 postprocessing.
     assert cost.seconds == 4.0
     assert cost.stages == pytest.approx(
         {"proposals": 0.0, "features": 4 * 12 / 21, "heads": 4 * 6 / 21, "postprocessing": 4 * 3 / 21}

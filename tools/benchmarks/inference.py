@@ -1,18 +1,18 @@
-"""From image files to boxes: our Faster R-CNN beside torchvision's and beside ONNX Runtime running our own export.
+"""Time from image files to boxes: our Faster R-CNN, torchvision's, and our exported model in ONNX Runtime.
 
     python tools/benchmarks/inference.py --batch 1 8 --repeats 11 --write
     python tools/benchmarks/inference.py --stream 10000
 
 All three are ResNet-50-FPN with the same weights and 91 classes, background included, made by torchvision from a seed.
-Each side is a process of its own with the same threads and the same allocator; they take turns, and a sample is taken
-only while a matrix product runs within 1.3 times of its best. A sample is the whole way of a batch: files are read,
-decoded, resized to a short side of 800 pixels, detected in, and boxes are numbers on the host in pixels of the files.
+Each runs in a separate process with the same number of threads and the same allocator. They take turns, and a sample is
+taken only while a matrix product is at most 1.3 times as slow as its best time. A sample is the time of a batch: files
+are read, decoded and resized to a short side of 800 pixels, until the boxes are on the host in pixels of the files.
 
-The files are made unless `--images` names a folder: clouds of colour with grain, 800 × 1066, so that no side resizes
-and all of them see the same pixels. torchvision's bf16 is autocast, ours is bf16 weights.
+The files are made unless `--images` gives a folder: clouds of colour with grain, 800 × 1066, so that nothing is resized
+and all models see the same pixels. torchvision's bf16 is autocast, ours is bf16 weights.
 
-`--stream N` does something else: our detector, a small one, goes over N files, and the process's memory is told on the
-way.
+`--stream N` measures memory instead: a small detector of ours predicts on N files, and the memory of the process is
+printed meanwhile.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ from detect.config import Config, FasterRCNNOptions
 from detect.data.decode import decode
 from detect.data.options import DataOptions
 from detect.export.compress import save
-from detect.export.export import export
+from detect.export.export_checkpoint import export_checkpoint
 from detect.foreign_weights.torchvision import faster_rcnn_from_torchvision, torchvision_options
 from detect.models import ProposalCounts, RPNOptions
 from detect.prediction.load import load
-from detect.prediction.onnx_model import OnnxModel
+from detect.prediction.onnx_detector import OnnxDetector
 from detect.prediction.predictor import Predictor
 from detect.prediction.prepare import Precision
 from detect.prediction.result import Result
@@ -61,7 +61,7 @@ from detect.prediction.result import Result
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: one row of the table."""
+    """One row of the table."""
 
     device: str
     batch: int
@@ -74,7 +74,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Files:
-    """What all sides read: photographs, and the weights in the form of each."""
+    """Files that the models read: images, and the weights in each format."""
 
     images: tuple[Path, ...]
     weights: Path
@@ -82,22 +82,22 @@ class Files:
     onnx: Path
 
 
-# ---- the sides, each in a process of its own -------------------------------------------------------------------------
+# ---- the models, each in a separate process --------------------------------------------------------------------------
 
 
 class Side:
-    """A detector; the methods without arguments are what the parent may ask for."""
+    """A detector; the parent process can call the methods without arguments."""
 
     def __init__(self, case: Case, files: Files) -> None:
         self.case = case
         self.paths = list(islice(cycle(files.images), case.batch))
 
     def run(self) -> list[dict[str, Tensor]]:
-        """Boxes, scores and labels 0 … 89 of each image of the batch."""
+        """Return boxes, scores and labels 0 … 89 of each image of the batch."""
         raise NotImplementedError
 
     def seconds(self) -> float:
-        """How long one batch takes."""
+        """Return the seconds of one batch."""
         start = time.perf_counter()
         self.run()
         return time.perf_counter() - start
@@ -113,7 +113,7 @@ class Ours(Side):
         self.model = model
 
     def run(self) -> list[dict[str, Tensor]]:
-        """With one thread that decodes ahead, as by default."""
+        """Predict with one thread that decodes ahead, the default."""
         results = self.model.predict(
             self.paths,
             batch_size=self.case.batch,
@@ -125,19 +125,19 @@ class Ours(Side):
 
 
 class Exported(Side):
-    """The same checkpoint, exported, in ONNX Runtime."""
+    """The exported checkpoint in ONNX Runtime."""
 
     def __init__(self, case: Case, files: Files) -> None:
         super().__init__(case, files)
-        self.model = OnnxModel(files.onnx)
+        self.model = OnnxDetector(files.onnx)
 
     def run(self) -> list[dict[str, Tensor]]:
-        """All but decoding is in the graph."""
+        """Predict; everything except decoding is in the graph."""
         return [tensors(result) for result in self.model.predict(self.paths, batch_size=self.case.batch)]
 
 
 class Torchvision(Side):
-    """torchvision's model, files decoded by torchvision."""
+    """torchvision's model, with files decoded by torchvision."""
 
     def __init__(self, case: Case, files: Files) -> None:
         super().__init__(case, files)
@@ -146,20 +146,20 @@ class Torchvision(Side):
 
     @torch.no_grad()
     def run(self) -> list[dict[str, Tensor]]:
-        """As torchvision's documentation has it."""
+        """Predict as in torchvision's documentation."""
         images = [decode_image(read_file(str(path)), ImageReadMode.RGB) for path in self.paths]
         device = self.case.device
         with torch.autocast(device, torch.bfloat16, enabled=self.case.precision == "bf16"):
-            found = self.model([image.to(device).float() / 255 for image in images])
-        found = [{name: value.float().cpu() for name, value in one.items()} for one in found]
-        return [{**one, "labels": one["labels"].long() - 1} for one in found]
+            outputs = self.model([image.to(device).float() / 255 for image in images])
+        outputs = [{name: value.float().cpu() for name, value in one.items()} for one in outputs]
+        return [{**one, "labels": one["labels"].long() - 1} for one in outputs]
 
 
 SIDES: dict[str, type[Side]] = {"ours": Ours, "torchvision": Torchvision, "ONNX Runtime": Exported}
 
 
 def tensors(result: Result) -> dict[str, Tensor]:
-    """A result as torchvision gives it."""
+    """Return a result in torchvision's format."""
     return {name: torch.tensor(getattr(result, name)) for name in ("boxes", "scores", "labels")}
 
 
@@ -167,7 +167,7 @@ def tensors(result: Result) -> dict[str, Tensor]:
 
 
 def make_files(folder: Path, images: Path | None) -> Files:
-    """Photographs and weights in a folder, made once for all sides."""
+    """Make images and weights in a folder, once for all models."""
     state = torchvision_model(800).state_dict()
     weights, checkpoint, onnx = folder / "torchvision.pth", folder / "ours.ckpt", folder / "ours.onnx"
     torch.save(state, weights)
@@ -177,12 +177,12 @@ def make_files(folder: Path, images: Path | None) -> Files:
     save(Checkpoint(model, config, names, numbers), checkpoint)
     paths = sorted(images.glob("*.jpg")) if images else []
     if images and not paths:
-        sys.exit(f"{images}: no .jpg in it; give a folder of photographs")
+        sys.exit(f"{images}: no .jpg files; give a folder of photographs")
     if not paths:
         for place, picture in enumerate(made_pictures(Step("infer", "cpu", 800, 8, "fp32", False), None)):
             paths.append(folder / f"{place}.png")
             cv2.imwrite(str(paths[-1]), picture.permute(1, 2, 0).numpy()[..., ::-1])
-    export(load_checkpoint(checkpoint), onnx, "onnx", [decode(path) for path in paths[:2]])
+    export_checkpoint(load_checkpoint(checkpoint), onnx, "onnx", [decode(path) for path in paths[:2]])
     return Files(tuple(paths), weights, checkpoint, onnx)
 
 
@@ -191,7 +191,7 @@ def make_files(folder: Path, images: Path | None) -> Files:
 
 @dataclass
 class Measured:
-    """What came out of a case, by side."""
+    """Results of a case, by model."""
 
     case: Case
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -200,7 +200,7 @@ class Measured:
     failure: str = ""
 
     def row(self) -> list[str]:
-        """The cells of the table."""
+        """Return the cells of the table."""
         if self.failure:
             return [str(self.case), self.failure, *[""] * 5]
         return [
@@ -211,14 +211,14 @@ class Measured:
         ]
 
     def _times(self, name: str) -> str:
-        """Of one image: the median, and the least."""
+        """Return the median and the minimum time per image."""
         if name not in self.seconds:
             return "–"
         each = [seconds / self.case.batch for seconds in self.seconds[name]]
         return f"{duration(statistics.median(each))} ({duration(min(each))})"
 
     def _ratio(self, name: str) -> str:
-        """Our time as a share of theirs: the median over neighbouring samples."""
+        """Return our time as a fraction of theirs, the median over neighbouring samples."""
         if name not in self.seconds:
             return "–"
         pairs = zip(self.seconds["ours"], self.seconds[name], strict=True)
@@ -227,15 +227,15 @@ class Measured:
 
 HEADER = ["case", *SIDES, "of torchvision", "of ONNX Runtime", "busy"]
 LEGEND = (
-    "case: device × batch. Times are of one image, from file to boxes: median (least). of …: our time as a share of "
-    "theirs, the median over neighbours. busy: samples taken though the machine was busy."
+    "case: device × batch. Times are per image, from file to boxes: median (minimum). of …: our time as a fraction of "
+    "theirs, the median over neighbouring samples. busy: samples taken although the machine was busy."
 )
 
 
 def measure(case: Case, files: Files, gate: Gate, repeats: int, threads: int) -> Measured:
-    """All sides of one case in turns."""
+    """Measure all models of a case in turns."""
     measured = Measured(case)
-    # The export is in fp32, and runs on the CPU.
+    # The exported model computes in fp32 and runs on the CPU.
     names = [name for name in SIDES if name != "ONNX Runtime" or (case.device, case.precision) == ("cpu", "fp32")]
     sides = {name: Remote(name, threads, SIDES[name], case, files) for name in names}
     try:
@@ -248,8 +248,8 @@ def measure(case: Case, files: Files, gate: Gate, repeats: int, threads: int) ->
             for name, side in sides.items():
                 measured.busy += not gate.wait()
                 measured.seconds[name].append(side.ask("seconds"))
-        found = {name: side.ask("run") for name, side in sides.items()}
-        measured.agreement = {name: agreement(found["ours"], found[name]) for name in names[1:]}
+        outputs = {name: side.ask("run") for name, side in sides.items()}
+        measured.agreement = {name: agreement(outputs["ours"], outputs[name]) for name in names[1:]}
     except RuntimeError as error:
         measured.failure = str(error)
     finally:
@@ -259,7 +259,7 @@ def measure(case: Case, files: Files, gate: Gate, repeats: int, threads: int) ->
 
 
 def stream(count: int, console: Console) -> list[str]:
-    """A small detector over `count` files, and the process's memory on the way."""
+    """Predict with a small detector on `count` files, and return lines with the memory of the process meanwhile."""
     options = FasterRCNNOptions(
         backbone=ResNet(18, norm="batch", fpn_channels=64), rpn=RPNOptions(testing=ProposalCounts(200, 50))
     )
@@ -268,7 +268,7 @@ def stream(count: int, console: Console) -> list[str]:
         folder = Path(name)
         save(Checkpoint(options.build(3), config, ("a", "b", "c"), (1, 2, 3)), folder / "small.ckpt")
         draw = random.Random(0)
-        for place in range(200):  # of many sizes, read again and again
+        for place in range(200):  # of many sizes, read repeatedly
             size = draw.randint(120, 800), draw.randint(120, 800)
             pixels = np.random.default_rng(place).integers(0, 256, (8, 8, 3), np.uint8)
             cv2.imwrite(str(folder / f"{place}.jpg"), cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC))
@@ -283,11 +283,11 @@ def stream(count: int, console: Console) -> list[str]:
     return lines
 
 
-# ---- telling ---------------------------------------------------------------------------------------------------------
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 
 def block(results: Sequence[Measured], lines: Sequence[str], threads: int) -> str:
-    """The results as Markdown, with all that is needed to repeat them."""
+    """Return the results as Markdown, with everything that is needed to repeat them."""
     text = [f"\n## {date.today()}, from file to boxes\n"]
     text.append(f"`python tools/benchmarks/inference.py {shlex.join(sys.argv[1:])}` on {machine(threads)}\n")
     if results:
@@ -297,18 +297,18 @@ def block(results: Sequence[Measured], lines: Sequence[str], threads: int) -> st
 
 
 def main() -> None:
-    """Reads the command line, measures and tells."""
+    """Read the command line, measure and print."""
     present = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", nargs="+", choices=["cpu", "cuda"], default=present, help="default: all there are")
+    parser.add_argument("--device", nargs="+", choices=["cpu", "cuda"], default=present, help="default: all available")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="images at a time (default 1 8)")
     every = list(get_args(Precision))
-    parser.add_argument("--precision", nargs="+", choices=every, default=every, help="some CPUs crawl in bf16")
-    parser.add_argument("--compile", action="store_true", help="ours through torch.compile")
-    parser.add_argument("--repeats", type=int, default=11, help="samples of each side (default 11)")
-    parser.add_argument("--threads", type=int, default=physical_cores(), help="default: one for each physical core")
-    parser.add_argument("--images", type=Path, help="a folder of photographs instead of made images")
-    parser.add_argument("--stream", type=int, metavar="N", help="tell the memory of predicting on N files instead")
+    parser.add_argument("--precision", nargs="+", choices=every, default=every, help="bf16 is very slow on some CPUs")
+    parser.add_argument("--compile", action="store_true", help="run our model through torch.compile")
+    parser.add_argument("--repeats", type=int, default=11, help="samples of each model (default 11)")
+    parser.add_argument("--threads", type=int, default=physical_cores(), help="default: one per physical core")
+    parser.add_argument("--images", type=Path, help="folder of photographs, instead of made images")
+    parser.add_argument("--stream", type=int, metavar="N", help="measure the memory of predicting on N files instead")
     parser.add_argument("--write", action="store_true", help="append the results to RESULTS.md")
     options = parser.parse_args()
 
@@ -318,14 +318,14 @@ def main() -> None:
         lines = stream(options.stream, console)
     else:
         results = compare(options, console)
-        lines = [f"{one.case}, {name}: {said}" for one in results for name, said in one.agreement.items()]
+        lines = [f"{one.case}, {name}: {text}" for one in results for name, text in one.agreement.items()]
     if options.write:
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(block(results, lines, options.threads))
 
 
 def compare(options: argparse.Namespace, console: Console) -> list[Measured]:
-    """Measures every case and shows the table."""
+    """Measure every case and print the table."""
     table: Any = Table(*HEADER, box=None, pad_edge=False, caption=LEGEND, caption_justify="left")
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -341,8 +341,8 @@ def compare(options: argparse.Namespace, console: Console) -> list[Measured]:
     console.print(machine(options.threads))
     console.print(table)
     for one in results:
-        for name, said in one.agreement.items():
-            console.print(f"{one.case}, {name}: {said}")
+        for name, text in one.agreement.items():
+            console.print(f"{one.case}, {name}: {text}")
     return results
 
 

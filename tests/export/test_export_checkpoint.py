@@ -15,14 +15,17 @@ from detect.config import Config, FasterRCNNOptions, FastRCNNOptions, RCNNOption
 from detect.curation.shapes import make_shapes
 from detect.data.options import DataOptions
 from detect.errors import UserError
-from detect.export import export as exporting
-from detect.export.export import Comparison, compare, export, made_photographs, photographs_of
+from detect.export import equality
+from detect.export import export_checkpoint as exporting
+from detect.export.equality import Equality, check_equality
+from detect.export.export_checkpoint import export_checkpoint
 from detect.export.exportable import letterbox
+from detect.export.sample_images import has_data, sample_images, synthetic_images
 from detect.models import HeadOptions, PoolingOptions, PostprocessOptions, ProposalCounts, RPNOptions
 from detect.models.region_pooling import RegionPooling
 from detect.ops.nms import nms
 from detect.ops.roi_align import multilevel_roi_align
-from detect.prediction.onnx_model import OnnxModel
+from detect.prediction.onnx_detector import OnnxDetector
 from detect.prediction.predictor import Predictor
 from detect.prediction.result import Result
 
@@ -31,7 +34,7 @@ DATA = DataOptions(root=Path("nowhere"), short_side=(64, 96), long_side=160)
 
 
 def made(backbone, anchor_sizes, **options) -> Checkpoint:
-    """A detector that has detections, though it was never trained."""
+    """An untrained detector with many detections."""
     torch.manual_seed(0)
     counts = ProposalCounts(100, 20)
     config = Config(
@@ -45,7 +48,7 @@ def made(backbone, anchor_sizes, **options) -> Checkpoint:
         DATA,
     )
     model = config.model.build(len(CLASSES)).eval()
-    nn.init.normal_(model.predictor.scores.weight, std=0.05)  # none is so sure that scores are equal
+    nn.init.normal_(model.predictor.scores.weight, std=0.05)  # not so large that scores are equal
     return Checkpoint(model, config, CLASSES, IDS)
 
 
@@ -62,12 +65,12 @@ def traced():
 
 @pytest.fixture
 def traced_once(unchecked, monkeypatch):
-    """Tracing takes its time, and the program is the same for both formats."""
+    """Trace once: tracing is slow, and the program is the same for both formats."""
     program = traced()
     monkeypatch.setattr(exporting, "trace", lambda checkpoint: program)
 
 
-def photographs(*sizes):
+def random_images(*sizes):
     rng = np.random.default_rng(0)
     coarse = [rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8) for height, width in sizes]
     images = [image.repeat(8, 0).repeat(8, 1) for image in coarse]
@@ -75,13 +78,13 @@ def photographs(*sizes):
 
 
 @cache
-def _exported(path: Path) -> Comparison | None:
-    return export(checkpoint(), path, "onnx", photographs((80, 100), (150, 120), (80, 100)))
+def _exported(path: Path) -> Equality | None:
+    return export_checkpoint(checkpoint(), path, "onnx", random_images((80, 100), (150, 120), (80, 100)))
 
 
 @pytest.fixture
-def exported(traced_once, tmp_path_factory) -> tuple[Path, Comparison | None]:
-    """Once for all tests: it takes its time."""
+def exported(traced_once, tmp_path_factory) -> tuple[Path, Equality | None]:
+    """Export once for all tests, as it is slow."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     path = tmp_path_factory.getbasetemp() / "exported.onnx"
@@ -91,25 +94,25 @@ def exported(traced_once, tmp_path_factory) -> tuple[Path, Comparison | None]:
 # ---- ONNX ------------------------------------------------------------------------------------------------------------
 
 
-def test_onnx_finds_what_the_checkpoint_finds(exported):
+def test_onnx_detections_equal_the_checkpoints(exported):
     _, comparison = exported
-    assert (comparison.photographs, comparison.batches) == (3, 1) and comparison.detections > 20
-    assert comparison.score < 1e-4 and comparison.iou > 0.999
+    assert (comparison.images, comparison.batches) == (3, 1) and comparison.detections > 20
+    assert comparison.score_difference < 1e-4 and comparison.iou > 0.999
 
 
-def test_onnx_takes_photographs_of_other_sizes(exported):
+def test_onnx_detections_in_images_of_other_sizes(exported):
     path, _ = exported
     sizes = [(192, 192), (97, 96), (40, 300), (33, 17), (1, 1), (288, 320)]
-    comparison = compare(Predictor(checkpoint()), OnnxModel(path), photographs(*sizes))
-    assert comparison.photographs == 6 and comparison.detections > 20
+    comparison = check_equality(Predictor(checkpoint()), OnnxDetector(path), random_images(*sizes))
+    assert comparison.images == 6 and comparison.detections > 20
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_onnx_takes_batches(exported, batch_size):
-    images = photographs(*[(70, 90)] * 4)
+def test_onnx_detections_in_batches(exported, batch_size):
+    images = random_images(*[(70, 90)] * 4)
     ours, theirs = (
         list(model.predict(images, batch_size=batch_size, score=0.35))
-        for model in (Predictor(checkpoint()), OnnxModel(exported[0]))
+        for model in (Predictor(checkpoint()), OnnxDetector(exported[0]))
     )
     assert sum(map(len, ours)) > 4 and [len(one) for one in ours] == [len(one) for one in theirs]
     for one, other in zip(ours, theirs, strict=True):
@@ -118,7 +121,7 @@ def test_onnx_takes_batches(exported, batch_size):
         np.testing.assert_array_equal(other.labels, one.labels)
 
 
-def test_onnx_says_what_it_is(exported):
+def test_onnx_metadata(exported):
     onnx = pytest.importorskip("onnx")
     path, _ = exported
     model = onnx.load(path)
@@ -132,7 +135,7 @@ def test_onnx_says_what_it_is(exported):
     assert str(Path(detect.__file__).parent).encode() not in path.read_bytes()
 
 
-def test_onnx_has_operators_of_onnx_alone_and_no_norms(exported):
+def test_onnx_has_only_standard_operators_and_no_batch_norms(exported):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(exported[0])
     assert {node.domain for node in model.graph.node} == {""} and not model.functions
@@ -141,14 +144,14 @@ def test_onnx_has_operators_of_onnx_alone_and_no_norms(exported):
     assert (kinds.count("RoiAlign"), kinds.count("NonMaxSuppression")) == (1, 1 + 1)
 
 
-def test_load_takes_the_file(exported):
+def test_load_reads_the_file(exported):
     model = detect.load(exported[0])
-    assert isinstance(model, OnnxModel) and model.classes == CLASSES and model.score == 0.3
+    assert isinstance(model, OnnxDetector) and model.classes == CLASSES and model.score == 0.3
 
 
 @pytest.fixture
 def operators(unchecked, tmp_path_factory):
-    """Our operators by themselves, exported and as they are."""
+    """Run the custom operators alone, exported to ONNX."""
     pytest.importorskip("onnxscript")
     path = tmp_path_factory.getbasetemp() / "operators.onnx"
     return _operators(path)
@@ -188,7 +191,7 @@ def _operators(path: Path):
     batch, count = Dim("batch"), Dim("count")
     boxes = {0: batch, 1: count}
     shapes = ({0: batch, 1: Dim("height"), 2: Dim("width")}, boxes, boxes, boxes, {0: batch}, {0: batch}, boxes)
-    with torch.no_grad(), exporting._quiet():
+    with torch.no_grad(), exporting.quiet():
         exported = torch.onnx.export(
             Operators().eval(),
             inputs(),
@@ -204,7 +207,7 @@ def _operators(path: Path):
     return lambda *values: session.run(None, {n: v.numpy() for n, v in zip(names, values, strict=True)})
 
 
-# Growing, the same, shrinking by 2 × 2, 3 × 3, 4 × 4, one side alone, as wide as one pixel, up to the long side.
+# Enlarged, unchanged, shrunk by 2 × 2, 3 × 3, 4 × 4, one side only, one pixel wide, limited by the long side.
 SIZES = [
     (30, 50),
     (40, 40),
@@ -221,13 +224,13 @@ SIZES = [
 
 
 @pytest.mark.parametrize("size", [*SIZES, (300, 1), (97, 400)])
-def test_resizing_is_that_of_opencv_to_the_last_bit(operators, size):
+def test_resizing_is_bit_identical_to_opencv(operators, size):
     given = inputs(*size)
     for ours, theirs in zip(letterbox(given[0], 40, 64), operators(*given), strict=False):
         np.testing.assert_array_equal(theirs, ours.numpy(), strict=True)
 
 
-def test_nms_keeps_the_same(operators):
+def test_nms_keeps_the_same_boxes(operators):
     given = inputs()
     kept = nms(*given[1:3], 0.5, given[3])
     assert 10 < kept.sum() < given[2].sum()
@@ -256,14 +259,14 @@ def test_a_level_without_regions_and_no_valid_box(operators):
 # ---- the other formats -----------------------------------------------------------------------------------------------
 
 
-def test_a_program_of_torch_export_finds_the_same(tmp_path, traced_once):
+def test_torch_export_detections_equal_the_checkpoints(tmp_path, traced_once):
     out = tmp_path / "new" / "a.pt2"
-    comparison = export(checkpoint(), out, "torch-export", photographs((80, 100), (150, 120)))
-    assert (comparison.photographs, comparison.batches) == (2, 1) and comparison.detections > 5
+    comparison = export_checkpoint(checkpoint(), out, "torch-export", random_images((80, 100), (150, 120)))
+    assert (comparison.images, comparison.batches) == (2, 1) and comparison.detections > 5
     files = {"classes.json": ""}
     program = torch.export.load(out, extra_files=files).module()
     assert json.loads(files["classes.json"]) == list(CLASSES)
-    boxes, scores, labels, count = program(torch.from_numpy(np.stack(photographs(*[(70, 60)] * 3))))
+    boxes, scores, labels, count = program(torch.from_numpy(np.stack(random_images(*[(70, 60)] * 3))))
     assert boxes.shape[0] == scores.shape[0] == 3 and count.shape == (3,) and labels.dtype == torch.int64
     padded = torch.arange(boxes.shape[1]) >= count[:, None]
     assert padded.any() and not (boxes[padded].any() or scores[padded].any() or labels[padded].any())
@@ -273,7 +276,7 @@ def test_a_program_of_torch_export_finds_the_same(tmp_path, traced_once):
 def test_safetensors_are_a_checkpoint(tmp_path):
     pytest.importorskip("safetensors")
     given, out = checkpoint(), tmp_path / "a.safetensors"
-    assert export(given, out, "safetensors", []) is None
+    assert export_checkpoint(given, out, "safetensors", []) is None
     loaded = load_checkpoint(out)
     assert (loaded.classes, loaded.category_ids, loaded.config) == (CLASSES, IDS, given.config)
     before, after = given.model.state_dict(), loaded.model.state_dict()
@@ -282,7 +285,7 @@ def test_safetensors_are_a_checkpoint(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_safetensors_of_others_are_refused(tmp_path):
+def test_safetensors_of_other_programs_are_refused(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"nothing")
@@ -297,17 +300,17 @@ def test_safetensors_of_others_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("options", [FastRCNNOptions, RCNNOptions])
-def test_detectors_with_searched_proposals_are_refused(options, tmp_path):
+def test_detectors_that_need_selective_search_are_refused(options, tmp_path):
     config = Config(options(backbone=ResNet(depth=18, fpn=False, norm="batch")), DATA)
     given = Checkpoint(config.model.build(3), config, CLASSES, IDS)
     with pytest.raises(UserError, match="selective search"):
-        export(given, tmp_path / "a.onnx", "onnx", photographs((20, 20)))
+        export_checkpoint(given, tmp_path / "a.onnx", "onnx", random_images((20, 20)))
     assert not list(tmp_path.iterdir())
 
 
-def test_other_endings_are_refused(tmp_path):
+def test_other_suffixes_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"ends in \.onnx"):
-        export(checkpoint(), tmp_path / "a.pt2", "onnx", [])
+        export_checkpoint(checkpoint(), tmp_path / "a.pt2", "onnx", [])
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
@@ -315,14 +318,14 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"onnxscript not installed: pip install 'detect\[onnx\]'"):
-        export(checkpoint(), tmp_path / "a.onnx", "onnx", [])
+        export_checkpoint(checkpoint(), tmp_path / "a.onnx", "onnx", [])
 
 
-# ---- the proof -------------------------------------------------------------------------------------------------------
+# ---- the equality check ----------------------------------------------------------------------------------------------
 
 
 def result(*rows):
-    """Each row: label, score, left."""
+    """Make a result from rows of label, score and left border."""
     boxes = [[left, 0, left + 100, 100] for _, _, left in rows]
     labels, scores = [row[0] for row in rows], [row[1] for row in rows]
     return Result(
@@ -347,7 +350,7 @@ def result(*rows):
         [(0, 0.9, 0), (0, 0.8, 50), (0, 0.302, 50)],
     ],
 )
-def test_what_differs_leaves_no_file(theirs, tmp_path, monkeypatch):
+def test_different_detections_leave_no_file(theirs, tmp_path, monkeypatch):
     def write(checkpoint, program, path):
         path.write_bytes(b"model")
         return lambda batch: [result(*theirs) for _ in batch]
@@ -356,42 +359,42 @@ def test_what_differs_leaves_no_file(theirs, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "trace", lambda checkpoint: None)
     monkeypatch.setattr(exporting, "_write_pt2", write)
     monkeypatch.setattr(Predictor, "predict", lambda self, batch, **options: [ours for _ in batch])
-    with pytest.raises(UserError, match="differs") as error:
-        export(checkpoint(), tmp_path / "a.pt2", "torch-export", photographs((20, 20)))
+    with pytest.raises(UserError, match="has no match; no file was written") as error:
+        export_checkpoint(checkpoint(), tmp_path / "a.pt2", "torch-export", random_images((20, 20)))
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_differences_within_the_bounds(monkeypatch):
-    ours = result((0, 0.9, 0), (0, 0.8, 50), (1, 0.30005, 0))  # the last is as near to the threshold as that
+    ours = result((0, 0.9, 0), (0, 0.8, 50), (1, 0.30005, 0))  # the last is close to the score threshold
     theirs = result((0, 0.90005, 0), (0, 0.8, 50.02))
     monkeypatch.setattr(Predictor, "predict", lambda self, batch, **options: [ours for _ in batch])
-    comparison = compare(Predictor(checkpoint()), lambda batch: [theirs for _ in batch], photographs((20, 20)))
-    assert (comparison.photographs, comparison.batches, comparison.detections) == (1, 1, 3 + 2 * 3)
-    assert comparison.score == pytest.approx(5e-5, rel=1e-2)
+    comparison = check_equality(Predictor(checkpoint()), lambda batch: [theirs for _ in batch], random_images((20, 20)))
+    assert (comparison.images, comparison.batches, comparison.detections) == (1, 1, 3 + 2 * 3)
+    assert comparison.score_difference == pytest.approx(5e-5, rel=1e-2)
     assert comparison.iou == pytest.approx(99.98 / 100.02, rel=1e-5)
 
 
 def test_pairs_are_of_one_size():
-    a, b, c, d = photographs((20, 30), (30, 20), (20, 30), (20, 30))
-    (pair,) = exporting._pairs([a, b, c, d])
+    a, b, c, d = random_images((20, 30), (30, 20), (20, 30), (20, 30))
+    (pair,) = equality._pairs([a, b, c, d])
     assert pair[0] is a and pair[1] is c
-    ((one, mirrored),) = exporting._pairs([b])
+    ((one, mirrored),) = equality._pairs([b])
     assert one is b and np.array_equal(mirrored, b[:, ::-1])
 
 
-def test_photographs_of_a_split(tmp_path):
+def test_sample_images_of_a_split(tmp_path):
     make_shapes(tmp_path / "shapes", images={"train": 1, "val": 25}, size=(64, 80), progress=False)
     config = Config(data=DataOptions(root=tmp_path / "shapes"))
     classes = ("circle", "square", "triangle", "ring")
-    assert exporting.has_data(config) and not exporting.has_data(Config(data=DATA))
-    assert len(photographs_of(config, None, classes)) == 20
-    (only,) = photographs_of(config, "train", classes)
+    assert has_data(config) and not has_data(Config(data=DATA))
+    assert len(sample_images(config, None, classes)) == 20
+    (only,) = sample_images(config, "train", classes)
     assert only.dtype == np.uint8 and only.shape[2] == 3
-    assert all(image.dtype == np.uint8 for image in made_photographs())
+    assert all(image.dtype == np.uint8 for image in synthetic_images())
 
 
-def test_where_nothing_can_be_written_no_work_begins(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_fails_before_the_export(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "trace", None)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"a\.onnx: cannot be written: .*; choose another file with --out"):
-        export(checkpoint(), tmp_path / "file" / "a.onnx", "onnx", [])
+        export_checkpoint(checkpoint(), tmp_path / "file" / "a.onnx", "onnx", [])

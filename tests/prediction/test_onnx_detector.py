@@ -7,7 +7,7 @@ import pytest
 
 from detect.data.dataset import Dataset, Record
 from detect.errors import UserError
-from detect.prediction.onnx_model import OnnxModel, physical_cores, predictions
+from detect.prediction.onnx_detector import OnnxDetector, physical_cores, predict_dataset
 from detect.prediction.sources import Frame
 
 pytest.importorskip("onnxruntime")
@@ -17,7 +17,7 @@ METADATA = {"classes": ["cat", "dog"], "category_ids": [7, 9], "score": 0.1, "co
 
 
 def write(path, metadata=METADATA, outputs=("boxes", "scores", "labels", "count"), external=False):
-    """A model that finds a cat of score 0.9 and a dog of score 0.1 + the first pixel / 510 in every photograph."""
+    """Write a model that detects a cat of score 0.9 and a dog of score 0.1 + the first pixel / 510 in every image."""
     from onnx import TensorProto, helper, numpy_helper
 
     constants = {
@@ -76,44 +76,44 @@ def write(path, metadata=METADATA, outputs=("boxes", "scores", "labels", "count"
     return path
 
 
-def photograph(height, width, red):
+def make_image(height, width, red):
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[0, 0] = red, 255, 255
     return pixels
 
 
 def test_results_by_hand(tmp_path):
-    model = OnnxModel(write(tmp_path / "a.onnx"))
+    model = OnnxDetector(write(tmp_path / "a.onnx"))
     assert model.classes == ("cat", "dog") and model.category_ids == (7, 9) and model.score == 0.1
-    (result,) = model.predict(photograph(4, 8, red=255))
+    (result,) = model.predict(make_image(4, 8, red=255))
     assert result.size == (4, 8) and result.names == ("cat", "dog") and result.category_ids == (7, 9)
-    np.testing.assert_array_equal(result.boxes, [[1, 2, 5, 4], [0, 0, 8, 4]])  # clipped to the photograph
+    np.testing.assert_array_equal(result.boxes, [[1, 2, 5, 4], [0, 0, 8, 4]])  # clipped to the image
     np.testing.assert_allclose(result.scores, [0.9, 0.6], rtol=1e-6)
 
 
-def test_no_image_gives_no_result(tmp_path):
-    assert list(OnnxModel(write(tmp_path / "a.onnx")).predict([])) == []
+def test_no_images_give_no_results(tmp_path):
+    assert list(OnnxDetector(write(tmp_path / "a.onnx")).predict([])) == []
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
-def test_batches_change_nothing(tmp_path, batch_size):
-    model = OnnxModel(write(tmp_path / "a.onnx"))
+def test_the_batch_size_does_not_change_results(tmp_path, batch_size):
+    model = OnnxDetector(write(tmp_path / "a.onnx"))
     sizes = [(4, 8), (4, 8), (4, 8), (5, 8), (4, 8), (4, 8)]
-    pixels = [photograph(*size, red=10 * place) for place, size in enumerate(sizes)]
+    pixels = [make_image(*size, red=10 * place) for place, size in enumerate(sizes)]
     results = list(model.predict(iter(pixels), batch_size=batch_size))
     assert [result.size for result in results] == sizes
     np.testing.assert_allclose([result.scores[1] for result in results], 0.1 + np.arange(6) * 10 / 510, rtol=1e-6)
 
 
-def test_batches_are_of_one_size_and_full(tmp_path, monkeypatch):
-    model, seen = OnnxModel(write(tmp_path / "a.onnx")), []
-    monkeypatch.setattr(OnnxModel, "__call__", lambda self, batch: seen.append(len(batch)) or iter(()))
-    list(model.predict([photograph(*size, 0) for size in [(4, 8)] * 3 + [(8, 4), (4, 8), (4, 8)]], batch_size=2))
+def test_a_batch_has_images_of_one_size(tmp_path, monkeypatch):
+    model, seen = OnnxDetector(write(tmp_path / "a.onnx")), []
+    monkeypatch.setattr(OnnxDetector, "__call__", lambda self, batch: seen.append(len(batch)) or iter(()))
+    list(model.predict([make_image(*size, 0) for size in [(4, 8)] * 3 + [(8, 4), (4, 8), (4, 8)]], batch_size=2))
     assert seen == [2, 1, 1, 2]
 
 
-def test_scores_and_classes_are_chosen(tmp_path):
-    model, image = OnnxModel(write(tmp_path / "a.onnx")), photograph(4, 8, red=255)
+def test_score_and_class_filters(tmp_path):
+    model, image = OnnxDetector(write(tmp_path / "a.onnx")), make_image(4, 8, red=255)
     assert [result.names for result in model.predict(image, score=0.7)] == [("cat",)]
     assert [result.names for result in model.predict(image, classes="dog")] == [("dog",)]
     assert [result.names for result in model.predict(image, score=0.7, classes=["dog"])] == [()]
@@ -125,12 +125,12 @@ def test_scores_and_classes_are_chosen(tmp_path):
         model.predict(image, batch_size=0)
 
 
-def test_frames_keep_their_names(tmp_path):
-    model = OnnxModel(write(tmp_path / "a.onnx"))
-    video, file = (Frame(photograph(4, 8, 0), "clip.mp4", 3), Frame(photograph(4, 8, 0), "a.jpg"))
+def test_frames_keep_path_and_index(tmp_path):
+    model = OnnxDetector(write(tmp_path / "a.onnx"))
+    video, file = (Frame(make_image(4, 8, 0), "clip.mp4", 3), Frame(make_image(4, 8, 0), "a.jpg"))
     one, two = model.predict([video, file], batch_size=2)
     assert (one.path, one.index, two.path, two.index) == ("clip.mp4", 3, "a.jpg", None)
-    assert one.pixels is not None and two.pixels is None  # the photograph can be read again
+    assert one.pixels is not None and two.pixels is None  # the image can be read again
 
 
 def test_predictions_of_a_split(tmp_path):
@@ -138,28 +138,28 @@ def test_predictions_of_a_split(tmp_path):
 
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path, red in zip(paths, (0, 255), strict=True):
-        Image.fromarray(photograph(4, 8, red)).save(path)
+        Image.fromarray(make_image(4, 8, red)).save(path)
     nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool), np.empty(0, bool), np.empty(0)
     records = tuple(Record(id, path, 8, 4, *nothing) for id, path in zip((30, 20), paths, strict=True))
-    model = OnnxModel(write(tmp_path / "a.onnx"))
-    found = list(predictions(model, Dataset(tmp_path, "val", "coco", ("cat", "dog"), (7, 9), records)))
-    assert [one.image_id for one in found] == [30, 20]
-    np.testing.assert_allclose([one.scores for one in found], [[0.9, 0.1], [0.9, 0.6]], rtol=1e-6)
-    np.testing.assert_array_equal(found[0].labels, [0, 1])
+    model = OnnxDetector(write(tmp_path / "a.onnx"))
+    predictions = list(predict_dataset(model, Dataset(tmp_path, "val", "coco", ("cat", "dog"), (7, 9), records)))
+    assert [one.image_id for one in predictions] == [30, 20]
+    np.testing.assert_allclose([one.scores for one in predictions], [[0.9, 0.1], [0.9, 0.6]], rtol=1e-6)
+    np.testing.assert_array_equal(predictions[0].labels, [0, 1])
     with pytest.raises(UserError, match="cat, dog"):
-        list(predictions(model, Dataset(tmp_path, "val", "coco", ("dog", "cat"), (7, 9), records)))
+        list(predict_dataset(model, Dataset(tmp_path, "val", "coco", ("dog", "cat"), (7, 9), records)))
 
 
 @pytest.mark.parametrize("lost", METADATA)
-def test_files_of_others_are_refused(tmp_path, lost):
+def test_files_of_other_programs_are_refused(tmp_path, lost):
     path = write(tmp_path / "a.onnx", {key: value for key, value in METADATA.items() if key != lost})
-    with pytest.raises(UserError, match="not of detect export"):
-        OnnxModel(path)
+    with pytest.raises(UserError, match="not an ONNX file of detect export"):
+        OnnxDetector(path)
 
 
 def test_other_outputs_are_refused(tmp_path):
-    with pytest.raises(UserError, match="not of detect export"):
-        OnnxModel(write(tmp_path / "a.onnx", outputs=("dets", "scores", "labels", "count")))
+    with pytest.raises(UserError, match="not an ONNX file of detect export"):
+        OnnxDetector(write(tmp_path / "a.onnx", outputs=("dets", "scores", "labels", "count")))
 
 
 def test_damaged_and_missing_files_are_refused_in_one_line(tmp_path):
@@ -167,10 +167,10 @@ def test_damaged_and_missing_files_are_refused_in_one_line(tmp_path):
     for name, content in {"empty": b"", "text": b"no model", "half": whole[: len(whole) // 2]}.items():
         (tmp_path / f"{name}.onnx").write_bytes(content)
         with pytest.raises(UserError, match=f"{name}.onnx: ") as error:
-            OnnxModel(tmp_path / f"{name}.onnx")
+            OnnxDetector(tmp_path / f"{name}.onnx")
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="No such file"):
-        OnnxModel(tmp_path / "b.onnx")
+        OnnxDetector(tmp_path / "b.onnx")
 
 
 def test_weights_in_other_files_are_refused(tmp_path):
@@ -178,7 +178,7 @@ def test_weights_in_other_files_are_refused(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     with pytest.raises(UserError, match="other files"):
-        OnnxModel(write(folder / "a.onnx", external=True))
+        OnnxDetector(write(folder / "a.onnx", external=True))
 
 
 def test_torch_is_not_needed(tmp_path):
@@ -194,7 +194,7 @@ def test_torch_is_not_needed(tmp_path):
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_threads_of_a_core_count_once(monkeypatch, tmp_path):
+def test_physical_cores_count_hyper_threads_once(monkeypatch, tmp_path):
     import os
 
     assert 1 <= physical_cores() <= os.cpu_count()

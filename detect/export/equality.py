@@ -1,0 +1,106 @@
+"""Check that an exported model gives the same detections as its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from detect.errors import UserError
+from detect.export.sample_images import Image
+from detect.prediction.predictor import Predictor
+from detect.prediction.result import Result
+from detect.prediction.sources import Frame
+
+MAX_SCORE_DIFFERENCE, MIN_IOU = 1e-4, 0.999
+"""Bounds for the score and the box of a matching detection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Equality:
+    """Outcome of a successful comparison."""
+
+    images: int
+    """Number of images, each compared alone."""
+    batches: int
+    """Number of batches of two images of one size, compared besides."""
+    detections: int
+    score_difference: float
+    """Largest difference of two scores."""
+    iou: float
+    """Smallest IoU of two boxes."""
+
+
+def check_equality(predictor: Predictor, run: Callable[[list[Frame]], Any], images: Sequence[Image]) -> Equality:
+    """Compare the detections of a checkpoint and of its exported model, in single images and in batches of two.
+
+    Each detection needs a match of the same class in the other model's detections. It may be missing only if its score
+    is within 1e-4 of the score threshold, or of the last score if there are as many detections as allowed.
+
+    Args:
+        predictor: the checkpoint.
+        run: the exported model, as a function from frames of one size to results.
+        images: the images to compare on.
+
+    Raises:
+        UserError: a detection has no match.
+    """
+    options = predictor.checkpoint.config.model.detections
+    batches = [[Frame(image)] for image in images] + [list(map(Frame, pair)) for pair in _pairs(images)]
+    differences, ious, detections = [0.0], [1.0], 0
+    for batch in batches:
+        expected = list(predictor.predict(batch, batch_size=len(batch), device="cpu"))
+        for ours, exported in zip(expected, run(batch), strict=True):
+            for one, other in ((ours, exported), (exported, ours)):
+                floor = max([options.score, *(other.scores[-1:] if len(other) >= options.detections else [])])
+                difference, iou = _compare(one, other, floor + MAX_SCORE_DIFFERENCE, len(batch))
+                differences.append(difference)
+                ious.append(iou)
+            detections += len(ours)
+    return Equality(len(images), len(batches) - len(images), detections, max(differences), min(ious))
+
+
+def _pairs(images: Sequence[Image]) -> list[tuple[Image, Image]]:
+    """Return two images of each size that occurs twice; if none does, the first image and its mirror image."""
+    first: dict[tuple[int, ...], Image] = {}
+    pairs: dict[tuple[int, ...], tuple[Image, Image]] = {}
+    for image in images:
+        if image.shape in first:
+            pairs.setdefault(image.shape, (first[image.shape], image))
+        first.setdefault(image.shape, image)
+    flipped = np.ascontiguousarray(images[0][:, ::-1])
+    return list(pairs.values()) or [(images[0], flipped)]
+
+
+def _compare(one: Result, other: Result, floor: float, batch_size: int) -> tuple[float, float]:
+    """Match the detections of a score above `floor`; return the largest score difference and the smallest IoU."""
+    differences, ious = [0.0], [1.0]
+    unmatched = np.ones(len(other), bool)
+    for box, score, label in zip(one.boxes, one.scores, one.labels, strict=True):
+        if score <= floor:
+            continue
+        difference = np.abs(other.scores - score)
+        iou = _iou(box, other.boxes)
+        matches = unmatched & (other.labels == label) & (difference <= MAX_SCORE_DIFFERENCE) & (iou >= MIN_IOU)
+        if not matches.any():
+            raise UserError(
+                f"the exported model differs: a {one.classes[label]} of score {score:.4f} at {box.round(1).tolist()} "
+                f"in an image of {one.size[0]} × {one.size[1]} pixels, in a batch of {batch_size}, has no match; no "
+                "file was written; please report this with the checkpoint"
+            )
+        match = int(np.where(matches, iou, -1).argmax())
+        unmatched[match] = False
+        differences.append(float(difference[match]))
+        ious.append(float(iou[match]))
+    return max(differences), min(ious)
+
+
+def _iou(box: Float[np.ndarray, " 4"], boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
+    box, boxes = box.astype(np.float64), boxes.astype(np.float64)
+    sides = (np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])).clip(0)
+    intersection = sides.prod(axis=1)
+    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - intersection
+    return intersection / union.clip(1e-9)

@@ -1,0 +1,170 @@
+"""Output folder of a run, which can be interrupted and continued: part files that are merged at the end.
+
+    out/manifest.json                                what was asked for and, at the end, a summary
+    out/parts/000042.jsonl                           one result per line, then one line per unreadable image
+    out/{predictions.json,images.json,predictions.csv}   all parts merged
+
+A process that continues the run makes only the missing parts. Any number of processes may work in one folder, on
+several machines, without communicating: each writes a part atomically, and any that finds all parts complete merges
+them. If two of them merge, they write the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, TextIO
+
+import numpy as np
+
+from detect.errors import UserError
+from detect.files.atomic import DRAFTS, atomic_write
+from detect.prediction.result import Result
+from detect.prediction.result_files import WriteResult, coco_writer, csv_writer
+
+FORMAT = 1
+"""Version of the folder's layout. A run of another version is not continued."""
+
+
+class OutputFolder:
+    """Output folder of a run.
+
+    Args:
+        out: a new or empty folder, or that of the same run.
+        settings: everything that the results depend on, as JSON values.
+        part_size: maximum number of images of a part. A run that is continued keeps its own.
+
+    Raises:
+        UserError: the folder has other files or the results of another run.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], part_size: int) -> None:
+        self.out, self.parts, self._manifest = out, out / "parts", out / "manifest.json"
+        self.settings: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **settings}, default=str))
+        if out.is_file():
+            raise UserError(f"{out}: this is a file; give another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        has_files = any(not child.name.startswith(".") for child in out.iterdir())
+        if not self._manifest.exists():  # checked after the files: the manifest is the first that a process writes
+            if has_files:
+                raise UserError(f"{out}: the folder has other files; give a new folder, or that of the same run")
+            self._write_manifest({"asked": self.settings, "size": part_size}, keep_existing=True)
+        manifest = self._read_manifest()
+        if manifest["asked"] != self.settings:
+            difference = _difference(manifest["asked"], self.settings)
+            raise UserError(f"{out}: has predictions with {difference}; give the same options or another --out")
+        self.part_size: int = manifest["size"]
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """Numbers of `images` and `detections`, and `left_out`, a line per unreadable image; None until merged."""
+        return self._read_manifest().get("done")
+
+    def missing_parts(self, count: int) -> list[int]:
+        """Return the indices of the parts that are missing, of `count` in all."""
+        self.parts.mkdir(exist_ok=True)
+        existing = set(os.listdir(self.parts))  # noqa: PTH208  only names are needed
+        missing = [part for part in range(count) if self._part_name(part) not in existing]
+        # Checked last: a process that merges writes the summary before it removes the parts.
+        return [] if self.summary else missing
+
+    @contextmanager
+    def write_part(self, part: int) -> Iterator[TextIO]:
+        """Yield a file for the lines of a part, which appears on leaving without an error."""
+        with atomic_write(self.parts / self._part_name(part)) as draft, draft.open("w", encoding="ascii") as file:
+            yield file
+
+    def merge(self, count: int, advance: Callable[[], None] = lambda: None) -> None:
+        """Write the result files from all parts, in constant memory, and remove the parts.
+
+        Args:
+            count: number of parts.
+            advance: called after each part.
+
+        Raises:
+            OSError: a file cannot be written, or another process has merged and removed the parts.
+        """
+        classes, category_ids = tuple(self.settings["classes"]), tuple(self.settings["category_ids"])
+        writers: dict[str, Callable[[Path, Path], AbstractContextManager[WriteResult]]] = {
+            "coco": partial(coco_writer, classes=classes, category_ids=category_ids),
+            "csv": csv_writer,
+        }
+        images = detections = 0
+        left_out: list[str] = []
+        with ExitStack() as stack:
+            kinds = [kind for kind in self.settings["save"] if kind in writers]
+            write = [stack.enter_context(writers[kind](self.out, self.parts)) for kind in kinds]
+            for line in self._read_parts(count, advance):
+                if "error" in line:
+                    left_out.append(line["error"])
+                    continue
+                result = _result_from_json(line, classes, category_ids)
+                images, detections = images + 1, detections + len(result)
+                for write_result in write:
+                    write_result(images, result)
+        done = {"images": images, "detections": detections, "left_out": left_out}
+        self._write_manifest({"asked": self.settings, "size": self.part_size, "done": done})
+        self.remove_parts()
+
+    def remove_parts(self) -> None:
+        """Remove the parts of a merged run, and the drafts that killed processes have left."""
+        shutil.rmtree(self.parts, ignore_errors=True)
+        for draft in self.out.glob(DRAFTS):
+            draft.unlink(missing_ok=True)
+
+    def _part_name(self, part: int) -> str:
+        return f"{part:06}.jsonl"
+
+    def _read_parts(self, count: int, advance: Callable[[], None]) -> Iterator[dict[str, Any]]:
+        for part in range(count):
+            with (self.parts / self._part_name(part)).open(encoding="ascii") as file:
+                yield from map(json.loads, file)
+            advance()
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            manifest = json.loads(self._manifest.read_text(encoding="ascii"))
+            return {"asked": dict(manifest["asked"]), "size": int(manifest["size"]), "done": manifest.get("done")}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{self._manifest}: not a manifest of detect predict; give another --out") from None
+
+    def _write_manifest(self, manifest: Mapping[str, Any], keep_existing: bool = False) -> None:
+        with atomic_write(self._manifest, keep_existing=keep_existing) as draft:
+            draft.write_text(json.dumps(manifest, indent=1), encoding="ascii")
+
+
+def _result_from_json(line: Mapping[str, Any], classes: tuple[str, ...], category_ids: tuple[int, ...]) -> Result:
+    """Return the result that `Result.to_json` wrote, without its pixels."""
+    detections: Sequence[Mapping[str, Any]] = line["detections"]
+    return Result(
+        boxes=np.array([detection["box"] for detection in detections], np.float32).reshape(-1, 4),
+        scores=np.array([detection["score"] for detection in detections], np.float32),
+        labels=np.array([detection["label"] for detection in detections], np.int64),
+        classes=classes,
+        category_ids=category_ids,
+        size=(line["height"], line["width"]),
+        path=line["path"],
+        index=line["index"],
+    )
+
+
+def _difference(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Describe how the settings of the existing run differ from the wanted ones."""
+    one, other = _flatten(existing), _flatten(wanted)
+    keys: Collection[str] = [key for key in other | one if one.get(key) != other.get(key)]
+    return ", ".join(f"{key} {_short(one.get(key))} instead of {_short(other.get(key))}" for key in keys)
+
+
+def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, **settings.get("options", {}), "options": None}
+
+
+def _short(value: object) -> str:
+    return shorten(str(value), 40, placeholder=" …") if not isinstance(value, str) else value[:16]

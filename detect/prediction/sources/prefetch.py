@@ -1,0 +1,65 @@
+"""Reading ahead of the caller in threads, in order and in bounded memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from functools import partial
+
+from detect.errors import UserError
+from detect.prediction.sources.items import Frame, ImageItem, Items, StreamItem
+
+
+def prefetch(items: Items, workers: int) -> Items:
+    """Yield the same items, and load up to 2 · `workers` images that wait for their turn in threads."""
+    waiting: deque[ImageItem | StreamItem] = deque()
+    failure: Exception | None = None
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="detect-decode")
+    try:
+        while True:
+            while len(waiting) < 2 * workers and failure is None:
+                try:
+                    waiting.append(_start(next(items), pool))
+                except StopIteration:
+                    break
+                except Exception as error:  # such as one of the caller's iterator: the items before it come first
+                    failure = error
+            if not waiting:
+                break
+            yield waiting.popleft()
+        if failure is not None:
+            raise failure
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(item: ImageItem | StreamItem, pool: ThreadPoolExecutor) -> ImageItem | StreamItem:
+    """Start loading an item and return one that waits for the result."""
+    if isinstance(item, StreamItem):
+        return replace(item, open=partial(_prefetch_frames, item.open, pool)) if item.prefetch else item
+    if item.prefetch:
+        return replace(item, load=pool.submit(item.load).result)
+    future: Future[Frame] = Future()
+    try:
+        future.set_result(item.load())
+    except UserError as error:
+        future.set_exception(error)
+    return replace(item, load=future.result)
+
+
+def _prefetch_frames(
+    open: Callable[[], Generator[Frame, None, None]], pool: ThreadPoolExecutor
+) -> Generator[Frame, None, None]:
+    """Yield the frames of a video; a thread decodes the next one meanwhile."""
+    stream = open()
+    coming = pool.submit(next, stream, None)
+    try:
+        while (frame := coming.result()) is not None:
+            coming = pool.submit(next, stream, None)
+            yield frame
+    finally:
+        if not coming.cancel():
+            wait([coming])
+        stream.close()
