@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
+from typing import Any
 
 from pydantic import InstanceOf, SerializeAsAny
 
@@ -19,7 +20,7 @@ from detect.errors import UserError
 from detect.models import ClassifierOptions, DetectorOptions, FasterRCNNOptions
 from detect.options import options
 
-RECIPES = {recipe.name: recipe for recipe in (JointOptions, AlternatingOptions, RCNNStagesOptions)}
+RECIPES: dict[str, Any] = {options.name: options for options in (JointOptions, AlternatingOptions, RCNNStagesOptions)}
 
 
 @options

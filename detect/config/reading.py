@@ -51,7 +51,7 @@ def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[st
         old, new = renamed
         raise _mistake(old, f"there is no such option; it is now {new}", source, given)
     try:
-        model = options_class(_model_name(values.get("model")))
+        model: Any = options_class(_model_name(values.get("model")))
         sections = _adapter(model).validate_python(values)
     except KeyError as error:
         mistake = f"choose {', '.join(map(repr, (*model_names(), CLASSIFIER)))}, not {error.args[0]!r}"
@@ -212,5 +212,6 @@ def _all_keys() -> list[str]:
             for section in sections(schema, value):
                 yield from keys(schema, section, f"{prefix}{name}.")
 
-    schemas = [_adapter(options_class(name)).json_schema() for name in (*model_names(), CLASSIFIER)]
+    models: list[Any] = [options_class(name) for name in (*model_names(), CLASSIFIER)]
+    schemas = [_adapter(model).json_schema() for model in models]
     return list(dict.fromkeys(key for schema in schemas for key in keys(schema, schema, "")))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from detect.config import Config, FasterRCNNOptions, load_config
+from detect.config import Config, load_config
 from detect.curation.doctor import anchor_recall
 from detect.curation.doctor.diagnosis import CHECKS, Finding, Report, sort
 from detect.curation.doctor.examine import Survey, check
@@ -23,7 +23,8 @@ from detect.curation.doctor.page import write_page
 from detect.data.dataset import Record
 from detect.data.transforms import Resize
 from detect.errors import UserError
-from detect.models.rpn import RPN
+from detect.models.box_head import BoxHeadOptions, build_features
+from detect.models.rpn import RPN, RPNOptions
 
 LOW = 0.9
 """A ceiling below this at IoU 0.5 is worth a warning."""
@@ -95,12 +96,13 @@ def _resize(config: Config) -> Resize:
 
 def anchors_of(config: Config) -> anchor_recall.Anchors | None:
     """The anchors of a config; None for a detector that is given its proposals."""
-    if not isinstance(config.model, FasterRCNNOptions):
+    options: RPNOptions | None = getattr(config.model, "rpn", None)
+    if options is None:
         return None
-    with torch.device("meta"):  # only its strides are asked for
-        body, _ = replace(config.model.backbone, weights=None).build()
-    options = config.model.rpn
-    generator = RPN(1, [level.stride for level in body.features], replace(options, convolutions=0)).anchors
+    backbone, neck = replace(config.model.backbone, weights=None), getattr(config.model, "neck", None)
+    with torch.device("meta"):  # only the strides are needed
+        levels = build_features(backbone, neck, BoxHeadOptions())[2]
+    generator = RPN(1, [level.stride for level in levels], replace(options, convolutions=0)).anchors
     sizes = options.anchor_sizes
     return anchor_recall.Anchors(
         sizes=(sizes,) if len(generator.strides) == 1 else tuple((size,) for size in sizes),
@@ -109,7 +111,7 @@ def anchors_of(config: Config) -> anchor_recall.Anchors | None:
         offset=options.anchor_offset,
         rounded=options.anchors_rounded,
         fitted=options.anchors_fitted,
-        border=options.border,
+        border=options.straddle_threshold,
     )
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from detect.data.dataset import Dataset, Record
 from detect.errors import UserError
-from detect.models import Detector
+from detect.models import TwoStage
 from detect.proposals.recall import ProposalRecall
 from detect.proposals.store import ProposalStore, digest
 from detect.structures import Proposals, Targets
@@ -51,7 +51,7 @@ def add_image(recall: ProposalRecall, record: Record, boxes: Float32[np.ndarray,
 
 @torch.no_grad()
 def rpn_recall(
-    model: Detector, loader: DataLoader, device: torch.device, limits: Sequence[int] = LIMITS
+    model: TwoStage, loader: DataLoader, device: torch.device, limits: Sequence[int] = LIMITS
 ) -> ProposalRecall:
     """The recall of a detector's RPN, with as many proposals as in training."""
     recall = ProposalRecall(limits)

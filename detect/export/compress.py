@@ -6,23 +6,20 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 import torch
 from torch.utils.data import DataLoader
 
-from detect.checkpoint import Checkpoint, model_card
-from detect.config import RCNNOptions
+from detect.checkpoint import Checkpoint
 from detect.data.canvases import MULTIPLE
 from detect.data.dataset import Dataset
 from detect.errors import UserError
-from detect.models import Detector
+from detect.models import FasterRCNNOptions, FastRCNNOptions, TwoStage
 from detect.models.low_rank import truncate
 from detect.prediction.evaluate import evaluate
 from detect.prediction.prepare import prepare
 from detect.structures import Images
-from detect.training.checkpoints import save_detector
 
 PAPER_RANKS = (1024, 256)
 """Ranks of VGG16's fc6 and fc7 in Figure 2 of the paper: mAP 66.6 instead of 66.9, 223 ms per image instead of 320."""
@@ -39,9 +36,9 @@ def compress(checkpoint: Checkpoint, ranks: Sequence[int] = PAPER_RANKS) -> Chec
         UserError: the network does not have these layers or ranks, or is compressed already.
     """
     options = checkpoint.config.model
-    if isinstance(options, RCNNOptions):
+    if not isinstance(options, FastRCNNOptions | FasterRCNNOptions):
         raise UserError(
-            "rcnn: its time is that of convolutions, which have no SVD; compress a fast_rcnn or faster_rcnn"
+            f"{options.name}: its time is that of convolutions, which have no SVD; compress a fast_rcnn or faster_rcnn"
         )
     if options.svd:
         raise UserError(
@@ -49,14 +46,10 @@ def compress(checkpoint: Checkpoint, ranks: Sequence[int] = PAPER_RANKS) -> Chec
             "checkpoint"
         )
     model = copy.deepcopy(checkpoint.model)
-    truncate(model.trunk, ranks)
+    assert isinstance(model, TwoStage)
+    truncate(model.region_head.box_head, ranks)
     config = replace(checkpoint.config, model=replace(options, svd=tuple(ranks)))
     return replace(checkpoint, model=model, config=config)
-
-
-def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint that `load_checkpoint` reads, atomically."""
-    save_detector(checkpoint.model, model_card(checkpoint.config, checkpoint.classes, checkpoint.category_ids), path)
 
 
 def compare_cost(
@@ -80,9 +73,9 @@ def compare_cost(
     Returns:
         Rows of name, value before and value after.
     """
-    models = [prepare(checkpoint.model.to(device)) for checkpoint in (before, after)]
+    models = [_prepared(checkpoint, device) for checkpoint in (before, after)]
     data, rpn = before.config.data, models[0].rpn
-    regions = data.max_proposals if rpn is None else rpn.options.testing.after_nms
+    regions = data.max_proposals if rpn is None else rpn.options.testing.post_nms_top_k
     seconds = time_heads(models, regions, (max(data.short_side), data.long_side))
     columns = [
         {
@@ -99,13 +92,20 @@ def compare_cost(
     return [(name, value, columns[1][name]) for name, value in columns[0].items()]
 
 
-def count_parameters(model: Detector) -> int:
+def _prepared(checkpoint: Checkpoint, device: torch.device) -> TwoStage:
+    model = prepare(checkpoint.model.to(device))
+    assert isinstance(model, TwoStage)
+    return model
+
+
+def count_parameters(model: TwoStage) -> int:
     """Return the number of parameters of the box head and its predictor."""
-    return sum(parameter.numel() for part in (model.trunk, model.predictor) for parameter in part.parameters())
+    parts = (model.region_head.box_head, model.region_head.predictor)
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
 
 @torch.no_grad()
-def time_heads(models: Sequence[Detector], regions: int, size: tuple[int, int], repeats: int = 5) -> list[float]:
+def time_heads(models: Sequence[TwoStage], regions: int, size: tuple[int, int], repeats: int = 5) -> list[float]:
     """Return the median seconds per image of pooling, box head and predictor of each prepared model.
 
     The models take turns. Image and boxes are random, as they hardly affect the time.
@@ -129,7 +129,7 @@ def time_heads(models: Sequence[Detector], regions: int, size: tuple[int, int], 
         for model, times in zip(models, seconds, strict=True):
             _wait(device)
             started = time.perf_counter()
-            model.heads(features, boxes)
+            model.region_head(features, boxes)
             _wait(device)
             times.append(time.perf_counter() - started)
     return [median(times[1:]) for times in seconds]

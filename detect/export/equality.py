@@ -48,14 +48,16 @@ def check_equality(predictor: Predictor, run: Callable[[list[Frame]], Any], imag
     Raises:
         UserError: a detection has no match.
     """
-    options = predictor.checkpoint.config.model.detections
+    options = predictor.checkpoint.config.model.postprocess
     batches = [[Frame(image)] for image in images] + [list(map(Frame, pair)) for pair in _pairs(images)]
     differences, ious, detections = [0.0], [1.0], 0
     for batch in batches:
         expected = list(predictor.predict(batch, batch_size=len(batch), device="cpu"))
         for ours, exported in zip(expected, run(batch), strict=True):
             for one, other in ((ours, exported), (exported, ours)):
-                floor = max([options.score, *(other.scores[-1:] if len(other) >= options.detections else [])])
+                floor = max(
+                    [options.score_threshold, *(other.scores[-1:] if len(other) >= options.max_detections else [])]
+                )
                 difference, iou = _compare(one, other, floor + MAX_SCORE_DIFFERENCE, len(batch))
                 differences.append(difference)
                 ious.append(iou)

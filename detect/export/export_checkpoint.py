@@ -84,7 +84,7 @@ def check_exportable(checkpoint: Checkpoint, format: Format, out: Path) -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if format == "onnx" and missing:
         raise UserError(f"--format onnx: {', '.join(missing)} not installed: pip install 'detect[onnx]'")
-    if checkpoint.model.rpn is None:
+    if checkpoint.config.model.proposals == "given":
         name = "R-CNN" if isinstance(checkpoint.model, RCNN) else "Fast R-CNN"
         raise UserError(
             f"--format {format}: {name} needs proposals of selective search, which cannot be exported; export a "
@@ -96,7 +96,7 @@ def trace(checkpoint: Checkpoint) -> ExportedProgram:
     """Trace the detector with its preprocessing, for batches of any number of images of any one size."""
     model = copy.deepcopy(checkpoint.model).eval().requires_grad_(False)
     fold_norms(model)
-    model.lay_out(torch.contiguous_format)
+    model.to_memory_format(torch.contiguous_format)
     resizing = eval_resize(checkpoint.config.data)
     # The tracer would take a dimension of 1 for constant, and equal dimensions for always equal.
     images = torch.zeros(2, 3 * resizing.short_side // 2, resizing.short_side, 3, dtype=torch.uint8)
@@ -157,7 +157,7 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     card = model_card(checkpoint.config, checkpoint.classes, checkpoint.category_ids) | {
         "short_side": resizing.short_side,
         "long_side": resizing.long_side,
-        "score": checkpoint.model.detections.score,
+        "score": checkpoint.model.postprocessing.score_threshold,
     }
     return {key: json.dumps(value, ensure_ascii=False) for key, value in card.items()}
 

@@ -25,18 +25,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from detect.backbones import ResNet
+from detect.backbones import FPNOptions, ResNetOptions
 from detect.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, Colour
-from detect.config import FasterRCNNOptions
 from detect.errors import UserError
 from detect.foreign_weights.state_dicts import State, match_state, rename_by_prefix
 from detect.models import (
-    BoxOptions,
+    BoxHeadOptions,
     FasterRCNN,
-    HeadOptions,
+    FasterRCNNOptions,
     PoolingOptions,
     PostprocessOptions,
     ProposalCounts,
+    RegionHeadOptions,
     RPNOptions,
 )
 
@@ -47,15 +47,15 @@ Depth = Literal[18, 34, 50, 101, 152]
 PREFIXES = {
     "backbone.stem.": "backbone.body.stem.",
     **{f"backbone.res{stage}.": f"backbone.body.layer{stage - 1}." for stage in range(2, 6)},
-    **{f"backbone.fpn_lateral{stage}.": f"backbone.fpn.lateral.{stage - 2}.0." for stage in range(2, 6)},
-    **{f"backbone.fpn_output{stage}.": f"backbone.fpn.output.{stage - 2}.0." for stage in range(2, 6)},
+    **{f"backbone.fpn_lateral{stage}.": f"neck.lateral.{stage - 2}.0." for stage in range(2, 6)},
+    **{f"backbone.fpn_output{stage}.": f"neck.output.{stage - 2}.0." for stage in range(2, 6)},
     "proposal_generator.rpn_head.conv.": "rpn.convolutions.0.",
     "proposal_generator.rpn_head.objectness_logits.": "rpn.objectness.",
     "proposal_generator.rpn_head.anchor_deltas.": "rpn.deltas.",
-    "roi_heads.res5.": "trunk.stage.",
-    **{f"roi_heads.box_head.fc{layer}.": f"trunk.layers.{layer - 1}." for layer in range(1, 5)},
-    "roi_heads.box_predictor.cls_score.": "predictor.scores.",
-    "roi_heads.box_predictor.bbox_pred.": "predictor.deltas.",
+    "roi_heads.res5.": "region_head.box_head.stage.",
+    **{f"roi_heads.box_head.fc{layer}.": f"region_head.box_head.layers.{layer - 1}." for layer in range(1, 5)},
+    "roi_heads.box_predictor.cls_score.": "region_head.predictor.scores.",
+    "roi_heads.box_predictor.bbox_pred.": "region_head.predictor.deltas.",
 }
 # Parts of a key within a ResNet; the first match is replaced.
 LAYERS = {
@@ -161,10 +161,8 @@ def detectron2_options(state: State, style: Style | None = None) -> FasterRCNNOp
     _refuse_others(state)
     fpn, c4 = LATERAL in state, "roi_heads.res5.0.conv1.weight" in state
     depth = _depth(state)
-    backbone = ResNet(
+    backbone = ResNetOptions(
         depth,
-        fpn=fpn,
-        fpn_channels=len(state[LATERAL]) if fpn else 256,
         norm="frozen",
         dilated=not fpn and not c4,
         stride_in_1x1=depth >= 50 and pixels_of(state, style).stride_in_1x1,
@@ -178,11 +176,12 @@ def detectron2_options(state: State, style: Style | None = None) -> FasterRCNNOp
     layers = [state[key] for key in (f"roi_heads.box_head.fc{layer}.bias" for layer in range(1, 5)) if key in state]
     return FasterRCNNOptions(
         backbone=backbone,
+        neck=FPNOptions(channels=len(state[LATERAL])) if fpn else None,
         rpn=rpn,
         pooling=PoolingOptions(sampling_ratio=0, aligned=True),
-        head=HeadOptions(layers=len(layers), channels=len(layers[0])) if layers else HeadOptions(),
-        boxes=BoxOptions(class_wise=len(state[DELTAS]) == 4 * (len(state[CLASSES]) - 1)),
-        detections=PostprocessOptions(min_size=LEAST_SIZE),
+        box_head=BoxHeadOptions(layers=len(layers), channels=len(layers[0])) if layers else BoxHeadOptions(),
+        region_head=RegionHeadOptions(class_agnostic=len(state[DELTAS]) != 4 * (len(state[CLASSES]) - 1)),
+        postprocess=PostprocessOptions(min_size=LEAST_SIZE),
     )
 
 
@@ -201,8 +200,7 @@ def faster_rcnn_from_detectron2(state: State, style: Style | None = None) -> Fas
     options, pixels = detectron2_options(state, style), pixels_of(state, style)
     num_classes = len(state[CLASSES]) - 1
     with torch.device("meta"):  # a small file can claim large shapes: allocate only after they have matched
-        empty = options.build(num_classes)
-    assert empty.rpn is not None
+        empty = FasterRCNN(num_classes, options)
     sizes = empty.rpn.anchors.shapes.shape[1] // RATIOS
     state = _with_statistics(_without_bottom_up(state))
     weights = {key: value for key, value in state.items() if not key.startswith((ANCHORS, MEAN, STD))}
@@ -216,8 +214,7 @@ def faster_rcnn_from_detectron2(state: State, style: Style | None = None) -> Fas
 
     given = ("backbone.mean", "backbone.std")
     matched = match_state(weights, empty, _rename, change, REMEDY, given)
-    model = options.build(num_classes).eval()
-    assert model.rpn is not None
+    model = FasterRCNN(num_classes, options).eval()
     _check_anchors(state, model.rpn.anchors.shapes)
     model.load_state_dict(matched, strict=False)
     model.backbone.mean.copy_(torch.tensor(pixels.mean))
@@ -290,7 +287,7 @@ def _by_ratio(values: Tensor, sizes: int) -> Tensor:
 
 def _rename(key: str) -> str:
     key = rename_by_prefix(key, PREFIXES)
-    if key.startswith(("backbone.body.", "trunk.stage.")):
+    if key.startswith(("backbone.body.", "region_head.box_head.stage.")):
         for theirs, ours in LAYERS.items():
             if theirs in key:
                 return key.replace(theirs, ours)

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from detect.checkpoint import Checkpoint
-from detect.config import Config, FasterRCNNOptions
+from detect.checkpoint import Checkpoint, save_checkpoint
+from detect.config import Config
 from detect.data.options import DataOptions
 from detect.errors import UserError
-from detect.export.compress import save
 from detect.files.atomic import refuse_existing
 from detect.foreign_weights import detectron2 as detectron2_weights
 from detect.foreign_weights import torchvision as torchvision_weights
 from detect.foreign_weights.coco_names import COCO_NAMES
 from detect.foreign_weights.detectron2 import Style
 from detect.foreign_weights.state_dicts import BATCHES, LeftOut, State, leave_out, read_content, state_dict
-from detect.models import FasterRCNN
+from detect.models import FasterRCNN, FasterRCNNOptions
 
 Project = Literal["torchvision", "detectron2"]
 DATA = DataOptions(short_side=(800,), long_side=1333)
@@ -52,7 +51,8 @@ class Imported:
         """Return rows of part, tensors, numbers and remark, for what was imported and what was left out."""
         parts: dict[str, list[int]] = {}
         for key, value in self.checkpoint.model.state_dict().items():
-            parts.setdefault(PARTS[key.partition(".")[0]], []).append(value.numel())
+            part = next(name for prefix, name in PARTS.items() if key.startswith(prefix))
+            parts.setdefault(part, []).append(value.numel())
         imported = [(part, str(len(sizes)), f"{sum(sizes):,}", "imported") for part, sizes in parts.items()]
         left_out = [
             (group.name, str(group.tensors), f"{group.numbers:,}", f"left out: {group.reason}")
@@ -61,8 +61,14 @@ class Imported:
         return imported + left_out
 
 
-PARTS = {"backbone": "backbone", "rpn": "RPN", "trunk": "box head", "predictor": "classes and boxes"}
-"""Names of a detector's parts in the table."""
+PARTS = {
+    "backbone.": "backbone",
+    "neck.": "neck",
+    "rpn.": "RPN",
+    "region_head.box_head.": "box head",
+    "region_head.predictor.": "classes and boxes",
+}
+"""Names of a detector's parts in the table, by prefix of their keys."""
 
 
 def import_weights(
@@ -101,8 +107,7 @@ def import_weights(
     classes, category_ids = class_names(project, converted.model.num_classes, names)
     checkpoint = Checkpoint(converted.model, Config(model=converted.options, data=DATA), classes, category_ids)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save(checkpoint, out)
+        save_checkpoint(checkpoint, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another file with --out") from None
     return Imported(checkpoint, converted.left_out, converted.note)

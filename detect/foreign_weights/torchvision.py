@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detect.backbones import ResNet
+from detect.backbones import ResNetOptions
 from detect.backbones.norm import FrozenBatchNorm2d
-from detect.config import FasterRCNNOptions
 from detect.errors import UserError
 from detect.foreign_weights.state_dicts import BATCHES, State, match_state, rename_by_prefix
-from detect.models import FasterRCNN, HeadOptions, RPNOptions
+from detect.models import BoxHeadOptions, FasterRCNN, FasterRCNNOptions, RPNOptions
 
 # Our prefix of a key by torchvision's; the rest of the key is the same. The longest matching prefix is replaced. Both
 # versions share the table, as no key has different meanings in them.
@@ -18,25 +17,25 @@ PREFIXES = {
     "backbone.body.conv1.": "backbone.body.stem.conv1.",
     "backbone.body.bn1.": "backbone.body.stem.bn1.",
     "backbone.body.layer": "backbone.body.layer",
-    "backbone.fpn.inner_blocks.": "backbone.fpn.lateral.",
-    "backbone.fpn.layer_blocks.": "backbone.fpn.output.",
+    "backbone.fpn.inner_blocks.": "neck.lateral.",
+    "backbone.fpn.layer_blocks.": "neck.output.",
     "rpn.head.conv.0.0.": "rpn.convolutions.0.",
     "rpn.head.conv.1.0.": "rpn.convolutions.2.",
     "rpn.head.cls_logits.": "rpn.objectness.",
     "rpn.head.bbox_pred.": "rpn.deltas.",
     # v1: two fully connected layers
-    "roi_heads.box_head.fc6.": "trunk.layers.0.",
-    "roi_heads.box_head.fc7.": "trunk.layers.1.",
+    "roi_heads.box_head.fc6.": "region_head.box_head.layers.0.",
+    "roi_heads.box_head.fc7.": "region_head.box_head.layers.1.",
     # v2: four convolutions, each with its norm, and one fully connected layer
-    **{f"roi_heads.box_head.{i}.0.": f"trunk.convolutions.{3 * i}." for i in range(4)},
-    **{f"roi_heads.box_head.{i}.1.": f"trunk.convolutions.{3 * i + 1}." for i in range(4)},
-    "roi_heads.box_head.5.": "trunk.layers.0.",
-    "roi_heads.box_predictor.cls_score.": "predictor.scores.",
-    "roi_heads.box_predictor.bbox_pred.": "predictor.deltas.",
+    **{f"roi_heads.box_head.{i}.0.": f"region_head.box_head.convolutions.{3 * i}." for i in range(4)},
+    **{f"roi_heads.box_head.{i}.1.": f"region_head.box_head.convolutions.{3 * i + 1}." for i in range(4)},
+    "roi_heads.box_head.5.": "region_head.box_head.layers.0.",
+    "roi_heads.box_predictor.cls_score.": "region_head.predictor.scores.",
+    "roi_heads.box_predictor.bbox_pred.": "region_head.predictor.deltas.",
     # Files older than torchvision 0.13, such as the published v1, have one level less in these keys.
     **{f"rpn.head.conv.{kind}": f"rpn.convolutions.0.{kind}" for kind in ("weight", "bias")},
     **{
-        f"backbone.fpn.{theirs}.{level}.{kind}": f"backbone.fpn.{ours}.{level}.0.{kind}"
+        f"backbone.fpn.{theirs}.{level}.{kind}": f"neck.{ours}.{level}.0.{kind}"
         for theirs, ours in (("inner_blocks", "lateral"), ("layer_blocks", "output"))
         for level in range(4)
         for kind in ("weight", "bias")
@@ -61,11 +60,11 @@ def torchvision_options(state: State) -> FasterRCNNOptions:
     defaults.
     """
     if "roi_heads.box_head.fc6.weight" in state:
-        return FasterRCNNOptions(backbone=ResNet(50, norm="frozen"), rpn=RPNOptions(anchors_fitted=True))
+        return FasterRCNNOptions(backbone=ResNetOptions(50, norm="frozen"), rpn=RPNOptions(anchors_fitted=True))
     return FasterRCNNOptions(
-        backbone=ResNet(50, norm="batch"),
+        backbone=ResNetOptions(50, norm="batch"),
         rpn=RPNOptions(convolutions=2, anchors_fitted=True),
-        head=HeadOptions(convolutions=4, layers=1),
+        box_head=BoxHeadOptions(convolutions=4, layers=1),
     )
 
 
@@ -90,9 +89,9 @@ def faster_rcnn_from_torchvision(state: State, frozen_eps: float = 0.0) -> Faste
     # torchvision's pixel mean and standard deviation, also those of ImageNet, are not in the state dict.
     pixels = ("backbone.mean", "backbone.std")
     with torch.device("meta"):  # a small file can claim large shapes: allocate only after they have matched
-        empty = options.build(num_classes)
+        empty = FasterRCNN(num_classes, options)
     matched = match_state(state, empty, _rename, _background_last, REMEDY, given=pixels)
-    model = options.build(num_classes).eval()
+    model = FasterRCNN(num_classes, options).eval()
     model.load_state_dict(matched, strict=False)
     if not any(key.endswith(BATCHES) for key in state):
         _change_eps(model, frozen_eps)
@@ -105,9 +104,9 @@ def _rename(key: str) -> str:
 
 def _background_last(key: str, value: Tensor) -> Tensor:
     """Move background from torchvision's first class to our last, which has no box."""
-    if key.startswith("predictor.scores."):
+    if key.startswith("region_head.predictor.scores."):
         return value.roll(-1, dims=0)
-    if key.startswith("predictor.deltas."):
+    if key.startswith("region_head.predictor.deltas."):
         return value[4:]
     return value
 

@@ -1,5 +1,7 @@
 """Detectors and their parts."""
 
+from typing import Any
+
 from detect.models.box_head import BoxHeadOptions
 from detect.models.classifier import Classifier, ClassifierOptions
 from detect.models.detector import Detector, DetectorOptions, Losses
@@ -12,7 +14,7 @@ from detect.models.region_pooling import CropOptions, PoolingOptions
 from detect.models.rpn import ProposalCounts, RPNOptions
 from detect.models.two_stage import TwoStage
 
-MODELS: list[type[Detector]] = [RCNN, FastRCNN, FasterRCNN]
+MODELS: list[Any] = [RCNN, FastRCNN, FasterRCNN]
 """All detectors. A new one is one file and one entry here; code outside of the package can append its own."""
 
 

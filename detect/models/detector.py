@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from detect.backbones import AnyBackbone, Backbone, Neck
+from detect.models.postprocess import PostprocessOptions
 from detect.options import options
 from detect.structures import Batch, Detections, Images, Proposals, Targets
 
@@ -28,6 +29,7 @@ class DetectorOptions:
 
     name: str
     backbone: AnyBackbone
+    postprocess: PostprocessOptions
 
     proposals: ClassVar[ProposalSource]
     recipes: ClassVar[tuple[str, ...]] = ("joint",)
@@ -42,7 +44,8 @@ class Detector(nn.Module):
 
     Args:
         num_classes: C, without background.
-        options: options of the subclass.
+        options: options of the subclass. `postprocessing`, which `detect` applies, begins as `options.postprocess`;
+            prediction may lower or raise its thresholds.
         backbone: feature maps of the whole image.
         neck: pyramid over these maps; without one the heads run on the backbone's last map.
     """
@@ -55,6 +58,7 @@ class Detector(nn.Module):
         super().__init__()
         self.num_classes, self.options = num_classes, options
         self.backbone, self.neck = backbone, neck
+        self.postprocessing = options.postprocess
         self.memory_format = torch.channels_last
 
     def loss(self, batch: Batch) -> Losses:

@@ -69,7 +69,6 @@ class FastRCNN(TwoStage):
             box_head,
             BoxPredictor(box_head.channels, num_classes, options.region_head.class_agnostic),
             options.region_head,
-            options.postprocess,
         )
         super().__init__(num_classes, options, backbone, neck, None, region_head)
         factorize(box_head, options.svd)

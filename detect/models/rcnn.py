@@ -94,7 +94,6 @@ class CropHead(RegionHead):
             network,
             CropPredictor(network.layers, num_classes, options.predictor),
             options.region_head,
-            options.postprocess,
         )
         self.crops_per_pass = options.crop.batch_size
 

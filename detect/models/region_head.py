@@ -73,7 +73,6 @@ class RegionHead(nn.Module):
         box_head: a vector from the features of a region.
         predictor: logits and deltas from that vector.
         options: sampling, matching and regression.
-        postprocessing: from predictions to detections.
     """
 
     def __init__(
@@ -83,10 +82,9 @@ class RegionHead(nn.Module):
         box_head: BoxHead,
         predictor: nn.Module,
         options: RegionHeadOptions,
-        postprocessing: PostprocessOptions,
     ) -> None:
         super().__init__()
-        self.num_classes, self.postprocessing = num_classes, postprocessing
+        self.num_classes = num_classes
         self.pooling, self.box_head, self.predictor = pooling, box_head, predictor
         self.box_coder = BoxCoder(options.delta_weights or (1.0, 1.0, 1.0, 1.0))
         self.statistics = None if options.delta_weights else DeltaStatistics(num_classes)
@@ -142,7 +140,11 @@ class RegionHead(nn.Module):
         return logits.softmax(dim=-1)[..., :-1]
 
     def detect(
-        self, features: list[Float[Tensor, "B c _ _"]], proposals: Proposals, sizes: Int[Tensor, "B 2"]
+        self,
+        features: list[Float[Tensor, "B c _ _"]],
+        proposals: Proposals,
+        sizes: Int[Tensor, "B 2"],
+        options: PostprocessOptions,
     ) -> Detections:
         """Return the detections among the proposals, in images of `sizes` (height, width)."""
         predictions = self.predict(features, proposals)
@@ -153,6 +155,6 @@ class RegionHead(nn.Module):
             predictions.valid,
             sizes,
             self.box_coder,
-            self.postprocessing,
+            options,
         )
         return replace(detections, proposals=proposals)

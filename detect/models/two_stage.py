@@ -96,7 +96,7 @@ class TwoStage(Detector):
         self, features: Features, rpn_output: RPNOutput | None, images: Images, given: Proposals | None
     ) -> Detections:
         proposals = self._proposals(rpn_output, images, given, training=False)
-        return self.region_head.detect(features, proposals, images.sizes)
+        return self.region_head.detect(features, proposals, images.sizes, self.postprocessing)
 
     def _proposals(
         self, rpn_output: RPNOutput | None, images: Images, given: Proposals | None, training: bool

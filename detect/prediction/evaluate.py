@@ -43,8 +43,8 @@ def evaluate(
     evaluator = Evaluator(dataset)
     for batch in track(loader, f"evaluating {dataset.split}"):
         given = None if batch.proposals is None else batch.proposals.to(device)
-        proposals, detections = model.propose_and_detect(batch.images.to(device), given)
-        evaluator.update(batch, detections.to("cpu"), proposals.to("cpu"))
+        detections = model.detect(batch.images.to(device), given)
+        evaluator.update(batch, detections.to("cpu"))
     evaluator.gather()
     return evaluator.compute(engine), evaluator
 

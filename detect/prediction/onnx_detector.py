@@ -101,7 +101,7 @@ class OnnxDetector:
         if score is not None and not self.score <= score <= 1:
             raise UserError(
                 f"score: {score}; {self.path} was exported with {self.score}: give a number from there to 1, or export "
-                "the checkpoint with a lower --model.detections.score"
+                "the checkpoint with a lower --model.postprocess.score_threshold"
             )
 
     def __call__(self, batch: list[Frame]) -> Iterator[Result]:

@@ -180,9 +180,9 @@ class Predictor:
     @torch.no_grad()
     def _detect(self, model: Detector, batch: Sequence[Frame], augmented: Sequence[Augmentation]) -> Detections:
         """Return the detections of a batch in pixels of the frames, on the model's device."""
-        searched = None if model.rpn else [self._search(frame) for frame in batch]
+        searched = [self._search(frame) for frame in batch] if model.options.proposals == "given" else None
         detections = [self._detect_augmented(model, batch, searched, augmentation) for augmentation in augmented]
-        return detections[0] if len(detections) == 1 else merge_detections(detections, model.detections)
+        return detections[0] if len(detections) == 1 else merge_detections(detections, model.postprocessing)
 
     def _detect_augmented(
         self, model: Detector, batch: Sequence[Frame], searched: Sequence[Tensor] | None, augmentation: Augmentation
@@ -248,7 +248,7 @@ def _with_score(model: Detector, score: float | None) -> Detector:
     if score is None:
         return model
     model = copy.copy(model)
-    model.detections = replace(model.detections, score=score)
+    model.postprocessing = replace(model.postprocessing, score_threshold=score)
     return model
 
 

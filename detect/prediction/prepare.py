@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from detect.backbones.norm import FrozenBatchNorm2d
-from detect.backbones.timm import TimmBackbone, WholeTimm
+from detect.backbones.timm import TimmBackbone, TimmCropNetwork
 from detect.devices import warn_of_slow_bf16
 from detect.models import Detector
 from detect.ops.winograd import WinogradConv2d, is_winograd
@@ -22,7 +22,7 @@ Precision = Literal["fp32", "bf16"]
 def prepare(model: Detector, precision: Precision = "fp32", compile: bool = False) -> Detector:
     """Return a copy for prediction: batch norms folded into convolutions, channels last, weights in `precision`.
 
-    Boxes, scores and everything computed from them stay in float32. 3×3 convolutions in float32 on the CPU use
+    Boxes and scores stay in float32. 3×3 convolutions in float32 on the CPU use
     Winograd's algorithm, unless the backbone is compiled.
 
     Args:
@@ -34,10 +34,11 @@ def prepare(model: Detector, precision: Precision = "fp32", compile: bool = Fals
     fold_norms(model)
     if precision == "bf16":
         warn_of_slow_bf16(next(model.parameters()).device)
-        for part in (model.backbone, model.trunk, *([model.rpn] if model.rpn else [])):
-            for parameter in part.parameters():
+        fp32 = {parameter for module in model.fp32_modules() for parameter in module.parameters()}
+        for parameter in model.parameters():
+            if parameter not in fp32:
                 parameter.data = parameter.data.to(torch.bfloat16)
-    model.lay_out(torch.channels_last)
+    model.to_memory_format(torch.channels_last)
     if compile:
         model.backbone.compile(dynamic=False)
     else:
@@ -47,7 +48,7 @@ def prepare(model: Detector, precision: Precision = "fp32", compile: bool = Fals
 
 def fold_norms(module: nn.Module) -> None:
     """Fold each batch norm (in eval mode) into the convolution before it, in place."""
-    if isinstance(module, TimmBackbone | WholeTimm):
+    if isinstance(module, TimmBackbone | TimmCropNetwork):
         return  # their children do not always run in the order in which they are listed
     children = list(module.named_children())
     for (_, first), (name, second) in pairwise(children):

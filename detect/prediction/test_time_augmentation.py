@@ -58,6 +58,6 @@ def merge_detections(augmented: Sequence[Detections], options: PostprocessOption
     )
     scores, order = torch.where(valid, scores, -1.0).sort(dim=1, descending=True, stable=True)
     boxes, labels = take(boxes, order), labels.gather(1, order)
-    kept: Float[Tensor, "B n"] = torch.where(nms(boxes, scores > 0, options.nms_iou, groups=labels), scores, -1.0)
-    scores, best = kept.topk(min(options.detections, kept.shape[1]))
+    kept: Float[Tensor, "B n"] = torch.where(nms(boxes, scores > 0, options.nms_threshold, groups=labels), scores, -1.0)
+    scores, best = kept.topk(min(options.max_detections, kept.shape[1]))
     return Detections(take(boxes, best), scores.clamp(min=0), labels.gather(1, best), scores > 0)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,13 +30,14 @@ from detect.data.datamodule import DetectionData
 from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.errors import UserError
-from detect.models import Detector
+from detect.models import Detector, TwoStage
 from detect.prediction.prepare import prepare
 from detect.proposals.selective_search import Mode, selective_search
 from detect.proposals.store import ProposalStore
 from detect.structures import Detections, Images, Proposals
 
 STAGES = ("proposals", "features", "heads", "postprocessing")
+"""Stages of detection; `postprocessing` is all that is in no other stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +110,37 @@ def time_stages(
         given: proposals, for a model without an RPN.
         now: clock that waits for the device first.
     """
-    with torch.no_grad():
-        times = [now()]
-        features = model.features(images)
-        times.append(now())
-        proposals = model.regions(features, images, given)
-        times.append(now())
-        logits, deltas = model.heads(features, proposals.boxes)
-        times.append(now())
-        detections = model.postprocess(logits, deltas, proposals, images)
-        times.append(now())
-    laps = np.diff(times).tolist()
-    return detections, dict(zip(("features", "proposals", "heads", "postprocessing"), laps, strict=True))
+    seconds = dict.fromkeys(STAGES, 0.0)
+    stages: list[tuple[str, Any, str]] = [("features", model, "features")]
+    if isinstance(model, TwoStage):
+        stages.append(("heads", model.region_head, "predict"))
+        if model.rpn is not None:
+            stages += [("proposals", model.rpn, "forward"), ("proposals", model.rpn, "propose")]
+    with torch.no_grad(), ExitStack() as stack:
+        for stage, owner, method in stages:
+            stack.enter_context(_timed(owner, method, seconds, stage, now))
+        start = now()
+        detections = model.detect(images, given)
+        seconds["postprocessing"] = now() - start - sum(seconds.values())
+    return detections, seconds
+
+
+@contextmanager
+def _timed(owner: Any, method: str, seconds: dict[str, float], stage: str, now: Callable[[], float]) -> Iterator[None]:
+    """Add the time of each call of a method to `seconds[stage]`."""
+    original = getattr(owner, method)
+
+    def timed(*args: Any) -> Any:
+        start = now()
+        result = original(*args)
+        seconds[stage] += now() - start
+        return result
+
+    setattr(owner, method, timed)
+    try:
+        yield
+    finally:
+        delattr(owner, method)
 
 
 def _search_options(store: Path) -> _Search:

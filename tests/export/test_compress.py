@@ -7,32 +7,42 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from detect.backbones import ResNet
+from detect.backbones import ResNetOptions
 from detect.checkpoint import Checkpoint, load_checkpoint
 from detect.cli import main
-from detect.config import Config, FasterRCNNOptions, FastRCNNOptions, RCNNOptions, config_from_dict
+from detect.config import Config, config_from_dict
 from detect.curation.propose import propose
 from detect.curation.shapes import SHAPES, make_shapes
 from detect.data.options import DataOptions
 from detect.errors import UserError
 from detect.export.compress import compress, count_parameters, save, time_heads
-from detect.models import BoxOptions, HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.models import (
+    BoxHeadOptions,
+    FasterRCNNOptions,
+    FastRCNNOptions,
+    PostprocessOptions,
+    ProposalCounts,
+    RCNNOptions,
+    RegionHeadOptions,
+    RPNOptions,
+    build_detector,
+)
 from detect.prediction.prepare import prepare
 from detect.structures import Images, Proposals
 
-NETWORK = ResNet(depth=18, norm="batch", train_stages=5)
-HEAD = HeadOptions(layers=2, channels=32)
+NETWORK = ResNetOptions(depth=18, norm="batch", train_stages=5)
+HEAD = BoxHeadOptions(layers=2, channels=32)
 COUNTS = ProposalCounts(100, 20)
 MODELS = {
     "faster_rcnn": FasterRCNNOptions(
         backbone=NETWORK,
         rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), training=COUNTS, testing=COUNTS),
         head=HEAD,
-        detections=PostprocessOptions(score=0.01),
+        postprocess=PostprocessOptions(score_threshold=0.01),
     ),
     "fast_rcnn": FastRCNNOptions(
         # Without normalised deltas, whose statistics are measured in training.
-        backbone=NETWORK, head=HEAD, boxes=BoxOptions(samples=16), detections=PostprocessOptions(score=0.01)
+        backbone=NETWORK, head=HEAD, region_head=RegionHeadOptions(batch_size_per_image=16), postprocess=PostprocessOptions(score_threshold=0.01)
     ),
 }  # fmt: skip
 FULL = (32, 32)
@@ -59,8 +69,8 @@ def checkpoints(shapes, store) -> dict[str, Checkpoint]:
         torch.manual_seed(0)
         data = DataOptions(root=shapes, short_side=(64,), long_side=96, workers=0, max_proposals=40)
         data = replace(data, proposals=None if name == "faster_rcnn" else store)
-        model = options.build(num_classes=len(SHAPES)).eval()
-        torch.nn.init.normal_(model.predictor.scores.weight, std=0.3)
+        model = build_detector(options, len(SHAPES)).eval()
+        torch.nn.init.normal_(model.region_head.predictor.scores.weight, std=0.3)
         made[name] = Checkpoint(model, Config(model=options, data=data), SHAPES, tuple(range(1, len(SHAPES) + 1)))
     return made
 
@@ -121,7 +131,7 @@ def test_training_with_ranks_and_weights_is_refused(tmp_path):
         backbone = {"name": "resnet", "depth": 18, "weights": str(tmp_path / "resnet18.pth")}
         options = config_from_dict({"model": {"name": name, "backbone": backbone, "svd": [4]}}, "here").model
         with pytest.raises(UserError, match=r"^model\.svd: it is the trained head that is truncated; train without it"):
-            options.build(2)
+            build_detector(options, 2)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

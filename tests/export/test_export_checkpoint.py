@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import detect
-from detect.backbones import FeatureInfo, ResNet
+from detect.backbones import FeatureInfo, ResNetOptions
 from detect.checkpoint import Checkpoint, load_checkpoint
-from detect.config import Config, FasterRCNNOptions, FastRCNNOptions, RCNNOptions, config_from_dict
+from detect.config import Config, config_from_dict
 from detect.curation.shapes import make_shapes
 from detect.data.options import DataOptions
 from detect.errors import UserError
@@ -21,7 +21,17 @@ from detect.export.equality import Equality, check_equality
 from detect.export.export_checkpoint import export_checkpoint
 from detect.export.exportable import letterbox
 from detect.export.sample_images import has_data, sample_images, synthetic_images
-from detect.models import HeadOptions, PoolingOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.models import (
+    BoxHeadOptions,
+    FasterRCNNOptions,
+    FastRCNNOptions,
+    PoolingOptions,
+    PostprocessOptions,
+    ProposalCounts,
+    RCNNOptions,
+    RPNOptions,
+    build_detector,
+)
 from detect.models.region_pooling import RegionPooling
 from detect.ops.nms import nms
 from detect.ops.roi_align import multilevel_roi_align
@@ -41,20 +51,20 @@ def made(backbone, anchor_sizes, **options) -> Checkpoint:
         FasterRCNNOptions(
             backbone=backbone,
             rpn=RPNOptions(anchor_sizes=anchor_sizes, training=counts, testing=counts),
-            head=HeadOptions(layers=1, channels=32),
-            detections=PostprocessOptions(score=0.3),
+            box_head=BoxHeadOptions(layers=1, channels=32),
+            postprocess=PostprocessOptions(score_threshold=0.3),
             **options,
         ),
         DATA,
     )
-    model = config.model.build(len(CLASSES)).eval()
-    nn.init.normal_(model.predictor.scores.weight, std=0.05)  # not so large that scores are equal
+    model = build_detector(config.model, len(CLASSES)).eval()
+    nn.init.normal_(model.region_head.predictor.scores.weight, std=0.05)  # not so large that scores are equal
     return Checkpoint(model, config, CLASSES, IDS)
 
 
 @cache
 def checkpoint() -> Checkpoint:
-    backbone = ResNet(depth=18, norm="batch", fpn=False)
+    backbone = ResNetOptions(depth=18, norm="batch", fpn=False)
     return made(backbone, (16, 32, 64), pooling=PoolingOptions(aligned=True))
 
 
@@ -281,7 +291,7 @@ def test_safetensors_are_a_checkpoint(tmp_path):
     assert (loaded.classes, loaded.category_ids, loaded.config) == (CLASSES, IDS, given.config)
     before, after = given.model.state_dict(), loaded.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
-    assert load_checkpoint(out, ["--model.detections.score=0.6"]).model.detections.score == 0.6
+    assert load_checkpoint(out, ["--model.postprocess.score_threshold=0.6"]).model.postprocess.score_threshold == 0.6
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
@@ -301,8 +311,8 @@ def test_safetensors_of_other_programs_are_refused(tmp_path):
 
 @pytest.mark.parametrize("options", [FastRCNNOptions, RCNNOptions])
 def test_detectors_that_need_selective_search_are_refused(options, tmp_path):
-    config = Config(options(backbone=ResNet(depth=18, fpn=False, norm="batch")), DATA)
-    given = Checkpoint(config.model.build(3), config, CLASSES, IDS)
+    config = Config(options(backbone=ResNetOptions(depth=18, fpn=False, norm="batch")), DATA)
+    given = Checkpoint(build_detector(config.model, 3), config, CLASSES, IDS)
     with pytest.raises(UserError, match="selective search"):
         export_checkpoint(given, tmp_path / "a.onnx", "onnx", random_images((20, 20)))
     assert not list(tmp_path.iterdir())

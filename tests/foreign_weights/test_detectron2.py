@@ -155,8 +155,8 @@ def test_architecture_depth_and_widths_follow_from_the_state():
     assert all(backbone.stride_in_1x1 for backbone in backbones.values())
     assert (options["dc5"].head.layers, options["dc5"].head.channels) == (2, 64)
     assert [options[name].boxes.class_wise for name in recipe.CASES] == [True, True, False, True]
-    assert (options["c4"].rpn.testing.before_nms, options["c4"].rpn.testing.after_nms) == (6000, 1000)
-    assert (options["fpn"].rpn.testing.before_nms, options["fpn"].rpn.testing.after_nms) == (1000, 1000)
+    assert (options["c4"].rpn.testing.pre_nms_top_k, options["c4"].rpn.testing.post_nms_top_k) == (6000, 1000)
+    assert (options["fpn"].rpn.testing.pre_nms_top_k, options["fpn"].rpn.testing.post_nms_top_k) == (1000, 1000)
 
 
 RES3 = "backbone.bottom_up.res3.0.conv2"

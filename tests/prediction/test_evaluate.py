@@ -3,13 +3,13 @@ import json
 import pytest
 import torch
 
-from detect.backbones import ResNet
+from detect.backbones import ResNetOptions
 from detect.cli.evaluate import _device
 from detect.curation.shapes import make_shapes
 from detect.data.datamodule import DetectionData
 from detect.data.options import DataOptions
 from detect.evaluation.coco import FIGURES
-from detect.models import Detector, FasterRCNN, HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.models import BoxHeadOptions, Detector, FasterRCNN, PostprocessOptions, ProposalCounts, RPNOptions
 from detect.prediction.evaluate import evaluate, write_results
 from detect.structures import Detections, Proposals
 
@@ -25,10 +25,10 @@ def data(tmp_path_factory) -> DetectionData:
 def model(data) -> Detector:
     return FasterRCNN(
         len(data.classes),
-        backbone=ResNet(depth=18, norm="batch", train_stages=5),
+        backbone=ResNetOptions(depth=18, norm="batch", train_stages=5),
         rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), testing=ProposalCounts(100, 20)),
-        head=HeadOptions(layers=1, channels=32),
-        detections=PostprocessOptions(score=0.0),
+        box_head=BoxHeadOptions(layers=1, channels=32),
+        postprocess=PostprocessOptions(score_threshold=0.0),
     ).eval()
 
 

@@ -9,12 +9,20 @@ from torch import nn
 from torchvision.ops import box_iou
 
 import detect
-from detect.backbones import ResNet
+from detect.backbones import ResNetOptions
 from detect.checkpoint import Checkpoint, model_card
-from detect.config import Config, FasterRCNNOptions, FastRCNNOptions
+from detect.config import Config
 from detect.data.decode import decode
 from detect.errors import UserError
-from detect.models import HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.models import (
+    BoxHeadOptions,
+    FasterRCNNOptions,
+    FastRCNNOptions,
+    PostprocessOptions,
+    ProposalCounts,
+    RPNOptions,
+    build_detector,
+)
 from detect.prediction.predictor import Predictor
 from detect.prediction.sources import Frame
 from detect.proposals import selective_search
@@ -27,12 +35,12 @@ def checkpoint(model=None, short_side: int = 64) -> Checkpoint:
     """Checkpoint of a small random detector with many detections."""
     torch.manual_seed(0)
     options = model or FasterRCNNOptions(
-        backbone=ResNet(depth=18, norm="batch", fpn_channels=32),
+        backbone=ResNetOptions(depth=18, norm="batch", fpn_channels=32),
         rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), testing=ProposalCounts(100, 30)),
-        head=HeadOptions(layers=1, channels=32),
-        detections=PostprocessOptions(score=0.4, detections=60),
+        box_head=BoxHeadOptions(layers=1, channels=32),
+        postprocess=PostprocessOptions(score_threshold=0.4, max_detections=60),
     )
-    network = options.build(len(CLASSES)).eval()
+    network = build_detector(options, len(CLASSES)).eval()
     nn.init.normal_(network.predictor.scores.weight)
     with torch.no_grad():  # logits of mean 0 and deviation 1 over regions of the picture, for a range of scores
         images = Images(torch.from_numpy(picture()).permute(2, 0, 1)[None], torch.tensor([[64, 96]]))
@@ -186,9 +194,9 @@ def test_unreadable_images_among_readable_ones(predictor, tmp_path):
 
 def test_a_detector_without_an_rpn_runs_selective_search():
     options = FastRCNNOptions(
-        backbone=ResNet(depth=18, norm="batch", fpn_channels=32),
-        head=HeadOptions(layers=1, channels=32),
-        detections=PostprocessOptions(score=0.01),
+        backbone=ResNetOptions(depth=18, norm="batch", fpn_channels=32),
+        box_head=BoxHeadOptions(layers=1, channels=32),
+        postprocess=PostprocessOptions(score_threshold=0.01),
     )
     predictor, image = Predictor(checkpoint(options)), picture(128, 192)
     [result] = predictor.predict(image)
@@ -199,7 +207,9 @@ def test_a_detector_without_an_rpn_runs_selective_search():
 
 
 def test_a_large_image_is_searched_at_a_smaller_size(monkeypatch):
-    options = FastRCNNOptions(backbone=ResNet(depth=18, norm="batch", fpn_channels=32), head=HeadOptions())
+    options = FastRCNNOptions(
+        backbone=ResNetOptions(depth=18, norm="batch", fpn_channels=32), box_head=BoxHeadOptions()
+    )
     predictor, frame = Predictor(checkpoint(options)), Frame(picture(128, 192))
     monkeypatch.setattr("detect.prediction.predictor.MAX_PIXELS", 64 * 96)
     monkeypatch.setattr(selective_search, "MAX_PIXELS", 64 * 96)

@@ -5,19 +5,18 @@ import torch
 from torch import nn
 from torchvision.ops import box_iou
 
-from detect.backbones import ResNet
+from detect.backbones import ResNetOptions
 from detect.backbones.norm import FrozenBatchNorm2d
-from detect.config import FasterRCNNOptions
-from detect.models import Detector, HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.models import BoxHeadOptions, Detector, FasterRCNNOptions, PostprocessOptions, ProposalCounts, RPNOptions
 from detect.ops.winograd import WinogradConv2d
 from detect.prediction.prepare import fold_norms, prepare
 from detect.structures import Detections, Images
 
 BACKBONES = {
-    "frozen": ResNet(depth=18, norm="frozen", train_stages=5),
-    "batch": ResNet(depth=18, norm="batch", train_stages=5),
-    "C4": ResNet(depth=18, norm="batch", train_stages=5, fpn=False),
-    "group": ResNet(depth=18, norm="group", train_stages=5),
+    "frozen": ResNetOptions(depth=18, norm="frozen", train_stages=5),
+    "batch": ResNetOptions(depth=18, norm="batch", train_stages=5),
+    "C4": ResNetOptions(depth=18, norm="batch", train_stages=5, fpn=False),
+    "group": ResNetOptions(depth=18, norm="group", train_stages=5),
 }
 
 
@@ -26,8 +25,8 @@ def options(backbone) -> FasterRCNNOptions:
     return FasterRCNNOptions(
         backbone=backbone,
         rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), training=counts, testing=counts),
-        head=HeadOptions(convolutions=1, layers=1, channels=32),
-        detections=PostprocessOptions(score=0.01),
+        box_head=BoxHeadOptions(convolutions=1, layers=1, channels=32),
+        postprocess=PostprocessOptions(score_threshold=0.01),
     )
 
 
@@ -43,7 +42,7 @@ def made(backbone) -> Detector:
                 (module.running_var, 0.5, 1.5),
             ):
                 nn.init.uniform_(values, low, high)
-    nn.init.normal_(model.predictor.scores.weight, std=0.5)
+    nn.init.normal_(model.region_head.predictor.scores.weight, std=0.5)
     return model
 
 

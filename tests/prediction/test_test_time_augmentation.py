@@ -38,7 +38,7 @@ def test_flipped_boxes():
 def test_duplicates_are_merged_within_each_class():
     one = detections([[0.0, 0, 10, 10], [50.0, 50, 60, 60]], [0.9, 0.3], [0, 1])
     other = detections([[0.0, 0, 10, 9], [50.0, 50, 60, 60]], [0.8, 0.6], [0, 0])
-    merged = merge_detections([one, other], PostprocessOptions(detections=5))
+    merged = merge_detections([one, other], PostprocessOptions(max_detections=5))
     assert merged.valid.tolist() == [[True, True, True, False]]
     assert merged.scores[merged.valid].tolist() == pytest.approx([0.9, 0.6, 0.3])
     assert merged.labels[merged.valid].tolist() == [0, 0, 1]
@@ -47,7 +47,7 @@ def test_duplicates_are_merged_within_each_class():
 
 def test_max_detections():
     many = detections([[float(20 * i), 0, 20 * i + 10, 10] for i in range(4)], [0.4, 0.3, 0.2, 0.1], [0, 0, 0, 0])
-    merged = merge_detections([many, many], PostprocessOptions(detections=3))
+    merged = merge_detections([many, many], PostprocessOptions(max_detections=3))
     assert merged.scores.tolist() == [pytest.approx([0.4, 0.3, 0.2])] and merged.valid.all()
 
 

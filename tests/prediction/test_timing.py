@@ -6,21 +6,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from detect.backbones import ResNet
+from detect.backbones import ResNetOptions
 from detect.checkpoint import model_card
-from detect.config import Config, FasterRCNNOptions, FastRCNNOptions
+from detect.config import Config
 from detect.curation.propose import propose
 from detect.curation.shapes import make_shapes
 from detect.data.datamodule import DetectionData
 from detect.data.options import DataOptions
-from detect.models import HeadOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.models import (
+    BoxHeadOptions,
+    FasterRCNNOptions,
+    FastRCNNOptions,
+    PostprocessOptions,
+    ProposalCounts,
+    RPNOptions,
+    build_detector,
+)
 from detect.prediction import timing
 from detect.prediction.timing import STAGES, measure_cost, time_stages
 
 NETWORK = {
-    "backbone": ResNet(depth=18, norm="batch", train_stages=5),
-    "head": HeadOptions(layers=1, channels=32),
-    "detections": PostprocessOptions(score=0.0),
+    "backbone": ResNetOptions(depth=18, norm="batch", train_stages=5),
+    "head": BoxHeadOptions(layers=1, channels=32),
+    "detections": PostprocessOptions(score_threshold=0.0),
 }
 MODELS = {
     "faster_rcnn": FasterRCNNOptions(
@@ -41,7 +49,9 @@ def configs(tmp_path_factory) -> dict[str, Config]:
 
 
 def checkpoint(config: Config, data: DetectionData, path: Path) -> Path:
-    weights = {f"model.{name}": value for name, value in config.model.build(len(data.classes)).state_dict().items()}
+    weights = {
+        f"model.{name}": value for name, value in build_detector(config.model, len(data.classes)).state_dict().items()
+    }
     torch.save({"detect": model_card(config, data.train.classes, data.train.category_ids), "state_dict": weights}, path)
     return path
 
@@ -64,10 +74,10 @@ def test_a_separate_process_measures_the_cost(configs, tmp_path):
     config = configs["fast_rcnn"]
     data = DetectionData(config.data)
     path = checkpoint(config, data, tmp_path / "a.ckpt")
-    cost = measure_cost(path, ["--model.detections.score=0.5"], data, data.train, 2, torch.device("cpu"))
+    cost = measure_cost(path, ["--model.postprocess.score_threshold=0.5"], data, data.train, 2, torch.device("cpu"))
     assert tuple(cost.stages) == STAGES and min(cost.stages.values()) > 0
     assert sum(cost.stages.values()) == pytest.approx(cost.seconds)
-    weights = sum(value.nbytes for value in config.model.build(len(data.classes)).state_dict().values())
+    weights = sum(value.nbytes for value in build_detector(config.model, len(data.classes)).state_dict().values())
     assert cost.memory is None or weights < cost.memory < 2**30
 
 

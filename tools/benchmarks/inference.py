@@ -43,15 +43,15 @@ from step import pictures as made_pictures
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from detect.backbones import ResNet
+from detect.backbones import ResNetOptions
 from detect.checkpoint import Checkpoint, load_checkpoint
-from detect.config import Config, FasterRCNNOptions
+from detect.config import Config
 from detect.data.decode import decode
 from detect.data.options import DataOptions
 from detect.export.compress import save
 from detect.export.export_checkpoint import export_checkpoint
 from detect.foreign_weights.torchvision import faster_rcnn_from_torchvision, torchvision_options
-from detect.models import ProposalCounts, RPNOptions
+from detect.models import FasterRCNNOptions, ProposalCounts, RPNOptions, build_detector
 from detect.prediction.load import load
 from detect.prediction.onnx_detector import OnnxDetector
 from detect.prediction.predictor import Predictor
@@ -261,12 +261,12 @@ def measure(case: Case, files: Files, gate: Gate, repeats: int, threads: int) ->
 def stream(count: int, console: Console) -> list[str]:
     """Predict with a small detector on `count` files, and return lines with the memory of the process meanwhile."""
     options = FasterRCNNOptions(
-        backbone=ResNet(18, norm="batch", fpn_channels=64), rpn=RPNOptions(testing=ProposalCounts(200, 50))
+        backbone=ResNetOptions(18, norm="batch", fpn_channels=64), rpn=RPNOptions(testing=ProposalCounts(200, 50))
     )
     config = Config(options, DataOptions(short_side=(96,), long_side=160))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save(Checkpoint(options.build(3), config, ("a", "b", "c"), (1, 2, 3)), folder / "small.ckpt")
+        save(Checkpoint(build_detector(options, 3), config, ("a", "b", "c"), (1, 2, 3)), folder / "small.ckpt")
         draw = random.Random(0)
         for place in range(200):  # of many sizes, read repeatedly
             size = draw.randint(120, 800), draw.randint(120, 800)
