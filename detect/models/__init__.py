@@ -15,7 +15,8 @@ from detect.models.rpn import ProposalCounts, RPNOptions
 from detect.models.two_stage import TwoStage
 
 MODELS: list[Any] = [RCNN, FastRCNN, FasterRCNN]
-"""Classes of all detectors, subclasses of `Detector`. A new one is one file and one entry here; code outside of the package can append its own."""
+"""Classes of all detectors, subclasses of `Detector`. A new one is one file and one entry here; code outside of the
+package can append its own."""
 
 
 def model_names() -> tuple[str, ...]:
