@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from detect.config import Config, config_to_yaml
 from detect.data.dataset import Dataset
-from detect.evaluation.coco import coco_results, evaluate_coco
+from detect.evaluation.coco import Engine, coco_results, evaluate_coco
 from detect.evaluation.evaluator import Evaluator
 from detect.evaluation.voc import evaluate_voc
 from detect.models import Detector
@@ -28,7 +28,7 @@ def evaluate(
     loader: DataLoader,
     dataset: Dataset,
     device: torch.device,
-    engine: Literal["pycocotools", "fast"] = "pycocotools",
+    engine: Engine = "pycocotools",
 ) -> tuple[dict[str, Any], Evaluator]:
     """Runs a prepared detector over the loader of a split, with a progress bar.
 
@@ -45,7 +45,7 @@ def evaluate(
 
 
 def evaluate_exported(
-    model: OnnxModel, dataset: Dataset, engine: Literal["pycocotools", "fast"] = "pycocotools"
+    model: OnnxModel, dataset: Dataset, engine: Engine = "pycocotools"
 ) -> tuple[dict[str, Any], Evaluator]:
     """Runs an exported detector over a split, with a progress bar; of its proposals nothing is known.
 
