@@ -1,9 +1,9 @@
-"""TIDE: the loss of AP by kind of error (Bolya et al. 2020, "TIDE: A General Toolbox for Identifying Object Detection
-Errors").
+"""Loss of AP by kind of error: TIDE.
 
-Each wrong detection has one kind of error. A missed ground truth that no corrected detection could match is an error of
-its own kind. The dAP of a kind is the gain in AP at IoU 0.5 if an oracle corrects this kind alone (§2.3). The numbers
-are those of the authors' package, tidecv 1.0.1, which differs from the paper and from COCO:
+Bolya et al. 2020, "TIDE: A General Toolbox for Identifying Object Detection Errors". Each wrong detection has one kind
+of error. A missed ground truth that no corrected detection could match is an error of its own kind. The dAP of a kind
+is the gain in AP at IoU 0.5 if an oracle corrects this kind alone (§2.3). The numbers are those of the authors'
+package, tidecv 1.0.1, which differs from the paper and from COCO:
 
 - The 100 highest scores of an image are evaluated, over all classes. COCO evaluates 100 per class.
 - A class with detections but without ground truths counts with an AP of 0; COCO leaves it out. Hence `ap50` can be
@@ -57,7 +57,7 @@ _MAIN = {
     "Both": ("both", "of another class and poorly localized (IoU 0.1 … 0.5)"),
     "Dupe": ("duplicate", "correct, but a detection with a higher score matches the same object"),
     "Bkg": ("background", "not on an object (IoU ≤ 0.1 with all)"),
-    "Miss": ("missed", "an object that no detection matches, not even nearly"),
+    "Miss": ("missed", "an object without a correct, Cls or Loc detection"),
 }
 _SPECIAL = {
     "FalsePos": ("false positives", "all wrong detections ranked after the correct ones"),
