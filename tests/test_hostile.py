@@ -36,7 +36,7 @@ from detect.curation.stats import stats
 from detect.data.formats.imagefolder import read_imagefolder
 from detect.data.read import image_files, read
 from detect.errors import UserError
-from detect.evaluation.documents import read_truth
+from detect.evaluation.coco_files import read_ground_truth
 from detect.files.fence import MAX_BYTES, Fence
 from detect.foreign_weights.import_weights import import_weights
 from detect.prediction.sources import frames
@@ -139,8 +139,8 @@ def test_annotation_files_are_measured_before_they_are_read(tmp_path, name):
 def test_truths_of_a_report_are_measured_too(tmp_path):
     (tmp_path / "truth.json").touch()
     os.truncate(tmp_path / "truth.json", MAX_BYTES[".json"] + 1)
-    with pytest.raises(UserError, match=r"truth\.json: it has 2,048 MiB, at most 2,048 are read; wanted is"):
-        read_truth(tmp_path / "truth.json")
+    with pytest.raises(UserError, match=r"truth\.json: it has 2,048 MiB, at most 2,048 are read; give a COCO"):
+        read_ground_truth(tmp_path / "truth.json")
 
 
 @pytest.mark.parametrize("text", ["[" * 10**6, '{"a":' * 10**5, '{"images": ' + "[" * 10**5])
@@ -149,8 +149,8 @@ def test_json_that_is_nested_without_end(tmp_path, text):
     (tmp_path / "annotations" / "instances_train.json").write_text(text)
     with pytest.raises(UserError, match="it is no JSON"):
         read(tmp_path, "train")
-    with pytest.raises(UserError, match=r"wanted is a COCO annotation file"):
-        read_truth(tmp_path / "annotations" / "instances_train.json")
+    with pytest.raises(UserError, match=r"give a COCO annotation file"):
+        read_ground_truth(tmp_path / "annotations" / "instances_train.json")
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_pictures_of_a_report_end_at_their_folder(tmp_path, outside):
     (tmp_path / "photos" / "a.png").symlink_to(outside / "secret.png")
     (tmp_path / "truth.json").write_text(json.dumps(COCO))
     with pytest.raises(UserError, match=r"image 1 leads out of .*photos, by its name or by a link; correct it"):
-        read_truth(tmp_path / "truth.json", tmp_path / "photos")
+        read_ground_truth(tmp_path / "truth.json", tmp_path / "photos")
     assert Watch.opened == []
 
 

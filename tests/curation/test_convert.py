@@ -374,5 +374,7 @@ def test_nothing_is_written_into_the_data_set(plain, to):
 
 def test_where_no_folder_can_be_made(plain, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/out: cannot be created \(Not a directory\); mend that or choose another"):
+    with pytest.raises(
+        UserError, match=r"file/out: cannot be created \(Not a directory\); mend that or choose another"
+    ):
         convert(plain, tmp_path / "file" / "out", "voc", progress=False)
