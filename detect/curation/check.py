@@ -18,7 +18,7 @@ from detect.config import Config, FasterRCNNOptions, load_config
 from detect.curation.doctor import anchor_recall
 from detect.curation.doctor.diagnosis import CHECKS, Finding, Report, sort
 from detect.curation.doctor.examine import Survey, check
-from detect.curation.doctor.mending import fix as mend_copy
+from detect.curation.doctor.mending import fix as write_repaired_copy
 from detect.curation.doctor.page import write_page
 from detect.data.dataset import Record
 from detect.data.transforms import Resize
@@ -50,7 +50,7 @@ def run_check(
         config: a YAML file; tiny boxes and anchors are then judged as its network sees them.
         json_file: where to write all findings.
         html: where to write a page for people.
-        fix: a new folder for a mended copy.
+        fix: a new folder for a repaired copy.
         workers: threads that decode.
         console: where to print; the terminal if not given.
 
@@ -80,14 +80,14 @@ def run_check(
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; choose another place for the file") from None
     if fix is not None:
-        log = mend_copy(report, fix)
-        console.print(f"{fix}: a mended copy, {len(log)} changes, told in {fix / 'MENDED.txt'}", markup=False)
+        log = write_repaired_copy(report, fix)
+        console.print(f"{fix}: a repaired copy, {len(log)} changes, told in {fix / 'MENDED.txt'}", markup=False)
     return 0 if report.clean else 1
 
 
 def _resize(config: Config) -> Resize:
     """That of evaluation."""
-    return Resize(max(config.data.short_side), config.data.long_side)
+    return Resize.for_evaluation(config.data)
 
 
 # -------------------------------------------------------------------------------------------------------------- anchors
@@ -133,7 +133,7 @@ def anchor_report(report: Report, config: Config) -> dict[str, Any] | None:
 def _records(survey: Survey) -> list[Record]:
     """Every readable image once, with its good boxes."""
     records: dict[Path, Record] = {}
-    for split, kept in survey.mended.items():
+    for split, kept in survey.repaired.items():
         order = np.argsort(kept.image, kind="stable")
         bounds = np.searchsorted(kept.image[order], np.arange(len(kept.paths) + 1))
         for place, (width, height) in enumerate(survey.sizes(split).tolist()):
@@ -167,8 +167,8 @@ def print_report(report: Report, console: Console) -> None:
             )
         if len(findings) > _CASES:
             console.print(f"  and {len(findings) - _CASES:,} more", style="dim")
-        mended = " (--fix does)" if check.mended else ""
-        console.print(f"  → {escape(check.advice)}{mended}", style="dim", highlight=False, soft_wrap=True)
+        repaired = " (--fix does)" if check.repaired else ""
+        console.print(f"  → {escape(check.advice)}{repaired}", style="dim", highlight=False, soft_wrap=True)
     console.print(headline(report), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -51,7 +51,7 @@ class Conversion:
     boxes: Counter[str] = field(default_factory=Counter)
     """Boxes written, by split."""
     changed: Counter[str] = field(default_factory=Counter)
-    """What the new format cannot hold and what was mended on the way: how often, by what happened."""
+    """What the new format cannot hold and what was repaired on the way: how often, by what happened."""
     unreadable: list[str] = field(default_factory=list)
     """Images left out, with the reason."""
     classes: tuple[str, ...] = ()
@@ -115,7 +115,7 @@ def convert(
         with new_folder(Path(out)) as draft:
             _write(datasets, draft, to, progress, done)
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror}; mend that or choose another --out") from error
+        raise UserError(f"{error.filename or out}: {error.strerror}; fix that or choose another --out") from error
     return done
 
 
@@ -123,8 +123,8 @@ def convert(
 
 
 def _first(dataset: Dataset, limit: int | None, done: Conversion) -> Dataset:
-    """The first images of a split; what was mended in all of it is counted."""
-    for defect in dataset.mended:
+    """The first images of a split; what was repaired in all of it is counted."""
+    for defect in dataset.repaired:
         if defect.rule in ("missing-image", "unreadable-image"):
             done.unreadable.append(f"{defect.path}: {defect.detail}")
         else:

@@ -96,14 +96,14 @@ def to_imagefolder(
     try:
         with new_folder(Path(out)) as draft:
             for split, dataset in by_split.items():
-                lost = (defect for defect in dataset.mended if defect.rule in ("missing-image", "unreadable-image"))
+                lost = (defect for defect in dataset.repaired if defect.rule in ("missing-image", "unreadable-image"))
                 whole.unreadable += [f"{defect.path}: {defect.detail}" for defect in lost]
                 kept = replace(dataset, records=dataset.records[:limit])
                 whole.add(_convert(kept, draft / split, folders, margin, progress))
             if not whole.crops:
                 raise UserError(f"{source}: has no box to cut out whose sides are {MIN_SIDE} pixels or more")
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror}; mend that or choose another --out") from error
+        raise UserError(f"{error.filename or out}: {error.strerror}; fix that or choose another --out") from error
     return whole
 
 

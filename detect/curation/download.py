@@ -199,7 +199,7 @@ def download(name: str, root: Path, *, sources: Mapping[str, Source] = SOURCES, 
                 _install(sources[key], folder, root, bars)
             except OSError as error:  # of the disk; those of the network are dealt with where they occur
                 place = error.filename or folder
-                raise UserError(f"{place}: {error.strerror or error}; mend that or choose another folder") from error
+                raise UserError(f"{place}: {error.strerror or error}; fix that or choose another folder") from error
     return root / name.split("/")[0]
 
 

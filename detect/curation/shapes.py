@@ -70,7 +70,7 @@ def make_shapes(
                 text = json.dumps(truths, separators=(",", ":"))
                 (draft / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror}; mend that or choose another folder") from error
+        raise UserError(f"{error.filename or out}: {error.strerror}; fix that or choose another folder") from error
     return out
 
 

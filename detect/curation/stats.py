@@ -92,7 +92,7 @@ def stats(
                 for split, dataset in by_split.items():
                     draw_sheet(draft / f"{split}.png", dataset)
         except OSError as error:
-            raise UserError(f"{error.filename or out}: {error.strerror}; mend that or choose another --out") from error
+            raise UserError(f"{error.filename or out}: {error.strerror}; fix that or choose another --out") from error
     return figures
 
 
@@ -153,7 +153,7 @@ def statistics(dataset: Dataset) -> dict[str, Any]:
         "images_with_both": [
             [dataset.classes[first[k]], dataset.classes[second[k]], int(together[first[k], second[k]])] for k in order
         ],
-        "mended": _rules(dataset),
+        "repaired": _rules(dataset),
     }
 
 
@@ -177,7 +177,7 @@ def _spread(values: Shaped[np.ndarray, " n"]) -> dict[str, float] | None:
 
 
 def _rules(dataset: Dataset) -> dict[str, int]:
-    rules = [defect.rule for defect in dataset.mended]
+    rules = [defect.rule for defect in dataset.repaired]
     return {rule: rules.count(rule) for rule in dict.fromkeys(rules)}
 
 
@@ -214,7 +214,7 @@ def _whole(figures: Mapping[str, Mapping[str, Any]]) -> Table:
     row("crowds", lambda one: _number(one["crowds"]))
     row("classes", lambda one: _number(one["classes"]))
     row("  without object", lambda one: _number(one["classes_without_objects"]))
-    row("mended", lambda one: _number(sum(one["mended"].values())))
+    row("repaired", lambda one: _number(sum(one["repaired"].values())))
     table.caption = "three numbers are minimum, median and maximum; sizes are in pixels"
     return table
 

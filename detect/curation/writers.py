@@ -16,8 +16,8 @@ import numpy as np
 import yaml
 from jaxtyping import Bool, Float32, Float64
 
+from detect.data.annotations import MIN_SIDE
 from detect.data.dataset import Dataset, Record
-from detect.data.defects import MIN_SIDE
 
 DIGITS = 17
 """The most decimals: a float64 below 1 needs no more."""

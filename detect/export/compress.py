@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from detect.checkpoint import Checkpoint, model_card
 from detect.config import RCNNOptions
+from detect.data.canvases import enclosing_canvas
 from detect.data.dataset import Dataset
 from detect.errors import UserError
 from detect.models import Detector
@@ -104,7 +105,7 @@ def seconds_of_heads(models: Sequence[Detector], regions: int, size: tuple[int, 
     corners = torch.rand(1, regions, 2, 2, generator=draw).sort(dim=2).values * torch.tensor([width, height])
     boxes = corners.flatten(2).to(device)
     # A canvas is a multiple of the coarsest stride.
-    pixels = torch.rand(1, 3, -(-height // 32) * 32, -(-width // 32) * 32, generator=draw) * 255
+    pixels = torch.rand(1, 3, *enclosing_canvas([size]), generator=draw) * 255
     features = models[0].features(Images(pixels, torch.tensor([[height, width]])).to(device))
     seconds: list[list[float]] = [[] for _ in models]
     for _ in range(1 + repeats):

@@ -127,7 +127,7 @@ def trace(checkpoint: Checkpoint) -> ExportedProgram:
 
 def resizing_of(config: Config) -> Resize:
     """How the network is given photographs in evaluation and prediction."""
-    return Resize(max(config.data.short_side), config.data.long_side)
+    return Resize.for_evaluation(config.data)
 
 
 def _write_onnx(checkpoint: Checkpoint, program: ExportedProgram, path: Path) -> Callable[[list[Frame]], Any]:

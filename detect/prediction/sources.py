@@ -34,9 +34,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from detect.data.decode import MAX_PIXELS, SUFFIXES, decode
-from detect.data.defects import is_folder
 from detect.errors import UserError
-from detect.files.fence import Fence, OutsideError
+from detect.files.fence import Fence, OutsideError, is_folder
 
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".webm")
 """How the names of video files end, in lower case."""

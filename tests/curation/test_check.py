@@ -82,9 +82,9 @@ def test_findings_in_all_three_forms(tmp_path):
 
 def test_a_mended_copy(tmp_path):
     root = coco(tmp_path / "data", boxes=[(8, 8, 30, 20), (80, 8, 30, 20)])
-    code, text = run(root, fix=tmp_path / "mended")
-    assert code == 1 and "a mended copy, 3 changes" in text
-    assert run(tmp_path / "mended")[0] == 0
+    code, text = run(root, fix=tmp_path / "repaired")
+    assert code == 1 and "a repaired copy, 3 changes" in text
+    assert run(tmp_path / "repaired")[0] == 0
 
 
 class _Links(HTMLParser):

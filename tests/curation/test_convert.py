@@ -81,7 +81,7 @@ def test_every_way_around(plain, tmp_path, first, second):
         before = read(plain, split)
         for folder in ("one", "two", "three"):
             after = read(tmp_path / folder, split)
-            assert after.mended == ()
+            assert after.repaired == ()
             check_same(before, after)
     assert set(splits(tmp_path / "two")) == {"train", "val"}
 
@@ -116,7 +116,7 @@ def test_what_voc_cannot_hold_is_told(plain, tmp_path):
         "image gets another id: VOC has only the digits of its name": 2,
     }
     after = read(tmp_path / "out", "train")
-    assert after.classes == done.classes == ("b<&>é",) and after.mended == ()
+    assert after.classes == done.classes == ("b<&>é",) and after.repaired == ()
     np.testing.assert_array_equal(after.records[0].boxes, [[1, 2, 4, 6]])
     assert len(after.records[1].boxes) == 0
     lines = done.lines()
@@ -175,7 +175,7 @@ def test_names_that_collide_or_are_unsafe(tmp_path):
         done = convert(tmp_path / "in", tmp_path / to, to, progress=False)
         after = read(tmp_path / to, "train")
         assert (
-            after.mended == () and done.changed["image renamed: another has its name, or some systems forbid it"] == 8
+            after.repaired == () and done.changed["image renamed: another has its name, or some systems forbid it"] == 8
         )
         order = np.argsort([record.boxes[0, 0] for record in after.records])
         stems = [after.records[place].path.name for place in order]
@@ -303,7 +303,7 @@ def test_a_disk_that_takes_no_more(plain, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr("detect.curation.convert.shutil.copyfile", full)
-    with pytest.raises(UserError, match=r"1\.png: No space left on device; mend that or choose another --out"):
+    with pytest.raises(UserError, match=r"1\.png: No space left on device; fix that or choose another --out"):
         convert(plain, tmp_path / "out", "coco", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["plain"]
 
@@ -374,5 +374,5 @@ def test_nothing_is_written_into_the_data_set(plain, to):
 
 def test_where_no_folder_can_be_made(plain, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/out: cannot be created \(Not a directory\); mend that or choose another"):
+    with pytest.raises(UserError, match=r"file/out: cannot be created \(Not a directory\); fix that or choose another"):
         convert(plain, tmp_path / "file" / "out", "voc", progress=False)

@@ -373,7 +373,7 @@ def test_new_folder_over_a_file(tmp_path):
 
 def test_root_is_a_file(server, tmp_path):
     (tmp_path / "root").touch()
-    with pytest.raises(UserError, match=r"cannot be created .*; mend that or choose another"):
+    with pytest.raises(UserError, match=r"cannot be created .*; fix that or choose another"):
         download("voc", tmp_path / "root", sources=sources(server, make_tar()), progress=False)
 
 

@@ -31,8 +31,8 @@ def record(boxes=(), labels=(), *, size=(100, 50), crowd=None, areas=None, diffi
     )
 
 
-def dataset(records=(), classes=("cat", "dog", "owl"), mended=()) -> Dataset:
-    return Dataset(Path("set"), "train", "coco", tuple(classes), tuple(range(len(classes))), tuple(records), mended)
+def dataset(records=(), classes=("cat", "dog", "owl"), repaired=()) -> Dataset:
+    return Dataset(Path("set"), "train", "coco", tuple(classes), tuple(range(len(classes))), tuple(records), repaired)
 
 
 BY_HAND = dataset(
@@ -41,7 +41,7 @@ BY_HAND = dataset(
         record([[0, 0, 20, 40], [0, 0, 10, 40]], [0, 0], size=(200, 400), areas=[1024, 9216], difficult=[True, False]),
         record(size=(100, 100)),
     ],
-    mended=(Defect("clipped", Path("a"), ""), Defect("clipped", Path("b"), "")),
+    repaired=(Defect("clipped", Path("a"), ""), Defect("clipped", Path("b"), "")),
 )
 
 
@@ -68,7 +68,7 @@ def test_figures_by_hand():
         "owl": {"objects": 0, "images": 0, "crowds": 0},
     }
     assert found["images_with_both"] == [["cat", "dog", 1]]
-    assert found["mended"] == {"clipped": 2}
+    assert found["repaired"] == {"clipped": 2}
     json.dumps(found, allow_nan=False)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from detect.data.classification import ClassificationData, collate, middle
+from detect.data.classification import ClassificationData, centre_crop, collate
 from detect.data.classification_options import ClassificationDataOptions
 from detect.errors import UserError
 
@@ -96,9 +96,9 @@ def test_evaluation_shows_the_middle_of_every_image_once(noise):
 
 def test_middle_by_hand():
     image = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7, 1).repeat(3, axis=2)
-    np.testing.assert_array_equal(middle(image, 3, 5), image[1:4, 2:5])
-    np.testing.assert_array_equal(middle(image, 5, 5), image[:, 1:6])
-    assert middle(np.zeros((1, 9000, 3), np.uint8), 8, 16).shape == (8, 8, 3)
+    np.testing.assert_array_equal(centre_crop(image, 3, 5), image[1:4, 2:5])
+    np.testing.assert_array_equal(centre_crop(image, 5, 5), image[:, 1:6])
+    assert centre_crop(np.zeros((1, 9000, 3), np.uint8), 8, 16).shape == (8, 8, 3)
 
 
 def test_without_a_crop_training_sees_the_middle_too(noise):

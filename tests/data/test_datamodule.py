@@ -58,7 +58,7 @@ def test_workers_change_nothing(two_epochs, workers):
 
 
 def test_a_process_ends_although_its_workers_are_amid_an_epoch(shapes):
-    """They are deaf to the signal that Python ends them by, so that a cluster's does not kill them before a save."""
+    """Workers ignore the signal that Python ends them with, so that a cluster's signal cannot kill them early."""
     script = f"""
 from detect.data.datamodule import DetectionData
 from detect.data.options import DataOptions
@@ -107,7 +107,7 @@ def test_evaluation_shows_every_image_once_as_it_is(shapes):
 
 
 def coco(root: Path, annotations: list[dict], size=(40, 60)) -> Path:
-    """A data set of one black image."""
+    """Write a data set of one black image."""
     (root / "annotations").mkdir(parents=True)
     (root / "train").mkdir()
     cv2.imwrite(str(root / "train" / "1.png"), np.zeros((*size, 3), np.uint8))
@@ -208,7 +208,7 @@ def test_a_split_without_images_is_a_mistake(shapes):
 
 @pytest.fixture
 def stored(shapes, tmp_path) -> Path:
-    """The truths and the whole image, as proposals of the training and validation images."""
+    """Proposal store with the ground truths and the whole image for each training and validation image."""
     source = data(shapes)
     with closing(ProposalStore(tmp_path / "store", {})) as store:
         for record in (*source.split("train").records, *source.split("val").records):
@@ -223,11 +223,11 @@ def test_proposals_go_where_the_image_goes(shapes, stored, workers):
     for batch in source.train_dataloader():
         assert batch.proposals.boxes.shape == (2, 50, 4) and batch.proposals.valid.dtype == torch.bool
         for row in range(2):
-            truths = batch.targets.boxes[row][batch.targets.valid[row]]
+            gt_boxes = batch.targets.boxes[row][batch.targets.valid[row]]
             proposals = batch.proposals.boxes[row][batch.proposals.valid[row]]
-            assert len(proposals) == len(truths) + 1
-            # Up to the rounding of the truths to whole pixels of the file.
-            torch.testing.assert_close(proposals[:-1], truths, atol=0.75, rtol=0)
+            assert len(proposals) == len(gt_boxes) + 1
+            # Up to the rounding of the ground truths to whole pixels of the file.
+            torch.testing.assert_close(proposals[:-1], gt_boxes, atol=0.75, rtol=0)
             height, width = batch.images.sizes[row].tolist()
             torch.testing.assert_close(proposals[-1], torch.tensor([0.0, 0, width, height]), atol=1e-3, rtol=0)
 
@@ -245,7 +245,7 @@ def test_a_store_that_lacks_an_image_is_refused_at_once(shapes, stored, tmp_path
     assert data(copy, proposals=stored).train  # the files may lie elsewhere
     image = sorted((copy / "images" / "train").iterdir())[3]
     cv2.imwrite(str(image), cv2.imread(str(image))[::-1])
-    message = rf"has no proposals of 1 images of .*copy train, first .*{image.name}, new or changed; run detect propose"
+    message = rf"no proposals for 1 images of .*copy train, first .*{image.name}, new or changed; run detect propose"
     with pytest.raises(UserError, match=message):
         data(copy, proposals=stored).train  # noqa: B018
     with pytest.raises(UserError, match="gone: there is no such file"):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from detect.curation.doctor.diagnosis import Finding, place_in
-from detect.data.defects import Annotations
+from detect.data.annotations import Annotations
 from detect.data.transforms import Resize
 from detect.errors import one_line
 

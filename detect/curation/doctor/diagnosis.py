@@ -20,11 +20,11 @@ class Check(NamedTuple):
 
     severity: Severity
     advice: str
-    mended: bool = False
+    repaired: bool = False
     """Whether `mending.fix` removes it."""
 
 
-_MENDED_BY_READER = {
+_REPAIRED_BY_READER = {
     "zero-area": "draw the box or take it out; the reader leaves it out",
     "negative-size": "swap its corners if it means something; the reader leaves it out",
     "outside-image": "draw it anew or take it out; the reader leaves it out",
@@ -36,16 +36,16 @@ _MENDED_BY_READER = {
     "missing-area": "write the area of its box",
     "missing-iscrowd": "write 0 for an object, 1 for a region of many",
 }
-_REFUSED_BUT_MENDED = {"missing-image", "unreadable-image", "missing-annotation", "nan-box", "duplicate-image"}
+_REFUSED_BUT_REPAIRED = {"missing-image", "unreadable-image", "missing-annotation", "nan-box", "duplicate-image"}
 _WITHOUT_OPTION = {
     "missing-image": "restore it or take its entry out",
     "unreadable-image": "replace the image or leave it out",
     "path-outside-root": "name files by their path within the data folder, and put them there instead of a link",
 }
 _OF_READERS = {
-    name: Check("error", _WITHOUT_OPTION.get(name, rule.action), name in _REFUSED_BUT_MENDED)
+    name: Check("error", _WITHOUT_OPTION.get(name, rule.action), name in _REFUSED_BUT_REPAIRED)
     if rule.verdict == "refused"
-    else Check("warning", _MENDED_BY_READER.get(name, rule.action), True)
+    else Check("warning", _REPAIRED_BY_READER.get(name, rule.action), True)
     for name, rule in RULES.items()
 }
 _OWN = {

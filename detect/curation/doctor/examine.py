@@ -25,8 +25,9 @@ from detect.curation.doctor.box_checks import check_boxes, check_classes
 from detect.curation.doctor.diagnosis import Finding, Report, place_in, sort
 from detect.curation.doctor.image_checks import Look, look_at_images
 from detect.curation.doctor.unused_files import Folder, orphans, unlisted, walk
+from detect.data.annotations import Annotations, repair
 from detect.data.dataset import Defect
-from detect.data.defects import Annotations, Findings, as_json, mend
+from detect.data.defects import DefectLog, as_json
 from detect.data.formats import coco, voc, yolo
 from detect.data.transforms import Resize
 from detect.errors import UserError, one_line
@@ -46,7 +47,7 @@ class Survey:
     """What the files of each split say."""
     looks: dict[Path, Look]
     """Of each image that a split lists."""
-    mended: dict[str, Annotations]
+    repaired: dict[str, Annotations]
     """The good boxes of each split, in pixels."""
     whole: set[str]
     """The splits that are made of others."""
@@ -128,7 +129,7 @@ def check(
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
-class _All(Findings):
+class _All(DefectLog):
     """Keeps all that a reader finds, also what stops it."""
 
     def __init__(self, root: Path, split: str) -> None:
@@ -224,7 +225,7 @@ def _check_size(look: Look, source: Path, declared: tuple | None, split: str) ->
 def _check_annotations(survey: Survey, split: str, resize: Resize | None) -> Iterator[Finding]:
     annotations, sizes = survey.parsed[split], survey.sizes(split)
     found = _All(survey.root, split)
-    survey.mended[split] = kept = mend(annotations, sizes, found)
+    survey.repaired[split] = kept = repair(annotations, sizes, found)
     images = {path.name: path for path in annotations.paths}
     yield from (_finding(defect, split, images) for defect in found.all)
     yield from check_boxes(split, kept, sizes, resize)
@@ -255,7 +256,7 @@ def _zero_ids(annotations: Annotations, split: str) -> Iterator[Finding]:
 
 def _check_classes(survey: Survey, whole: bool) -> Iterator[Finding]:
     counts, files = {}, {}
-    for split, kept in survey.mended.items():
+    for split, kept in survey.repaired.items():
         labels = np.bincount(kept.labels[kept.labels >= 0], minlength=len(kept.classes))
         counts[split] = dict(zip(kept.classes, labels.tolist(), strict=True))
         files[split] = _home(survey, split)
@@ -284,7 +285,7 @@ def _home(survey: Survey, split: str) -> Path:
 def _boxes(survey: Survey) -> int:
     """The good boxes of all splits, those of a shared image once."""
     seen: dict[Path, int] = {}
-    for kept in survey.mended.values():
+    for kept in survey.repaired.values():
         counts = np.bincount(kept.image, minlength=len(kept.paths))
         seen.update(zip(kept.paths, counts.tolist(), strict=True))
     return sum(seen.values())

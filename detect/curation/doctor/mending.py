@@ -1,4 +1,4 @@
-"""A mended copy of a data set, in its own format: what the doctor can put right without asking.
+"""A repaired copy of a data set, in its own format: what the doctor can put right without asking.
 
 What he cannot know, such as the right class of a box, stays as it is. The original is only read.
 """
@@ -24,9 +24,10 @@ from detect.curation.doctor import duplicates
 from detect.curation.doctor.box_checks import repeats
 from detect.curation.doctor.diagnosis import Report
 from detect.curation.doctor.examine import Survey
+from detect.data.annotations import Annotations, repair
 from detect.data.dataset import VALIDATION
 from detect.data.decode import decode
-from detect.data.defects import Annotations, Findings, mend
+from detect.data.defects import DefectLog
 from detect.data.formats import coco, yolo
 from detect.errors import UserError, one_line
 from detect.files.atomic import new_folder, refuse_within
@@ -43,7 +44,7 @@ _QUALITY: dict[str, dict[str, Any]] = {
 
 
 def fix(report: Report, out: Path) -> list[str]:
-    """Writes a mended copy of a data set into a new folder, which appears complete or not at all.
+    """Writes a repaired copy of a data set into a new folder, which appears complete or not at all.
 
     Images that cannot be read, that repeat another one of their split, or that a later split (validation, test) has
     too, are left out with their boxes; so are boxes that the readers would leave out or that stand there twice. Boxes
@@ -70,7 +71,7 @@ def fix(report: Report, out: Path) -> list[str]:
             {"coco": _write_coco, "voc": _write_voc, "yolo": _write_yolo}[survey.format](work, draft)
             (draft / LOG).write_text("".join(f"{line}\n" for line in work.log), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror}; mend that or choose another --fix") from error
+        raise UserError(f"{error.filename or out}: {error.strerror}; fix that or choose another --fix") from error
     return work.log
 
 
@@ -192,7 +193,7 @@ def _boxes(work: _Work, split: str) -> dict[int, Float64[np.ndarray, " 4"] | Non
     survey, annotations = work.survey, work.survey.parsed[split]
     sizes = survey.sizes(split)
     numbered = replace(annotations, places=[str(row) for row in range(len(annotations.boxes))])
-    good = mend(numbered, sizes, Findings(survey.root, split))
+    good = repair(numbered, sizes, DefectLog(survey.root, split))
     first = {path: place for place, path in reversed(list(enumerate(annotations.paths)))}
     images = np.array([first[annotations.paths[place]] for place in good.image], dtype=np.int64)
     keys = np.where(good.labels < 0, -1, images * len(annotations.classes) + good.labels)
@@ -256,7 +257,7 @@ def _write_upright(path: Path, target: Path) -> bool:
 def _write_coco(work: _Work, draft: Path) -> None:
     _copy_images(work, draft)
     for split, parsed in work.survey.parsed.items():
-        source = coco._locate(work.survey.root, split)[0]
+        source = coco.locate(work.survey.root, split)[0]
         document = json.loads(source.read_bytes())
         _mend_coco(work, split, parsed, document)
         target = draft / work.relative(source)
@@ -266,13 +267,13 @@ def _write_coco(work: _Work, draft: Path) -> None:
 
 def _mend_coco(work: _Work, split: str, annotations: Annotations, document: dict[str, Any]) -> None:
     """Changes a document of COCO in place."""
-    silent = Findings(work.survey.root, split)
+    silent = DefectLog(work.survey.root, split)
     source = Path()
     ids = annotations.ids or []
     path_of = dict(zip(ids, annotations.paths, strict=True))
     first = {path: id for id, path in reversed(path_of.items())}
     kept = {id for id in ids if path_of[id] not in work.dropped[split]}
-    entries = coco._entries(document, "images", source, silent, id=coco._ID, file_name=coco._TEXT)
+    entries = coco.entries(document, "images", source, silent, id=coco.ID, file_name=coco.TEXT)
     listed: dict[int, dict[str, Any]] = {}
     for entry in entries:
         listed.setdefault(entry["id"], entry)
@@ -285,17 +286,15 @@ def _mend_coco(work: _Work, split: str, annotations: Annotations, document: dict
     outside = [entry for id, entry in listed.items() if id not in path_of]
     document["images"] = images + outside + _broken(document["images"], entries)
 
-    good = coco._entries(
-        document, "annotations", source, silent, image_id=coco._ID, category_id=coco._ID, bbox=coco._BOX
-    )
+    good = coco.entries(document, "annotations", source, silent, image_id=coco.ID, category_id=coco.ID, bbox=coco.BOX)
     rows = [entry for entry in good if entry["image_id"] in path_of]
     chosen = []
-    used = {entry["id"] for entry in rows if coco._ID.test(entry.get("id"))}
+    used = {entry["id"] for entry in rows if coco.ID.test(entry.get("id"))}
     next_id, seen = max([0, *used]) + 1, set()
     for row, box in sorted(work.boxes[split].items()):
         entry = rows[row]
         entry["image_id"] = first[path_of[entry["image_id"]]]
-        if not coco._ID.test(entry.get("id")) or entry["id"] in seen:
+        if not coco.ID.test(entry.get("id")) or entry["id"] in seen:
             work.say(f"{split}: annotation {entry.get('id')} of image {entry['image_id']}: has the id {next_id} now")
             entry["id"], next_id = next_id, next_id + 1
         seen.add(entry["id"])
@@ -328,7 +327,7 @@ def _mend_entry(entry: dict[str, Any], box: Float64[np.ndarray, " 4"] | None) ->
         if not entry.get("segmentation"):
             entry["area"] = width * height
     area = entry.get("area")
-    if not coco._is_number(area) or not 0 <= float(area) < np.inf:  # type: ignore[arg-type]
+    if not coco.is_number(area) or not 0 <= float(area) < np.inf:  # type: ignore[arg-type]
         entry["area"] = width * height
     if entry.get("iscrowd") not in (0, 1):
         entry["iscrowd"] = 0
@@ -411,7 +410,7 @@ def _text(parent: Element, name: str, number: float) -> None:
 def _write_yolo(work: _Work, draft: Path) -> None:
     _copy_images(work, draft)
     root = work.survey.root
-    document = yolo._load(root / "data.yaml", Fence(root))
+    document = yolo.load_yaml(root / "data.yaml", Fence(root))
     document.pop("path", None)
     for split in ("train", *VALIDATION, "test"):
         if split not in work.survey.parsed:

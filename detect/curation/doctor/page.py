@@ -19,9 +19,9 @@ from detect.data.decode import decode
 from detect.errors import UserError, one_line
 
 ROWS = 200
-"""Findings of a rule that the page lists; JSON has them all."""
+"""DefectLog of a rule that the page lists; JSON has them all."""
 PICTURES = 6
-"""Findings of a rule that are shown."""
+"""DefectLog of a rule that are shown."""
 _HEIGHT = 170  # pixels of a picture
 _WIDEST = 380
 _BOX = (255, 40, 90)
@@ -34,7 +34,7 @@ def write_page(path: Path, report: Report, anchors: Mapping[str, Any] | None = N
     cards += [(sum(report.splits.values()), "images, split by split", ""), (report.boxes, "boxes", "")]
     splits = ", ".join(f"{split} {number:,}" for split, number in report.splits.items())
     page = Template(files("detect.curation.doctor").joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        title=_text(f"Findings in {report.root}"),
+        title=_text(f"DefectLog in {report.root}"),
         subtitle=_text(f"{report.format or 'not read'}; {splits or 'no split'}; {report.seconds:.1f} s"),
         counts="".join(f'<div><b class="{kind}">{number:,}</b>{label}</div>' for number, label, kind in cards),
         rules="\n".join(_rule(report, rule, findings) for rule, findings in report.by_rule()) or "<p>All is well.</p>",
@@ -59,7 +59,7 @@ def _rule(report: Report, rule: str, findings: list[Finding]) -> str:
     return (
         f"<details{'' if check.severity == 'note' else ' open'}><summary>"
         f'<b class="{check.severity}">{check.severity}</b> {rule} × {len(findings):,} '
-        f"<span class=soft>– {_text(check.advice)}{'; --fix does' if check.mended else ''}</span></summary><div>"
+        f"<span class=soft>– {_text(check.advice)}{'; --fix does' if check.repaired else ''}</span></summary><div>"
         f"<div class=pictures>{pictures}</div>"
         f"<table><tr><th>file</th><th>place</th><th>what</th></tr>{rows}</table>{more}</div></details>"
     )

@@ -514,7 +514,7 @@ def test_names_of_any_kind(tmp_path):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_files_with_random_damage(tmp_path, seed):
-    """Whatever the bytes, the doctor comes to an end, and what he mends stays mended."""
+    """Whatever the bytes, the doctor comes to an end, and what he mends stays repaired."""
     rng = np.random.default_rng(seed)
     makers = (
         lambda root: Coco(root).write(),
@@ -548,11 +548,11 @@ def test_files_with_random_damage(tmp_path, seed):
             path.write_bytes(data)
         report = looks(root)
         try:
-            fix(report, tmp_path / f"{number} mended")
+            fix(report, tmp_path / f"{number} repaired")
         except UserError:
             assert not report.clean
         else:
-            assert not [f for f in looks(tmp_path / f"{number} mended").findings if CHECKS[f.rule].mended]
+            assert not [f for f in looks(tmp_path / f"{number} repaired").findings if CHECKS[f.rule].repaired]
 
 
 # -------------------------------------------------------------------------------------------------------------- mending
@@ -563,9 +563,9 @@ def state(root):
     return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def mended(root):
-    """The mended copy and what was done; the original stays as it is."""
-    out = root.with_name(f"{root.name}-mended")
+def repaired(root):
+    """The repaired copy and what was done; the original stays as it is."""
+    out = root.with_name(f"{root.name}-repaired")
     (root / "README.md").write_text("# Cats and dogs\n")
     before = state(root)
     log = fix(looks(root), out)
@@ -585,7 +585,7 @@ def test_images_of_another_split_below_a_folder_stay_there(tmp_path):
     (root / "train.txt").write_text("".join(f"images/{name}\n" for name in names))
     text = (root / "data.yaml").read_text()
     (root / "data.yaml").write_text(re.sub("train: .*", "train: train.txt", text))
-    out, log = mended(root)
+    out, log = repaired(root)
     assert log == []
     for split in ("train", "val"):
         assert [r.path.name for r in read(out, split).records] == [r.path.name for r in read(root, split).records]
@@ -598,7 +598,7 @@ def test_a_clean_set_is_copied_as_it_is(tmp_path):
         yolo(tmp_path / "yolo", "abc", "de"),
     )
     for root in sets:
-        out, log = mended(root)
+        out, log = repaired(root)
         assert log == []
         images, copies = ({k: v for k, v in state(one).items() if k.suffix != ".yaml"} for one in (root, out))
         assert copies.pop(Path(LOG)) == b""
@@ -611,11 +611,11 @@ def test_a_clean_set_is_copied_as_it_is(tmp_path):
 def test_a_mended_coco_set(tmp_path):
     defects = planted(tmp_path / "data")
     (tmp_path / "data" / "pipe.png").unlink()
-    out, _ = mended(tmp_path / "data")
+    out, _ = repaired(tmp_path / "data")
     report = looks(out)
-    assert not [finding for finding in report.findings if CHECKS[finding.rule].mended], rules(report)
+    assert not [finding for finding in report.findings if CHECKS[finding.rule].repaired], rules(report)
     # What only a person can mend is there still, and nothing new.
-    kept = {rule for rule in defects if not CHECKS[rule].mended}
+    kept = {rule for rule in defects if not CHECKS[rule].repaired}
     assert set(rules(report)) <= kept
     assert {"class-conflict", "tiny-box", "unknown-category", "broken-file", "exif-unrotated"} <= set(rules(report))
 
@@ -652,7 +652,7 @@ def test_a_mended_set_can_be_read(tmp_path):
     (root / "JPEGImages" / "leak.jpg").write_bytes((root / "JPEGImages" / "f.jpg").read_bytes())
     lists = root / "ImageSets" / "Main" / "train.txt"
     lists.write_text(lists.read_text() + "d\n")
-    out, log = mended(root)
+    out, log = repaired(root)
     assert looks(out).findings == ()
     assert (out / "ImageSets" / "Main" / "train.txt").read_text().split() == ["c", "d", "e", "g"]
     train = read(out, "train", progress=False)
@@ -674,7 +674,7 @@ def test_a_mended_yolo_set(tmp_path):
     (root / "images" / "train" / "d.png").write_bytes(b"")
     save(root / "images" / "train" / "twin.png", zlib.crc32(b"e"))
     save(root / "images" / "val" / "leak.png", zlib.crc32(b"f"))
-    out, _ = mended(root)
+    out, _ = repaired(root)
     assert set(rules(looks(out))) == {"no-boxes"}  # a.png, which now is said to be empty
     assert (out / "labels" / "train" / "a.txt").read_text() == ""
     assert (out / "labels" / "train" / "b.txt").read_text() == "0 0.125 0.3 0.25 0.3\n1 0.5 0.5 1 0.5 0.9 0.9\n"
@@ -686,7 +686,7 @@ def test_a_yolo_file_of_two_splits_ends_in_one(tmp_path):
     root = yolo(tmp_path / "yolo", "abc", "de")
     (root / "data.yaml").write_text("names: [cat, dog]\ntrain: [images/train, images/val]\nval: images/val\n")
     assert rules(looks(root)) == {"leaked-image": 2}
-    out, _ = mended(root)
+    out, _ = repaired(root)
     assert looks(out).splits == {"train": 3, "val": 2} and looks(out).findings == ()
 
 
@@ -694,7 +694,7 @@ def test_where_a_copy_may_not_go(tmp_path):
     root = Coco(tmp_path / "data").write()
     report = looks(root)
     with pytest.raises(UserError, match="lies in the data set"):
-        fix(report, root / "mended")
+        fix(report, root / "repaired")
     with pytest.raises(UserError, match="not empty"):
         fix(report, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]

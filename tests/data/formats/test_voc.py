@@ -45,7 +45,7 @@ def test_corners_count_from_1_and_belong_to_the_box(tmp_path):
     np.testing.assert_array_equal(record.boxes, [[0, 0, 40, 30], [1, 2.5, 10, 20]])
     np.testing.assert_array_equal(record.areas, [1200, 9 * 17.5])
     assert record.labels.tolist() == [0, 1] and record.difficult.tolist() == [False, True] and not record.crowd.any()
-    assert record.path == tmp_path / "JPEGImages" / "000012.jpg" and dataset.mended == ()
+    assert record.path == tmp_path / "JPEGImages" / "000012.jpg" and dataset.repaired == ()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_corners_count_from_1_and_belong_to_the_box(tmp_path):
 def test_corners_that_are_no_box(tmp_path, box, rule):
     save(tmp_path, {"1": [item(box=box)]})
     dataset = read(tmp_path, "train")
-    assert [defect.rule for defect in dataset.mended] == [rule]
+    assert [defect.rule for defect in dataset.repaired] == [rule]
     assert len(dataset.records[0].boxes) == (rule == "clipped")
 
 

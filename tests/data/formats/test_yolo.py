@@ -42,7 +42,7 @@ def test_an_image_without_labels_is_empty_and_one_without_their_file_is_counted(
     dataset = read(root, "train")
     (record,) = dataset.records
     missing = [("missing-label", root / "labels" / "train" / "a.txt")]
-    assert [(defect.rule, defect.path) for defect in dataset.mended] == (missing if text is None else [])
+    assert [(defect.rule, defect.path) for defect in dataset.repaired] == (missing if text is None else [])
     assert record.boxes.shape == (0, 4) and (record.width, record.height, record.id) == (40, 20, 1)
 
 
@@ -53,13 +53,13 @@ def test_boxes_and_polygons(root):
     np.testing.assert_array_equal(record.boxes, [[10, 7.5, 30, 12.5], [10, 2.5, 20, 15], [0, 0, 40, 20]])
     np.testing.assert_array_equal(record.labels, [1, 0, 0])
     np.testing.assert_array_equal(record.areas, [100, 125, 800])
-    assert dataset.mended == () and dataset.category_ids == (0, 1)
+    assert dataset.repaired == () and dataset.category_ids == (0, 1)
 
 
 def test_the_rounding_of_the_file_is_no_defect(root):
     label(root, "0 0.333333 0.5 0.666667 1.0000002")
     dataset = read(root, "train")
-    assert dataset.mended == () and dataset.records[0].boxes.min() == 0
+    assert dataset.repaired == () and dataset.records[0].boxes.min() == 0
 
 
 def test_where_labels_are_looked_for_is_told_when_all_are_missing(root):
@@ -85,7 +85,7 @@ def test_a_box_that_is_infinite_is_none_in_pixels(root):
 def test_a_class_that_has_no_name(root):
     label(root, "2 0.5 0.5 1 1")
     with pytest.raises(
-        UserError, match=r"1 × unknown-category, first .*: line 1: class 2, which names in data.yaml lacks"
+        UserError, match=r"1 × unknown-category, first .*: line 1: class 2, which is not one of names in data.yaml"
     ):
         read(root, "train")
 
@@ -273,7 +273,7 @@ def test_names_that_yaml_takes_for_numbers_and_dates(root):
 @pytest.mark.parametrize("name", ["x" * 5000, "x/" * 3000, '"\\u202e"', '"a\\nb"', "nowhere"])
 def test_places_that_are_not_there(root, name):
     (root / "data.yaml").write_text(f"names: [cat]\ntrain: {name}\n")
-    with pytest.raises(UserError, match="which is not there") as error:
+    with pytest.raises(UserError, match="which does not exist") as error:
         read(root, "train")
     assert str(error.value).isprintable() and len(str(error.value)) < 1500
 
