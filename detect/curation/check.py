@@ -73,6 +73,14 @@ def run_check(
     print_report(report, console)
     if anchors:
         print_anchors(anchors, console)
+    _write_files(report, anchors, json_file, html)
+    if fix is not None:
+        log = write_repaired_copy(report, fix)
+        console.print(f"{fix}: a repaired copy with {len(log)} changes, listed in {fix / LOG}", markup=False)
+    return 0 if report.clean else 1
+
+
+def _write_files(report: Report, anchors: dict[str, Any] | None, json_file: Path | None, html: Path | None) -> None:
     try:
         if json_file is not None:
             document = report.as_dict() | ({"anchors": anchors} if anchors else {})
@@ -81,10 +89,6 @@ def run_check(
             write_page(html, report, anchors)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; choose another place for the file") from None
-    if fix is not None:
-        log = write_repaired_copy(report, fix)
-        console.print(f"{fix}: a repaired copy with {len(log)} changes, listed in {fix / LOG}", markup=False)
-    return 0 if report.clean else 1
 
 
 # -------------------------------------------------------------------------------------------------------------- anchors

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from xml.etree.ElementTree import Element, ParseError, fromstring, tostring
 
 import numpy as np
@@ -90,26 +90,21 @@ def convert(
         What was written and what was lost.
 
     Raises:
-        UserError: `source` cannot be read; `out` is not empty, lies in `source` or cannot be written; an option is
-            invalid; or the format cannot represent a split or class.
+        UserError: `source` cannot be read, `out` is not empty, lies in `source` or cannot be written, an option is
+            invalid, or the format cannot represent a split or class.
     """
     refuse_within(source, out, "--out")
     if to == "imagefolder":
-        margin = 0.1 if margin is None else margin
-        return to_imagefolder(
-            source, Path(out), names, margin=margin, limit=limit, follow_links=follow_links, progress=progress
-        )
+        options: dict[str, Any] = {"limit": limit, "follow_links": follow_links, "progress": progress}
+        return to_imagefolder(source, Path(out), names, margin=0.1 if margin is None else margin, **options)
     if margin is not None:
         raise UserError(f"--margin: only crops (--to imagefolder) have one; leave it out with --to {to}")
     if limit is not None and limit < 1:
         raise UserError(f"--limit: {limit}; convert 1 image at least")
     result = Conversion()
     by_split = read_all(source, names, follow_links=follow_links, progress=progress)
-    datasets = _unify_classes([_limit(dataset, limit, result) for dataset in by_split.values()])
-    if to == "yolo":
-        datasets = _yolo_splits(datasets, chosen=names is not None, result=result)
-    datasets = [_supported(dataset, to, result) for dataset in datasets]
-    result.classes = _classes(datasets, to, result)
+    datasets = [_limit(dataset, limit, result) for dataset in by_split.values()]
+    datasets = _adapt(datasets, to, chosen=names is not None, result=result)
     try:
         with new_folder(Path(out)) as draft:
             _write(datasets, draft, to, progress, result)
@@ -153,6 +148,16 @@ def _relabel(dataset: Dataset, classes: tuple[str, ...], category_ids: tuple[int
 
 
 # ----------------------------------------------------------------------------------------------- limits of the format
+
+
+def _adapt(datasets: Sequence[Dataset], to: Format, *, chosen: bool, result: Conversion) -> list[Dataset]:
+    """Return the splits as the new format can store them; `chosen` says that the user named the splits."""
+    adapted = _unify_classes(datasets)
+    if to == "yolo":
+        adapted = _yolo_splits(adapted, chosen=chosen, result=result)
+    adapted = [_supported(dataset, to, result) for dataset in adapted]
+    result.classes = _classes(adapted, to, result)
+    return adapted
 
 
 def _yolo_splits(datasets: Sequence[Dataset], *, chosen: bool, result: Conversion) -> list[Dataset]:

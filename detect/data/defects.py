@@ -44,7 +44,7 @@ RULES: dict[str, Rule] = {
     "class-count": Rule("refused", "correct nc or names, or remove nc"),
     "class-list": Rule("refused", "list only the names of the images, one per line, or name another split"),
     "duplicate-image": Rule("refused", "list every image once, with an id of its own and all its boxes"),
-    "broken-file": Rule("refused", "correct the file at that place"),
+    "broken-file": Rule("refused", "correct the file there"),
     "path-outside-root": Rule(
         "refused",
         "name files by their path within the data folder; links that you made yourself are followed with "

@@ -34,30 +34,23 @@ def make_loader(
     trainer: Any = None,
     training: bool,
 ) -> data.DataLoader:
-    """Return a loader of batches of images that share a canvas; each process gets its own part of them.
+    """Return a loader of batches of images that share a canvas, by `CanvasBatchSampler`.
 
     Args:
         images: data set that maps an `Item` to a sample.
         sizes: heights and widths of the image files.
         batch_size: batch size per process.
-        resizes: scales, as for `CanvasBatchSampler`.
+        resizes: scales to draw from.
         canvases: largest number of canvases per scale.
         collate: makes a batch from samples.
         workers: data loading processes; 0 loads in this process.
-        seed: as for `CanvasBatchSampler`.
+        seed: determines shuffles, scales and augmentations.
         trainer: Lightning's trainer, which knows the epoch and batch at which training starts.
-        training: as for `CanvasBatchSampler`.
+        training: shuffle, draw scales and fill the batches.
     """
-    parallel = is_distributed()
+    rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
     sampler = CanvasBatchSampler(
-        sizes=sizes,
-        batch_size=batch_size,
-        resizes=resizes,
-        max_canvases=canvases,
-        training=training,
-        seed=seed,
-        rank=distributed.get_rank() if parallel else 0,
-        world_size=distributed.get_world_size() if parallel else 1,
+        sizes, batch_size, resizes, canvases, training=training, seed=seed, rank=rank, world_size=world_size
     )
     if trainer is not None:
         # Workers start before Lightning sets the epoch: a resumed run would repeat the batches of the first epoch.
@@ -70,7 +63,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0 and training,
         pin_memory=torch.cuda.is_available(),
-        # A separate generator: the random numbers of the model must not depend on the workers or their start.
+        # Separate, because the random numbers of the model must not depend on the workers or their start.
         generator=torch.Generator().manual_seed(seed),
         worker_init_fn=partial(_init_worker, exiting=_exiting()),
     )

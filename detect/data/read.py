@@ -193,7 +193,7 @@ def _records(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> tuple
 
 
 def image_ids(paths: Sequence[Path]) -> list[int]:
-    """Return ids for images without ids: the digits of their names if these are unique, else 1, 2, …"""
+    """Return ids for images without ids: the digits of their names if these are unique, else 1 … n."""
     digits = [re.sub(r"[^0-9]", "", path.stem) for path in paths]
     if all(0 < len(digit) <= 18 for digit in digits) and len(set(map(int, digits))) == len(digits):
         return list(map(int, digits))

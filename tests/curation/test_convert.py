@@ -99,7 +99,7 @@ def test_coco_keeps_ids_areas_and_crowds(plain, tmp_path):
     assert after.records[1].crowd.tolist() == [True] and after.records[0].areas.tolist() == [5.5]
 
 
-def test_what_voc_cannot_hold_is_told(plain, tmp_path):
+def test_losses_of_voc_are_reported(plain, tmp_path):
     boxes = [
         (12, 90, [1, 2, 3, 4], {"area": 5.5}),
         (12, 90, [1, 2, 1, 4], {}),
@@ -124,7 +124,7 @@ def test_what_voc_cannot_hold_is_told(plain, tmp_path):
     assert "1 × crowd left out: VOC has only single objects" in lines
 
 
-def test_what_yolo_cannot_hold_is_told(plain, tmp_path):
+def test_losses_of_yolo_are_reported(plain, tmp_path):
     boxes = [(1, 90, [1, 2, 0.5, 4], {"area": 5.5}), (1, 3, [0, 0, 20, 20], {"iscrowd": 1})]
     save_coco(plain, "train", [(1, "1.png"), (2, "2 b.png")], boxes)
     done = convert(plain, tmp_path / "out", "yolo", ["train"], progress=False)
@@ -214,7 +214,7 @@ def test_limit(plain, tmp_path, to):
     assert [record.path.name for record in read(tmp_path / "out", "train").records] == ["1.png"]
 
 
-def test_what_was_mended_and_left_out_is_told(plain, tmp_path):
+def test_repairs_and_omissions_are_reported(plain, tmp_path):
     boxes = [(1, 3, [-5, 2, 20, 4], {}), (1, 3, [5, 2, 0, 4], {}), (2, 3, [5, 2, 2, 4], {})]
     save_coco(plain, "train", [(1, "1.png"), (2, "2 b.png")], boxes)
     (plain / "train" / "2 b.png").write_bytes(b"no image")

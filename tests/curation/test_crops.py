@@ -102,7 +102,7 @@ def test_limit_and_split(shapes, tmp_path):
     assert found and found <= {record.path.stem for record in records}
 
 
-def test_unreadable_images_are_told(tmp_path):
+def test_unreadable_images_are_reported(tmp_path):
     root = coco(tmp_path / "in", [[0, 0, 20, 20]], files=("1.png", "2.png", "3.png"))
     (root / "train" / "1.png").write_bytes(b"no image")
     damaged = root / "train" / "2.png"

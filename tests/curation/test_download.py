@@ -269,7 +269,7 @@ def test_a_server_may_not_fill_the_disk(server, tmp_path):
     assert_refused(tmp_path, given, "where at most 1000 were expected")
 
 
-def test_without_checksum_the_computed_one_is_told(server, tmp_path, capsys):
+def test_without_checksum_the_computed_one_is_reported(server, tmp_path, capsys):
     content = make_zip()
     download("voc", tmp_path, sources=sources(server, content, "voc.zip", size=None, checksum=None))
     assert hashlib.sha256(content).hexdigest() in capsys.readouterr().err

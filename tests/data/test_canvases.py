@@ -23,7 +23,7 @@ def sampler(count: int, **options) -> CanvasBatchSampler:
 
 def test_canvases_by_hand():
     sizes = np.array([[64, 100], [60, 97], [64, 128], [128, 64], [33, 1]])
-    # Rounded up: 64×128 three times, 128×64, 64×32. Two canvases: the upright ones add the least to each other.
+    # Rounded up: 64×128 three times, 128×64, 64×32. For two canvases, merging the last two adds the least padding.
     assert plan_canvases(sizes, max_canvases=2) == [(64, 128), (128, 64)]
     assert plan_canvases(sizes, max_canvases=9) == [(64, 32), (64, 128), (128, 64)]
     assert plan_canvases(sizes, max_canvases=1) == [(128, 128)]
@@ -108,7 +108,7 @@ def test_an_epoch_goes_on_with_the_batch_that_comes_next(world_size):
         whole = list(one)
         for done in range(len(whole) + 1):
             other.resume_at(3, done)
-            other.set_epoch(3)  # as Lightning does, after the workers have begun
+            other.set_epoch(3)  # as Lightning does after the start of the workers
             assert list(other) == whole[done:] and len(other) == len(whole)
         other.set_epoch(4)
         one.set_epoch(4)

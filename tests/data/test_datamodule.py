@@ -45,7 +45,7 @@ def epochs(source: DetectionData, count: int) -> list:
 
 @pytest.fixture(scope="module")
 def two_epochs(shapes) -> dict[int, list]:
-    """Two epochs, by the number of workers."""
+    """Batches of two epochs, by the number of workers."""
     return {workers: epochs(data(shapes, augment=ROTATE, workers=workers), 2) for workers in (0, 1, 2)}
 
 
@@ -141,7 +141,7 @@ def test_crowds_and_labels_follow_their_boxes(tmp_path):
 def test_a_turned_image_is_shrunk_into_its_canvas(tmp_path):
     source = data(coco(tmp_path, [{"bbox": [0, 0, 60, 40], "category_id": 4}]), augment=({"Transpose": {"p": 1.0}},))
     sample = source.train_dataloader().dataset[Item(0, Resize(40, 60), canvas=(32, 64), seed=0)]
-    # Upright it is 60 × 40, and 32 × 21 on a canvas of 32 × 64.
+    # Transposed it is 60 × 40, and 32 × 21 on a canvas of 32 × 64.
     assert sample.image.shape[:2] == (32, 21) and sample.scale == (21 / 40, 32 / 60)
     np.testing.assert_allclose(sample.boxes, [[0, 0, 21, 32]], atol=1e-3)
 
@@ -203,7 +203,7 @@ def test_a_split_without_images_is_a_mistake(shapes):
         source.eval_loader(source.split("none"))
 
 
-# ---- proposals of a store --------------------------------------------------------------------------------------------
+# ---- proposals from a store ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_the_best_proposals_are_taken_and_none_without_a_store(shapes, stored):
 
 def test_a_store_that_lacks_an_image_is_refused_at_once(shapes, stored, tmp_path):
     copy = shutil.copytree(shapes, tmp_path / "copy")
-    assert data(copy, proposals=stored).train  # the files may lie elsewhere
+    assert data(copy, proposals=stored).train  # the path of a file does not matter
     image = sorted((copy / "images" / "train").iterdir())[3]
     cv2.imwrite(str(image), cv2.imread(str(image))[::-1])
     message = rf"no proposals for 1 images of .*copy train, first .*{image.name}, new or changed; run detect propose"

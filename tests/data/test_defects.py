@@ -35,7 +35,7 @@ def save(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("id", [1, 0])  # pycocotools scores an id of 0 wrong, but never sees it
+@pytest.mark.parametrize("id", [1, 0])  # pycocotools scores an id of 0 wrong, but ids are renumbered
 def test_a_good_file_has_no_defect(save, id):
     assert read(save(GOOD | {"id": id}), "train").repaired == ()
 
@@ -67,7 +67,7 @@ def test_repaired(save, rule, entry, box, area):
     assert RULES[rule].verdict == "repaired"
     assert [defect.rule for defect in dataset.repaired] == [rule]
     assert dataset.repaired[0].path.name == "instances_train.json" and "annotation" in dataset.repaired[0].detail
-    (record,) = dataset.records  # an image stays when its boxes go
+    (record,) = dataset.records  # the image is kept without the box
     np.testing.assert_array_equal(record.boxes, np.array([] if box is None else [box]).reshape(-1, 4))
     np.testing.assert_array_equal(record.areas, [] if area is None else [area])
 
@@ -154,7 +154,7 @@ def test_unreadable_images_are_refused_or_left_out(save, damage):
     assert "the image is left out" in summary(dataset)
 
 
-def test_all_that_is_refused_is_told_at_once(save):
+def test_all_refused_defects_are_reported_at_once(save):
     bad = GOOD | {"bbox": [float("nan")] * 4}
     with pytest.raises(UserError) as error:
         read(save(bad, bad | {"id": 2}, GOOD | {"id": 3, "category_id": 9}), "train")
@@ -200,7 +200,7 @@ def test_a_split_without_a_box_to_train_on(save, entries, why):
     assert str(error.value).startswith(str(dataset.root)) and "\n" not in str(error.value)
 
 
-def test_images_that_were_left_out_are_told_when_no_box_remains(save):
+def test_images_that_were_left_out_are_reported_when_no_box_remains(save):
     root = save(GOOD, images=[{"id": 1, "file_name": "b.png"}])
     with pytest.raises(
         UserError, match=r"of 0 images, .*1 × missing-image, first .*b\.png: .*\(the image is left out\); "

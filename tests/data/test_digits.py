@@ -27,7 +27,7 @@ def test_pixels_are_the_counts_in_their_order():
         found = [known[image.tobytes()] for image in counts]
         assert found == sorted(found) and digits[found].tolist() == dataset.labels.tolist()
         places += found
-    assert sorted(places) == list(range(1797))  # no two of the images are alike
+    assert sorted(places) == list(range(1797))  # all images are different
 
 
 def test_labels_follow_the_classes_of_a_model():

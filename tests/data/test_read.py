@@ -1,4 +1,4 @@
-"""Which format a folder has, and the images that come with it; the formats have tests of their own."""
+"""Detection of the format, names of splits and the check of images; the formats have separate tests."""
 
 import json
 import os
@@ -107,7 +107,7 @@ def needs(name):
     ("split", "images", "boxes", "repaired"), [("train", 205, 2804, 1), ("val", 87, 1137, 1), ("test", 72, 945, 0)]
 )
 def test_bccd(split, images, boxes, repaired):
-    """Two of its 4,888 boxes are clicks without an extent."""
+    """Two of the 4,888 boxes are clicks without an extent."""
     dataset = read(DATA / "bccd", split)
     assert dataset.classes == ("Platelets", "RBC", "WBC")
     assert len(dataset) == images and sum(len(record.boxes) for record in dataset.records) == boxes

@@ -80,7 +80,7 @@ _OWN = {
 CHECKS: dict[str, Check] = _OF_READERS | _OWN
 """All rules: first those of the readers, then those of this check alone."""
 
-_ORDER = {name: (SEVERITIES.index(check.severity), place) for place, (name, check) in enumerate(CHECKS.items())}
+_ORDER = {name: (SEVERITIES.index(check.severity), rank) for rank, (name, check) in enumerate(CHECKS.items())}
 _PLACE = re.compile(
     r"(line \d+( column \d+)?|object \d+|annotation (-?\d+|without id|\S+) of image -?\d+"
     r"|(images|annotations|categories)\[\d+\]|(image|images) -?\d+)"

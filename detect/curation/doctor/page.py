@@ -67,7 +67,7 @@ def _rule(report: Report, rule: str, findings: list[Finding]) -> str:
         f'<b class="{check.severity}">{check.severity}</b> {rule} × {len(findings):,} '
         f"<span class=soft>– {_text(check.advice)}{'; --fix does' if check.repaired else ''}</span></summary><div>"
         f"<div class=pictures>{pictures}</div>"
-        f"<table><tr><th>file</th><th>place</th><th>what</th></tr>{rows}</table>{more}</div></details>"
+        f"<table><tr><th>file</th><th>location</th><th>what</th></tr>{rows}</table>{more}</div></details>"
     )
 
 

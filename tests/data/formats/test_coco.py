@@ -1,4 +1,4 @@
-"""COCO's files as the COCO project and as Roboflow lay them out."""
+"""COCO files in the layouts of the COCO project and of Roboflow."""
 
 import json
 

@@ -9,7 +9,7 @@ from detect.errors import UserError
 
 
 def write(root: Path, *names: str) -> Path:
-    """Images of 4 × 4 pixels by their paths below the root."""
+    """Write images of 4 × 4 pixels to these paths below the root."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

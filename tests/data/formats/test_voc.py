@@ -1,4 +1,4 @@
-"""VOC's folders and the pixels it counts from 1."""
+"""VOC folders and coordinates, which count from 1."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def item(name="cat", box=(2, 3, 10, 20), difficult=0):
 
 
 def save(base, images, split="train"):
-    """Writes the images, given as stem → list of objects, and lists them for a split."""
+    """Write images, given as a mapping of stem to list of objects, and list them for a split."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     for stem, objects in images.items():
@@ -140,7 +140,7 @@ def test_what_is_no_image_is_not_taken_for_one(tmp_path):
     save(tmp_path, {"a": []})
     Image.new("RGB", (40, 30)).save(tmp_path / "JPEGImages" / "a.png")
     (tmp_path / "JPEGImages" / "a.jpg").unlink()
-    (tmp_path / "JPEGImages" / "a.json").write_text("{}")  # as labelme puts it there
+    (tmp_path / "JPEGImages" / "a.json").write_text("{}")  # as written by labelme
     assert [record.path.name for record in read(tmp_path, "train").records] == ["a.png"]
 
 

@@ -1,4 +1,4 @@
-"""YOLO's folders: data.yaml, images and labels."""
+"""YOLO folders: data.yaml, images and labels."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def save_image(path, size=(40, 20)):
 
 @pytest.fixture
 def root(tmp_path):
-    """A data folder with one image in the split train, and none in val."""
+    """Data folder with one image in train and none in val."""
     (tmp_path / "data.yaml").write_text(YAML)
     save_image(tmp_path / "images" / "train" / "a.jpg")
     (tmp_path / "images" / "val").mkdir()
@@ -62,7 +62,7 @@ def test_the_rounding_of_the_file_is_no_defect(root):
     assert dataset.repaired == () and dataset.records[0].boxes.min() == 0
 
 
-def test_where_labels_are_looked_for_is_told_when_all_are_missing(root):
+def test_the_expected_label_path_is_reported_when_all_are_missing(root):
     with pytest.raises(
         UserError, match=r"no box to train on: 1 × missing-label, first .*/labels/train/a\.txt: .*`labels`"
     ):
@@ -280,7 +280,7 @@ def test_places_that_are_not_there(root, name):
 
 @pytest.mark.parametrize("line", [".", "./", "./.", ".//."])
 def test_a_list_that_names_the_data_folder_itself(root, line):
-    """Its label file would be the folder's name with .txt, which lies outside of the folder."""
+    """The label file of the folder itself would lie outside of the folder."""
     (root.parent / f"{root.name}.txt").write_text("0 0.5 0.5 1 1\n")
     (root / "train.txt").write_text(f"{line}\n")
     (root / "data.yaml").write_text("names: [cat]\ntrain: train.txt\n")
