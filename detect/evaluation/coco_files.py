@@ -18,10 +18,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
 from detect.data.dataset import Dataset, Record
-from detect.data.defects import inside
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction
-from detect.files.fence import MAX_BYTES, Fence, read_bounded
+from detect.files.fence import MAX_BYTES, Fence, inside, read_bounded
 
 NOWHERE = Path(os.devnull)
 """Folder of the images if none was given: a file name in somebody's JSON must not choose which file is opened."""
