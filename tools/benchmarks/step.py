@@ -46,7 +46,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from detect.data.decode import decode
 from detect.foreign_weights.torchvision import faster_rcnn_from_torchvision
 from detect.models import Detector
-from detect.ops.winograd import learn_by_winograd
+from detect.ops.winograd import train_with_winograd
 from detect.prediction.prepare import Precision, prepare
 from detect.structures import Batch, Images, Targets
 from detect.training.module import fastest_layout
@@ -231,7 +231,7 @@ class Ours(Side):
             on_cpu = self.device.type == "cpu"
             model.train().lay_out(fastest_layout(on_cpu))  # both as `detect train` does
             if on_cpu:
-                learn_by_winograd(model)
+                train_with_winograd(model)
             self.learn(model)
         else:
             self.model = prepare(model, case.precision)
