@@ -71,7 +71,7 @@ def test_what_is_there_is_not_searched_again(shapes, tmp_path):
     shutil.copy(shapes / "images" / "val" / "000000.jpg", photos / "new.jpg")
     outcome = propose([str(photos)], tmp_path / "store", processes=1)
     assert (outcome.added, outcome.present) == (1, 4)
-    with pytest.raises(UserError, match="mode fast and not single"):
+    with pytest.raises(UserError, match="mode fast instead of single"):
         propose([str(photos)], tmp_path / "store", mode="single")
 
 
