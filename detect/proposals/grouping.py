@@ -145,10 +145,10 @@ def _histograms(labels, sizes, channels, colour_bins, steep, codes, texture_bins
 def _neighbours(labels, n):
     height, width = labels.shape
     table = np.full(4096, -1, np.int64)
-    found = 0
+    count = 0
     for y in range(height):
         # A row adds at most 2 · width pairs; the table stays half empty.
-        if 2 * (found + 2 * width) > len(table):
+        if 2 * (count + 2 * width) > len(table):
             old = table
             table = np.full(2 * len(old) + 8 * width, -1, np.int64)
             for key in old:
@@ -159,11 +159,11 @@ def _neighbours(labels, n):
         for x in range(width):
             a, right, under = np.int64(row[x]), np.int64(row[min(x + 1, width - 1)]), np.int64(below[x])
             if a != right:
-                found += _insert(table, min(a, right) * n + max(a, right))
+                count += _insert(table, min(a, right) * n + max(a, right))
             if a != under:
                 key = min(a, under) * n + max(a, under)
                 if key != last:
-                    found += _insert(table, key)
+                    count += _insert(table, key)
                     last = key
     keys = np.sort(table[table >= 0])
     pairs = np.empty((len(keys), 2), np.int32)

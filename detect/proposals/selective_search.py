@@ -257,13 +257,13 @@ def _slopes(
     # An ideal step of 255 levels has a slope of `bins`.
     slope = slope * (bins * sigma * math.sqrt(2 * math.pi) / 255 / (slope @ x))
     pixels, codes = np.empty(4 * channels[0].size, np.uint32), np.empty(4 * channels[0].size, np.uint16)
-    found = []
+    parts = []
     for number, plane in enumerate(channels):
         dx = cv2.sepFilter2D(plane, cv2.CV_32F, slope, smooth, borderType=cv2.BORDER_REPLICATE)
         dy = cv2.sepFilter2D(plane, cv2.CV_32F, smooth, slope, borderType=cv2.BORDER_REPLICATE)
         m = slope_codes(dx.ravel(), dy.ravel(), bins, 8 * number * bins, pixels, codes)
-        found.append((pixels[:m].copy(), codes[:m].copy()))
-    return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
+        parts.append((pixels[:m].copy(), codes[:m].copy()))
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 def _ranked(hierarchies: Sequence[Int32[np.ndarray, "_ 4"]], min_side: float, seed: int) -> Float32[np.ndarray, "n 4"]:

@@ -24,9 +24,9 @@ def test_equals_the_sum_in_float64(batch, height, width):
     conv = convolution(8, 12)
     x = torch.randn(batch, 8, height, width)
     expected = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)
-    found = WinogradConv2d.of(conv)(x)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
+    result = WinogradConv2d.of(conv)(x)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(result.double(), expected, atol=2e-5, rtol=0)
 
 
 def test_integers_are_exact():
@@ -64,8 +64,8 @@ def test_an_image_has_the_same_result_in_any_batch():
 def test_shape_and_memory_format_of_fake_tensors():
     with torch._subclasses.FakeTensorMode():
         conv = WinogradConv2d(torch.empty(36, 5, 7), torch.empty(7))
-        found = conv(torch.empty(2, 5, 6, 9))
-        assert found.shape == (2, 7, 6, 9) and found.is_contiguous(memory_format=torch.channels_last)
+        result = conv(torch.empty(2, 5, 6, 9))
+        assert result.shape == (2, 7, 6, 9) and result.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_transform_of_a_kernel_with_one_nonzero_weight():
@@ -119,8 +119,8 @@ def test_gradients(batch, height, width, bias):
     outputs[1].backward(gradient.double())
     pairs = [outputs, [one.grad for one in inputs]]
     pairs += [[one.grad for one in both] for both in zip(conv.parameters(), exact.parameters(), strict=True)]
-    for found, expected in pairs:
-        error = (found.double() - expected).abs().max()
+    for result, expected in pairs:
+        error = (result.double() - expected).abs().max()
         assert error <= 3e-5 * expected.square().mean().sqrt()
 
 
