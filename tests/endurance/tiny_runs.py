@@ -24,6 +24,9 @@ EPOCHS, STEPS, VALIDATIONS = 3, 6, 3
 """Epochs, steps per epoch, batches of a validation."""
 FAMILY = ("faster_rcnn", "alternating", "rcnn")
 
+# A child that is forked after its parent has started OpenMP threads would hang at its first parallel operation.
+torch.set_num_threads(1)
+
 
 def make_config(folder: Path, kind: str = "faster_rcnn") -> Path:
     """Write data and a config: batch norm, two scales, flips, an average of the weights, clipped gradients."""
