@@ -1,7 +1,7 @@
-"""The C library's allocator, told to keep its pages.
+"""Configuration of the C library's memory allocator.
 
-glibc returns large blocks to the system when they are freed and pays for every page anew at the next step: that makes
-training on the CPU up to 1.9 times and inference 1.5 times as slow.
+glibc returns large freed blocks to the system, so every step pays again for page faults: training on the CPU takes up
+to 1.9 times as long, and inference 1.5 times.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_pages() -> None:
-    """Lets this process keep the memory that it frees; elsewhere than on glibc it does nothing."""
+    """Let this process keep freed memory. Does nothing without glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)

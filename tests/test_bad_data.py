@@ -16,8 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detect.backbones import ResNet
-from detect.config import FasterRCNNOptions
+from detect.backbones import ResNetOptions
 from detect.data.canvases import Item
 from detect.data.datamodule import DetectionData, DetectionImages
 from detect.data.decode import decode
@@ -28,13 +27,14 @@ from detect.data.transforms import Resize
 from detect.errors import UserError
 from detect.models import (
     RCNN,
-    BoxOptions,
+    BoxHeadOptions,
     CropOptions,
+    CropPredictorOptions,
     Detector,
+    FasterRCNNOptions,
     FastRCNN,
-    HeadOptions,
     ProposalCounts,
-    RegionOptions,
+    RegionHeadOptions,
     RPNOptions,
 )
 from detect.prediction.sources import frames
@@ -185,21 +185,26 @@ def test_a_box_lies_on_its_object_after_the_image_is_turned(tmp_path, value):
 def faster() -> Detector:
     counts = ProposalCounts(100, 20)
     return FasterRCNNOptions(
-        backbone=ResNet(depth=18, norm="batch", train_stages=5),
+        backbone=ResNetOptions(depth=18, norm="batch", train_stages=5),
         rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), training=counts, testing=counts),
-        head=HeadOptions(layers=1, channels=32),
-        boxes=BoxOptions(samples=16),
+        box_head=BoxHeadOptions(layers=1, channels=32),
+        region_head=RegionHeadOptions(batch_size_per_image=16),
     ).build(3)
 
 
 def fast() -> Detector:
-    return FastRCNN(3, ResNet(18, norm="batch"), head=HeadOptions(channels=32), boxes=BoxOptions(samples=16))
+    return FastRCNN(
+        3,
+        ResNetOptions(18, norm="batch"),
+        box_head=BoxHeadOptions(channels=32),
+        region_head=RegionHeadOptions(batch_size_per_image=16),
+    )
 
 
 def rcnn() -> Detector:
-    boxes = BoxOptions(samples=8, delta_weights=(1, 1, 1, 1))
-    backbone = ResNet(18, norm="batch", train_stages=5)
-    return RCNN(3, backbone, CropOptions(size=40, context=4, at_once=8), RegionOptions(), boxes)
+    boxes = RegionHeadOptions(batch_size_per_image=8, delta_weights=(1, 1, 1, 1))
+    backbone = ResNetOptions(18, norm="batch", train_stages=5)
+    return RCNN(3, backbone, CropOptions(size=40, context=4, batch_size=8), CropPredictorOptions(), boxes)
 
 
 MODELS = {"faster": faster, "fast": fast, "rcnn": rcnn}
@@ -270,7 +275,7 @@ def test_batches_without_objects_teach_background(kind, case):
     total = torch.stack(list(losses.values())).sum()
     total.backward()
     assert total.isfinite() and losses["classification"] > 0
-    gradients = [value.grad for value in model.predictor.parameters() if value.grad is not None]
+    gradients = [value.grad for value in model.region_head.predictor.parameters() if value.grad is not None]
     assert any(gradient.abs().sum() > 0 for gradient in gradients)
     assert all(value.grad is None or value.grad.isfinite().all() for value in model.parameters())
 

@@ -1,4 +1,4 @@
-"""The command, most of it within this process; help and several processes in their own."""
+"""The command: mostly run in this process; help and distributed runs in processes of their own."""
 
 import json
 import os
@@ -16,13 +16,14 @@ import pytest
 import torch
 import yaml
 
-from detect.backbones import ResNet
+from detect.backbones import ResNetOptions
 from detect.cli import _parser, main
-from detect.cli.train import _announce
-from detect.config import ClassificationConfig, Config, FasterRCNNOptions, config_to_dict
+from detect.cli.train import _print_notes
+from detect.config import ClassificationConfig, Config, config_to_dict
 from detect.curation.shapes import SHAPES, make_shapes
 from detect.data.read import read
 from detect.evaluation.coco import METRICS
+from detect.models import FasterRCNNOptions
 from detect.prediction.onnx_detector import OnnxDetector
 from detect.prediction.result import Result
 
@@ -31,8 +32,8 @@ TINY = {
         "backbone": {"name": "resnet", "depth": 18, "norm": "batch", "train_stages": 5},
         "rpn": {
             "anchor_sizes": [8, 16, 32, 48, 64],
-            "training": {"before_nms": 100, "after_nms": 20},
-            "testing": {"before_nms": 100, "after_nms": 20},
+            "training": {"pre_nms_top_k": 100, "post_nms_top_k": 20},
+            "testing": {"pre_nms_top_k": 100, "post_nms_top_k": 20},
         },
         "head": {"layers": 1, "channels": 32},
         "boxes": {"samples": 16},
@@ -58,14 +59,14 @@ def config(shapes, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(config, tmp_path_factory) -> Path:
-    """The folder of a trained run."""
+    """Train a detector and return the folder of the run."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
     assert main(["train", "-c", str(config), "--out", str(out)]) == 0
     return out
 
 
 def commands(parser=None) -> list[tuple[str, ...]]:
-    """Every command with its subcommands, read from the parser."""
+    """Return every command with its subcommands, from the parser."""
     parser = parser or _parser()
     subparsers = next((action.choices for action in parser._actions if isinstance(action.choices, dict)), {})
     return [()] + [(name, *rest) for name, one in subparsers.items() for rest in commands(one)]
@@ -74,7 +75,7 @@ def commands(parser=None) -> list[tuple[str, ...]]:
 # ---- help ------------------------------------------------------------------------------------------------------------
 
 
-def test_all_the_commands_are_there():
+def test_all_commands_exist():
     assert {" ".join(names) for names in commands()} >= {
         *("demo", "train", "eval", "propose", "data shapes", "data download"),
     }
@@ -99,10 +100,10 @@ def test_help_imports_nothing_heavy():
     assert done.stderr == "\n" and "usage: detect train" in done.stdout
 
 
-# ---- a run -----------------------------------------------------------------------------------------------------------
+# ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_all_that_is_needed_to_repeat_and_judge_it(run, shapes):
+def test_a_run_writes_config_checkpoints_and_evaluation(run, shapes):
     files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     assert files >= {
         "config.yaml",
@@ -115,7 +116,7 @@ def test_a_run_leaves_all_that_is_needed_to_repeat_and_judge_it(run, shapes):
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["root"] == str(shapes)
 
 
-def test_metrics_are_the_twelve_of_coco(run):
+def test_metrics_begin_with_the_twelve_of_coco(run):
     metrics = json.loads((run / "eval" / "metrics.json").read_text())
     assert list(metrics)[:12] == list(METRICS)
     assert all(metrics[name] is None or 0 <= metrics[name] <= 1 for name in METRICS)
@@ -131,7 +132,7 @@ def test_predictions_are_in_coco_format(run):
         assert len(prediction["bbox"]) == 4 and min(prediction["bbox"][2:]) > 0
 
 
-def test_eval_repeats_the_figures_of_the_run(run, tmp_path, capsys):
+def test_eval_reproduces_the_metrics_of_the_run(run, tmp_path, capsys):
     arguments = ["eval", "--ckpt", str(run / "checkpoints" / "best.ckpt"), "--out", str(tmp_path)]
     assert main(arguments) == 0
     for name in ("metrics.json", "predictions.json"):
@@ -139,7 +140,7 @@ def test_eval_repeats_the_figures_of_the_run(run, tmp_path, capsys):
     assert str(tmp_path / "metrics.json") in capsys.readouterr().out
 
 
-def test_eval_writes_into_new_folders_and_says_what_was_evaluated(config, run, shapes, capsys):
+def test_eval_writes_into_new_folders_and_records_its_settings(config, run, shapes, capsys):
     best = run / "checkpoints" / "best.ckpt"
     for name in ("eval_val", "eval_val_2"):
         assert main(["eval", "--ckpt", str(best), "--split", "val"]) == 0
@@ -153,9 +154,9 @@ def test_eval_writes_into_new_folders_and_says_what_was_evaluated(config, run, s
     shutil.rmtree(run / "eval_val")
 
 
-def test_eval_takes_options_of_the_model_and_refuses_those_of_training(run, tmp_path, capsys):
+def test_eval_accepts_model_options_and_refuses_training_options(run, tmp_path, capsys):
     best = run / "checkpoints" / "best.ckpt"
-    assert main(["eval", "--ckpt", str(best), "--out", str(tmp_path), "--model.detections.detections=2"]) == 0
+    assert main(["eval", "--ckpt", str(best), "--out", str(tmp_path), "--model.postprocess.max_detections=2"]) == 0
     predictions = json.loads((tmp_path / "predictions.json").read_text())
     assert 0 < len(predictions) <= 2 * 3
     assert "training is over" in mistake(capsys, "eval", "--ckpt", best, "--training.epochs=3")
@@ -172,13 +173,13 @@ def test_predictions_as_files(run, shapes, tmp_path, capsys):
     ckpt, out = run / "checkpoints" / "best.ckpt", tmp_path / "out"
     words = ["predict", "--ckpt", str(ckpt), str(shapes / "images" / "test"), "--out", str(out)]
     assert main([*words, "--score", "0.02", "--classes", *list(SHAPES)[:2], "--batch-size", "2"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert sorted(path.name for path in (out / "pictures").iterdir()) == [f"{path.stem}.jpg" for path in images(shapes)]
-    found = json.loads((out / "predictions.json").read_text())
-    assert told == f"{out}: 7 images, {len(found)} detections\n"
-    assert all(one["score"] >= 0.02 and one["category_id"] in range(1, 4) for one in found)
+    detections = json.loads((out / "predictions.json").read_text())
+    assert output == f"{out}: 7 images, {len(detections)} detections\n"
+    assert all(one["score"] >= 0.02 and one["category_id"] in range(1, 4) for one in detections)
     rows = (out / "predictions.csv").read_text().splitlines()
-    assert len(rows) == len(found) + 1 and {row.rpartition(",")[2] for row in rows[1:]} <= set(list(SHAPES)[:2])
+    assert len(rows) == len(detections) + 1 and {row.rpartition(",")[2] for row in rows[1:]} <= set(list(SHAPES)[:2])
 
 
 def test_an_unreadable_image_among_good_ones(run, shapes, tmp_path, capsys):
@@ -186,13 +187,14 @@ def test_an_unreadable_image_among_good_ones(run, shapes, tmp_path, capsys):
     broken.write_bytes(good.read_bytes()[:200])
     words = ["predict", "--ckpt", str(run / "checkpoints" / "best.ckpt"), str(good), str(broken)]
     assert main([*words, "--out", str(tmp_path / "out"), "--save", "csv"]) == 3
-    told = capsys.readouterr()
-    assert told.out.startswith(f"{tmp_path / 'out'}: 1 images, ")
-    first, remedy = told.err.splitlines()
-    assert first.startswith(f"detect: left out: {broken}: ") and remedy.endswith("once mended, give another --out")
+    output = capsys.readouterr()
+    assert output.out.startswith(f"{tmp_path / 'out'}: 1 images, ")
+    first, remedy = output.err.splitlines()
+    assert first.startswith(f"detect: skipped: {broken}: ")
+    assert remedy.endswith("to process repaired files, give another --out")
 
 
-def test_a_score_of_nothing_is_one(run, shapes, tmp_path, capsys):
+def test_a_score_threshold_of_zero_is_not_ignored(run, shapes, tmp_path, capsys):
     ckpt, image = run / "checkpoints" / "best.ckpt", images(shapes)[0]
     counts = []
     for score in ("0", "0.3"):
@@ -206,9 +208,9 @@ def test_a_score_of_nothing_is_one(run, shapes, tmp_path, capsys):
 def test_mistakes_in_predicting(run, shapes, tmp_path, capsys):
     ckpt, image = run / "checkpoints" / "best.ckpt", images(shapes)[0]
     for words, message in (
-        ([image, "--shard", "1/2"], "--shard: all shards write into one folder; name it with --out"),
+        ([image, "--shard", "1/2"], "--shard: all shards write to the same folder; name it with --out"),
         ([image, "--shard", "half", "--out", tmp_path / "a"], "--shard: 'half'; give i/n"),
-        ([image, "--scales", "0", "--out", tmp_path / "a"], "scales: [0.0]; give factors"),
+        ([image, "--tta-scales", "0", "--out", tmp_path / "a"], "scales: [0.0]; give factors"),
         ([image, "--batch-size", "0", "--out", tmp_path / "a"], "batch_size: 0; give a whole number of 1 or more"),
         ([image, "--classes", "moon", "--out", tmp_path / "a"], "class 'moon': no such class"),
         (
@@ -220,13 +222,25 @@ def test_mistakes_in_predicting(run, shapes, tmp_path, capsys):
     assert "give a checkpoint" in mistake(capsys, "predict", "--ckpt", tmp_path / "no.ckpt", image)
 
 
+@pytest.mark.parametrize(("old", "new"), [(["--flip"], "--tta-flip"), (["--scales", "0.75", "1"], "--tta-scales")])
+def test_former_names_of_options_are_answered_with_the_new_ones(capsys, old, new):
+    error = mistake(capsys, "predict", "photo.jpg", "--ckpt", "a.ckpt", *old)
+    assert error == f"{old[0]}: this option is now called {new}"
+
+
+@pytest.mark.parametrize("option", [["--tta-flip"], ["--tta-scales", "0.5"], ["--device", "cpu"], ["--compile"]])
+def test_options_that_an_exported_model_does_not_have(capsys, option):
+    error = mistake(capsys, "predict", "photo.jpg", "--ckpt", "a.onnx", *option)
+    assert error.startswith(f"{option[0]}: not available for an exported model")
+
+
 class Exported(OnnxDetector):
-    """What stands for an exported model that finds just what is there."""
+    """Stand-in for an exported model whose detections equal the ground truth."""
 
     def __init__(self, path: Path) -> None:
-        truths = read(path.with_suffix(""), "test")
-        self.path, self.classes, self.category_ids = path, truths.classes, tuple(range(1, len(truths.classes) + 1))
-        self.config, self.records = config_to_dict(Config()), truths.records
+        dataset = read(path.with_suffix(""), "test")
+        self.path, self.classes, self.category_ids = path, dataset.classes, tuple(range(1, len(dataset.classes) + 1))
+        self.config, self.records = config_to_dict(Config()), dataset.records
 
     def predict(self, source: object) -> Iterator[Result]:
         assert source == [record.path for record in self.records]
@@ -236,14 +250,14 @@ class Exported(OnnxDetector):
 
 
 def test_an_exported_detector_is_evaluated(shapes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("detect.prediction.onnx_detector.OnnxDetector", Exported)
+    monkeypatch.setattr("detect.prediction.evaluate_checkpoint.OnnxDetector", Exported)
     model = shapes.with_suffix(".onnx")
     words = ["eval", "--ckpt", str(model), "--data.root", str(shapes), "--split", "test"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["AP"] == metrics["AP50"] == 1 and metrics["evaluation"]["device"] == "ONNX Runtime"
     assert "average precision" in capsys.readouterr().out
-    fixed = "--model.detections.score=0.3", "--data.short_side=[32]", "--data.long_side=48"
+    fixed = "--model.postprocess.score_threshold=0.3", "--data.short_side=[32]", "--data.long_side=48"
     for option in (*fixed, "--training.epochs=1", "--precision=bf16"):
         assert mistake(capsys, *words, option).startswith(option.partition("=")[0])
 
@@ -256,31 +270,31 @@ def test_an_exported_detector_cannot_follow_links(shapes, tmp_path, capsys, monk
     exported = Exported(shapes.with_suffix(".onnx"))
     exported.records = [replace(one, path=root / one.path.relative_to(shapes)) for one in exported.records]
     exported.config["data"]["follow_links"] = True
-    monkeypatch.setattr("detect.prediction.onnx_detector.OnnxDetector", lambda path: exported)
+    monkeypatch.setattr("detect.prediction.evaluate_checkpoint.OnnxDetector", lambda path: exported)
     words = "eval", "--ckpt", "x.onnx", "--data.root", root, "--split", "test", "--out", tmp_path / "out"
     assert image.name in mistake(capsys, *words)
     assert main([*map(str, words), "--data.follow_links=true"]) == 0
 
 
-def test_the_config_of_a_classifier_is_no_exported_detector(shapes, capsys, monkeypatch):
+def test_an_exported_file_with_the_config_of_a_classifier_is_refused(shapes, capsys, monkeypatch):
     exported = Exported(shapes.with_suffix(".onnx"))
     exported.config = config_to_dict(ClassificationConfig())
-    monkeypatch.setattr("detect.prediction.onnx_detector.OnnxDetector", lambda path: exported)
-    assert "its config is of a classifier" in mistake(capsys, "eval", "--ckpt", "x.onnx")
+    monkeypatch.setattr("detect.prediction.evaluate_checkpoint.OnnxDetector", lambda path: exported)
+    assert "its config is that of a classifier" in mistake(capsys, "eval", "--ckpt", "x.onnx")
 
 
-def test_weights_of_nothing_known(tmp_path, capsys):
+def test_unknown_weights_are_refused(tmp_path, capsys):
     torch.save({"some.weight": torch.zeros(2)}, tmp_path / "a.pth")
     out = tmp_path / "out.ckpt"
     assert f"{tmp_path / 'a.pth'}: " in mistake(capsys, "import", "torchvision", tmp_path / "a.pth", "--out", out)
     assert not out.exists()
 
 
-def test_an_export_replaces_nothing(run, tmp_path, capsys):
+def test_an_export_does_not_overwrite_a_file(run, tmp_path, capsys):
     (tmp_path / "a.safetensors").write_text("mine")
     ckpt = run / "checkpoints" / "best.ckpt"
     words = ["export", "--ckpt", str(ckpt), "--format", "safetensors", "--out"]
-    assert "this is there already" in mistake(capsys, *words, tmp_path / "a.safetensors")
+    assert "this exists already" in mistake(capsys, *words, tmp_path / "a.safetensors")
     assert "ends in .safetensors" in mistake(capsys, *words, tmp_path / "a.onnx")
     assert main([*words, str(tmp_path / "b.safetensors")]) == 0
     assert main(["eval", "--ckpt", str(tmp_path / "b.safetensors"), "--out", str(tmp_path / "eval")]) == 0
@@ -303,15 +317,15 @@ def test_the_version(capsys):
     assert caught.value.code == 0 and capsys.readouterr().out.startswith("detect 0.1.0, torch ")
 
 
-def test_a_run_goes_on(config, tmp_path):
+def test_a_run_is_resumed(config, tmp_path):
     common = ["--out", str(tmp_path / "run"), "--data.train=val", "--data.val=null"]
-    assert main(["train", "-c", str(config), "--resume", *common]) == 0  # there is none to go on with yet
+    assert main(["train", "-c", str(config), "--resume", *common]) == 0  # there is no run to resume yet
     assert main(["train", *common, "--resume", "--training.epochs=2"]) == 0
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 1 and not (tmp_path / "run" / "eval").exists()
 
 
-def test_made_data_and_where_it_lies(tmp_path, capsys):
+def test_generated_data_and_the_printed_folder(tmp_path, capsys):
     assert main(["data", "shapes", "--out", str(tmp_path / "new"), "--images", "1"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "new")
     assert len(list((tmp_path / "new" / "images").rglob("*.jpg"))) == 2
@@ -346,7 +360,7 @@ def test_mistakes_in_the_config(config, tmp_path, capsys, options, message):
     assert message in mistake(capsys, "train", "-c", config, "--out", tmp_path / "run", *options)
 
 
-def test_a_mistake_in_the_config_leaves_no_folder(config, tmp_path, capsys):
+def test_a_mistake_in_the_config_creates_no_folder(config, tmp_path, capsys):
     mistake(capsys, "train", "-c", config, "--out", tmp_path / "run", "--model.backbone.weights=gone.pth")
     assert not (tmp_path / "run").exists()
 
@@ -364,14 +378,14 @@ def test_a_used_folder(config, run, tmp_path, capsys):
 
 
 def test_nothing_to_resume(config, tmp_path, capsys):
-    assert "--resume goes on with the run in --out DIR" in mistake(capsys, "train", "-c", config, "--resume")
+    assert "--resume: name the folder of the run with --out DIR" in mistake(capsys, "train", "-c", config, "--resume")
     lost = mistake(capsys, "train", "--resume", "--out", tmp_path)
-    assert lost == f"--resume: {tmp_path} holds no run; with -c it would begin one"
+    assert lost == f"--resume: {tmp_path} holds no run; give -c to start one"
     (tmp_path / "mine").touch()
     assert "not empty" in mistake(capsys, "train", "-c", config, "--resume", "--out", tmp_path)
 
 
-def test_a_checkpoint_that_is_none(run, tmp_path, capsys):
+def test_files_that_are_not_checkpoints(run, tmp_path, capsys):
     for content in (b"x", pickle.dumps(print)):
         (tmp_path / "a.ckpt").write_bytes(content)
         assert "no checkpoint of detect" in mistake(capsys, "eval", "--ckpt", tmp_path / "a.ckpt")
@@ -393,7 +407,7 @@ def test_a_truncated_image(config, damaged, tmp_path, capsys):
     assert main(["train", "-c", str(config), "--out", str(tmp_path / "run"), *left_out]) == 0
 
 
-def test_a_box_that_is_no_number(config, damaged, tmp_path, capsys):
+def test_a_box_with_nan(config, damaged, tmp_path, capsys):
     path = damaged / "annotations" / "instances_train.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["bbox"][2] = np.nan
@@ -402,13 +416,13 @@ def test_a_box_that_is_no_number(config, damaged, tmp_path, capsys):
     assert "instances_train.json" in error and "annotation 1 of image" in error and "nan" in error
 
 
-def test_a_loss_that_is_no_number(config, tmp_path, capsys, monkeypatch):
+def test_a_loss_of_nan(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("detect.models.losses.F.smooth_l1_loss", lambda *args, **_: args[0] * torch.nan)
     error = mistake(capsys, "train", "-c", config, "--out", tmp_path / "run")
     assert error.startswith("step 1: the loss is nan on the images with ids ")
 
 
-def test_an_option_that_a_command_does_not_have(capsys):
+def test_an_option_that_a_command_does_not_accept(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["demo", "--data.root", "x"])
     assert caught.value.code == 2 and "unrecognised: --data.root x" in capsys.readouterr().err
@@ -420,24 +434,24 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         main(["train", "-c", "any.yaml"])
 
 
-def test_an_interrupt_is_told_with_the_way_to_go_on(config, tmp_path, capsys, monkeypatch):
+def test_an_interrupt_names_the_command_that_resumes(config, tmp_path, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("detect.training.fit._fit", interrupt)
     out = tmp_path / "run"
     assert main(["train", "-c", str(config), "--out", str(out)]) == 130
-    assert capsys.readouterr().err == f"detect: interrupted; go on with: detect train --resume --out {out}\n"
+    assert capsys.readouterr().err == f"detect: interrupted; continue with: detect train --resume --out {out}\n"
     monkeypatch.setattr("detect.curation.shapes.make_shapes", interrupt)
     assert main(["data", "shapes", "--out", str(tmp_path / "new")]) == 130
     assert capsys.readouterr().err == "detect: interrupted\n"
 
 
-# ---- several processes -----------------------------------------------------------------------------------------------
+# ---- distributed -----------------------------------------------------------------------------------------------------
 
 
 def two_processes(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs the command under torchrun, on this machine alone."""
+    """Run the command under torchrun, on this machine only."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -450,7 +464,7 @@ def two_processes(*arguments: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_two_processes_train_and_judge_as_one(config, tmp_path):
+def test_two_processes_train_and_evaluate_like_one(config, tmp_path):
     out = tmp_path / "run"
     done = two_processes("train", "-c", config, "--out", out, "--data.test=test", "--data.batch_size=2")
     # Each line once, and no advertisement.
@@ -458,7 +472,7 @@ def test_two_processes_train_and_judge_as_one(config, tmp_path):
     assert [line.split("  ")[0] for line in done.stderr.splitlines()] == ["epoch 1/1"]
     best = out / "checkpoints" / "best.ckpt"
     assert main(["eval", "--ckpt", str(best), "--split", "test", "--out", str(tmp_path / "one")]) == 0
-    # The same to float error: with other threads a convolution may add up in another order.
+    # Equal up to rounding: the order of summation in a convolution depends on the number of threads.
     for name in ("metrics.json", "predictions.json"):
         together, alone = (
             list(leaves(json.loads((folder / name).read_text()))) for folder in (out / "eval", tmp_path / "one")
@@ -469,7 +483,7 @@ def test_two_processes_train_and_judge_as_one(config, tmp_path):
 
 
 def leaves(value: object, place: tuple[object, ...] = ()) -> Iterator[tuple[tuple[object, ...], object]]:
-    """Each number, text and null of a JSON document after its place in it."""
+    """Yield the path and value of every leaf of a JSON document."""
     if isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(part, (*place, key))
@@ -477,14 +491,18 @@ def leaves(value: object, place: tuple[object, ...] = ()) -> Iterator[tuple[tupl
         yield place, value
 
 
-def test_a_run_goes_on_only_with_its_own_network(run, capsys):
+def test_a_run_is_resumed_only_with_its_own_network(run, capsys):
     before = (run / "config.yaml").read_text()
     assert main(["train", "--resume", "--out", str(run), "--model.head.channels", "16"]) == 2
     assert "another network than the config" in capsys.readouterr().err
     assert (run / "config.yaml").read_text() == before
 
 
-def test_frozen_norms_without_weights_are_told(capsys):
-    for norm, weights, told in (("frozen", None, True), ("batch", None, False), ("frozen", "IMAGENET1K_V1", False)):
-        _announce(Config(model=FasterRCNNOptions(backbone=ResNet(18, norm=norm, weights=weights))))
-        assert ("frozen without weights is no norm" in capsys.readouterr().out) == told
+def test_frozen_norms_without_weights_are_mentioned(capsys):
+    for norm, weights, mentioned in (
+        ("frozen", None, True),
+        ("batch", None, False),
+        ("frozen", "IMAGENET1K_V1", False),
+    ):
+        _print_notes(Config(model=FasterRCNNOptions(backbone=ResNetOptions(18, norm=norm, weights=weights))))
+        assert ("frozen norms without weights do not normalise" in capsys.readouterr().out) == mentioned

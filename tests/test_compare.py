@@ -1,4 +1,4 @@
-"""The three detectors compared by the command, cut off and gone on with; timing happens in this process."""
+"""Comparison of the three detectors by the command, interrupted and continued; timing runs in this process."""
 
 import json
 from concurrent.futures import Future
@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from detect import compare as module
 from detect.cli import main
-from detect.compare import names
+from detect.compare import comparison as module
+from detect.compare.entries import unique_names
 from detect.curation.shapes import make_shapes
 from detect.errors import UserError
 from detect.prediction import timing
@@ -22,7 +22,7 @@ from detect.training import clock
 from detect.training.module import DetectorModule
 
 BACKBONE = {"name": "resnet", "depth": 18, "norm": "batch", "train_stages": 5}
-COUNTS = {"before_nms": 100, "after_nms": 20}
+COUNTS = {"pre_nms_top_k": 100, "post_nms_top_k": 20}
 HEAD = {"layers": 1, "channels": 32}
 MODELS = {
     "rcnn": {
@@ -43,7 +43,7 @@ TRAINING = {"epochs": 1, "warmup_steps": 0, "learning_rate": 0.01, "accelerator"
 
 
 class Inline:
-    """An executor that does the work in this process."""
+    """Executor that runs its work in this process."""
 
     def __init__(self, *_, **__):
         pass
@@ -60,7 +60,7 @@ class Inline:
         return done
 
 
-def instead_of_measure(*_) -> Cost:
+def fake_measure(*_) -> Cost:
     return Cost(1.0, dict.fromkeys(STAGES, 0.25), None)
 
 
@@ -81,23 +81,23 @@ def configs(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def compared(shapes, configs, tmp_path_factory):
-    """A comparison that was interrupted when it timed the second detector, and that the same command ended."""
+    """Interrupt a comparison while it times the second detector, and complete it with the same command."""
     out = tmp_path_factory.mktemp("runs") / "compared"
-    # The value of an option stands before the configs, where it must not be taken for one.
+    # The value of an option precedes the configs and must not be mistaken for one.
     words = ["compare", "--data.root", str(shapes), *configs.values(), "--out", str(out), "--images", "2"]
     fitted, measured = [], []
 
     def fit(config, data, folder, resume):
         fitted.append(folder.name)
-        return whole_fit(config, data, folder, resume)
+        return original_fit(config, data, folder, resume)
 
     def measure(checkpoint, *rest):
         measured.append(checkpoint)
         if len(measured) == 2:
             raise KeyboardInterrupt
-        return whole_measure(checkpoint, *rest)
+        return original_measure(checkpoint, *rest)
 
-    whole_fit, whole_measure = module.fit, module.measure_cost
+    original_fit, original_measure = module.fit, module.measure_cost
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "ProcessPoolExecutor", Inline)
         patch.setattr(module, "fit", fit)
@@ -112,7 +112,7 @@ def compared(shapes, configs, tmp_path_factory):
     )
 
 
-def test_rows_come_in_the_order_given_with_the_figures_first(compared, shapes):
+def test_rows_are_in_the_order_of_the_sources_with_metrics_first(compared, shapes):
     content, rows = compared.after, compared.after["rows"]
     assert [row["config"] for row in rows] == [row["detector"] for row in rows] == list(MODELS)
     for row in rows:
@@ -128,13 +128,13 @@ def test_rows_come_in_the_order_given_with_the_figures_first(compared, shapes):
     assert (compared.out / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_done_is_not_done_again(compared):
+def test_finished_work_is_not_repeated(compared):
     assert compared.fitted_before == ["rcnn", "faster_rcnn"] and compared.fitted == list(MODELS)
     assert compared.measured == ["rcnn", "faster_rcnn", "faster_rcnn", "fast_rcnn"]
     assert not compared.before["finished"] and compared.before["rows"] == compared.after["rows"][:1]
 
 
-def test_the_store_is_made_once_for_those_without_an_rpn(compared):
+def test_one_store_is_computed_for_detectors_without_an_rpn(compared):
     store = compared.out / "proposals.db"
     with closing(ProposalStore(store)) as opened:
         assert len(opened) == 7
@@ -146,7 +146,7 @@ def test_the_store_is_made_once_for_those_without_an_rpn(compared):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_figures_are_those_of_eval(compared, tmp_path, name):
+def test_metrics_equal_those_of_eval(compared, tmp_path, name):
     checkpoint = compared.out / name / "checkpoints" / "best.ckpt"
     assert main(["eval", "--ckpt", str(checkpoint), "--out", str(tmp_path)]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -160,12 +160,12 @@ def test_figures_are_those_of_eval(compared, tmp_path, name):
     assert (compared.out / name / "eval" / "metrics.json").read_text() == (tmp_path / "metrics.json").read_text()
 
 
-def test_a_comparison_that_had_ended_is_measured_anew_without_training(compared, capsys, monkeypatch):
+def test_a_complete_comparison_is_measured_again_without_training(compared, capsys, monkeypatch):
     content = (compared.out / "compare.json").read_text()
     monkeypatch.setattr(module, "fit", None)
-    monkeypatch.setattr(module, "measure_cost", instead_of_measure)
+    monkeypatch.setattr(module, "measure_cost", fake_measure)
     assert main(compared.words) == 0
-    assert "0 images added, 7 were there" in capsys.readouterr().out
+    assert "0 images added, 7 already present" in capsys.readouterr().out
     rows = json.loads((compared.out / "compare.json").read_text())["rows"]
     for row, before in zip(rows, compared.after["rows"], strict=True):
         assert row["test_seconds_per_image"] == 1.0 and row["peak_memory_bytes"] is None
@@ -173,11 +173,11 @@ def test_a_comparison_that_had_ended_is_measured_anew_without_training(compared,
     (compared.out / "compare.json").write_text(content)
 
 
-def test_checkpoints_are_taken_as_they_are(compared, configs, tmp_path, monkeypatch, capsys):
-    """With options of data and model; the store of all is none of the RPN's."""
-    monkeypatch.setattr(module, "measure_cost", instead_of_measure)
+def test_checkpoints_are_compared_without_training(compared, configs, tmp_path, monkeypatch, capsys):
+    """Options of data and model apply; the RPN ignores the store that is given for all."""
+    monkeypatch.setattr(module, "measure_cost", fake_measure)
     checkpoints = [str(compared.out / name / "checkpoints" / "best.ckpt") for name in ("faster_rcnn", "fast_rcnn")]
-    words = ["compare", *checkpoints, "--out", str(tmp_path / "out"), "--model.detections.detections=1"]
+    words = ["compare", *checkpoints, "--out", str(tmp_path / "out"), "--model.postprocess.max_detections=1"]
     assert main([*words, f"--data.proposals={compared.out / 'proposals.db'}", "--split=train"]) == 0
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [row["config"] for row in content["rows"]] == ["faster_rcnn", "fast_rcnn"] and content["images"] == 4
@@ -190,7 +190,7 @@ def test_checkpoints_are_taken_as_they_are(compared, configs, tmp_path, monkeypa
     assert "training is over" in mistake(capsys, *words, "--training.epochs=2")
 
 
-def test_a_half_trained_run_goes_on(shapes, configs, tmp_path, monkeypatch):
+def test_an_unfinished_run_is_resumed(shapes, configs, tmp_path, monkeypatch):
     class KilledError(Exception):
         pass
 
@@ -203,7 +203,7 @@ def test_a_half_trained_run_goes_on(shapes, configs, tmp_path, monkeypatch):
         return step(self, *arguments)
 
     monkeypatch.setattr(DetectorModule, "training_step", killed)
-    monkeypatch.setattr(module, "measure_cost", instead_of_measure)
+    monkeypatch.setattr(module, "measure_cost", fake_measure)
     out = tmp_path / "out"
     words = ["compare", configs["faster_rcnn"], "--out", str(out), f"--data.root={shapes}", "--training.epochs=2"]
     words.append("--data.batch_size=2")
@@ -211,7 +211,7 @@ def test_a_half_trained_run_goes_on(shapes, configs, tmp_path, monkeypatch):
         main(words)
     assert not clock.finished(out / "faster_rcnn") and json.loads((out / "compare.json").read_text())["rows"] == []
     assert main(words) == 0
-    assert len(steps) == 4 + 2  # one epoch of two steps, and half of the next, and that again
+    assert len(steps) == 4 + 2  # one epoch of two steps, half of the next, and that one again
     assert json.loads((out / "compare.json").read_text())["rows"][0]["training_seconds"] == clock.seconds(
         out / "faster_rcnn"
     )
@@ -233,13 +233,13 @@ def test_a_half_trained_run_goes_on(shapes, configs, tmp_path, monkeypatch):
         (["runs/one/checkpoints/best.ckpt", "svd.ckpt", "bccd/one.yaml"], ["runs_one", "svd", "bccd_one"]),
     ],
 )
-def test_names_are_short_and_tell_the_sources_apart(sources, expected):
-    assert names([Path(source) for source in sources]) == expected
+def test_names_are_short_and_unique(sources, expected):
+    assert unique_names([Path(source) for source in sources]) == expected
 
 
-def test_the_same_twice():
-    with pytest.raises(UserError, match=r"^a/b\.yaml: it is given twice"):
-        names([Path("c.yaml"), Path("a/b.yaml"), Path("a/b.yaml")])
+def test_a_source_given_twice():
+    with pytest.raises(UserError, match=r"^a/b\.yaml: given twice"):
+        unique_names([Path("c.yaml"), Path("a/b.yaml"), Path("a/b.yaml")])
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def mistake(capsys, *words: object) -> str:
     return error.removeprefix("detect: error: ").rstrip()
 
 
-def test_mistakes_are_found_before_any_work(shapes, configs, compared, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_reported_before_any_work(shapes, configs, compared, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(module, "fit", None)
     monkeypatch.setattr(module, "propose", None)
     config, out, root = configs["faster_rcnn"], tmp_path / "out", f"--data.root={shapes}"
@@ -267,13 +267,13 @@ def test_mistakes_are_found_before_any_work(shapes, configs, compared, tmp_path,
     assert wrong(config, "gone.yaml", root).startswith("gone.yaml: No such file")
     assert wrong(config, "gone.ckpt", root).startswith("gone.ckpt: No such file")
     assert "there is no split tset" in wrong(config, root, "--split=tset")
-    assert "--split: the configs name none to be judged on" in wrong(config, root, "--data.val=null")
+    assert "--split: the configs name none for evaluation" in wrong(config, root, "--data.val=null")
     assert "did you mean training.epochs" in wrong(config, root, "--training.epohcs=1")
     assert "gone.pth: no such file" in wrong(config, root, "--model.backbone.weights=gone.pth")
-    assert "it is given twice" in wrong(config, config, root)
-    assert "--images: 0; time one image at least" in wrong(config, root, "--images=0")
+    assert "given twice" in wrong(config, config, root)
+    assert "--images: 0; time at least one image" in wrong(config, root, "--images=0")
     assert "give --training.devices 1" in wrong(config, root, "--training.devices=2")
-    assert "and data; a comparison has one: give --data.root" in wrong(config, best)
+    assert "and data; give one for all with --data.root" in wrong(config, best)
     other = make_shapes(tmp_path / "other", images={"train": 1, "val": 1}, size=(64, 96), progress=False)
     for file in other.glob("annotations/*.json"):
         content = json.loads(file.read_text())
@@ -283,15 +283,15 @@ def test_mistakes_are_found_before_any_work(shapes, configs, compared, tmp_path,
     assert not out.exists()
 
 
-def test_a_folder_of_something_else(shapes, configs, compared, tmp_path, capsys, monkeypatch):
+def test_a_folder_that_holds_something_else(shapes, configs, compared, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(module, "fit", None)
     config, root = configs["faster_rcnn"], f"--data.root={shapes}"
     (tmp_path / "file").touch()
     for folder in (tmp_path, tmp_path / "file"):
         error = mistake(capsys, "compare", config, root, "--out", folder)
-        assert "is used by something else than a comparison; give another --out" in error
+        assert "holds something other than a comparison; give another --out" in error
     changed = mistake(capsys, *compared.words, "--training.epochs=2")
-    assert changed.startswith(f"{compared.out / 'rcnn'}: holds a run with training.epochs 1 and not 2; give another")
+    assert changed.startswith(f"{compared.out / 'rcnn'}: holds a run with training.epochs 1 instead of 2; give another")
     best = compared.out / "faster_rcnn" / "checkpoints" / "best.ckpt"
-    assert "holds a run, and" in mistake(capsys, "compare", best, "--out", compared.out)
+    assert "holds a run, but" in mistake(capsys, "compare", best, "--out", compared.out)
     assert json.loads((compared.out / "compare.json").read_text()) == compared.after

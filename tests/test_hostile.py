@@ -39,6 +39,7 @@ from detect.errors import UserError
 from detect.evaluation.coco_files import read_ground_truth
 from detect.files.fence import MAX_BYTES, Fence
 from detect.foreign_weights.import_weights import import_weights
+from detect.models import build_detector
 from detect.prediction.sources import frames
 from detect.proposals.store import ProposalStore
 
@@ -646,7 +647,7 @@ def checkpoint(tmp_path_factory):
     from detect.checkpoint import Checkpoint, model_card
 
     config = demo_config(Path("data"))
-    detector = Checkpoint(config.model.build(2), config, ("a", "b"), (1, 2))
+    detector = Checkpoint(build_detector(config.model, 2), config, ("a", "b"), (1, 2))
     path = tmp_path_factory.mktemp("checkpoint") / "best.ckpt"
     state = {f"model.{name}": value for name, value in detector.model.state_dict().items()}
     torch.save({"state_dict": state, "detect": model_card(config, detector.classes, detector.category_ids)}, path)

@@ -1,7 +1,7 @@
-"""Nothing touches the network: every command runs where an attempt would be counted, and none is made.
+"""No command uses the network: every command runs with a hook that records attempts, and there are none.
 
-Python tells an audit hook of each call of `socket`; child processes have the hook, too. `detect data download`, and
-`--download` of `detect predict`, are the exceptions, and ask for it by their names.
+An audit hook records the calls of `socket`, also in child processes. The exceptions, `detect data download` and
+`detect predict --download`, are not run.
 """
 
 import json
@@ -16,7 +16,7 @@ from PIL import Image
 HOOK = """
 import os, sys
 def _count(event, arguments):
-    # A socket of its own, as to wake a thread, is no network; an address is.
+    # A socket without an address, for example to wake a thread, is not network access.
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.bind"):
         place = arguments[1] if event in ("socket.connect", "socket.sendto", "socket.bind") else arguments[0]
         if event.startswith("socket.get") or isinstance(place, tuple):
@@ -35,7 +35,7 @@ training: {epochs: 1, accelerator: cpu, devices: 1, warmup_steps: 0, milestones:
 SCRIPT = """
 import json, os, sys
 from detect.cli import main
-if __name__ == "__main__":  # which processes of propose and of loaders are not
+if __name__ == "__main__":  # not in processes of propose and of data loaders
     for words in json.loads(sys.argv[1]):
         try:
             code = main(words)
@@ -47,12 +47,12 @@ if __name__ == "__main__":  # which processes of propose and of loaders are not
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
-    """Runs Python with the hook; gives what was printed and the attempts."""
+    """Return a function that runs Python with the hook and returns the finished process and the attempts."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(HOOK)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{Path(__file__).parents[1]}"}
     environment |= {"ATTEMPTS": str(tmp_path / "attempts"), "MPLCONFIGDIR": str(tmp_path / "matplotlib")}
-    environment |= {"TORCH_HOME": str(tmp_path / "torch"), "HOME": str(tmp_path)}  # nobody's caches
+    environment |= {"TORCH_HOME": str(tmp_path / "torch"), "HOME": str(tmp_path)}  # no caches
     environment.pop("NO_ALBUMENTATIONS_UPDATE", None)
 
     def run(*arguments):
@@ -64,40 +64,40 @@ def offline(tmp_path, monkeypatch):
     return run
 
 
-def test_the_hook_hears_of_an_attempt(offline, tmp_path):
-    """Else the test below would prove nothing; a process of multiprocessing's is heard as well."""
+def test_the_hook_records_an_attempt(offline, tmp_path):
+    """Attempts are recorded, also in processes of multiprocessing; otherwise the test below would prove nothing."""
     code = """
 import multiprocessing, socket, urllib.request
-def look():
+def connect():
     try: urllib.request.urlopen("http://example.invalid/")
     except OSError: pass
 if __name__ == "__main__":
-    look()
+    connect()
     for way in ("spawn", "fork"):
-        one = multiprocessing.get_context(way).Process(target=look); one.start(); one.join()
+        one = multiprocessing.get_context(way).Process(target=connect); one.start(); one.join()
 """
     (tmp_path / "attempt.py").write_text(code)
     _, attempts = offline(tmp_path / "attempt.py")
     assert attempts.count("socket.getaddrinfo") == 3
 
 
-def test_no_command_touches_the_network(offline, tmp_path):
+def test_no_command_uses_the_network(offline, tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "tiny.yaml").write_text(TINY.replace("DATA", str(tmp_path / "shapes")))
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
     run, ckpt = tmp_path / "run", tmp_path / "run" / "checkpoints" / "best.ckpt"
-    truth, found = tmp_path / "shapes/annotations/instances_val.json", tmp_path / "judged/predictions.json"
+    annotations, results = tmp_path / "shapes/annotations/instances_val.json", tmp_path / "evaluated/predictions.json"
     commands = [
         ["data", "shapes", "--out", "shapes", "--images", "6"],
         ["data", "check", "shapes"],
         ["data", "stats", "shapes"],
         ["model", "tiny.yaml"],
         ["train", "-c", "tiny.yaml", "--out", run],
-        ["eval", "--ckpt", ckpt, "--split", "val", "--out", "judged"],
+        ["eval", "--ckpt", ckpt, "--split", "val", "--out", "evaluated"],
         ["predict", "--ckpt", ckpt, "photo.png", "--out", "predicted"],
         ["export", "--ckpt", ckpt, "--format", "onnx", "--out", "model.onnx"],
         ["predict", "--ckpt", "model.onnx", "photo.png", "--out", "exported"],
-        ["report", "--truth", truth, "--predictions", found, "--out", "report"],
+        ["report", "--truth", annotations, "--predictions", results, "--out", "report"],
         ["import", "torchvision", "weights.pth", "--out", "imported.ckpt"],
         ["propose", "photo.png", "--out", "proposals.db", "--processes", "1"],
     ]
@@ -111,6 +111,6 @@ torch.save(model.state_dict(), "weights.pth")
     done, attempts = offline(tmp_path / "commands.py", json.dumps([[*map(str, words)] for words in commands]))
     ran = [line.split() for line in done.stdout.splitlines() if line.startswith("ran ")]
     assert [words[1] for words in ran] == [command[0] for command in commands], done.stderr[-3000:]
-    # data check tells of what the made set lacks.
+    # data check reports warnings about the generated data set.
     assert {words[1] for words in ran if words[-1] != "0"} <= {"data"}, done.stdout + done.stderr[-3000:]
     assert attempts == ""

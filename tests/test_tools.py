@@ -1,4 +1,4 @@
-"""The scripts in tools/ start, and say how they are used."""
+"""The scripts in tools/ start and print their usage."""
 
 import subprocess
 import sys
@@ -10,11 +10,11 @@ TOOLS = Path(__file__).parents[1] / "tools"
 SCRIPTS = sorted(path for path in TOOLS.rglob("*.py") if "(main(" in (text := path.read_text()) or "__main__" in text)
 
 
-def test_there_are_scripts():
+def test_the_scripts_exist():
     assert {path.name for path in SCRIPTS} >= {"train.py", "eval.py", "step.py", "bccd.py"}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_says_how_it_is_used(path):
+def test_a_script_prints_its_usage(path):
     done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith("usage: ") and not done.stderr

@@ -1,4 +1,4 @@
-"""`detect compare`."""
+"""`detect compare`: train, evaluate and time several detectors on one data set."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detect.cli.shared import calm, command
+from detect.cli.shared import add_command, silence_lightning
 from detect.errors import UserError
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
-    compare = command(
+    """Add the command."""
+    parser = add_command(
         commands,
         "compare",
         _compare,
-        "train, judge and time several detectors on one data set",
+        "train, evaluate and time several detectors on one data set",
         "detect compare configs/bccd/*.yaml --data.root data/bccd --out runs/bccd\n\n"
-        "The same command goes on with what was interrupted. An option such as --data.root is for all configs.",
+        "To continue after an interruption, repeat the command. Options such as --data.root apply to all configs.",
     )
-    compare.add_argument("sources", nargs="*", type=Path, metavar="CONFIG", help="a config to train, or a checkpoint")
-    compare.add_argument("--out", type=Path, required=True, help="the folder of the comparison, with a run a config")
-    compare.add_argument("--split", help="what all are judged on (default: the configs' test, else val)")
-    compare.add_argument("--images", type=int, default=50, help="the most that are timed (default: %(default)s)")
-    compare.set_defaults(takes_overrides=True)
+    parser.add_argument("sources", nargs="*", type=Path, metavar="CONFIG", help="a config to train, or a checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the comparison, with a run per config")
+    parser.add_argument("--split", help="the split to evaluate on (default: the configs' test, else val)")
+    parser.add_argument("--images", type=int, default=50, help="maximum number of timed images (default: %(default)s)")
+    parser.set_defaults(takes_overrides=True)
 
 
 def _compare(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -35,10 +35,10 @@ def _compare(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.compare import compare
 
     if options.images < 1:
-        raise UserError(f"--images: {options.images}; time one image at least")
+        raise UserError(f"--images: {options.images}; time at least one image")
     if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
         raise UserError("compare: it runs in one process; start it without torchrun")
-    calm()
+    silence_lightning()
     keep_pages()
     split = [f"--split={options.split}"] if options.split else []
     words = [*options.sources, *overrides, *split, f"--images={options.images}", f"--out={options.out}"]
@@ -46,4 +46,4 @@ def _compare(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     try:
         compare(options.sources, options.out, overrides, options.split, options.images, command)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command goes on where this one ended") from None
+        raise KeyboardInterrupt("interrupted; to continue, repeat the command") from None

@@ -1,4 +1,4 @@
-"""`detect model`."""
+"""`detect model`: print a network as a table."""
 
 from __future__ import annotations
 
@@ -7,37 +7,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detect.cli.shared import command
+from detect.cli.shared import add_command
 from detect.errors import UserError
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
-    model = command(
+    """Add the command."""
+    parser = add_command(
         commands,
         "model",
         _model,
-        "the network as a table: shapes, receptive fields, parameters, cost",
+        "print the network as a table: shapes, receptive fields, parameters, cost",
         "detect model configs/voc/faster_rcnn_vgg16.yaml --classes 20\n\n"
         "Nothing is computed, and neither data nor weights are needed.",
     )
-    model.add_argument("config", type=Path, metavar="CONFIG", help="the experiment, a YAML file; see configs/")
-    size = "of the image (default: the config's short side, at 4:3; what a classifier sees)"
-    model.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size)
-    model.add_argument("--classes", type=int, metavar="N", help="default: COCO's 80, for a classifier ImageNet's 1000")
-    model.add_argument(
-        "--depth", type=int, metavar="N", help="how far down parts are told apart (default: as fits 36 rows)"
-    )
-    model.set_defaults(takes_overrides=True)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="the experiment, a YAML file; see configs/")
+    size = "image size (default: the config's short side at 4:3; the input size of a classifier)"
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size)
+    classes = "number of classes (default: COCO's 80; ImageNet's 1000 for a classifier)"
+    parser.add_argument("--classes", type=int, metavar="N", help=classes)
+    depth = "levels of submodules to list (default: as many as fit in 36 rows)"
+    parser.add_argument("--depth", type=int, metavar="N", help=depth)
+    parser.set_defaults(takes_overrides=True)
 
 
 def _model(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from dataclasses import replace
 
     import torch
+    from torch import nn
 
     from detect.config import Config, load_experiment
-    from detect.models.summary import print_summary, summarize_on_image
+    from detect.models import Classifier, build_detector
+    from detect.models.summary import summarize_on_image
+    from detect.report.network_table import print_summary
 
     for name in ("size", "classes", "depth"):
         value = getattr(options, name)
@@ -51,13 +54,16 @@ def _model(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         size, classes, proposals = (config.data.size, config.data.size), 1000, 0
     height, width = options.size or size
     classes = options.classes or classes
-    # Weights change nothing of a network's shape: the file that they come from need not be there.
-    network = replace(config.model, backbone=replace(config.model.backbone, weights=None))
+    # Weights do not change the shapes of a network, so their file need not exist.
+    backbone = replace(config.model.backbone, weights=None)
     with torch.device("meta"):
-        model = network.build(classes).eval()
+        if isinstance(config, Config):
+            model: nn.Module = build_detector(replace(config.model, backbone=backbone), classes)
+        else:
+            model = Classifier(classes, replace(config.model, backbone=backbone))
     try:
-        summary, regions = summarize_on_image(model, height, width, proposals, options.depth)
-    except RuntimeError as error:  # torch's own, of a layer that is left without a cell
+        summary, regions = summarize_on_image(model.eval(), height, width, proposals, options.depth)
+    except RuntimeError as error:  # torch's own, if a layer has no output cell left
         raise UserError(f"--size: {height} × {width}: too small for the network: {error}") from None
     title = f"{options.config}: an image of {height} × {width}, {classes:,} classes"
     print_summary(summary, f"{title}, {regions:,} regions" if regions else title)

@@ -1,4 +1,4 @@
-"""`detect predict`."""
+"""`detect predict`: run a detector on images and videos."""
 
 from __future__ import annotations
 
@@ -8,45 +8,64 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detect.cli.shared import command, free_folder
+from detect.cli.shared import add_command
 from detect.errors import UserError
+from detect.files.folders import unused_folder
+
+FLAGS = {"flip": "--tta-flip", "scales": "--tta-scales"}
+"""Flags whose names differ from the options of `Predictor.predict`."""
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
-    predict = command(
+    """Add the command."""
+    parser = add_command(
         commands,
         "predict",
         _predict,
-        "find objects in images, folders, patterns, videos, a camera",
+        "detect objects in images, folders, glob patterns, videos or a camera",
         "detect predict --ckpt runs/bccd/checkpoints/best.ckpt photos/ --score 0.5\n\n"
-        "In --out are then pictures/ and videos/ with the boxes, predictions.json and images.json in COCO's format,\n"
-        "and predictions.csv. After an interruption the same command with the same --out goes on.",
+        "Writes to --out: pictures/ and videos/ with drawn boxes, predictions.json and images.json in COCO format,\n"
+        "and predictions.csv. To continue after an interruption, repeat the command with the same --out.",
     )
-    predict.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, a folder, a pattern, camera:0")
-    predict.add_argument("--ckpt", type=Path, required=True, help="a checkpoint, or an exported model (.onnx)")
-    predict.add_argument(
-        "--out", type=Path, help="a new folder, or that of a run to go on with (default: a new one under runs/)"
-    )
-    predict.add_argument("--score", type=float, help="the least of a detection (default: the config's)")
-    predict.add_argument("--classes", nargs="+", metavar="NAME", help="only these")
-    predict.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default: 1)")
-    predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    predict.add_argument(
-        "--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="auto: what the device is fastest at"
-    )
-    predict.add_argument("--compile", action="store_true", help="torch.compile; for many images of few sizes, on a GPU")
-    predict.add_argument("--flip", action="store_true", help="look at each image mirrored too, and merge")
-    predict.add_argument(
-        "--scales", type=float, nargs="+", metavar="S", help="look at each image at these sizes, and merge"
-    )
-    saved = "what to write (default: all, but no pictures of more than 1000 images); pictures are annotated videos too"
-    predict.add_argument("--save", nargs="+", choices=("pictures", "coco", "csv"), help=saved)
-    predict.add_argument(
-        "--shard", metavar="I/N", help="do the I-th of N shares; with one --out for all of them, the last merges"
-    )
-    predict.add_argument("--download", action="store_true", help="allow http:// and https:// among the sources")
-    predict.add_argument("--workers", type=int, default=2, help="threads that decode ahead (default: %(default)s)")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, a folder, a glob pattern, or camera:0")
+    parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint, or an exported detector (.onnx)")
+    out = "a new folder, or that of a run to continue (default: a new one under runs/)"
+    parser.add_argument("--out", type=Path, help=out)
+    parser.add_argument("--score", type=float, help="score threshold (default: the config's)")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="detect only these classes")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per batch (default: 1)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    precisions = "auto: the fastest of the device"
+    parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help=precisions)
+    compiled = "use torch.compile; for many images of few sizes, on a GPU"
+    parser.add_argument("--compile", action="store_true", help=compiled)
+    _add_augmentation(parser)
+    saved = "what to write (default: all, but no pictures for more than 1000 images); pictures include videos"
+    parser.add_argument("--save", nargs="+", choices=("pictures", "coco", "csv"), help=saved)
+    shard = "process shard I of N; give all shards the same --out, and the last one merges the results"
+    parser.add_argument("--shard", metavar="I/N", help=shard)
+    parser.add_argument("--download", action="store_true", help="allow http:// and https:// sources")
+    parser.add_argument("--workers", type=int, default=2, help="threads that decode images (default: %(default)s)")
+
+
+def _add_augmentation(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of test-time augmentation, and their former names."""
+    flip = "test-time augmentation: also detect in the mirrored image, and merge"
+    parser.add_argument("--tta-flip", dest="flip", action="store_true", help=flip)
+    scales = "test-time augmentation: detect at these scales of the image, and merge"
+    parser.add_argument("--tta-scales", dest="scales", type=float, nargs="+", metavar="S", help=scales)
+    for name, flag in FLAGS.items():
+        parser.add_argument(f"--{name}", dest=argparse.SUPPRESS, action=_Renamed, const=flag)
+
+
+class _Renamed(argparse.Action):
+    """Former name of a flag: raise `UserError` with the new one."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, const: str) -> None:
+        super().__init__(option_strings, dest, nargs="*", const=const, help=argparse.SUPPRESS)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        raise UserError(f"{option_string}: this option is now called {self.const}")
 
 
 def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -59,11 +78,11 @@ def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         if (value := getattr(options, name)) is not None and value is not False and (name, value) != ("device", "auto")
     }
     if options.ckpt.suffix == ".onnx":
-        _refuse_of_exported(chosen)
+        _refuse_fixed_options(chosen)
     shard = (1, 1) if options.shard is None else parse_shard(options.shard)
     if options.shard is not None and options.out is None:
-        raise UserError("--shard: all shards write into one folder; name it with --out")
-    out = options.out or free_folder(Path("runs/predict"))
+        raise UserError("--shard: all shards write to the same folder; name it with --out")
+    out = options.out or unused_folder(Path("runs/predict"))
     try:
         outcome = predict(
             load(options.ckpt),
@@ -77,20 +96,21 @@ def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             workers=options.workers,
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; the same command with --out {out} goes on") from None
+        raise KeyboardInterrupt(f"interrupted; to continue, repeat the command with --out {out}") from None
     for line in outcome.left_out:
-        print(f"detect: left out: {line}", file=sys.stderr)
+        print(f"detect: skipped: {line}", file=sys.stderr)
     if outcome.left_out and outcome.merged:
-        print(f"detect: {out} is finished; for what was left out, once mended, give another --out", file=sys.stderr)
-    done = f"{outcome.images} images, {outcome.detections} detections"
-    print(f"{out}: {done if outcome.merged else 'other shards have work to do'}")
+        print(f"detect: {out} is complete; to process repaired files, give another --out", file=sys.stderr)
+    counts = f"{outcome.images} images, {outcome.detections} detections"
+    print(f"{out}: {counts if outcome.merged else 'other shards are not finished yet'}")
     return 3 if outcome.left_out else 0
 
 
-def _refuse_of_exported(chosen: dict[str, Any]) -> None:
-    """An exported model has its precision and its one view in the graph."""
+def _refuse_fixed_options(chosen: dict[str, Any]) -> None:
+    """Raise `UserError` for options that are fixed in the graph of an exported model."""
     if chosen.pop("precision", "fp32") == "bf16":
-        raise UserError("--precision: an exported model has its own; leave it out, or give the checkpoint")
+        raise UserError("--precision: fixed in an exported model; leave it out, or give the checkpoint")
     for name in ("device", "compile", "flip", "scales"):
         if name in chosen:
-            raise UserError(f"--{name}: an exported model has no such choice; leave it out, or give the checkpoint")
+            flag = FLAGS.get(name, f"--{name}")
+            raise UserError(f"{flag}: not available for an exported model; leave it out, or give the checkpoint")

@@ -1,4 +1,4 @@
-"""`detect propose`."""
+"""`detect propose`: compute proposals, and their recall."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect.cli.shared import command, detection_data
+from detect.cli.shared import add_command, detection_data
 from detect.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
-    propose = command(
+    """Add the command."""
+    parser = add_command(
         commands,
         "propose",
         _propose,
-        "selective search into a store of proposals, or the recall of proposals",
+        "compute selective search proposals into a store, or measure the recall of proposals",
         "detect propose data/bccd --out data/bccd.proposals",
     )
-    propose.add_argument("sources", nargs="+", metavar="SOURCE", help="a data set, a folder, an image or a pattern")
-    propose.add_argument("--out", type=Path, help="the store; images that it has are not searched again")
-    propose.add_argument("--mode", choices=("single", "fast", "quality"), default="fast", help="default: %(default)s")
-    propose.add_argument("--seed", type=int, default=0, help="of the ranking")
-    propose.add_argument("--processes", type=int, help="how many work at a time (default: one for each core)")
-    propose.add_argument("--recall", metavar="SPLIT", help="tell how well the proposals cover the truths of this split")
-    propose.add_argument("--ckpt", type=Path, help="with --recall: the RPN of this checkpoint; --out is the picture")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a data set, a folder, an image or a pattern")
+    parser.add_argument("--out", type=Path, help="the store; images that it already holds are skipped")
+    parser.add_argument("--mode", choices=("single", "fast", "quality"), default="fast", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the ranking")
+    parser.add_argument("--processes", type=int, help="number of processes (default: one per core)")
+    parser.add_argument("--recall", metavar="SPLIT", help="report how well the proposals cover this split's boxes")
+    parser.add_argument("--ckpt", type=Path, help="with --recall: use this checkpoint's RPN; --out is the picture")
 
 
 def _propose(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -43,17 +43,17 @@ def _propose(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0
     if options.out is None:
         raise UserError("--out: name the file of the store, for example --out proposals.db")
-    # Read before the work, so that a wrong split costs nothing.
-    truths = None if options.recall is None else read(_only_source(options), options.recall, skip_unreadable=True)
+    # Read before the work, so that a wrong split is reported at once.
+    dataset = None if options.recall is None else read(_only_source(options), options.recall, skip_unreadable=True)
     try:
         outcome = propose(options.sources, options.out, options.mode, options.seed, options.processes)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command goes on where this one ended") from None
-    print(f"{options.out}: {outcome.added} images added, {outcome.present} were there")
+        raise KeyboardInterrupt("interrupted; to continue, repeat the command") from None
+    print(f"{options.out}: {outcome.added} images added, {outcome.present} already present")
     for line in outcome.unreadable:
-        print(f"detect: left out: {line}", file=sys.stderr)
-    if truths is not None:
-        _store_recall(options, truths)
+        print(f"detect: skipped: {line}", file=sys.stderr)
+    if dataset is not None:
+        _store_recall(options, dataset)
     return 3 if outcome.unreadable else 0
 
 
@@ -70,21 +70,24 @@ def _store_recall(options: argparse.Namespace, dataset: Dataset) -> None:
 
 
 def _rpn_recall(options: argparse.Namespace) -> None:
-    import torch
-
     from detect.checkpoint import load_checkpoint
     from detect.curation.recall import rpn_recall
+    from detect.devices import choose_device
+    from detect.models import TwoStage
     from detect.prediction.prepare import prepare
 
     if options.recall is None:
-        raise UserError("--ckpt: the recall of an RPN needs the split of the truths; give --recall SPLIT")
+        raise UserError("--ckpt: the recall of an RPN needs the split of the ground truth; give --recall SPLIT")
     checkpoint = load_checkpoint(options.ckpt, [f"--data.root={_only_source(options)}"])
-    if checkpoint.model.rpn is None:
+    model = checkpoint.model
+    if not isinstance(model, TwoStage) or model.rpn is None:
         raise UserError(f"--ckpt: {options.ckpt}: a {checkpoint.config.model.name} has no RPN; leave --ckpt out")
     data = detection_data(checkpoint.config, checkpoint.classes)
     dataset = data.split(options.recall)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recall = rpn_recall(prepare(checkpoint.model.to(device)), data.eval_loader(dataset), device)
+    device = choose_device()
+    prepared = prepare(model.to(device))
+    assert isinstance(prepared, TwoStage)
+    recall = rpn_recall(prepared, data.eval_loader(dataset), device)
     _show_recall(recall, dataset, options.out or options.ckpt.with_name(f"proposals_{dataset.split}.png"), "RPN")
 
 
@@ -98,5 +101,5 @@ def _show_recall(recall: ProposalRecall, dataset: Dataset, picture: Path, title:
 
 def _only_source(options: argparse.Namespace) -> Path:
     if len(options.sources) != 1:
-        raise UserError("--recall: give one data set as the only source, for it has the truths")
+        raise UserError("--recall: give one data set as the only source; it holds the ground truth")
     return Path(options.sources[0])

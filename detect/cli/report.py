@@ -1,64 +1,65 @@
-"""`detect report`: the report of anybody's results, or of several beside each other."""
+"""`detect report`: report on COCO results from any detector, or on several evaluations side by side."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detect.cli.shared import command, make_folder, refuse_used
+from detect.cli.shared import add_command
 from detect.errors import UserError
+from detect.files.folders import create_folder, refuse_used
 
 
 def add(commands: Any) -> None:
-    """Adds the command."""
-    report = command(
+    """Add the command."""
+    parser = add_command(
         commands,
         "report",
         _report,
-        "the report of COCO results, or what sets several detectors apart",
+        "report on COCO results, or on the differences between several detectors",
         "detect report --truth instances.json --predictions results.json --images photos --out report\n"
         "         detect report --compare runs/one runs/two --out comparison",
     )
-    report.add_argument("--truth", type=Path, metavar="JSON", help="a COCO annotation file")
-    report.add_argument("--predictions", type=Path, metavar="JSON", help="a COCO results file with boxes")
-    report.add_argument("--images", type=Path, metavar="DIR", help="the pictures that the truth names, to be shown")
-    several = "folders of runs or of evaluations or, with --truth, results files; the first is the reference"
-    report.add_argument("--compare", type=Path, nargs="+", metavar="RUN", help=several)
-    report.add_argument("--out", type=Path, required=True, help="a new folder for report.html and metrics.json")
-    report.add_argument("--engine", choices=("pycocotools", "fast"), default="pycocotools", help="equal figures")
+    parser.add_argument("--truth", type=Path, metavar="JSON", help="the ground truth, a COCO annotation file")
+    parser.add_argument("--predictions", type=Path, metavar="JSON", help="a COCO results file with boxes")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images, to show them")
+    compared = "folders of runs or evaluations, or results files if --truth is given; the first is the reference"
+    parser.add_argument("--compare", type=Path, nargs="+", metavar="RUN", help=compared)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for report.html and metrics.json")
+    engines = "implementation of the COCO metrics; both give equal numbers"
+    parser.add_argument("--engine", choices=("pycocotools", "fast"), default="pycocotools", help=engines)
 
 
 def _report(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if options.images is not None and not options.images.is_dir():
-        raise UserError(f"--images: {options.images}: there is no such folder; name the one that holds the pictures")
+        raise UserError(f"--images: {options.images}: no such folder; name the folder of the images")
     refuse_used(options.out)
     if options.compare is not None:
         _compare(options)
     elif options.truth is None or options.predictions is None:
-        raise UserError("report: give --truth and --predictions, or --compare with two runs or more")
+        raise UserError("report: give --truth and --predictions, or --compare with two or more runs")
     else:
-        _of_files(options)
+        _report_results(options)
     print(options.out / "report.html")
 
 
-def _of_files(options: argparse.Namespace) -> None:
-    import json
-
+def _report_results(options: argparse.Namespace) -> None:
+    from detect.files.atomic import write_text
     from detect.report.saved import evaluate_files
     from detect.report.tables import print_metrics
     from detect.report.write import Origin, write_report
 
-    done, left_out = evaluate_files(options.truth, options.predictions, options.images, options.engine)
-    make_folder(options.out)
-    content = json.dumps(done.metrics, indent=2, allow_nan=False)
-    (options.out / "metrics.json").write_text(content, encoding="utf-8")
-    origin = Origin(f"{options.truth.stem}: {done.name}", command=options.command)
-    write_report(options.out / "report.html", done.dataset, done.predictions, origin)
-    print_metrics(done.metrics)
+    evaluation, left_out = evaluate_files(options.truth, options.predictions, options.images, options.engine)
+    create_folder(options.out)
+    write_text(options.out / "metrics.json", json.dumps(evaluation.metrics, indent=2, allow_nan=False))
+    origin = Origin(f"{options.truth.stem}: {evaluation.name}", command=options.command)
+    write_report(options.out / "report.html", evaluation.dataset, evaluation.predictions, origin)
+    print_metrics(evaluation.metrics)
     if left_out:
-        print(f"{options.truth}: {left_out} annotations are of images that it does not list, and were left out")
+        print(f"{options.truth}: {left_out} annotations of images that it does not list were ignored")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -66,9 +67,9 @@ def _compare(options: argparse.Namespace) -> None:
     from detect.report.write import write_comparison_report
 
     if options.predictions is not None:
-        raise UserError("--predictions: give the results files behind --compare instead")
+        raise UserError("--predictions: give the results files to --compare instead")
     if len(options.compare) < 2:
-        raise UserError("--compare: name two runs or more")
-    runs = read_evaluations(options.compare, options.truth, options.images)
-    make_folder(options.out)
-    write_comparison_report(options.out / "report.html", runs, options.command)
+        raise UserError("--compare: name two or more runs")
+    evaluations = read_evaluations(options.compare, options.truth, options.images)
+    create_folder(options.out)
+    write_comparison_report(options.out / "report.html", evaluations, options.command)

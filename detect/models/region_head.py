@@ -21,7 +21,7 @@ from detect.models.losses import box_regression_loss, classification_loss
 from detect.models.matcher import Matcher, match
 from detect.models.postprocess import PostprocessOptions, postprocess
 from detect.models.sampler import Sampler
-from detect.ops.boxes import take
+from detect.ops.boxes import gather_boxes
 from detect.options import Fraction, options
 from detect.structures import Detections, Proposals, Samples, Targets
 
@@ -102,7 +102,7 @@ class RegionHead(nn.Module):
         indices, valid = self.sampler(labels)
         labels, matched = labels.gather(1, indices), matched.gather(1, indices)
         classes = torch.where(labels == 1, targets.labels.gather(1, matched), self.num_classes)
-        return Samples(take(boxes, indices), classes, matched, take(targets.boxes, matched), valid)
+        return Samples(gather_boxes(boxes, indices), classes, matched, gather_boxes(targets.boxes, matched), valid)
 
     def forward(
         self, features: list[Float[Tensor, "B c _ _"]], boxes: Float[Tensor, "B S 4"]

@@ -24,7 +24,7 @@ from detect.models.box_coder import BoxCoder
 from detect.models.losses import box_regression_loss, objectness_loss
 from detect.models.matcher import Matcher, match
 from detect.models.sampler import Sampler
-from detect.ops.boxes import clip, large_enough, take
+from detect.ops.boxes import clip, gather_boxes, large_enough
 from detect.ops.nms import nms
 from detect.ops.topk import topk
 from detect.options import Fraction, Layers, options, over
@@ -147,8 +147,8 @@ class RPN(nn.Module):
         matched, labels = match(anchors, targets, self.matcher, candidates)
         indices, valid = self.sampler(labels)
         labels, matched = labels.gather(1, indices), matched.gather(1, indices)
-        regression_targets = self.box_coder.encode(take(targets.boxes, matched), take(anchors, indices))
-        logits, deltas = output.logits.gather(1, indices), take(output.deltas, indices)
+        regression_targets = self.box_coder.encode(gather_boxes(targets.boxes, matched), gather_boxes(anchors, indices))
+        logits, deltas = output.logits.gather(1, indices), gather_boxes(output.deltas, indices)
         return {
             "rpn_objectness": objectness_loss(logits, labels, valid),
             "rpn_boxes": box_regression_loss(
@@ -168,7 +168,7 @@ class RPN(nn.Module):
         )
         for logits, deltas, anchors in levels:
             top, indices = topk(logits, counts.pre_nms_top_k)
-            decoded = clip(self.box_coder.decode(take(deltas, indices), anchors[indices]), sizes)
+            decoded = clip(self.box_coder.decode(gather_boxes(deltas, indices), anchors[indices]), sizes)
             large = large_enough(decoded, self.options.min_size)
             # Small and NaN boxes become padding.
             decoded = decoded.where(large.unsqueeze(-1), 0.0)
@@ -178,7 +178,7 @@ class RPN(nn.Module):
         score = torch.cat(scores, dim=1).masked_fill(~torch.cat(valid, dim=1), -torch.inf)
         best, indices = topk(score, counts.post_nms_top_k)
         kept = best > -torch.inf
-        return Proposals(take(torch.cat(boxes, dim=1), indices), best.where(kept, 0.0).sigmoid() * kept, kept)
+        return Proposals(gather_boxes(torch.cat(boxes, dim=1), indices), best.where(kept, 0.0).sigmoid() * kept, kept)
 
 
 def _within(boxes: Float[Tensor, "A 4"], sizes: Int[Tensor, "B 2"], tolerance: float) -> Tensor:

@@ -1,1 +1,1 @@
-"""Operations on boxes: plain float32 tensors, xyxy."""
+"""Operations on boxes and feature maps: pure functions on tensors."""

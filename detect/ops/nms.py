@@ -1,8 +1,8 @@
-"""Greedy non-maximum suppression of many padded lists at once, without a data-dependent shape.
+"""Greedy non-maximum suppression (NMS) of many padded lists at once, without data-dependent shapes.
 
-Equal to `torchvision.ops.nms` on each list. On the CPU a compiled loop skips what is suppressed already; elsewhere the
-same answer is the fixpoint of one matrix operation, so that the GPU is never waited for. What `SWEEPS` sweeps have not
-settled, as in a long row of boxes each of which hides the next, may be kept there though it should go.
+Equal to `torchvision.ops.nms` on each list. On the CPU a compiled loop skips boxes that are already suppressed. On
+other devices the same result is the fixpoint of a matrix operation, which never synchronises with the GPU. There a box
+may be kept wrongly if the chain of boxes that suppress each other is longer than `SWEEPS`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detect.ops.boxes import iou_matrix
 
-# Sweep k settles every box whose chain of suppressors is at most k long: thousands of real boxes need fewer than ten.
+# Sweep k settles every box with a chain of suppressors of length k or less; thousands of real boxes need under ten.
 SWEEPS = 32
 
 
@@ -25,13 +25,13 @@ def nms(
     iou_threshold: float,
     groups: Int[Tensor, "*b n"] | None = None,
 ) -> Bool[Tensor, "*b n"]:
-    """Which boxes survive, in each list by itself.
+    """Return a mask of the boxes that survive NMS, for each list separately.
 
     Args:
-        boxes: xyxy, **best first** within each list.
-        valid: padding and boxes that are out of the game are False: they neither survive nor suppress.
-        iou_threshold: a box goes when its IoU with a better survivor is greater than this.
-        groups: boxes suppress each other only within a group (a class, say).
+        boxes: xyxy, sorted by **descending score** within each list.
+        valid: False for padding and for boxes to ignore: they neither survive nor suppress others.
+        iou_threshold: a box is suppressed if its IoU with a surviving box of higher score exceeds this.
+        groups: boxes suppress each other only within a group, for example a class.
     """
     if groups is None:
         groups = torch.zeros_like(valid, dtype=torch.int64)
@@ -42,7 +42,7 @@ def nms(
 
 
 def _nms_fixpoint(boxes: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """A box is kept unless a kept, better one suppresses it: iterated from "all are kept" until nothing changes."""
+    """Iterate "a box is kept unless a kept box of higher score suppresses it", starting with all boxes kept."""
     suppresses = (iou_matrix(boxes, boxes) > iou_threshold) & (groups.unsqueeze(-1) == groups.unsqueeze(-2))
     suppresses = suppresses.triu_(diagonal=1)
     keep = valid
@@ -69,7 +69,7 @@ def _(boxes: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float) -> Ten
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _greedy(x1, y1, x2, y2, groups, threshold, keep):
-    """Clears `keep` of what a better survivor suppresses. Branch-free inside, so that it becomes SIMD."""
+    """Clear `keep` for suppressed boxes. The inner loop has no branches, so that it compiles to SIMD code."""
     zero = np.float32(0)
     for row in range(keep.shape[0]):
         kept, group = keep[row], groups[row]

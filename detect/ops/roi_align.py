@@ -1,8 +1,8 @@
-"""RoIAlign over several feature levels at once (He et al. 2017, Mask R-CNN, §3), without a data-dependent shape.
+"""RoIAlign over several feature levels at once (He et al. 2017, Mask R-CNN, §3), without data-dependent shapes.
 
 Equal to `torchvision.ops.roi_align` in float32 on the level of each region. On the CPU a compiled kernel reads
-channels-last features, whose channels are contiguous, and uses every core. Elsewhere all levels are laid side by side
-on one canvas, so that a single call of torchvision's kernel pools them all.
+channels-last features, where the channels of a cell are contiguous, and uses every core. On other devices all levels
+are placed side by side on one canvas, so that a single call of torchvision's kernel pools from all of them.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ def multilevel_roi_align(
     sampling_ratio: int = 2,
     aligned: bool = False,
 ) -> Float[Tensor, "N C p p"]:
-    """Pools `size` × `size` bilinear averages from each box, N = B · S.
+    """Pool `size` × `size` bins of bilinear samples from each of the N = B · S boxes.
 
     Args:
-        features: one map a level, of the same B and C.
-        strides: pixels of the image a cell of each level.
-        boxes: xyxy in pixels of the image, within the image.
-        levels: the level that each box is pooled from.
-        sampling_ratio: samples a bin, along each side; 0 takes as many as the bin has cells.
-        aligned: shift the samples by half a cell, which is the exact place (detectron2's "RoIAlign v2").
+        features: one feature map per level, all with the same B and C.
+        strides: image pixels per cell, for each level.
+        boxes: xyxy in pixels, within the image.
+        levels: the level to pool each box from.
+        size: bins along each side.
+        sampling_ratio: samples per bin along each side; 0 uses as many as the bin has cells.
+        aligned: shift the samples by half a cell to their exact position (detectron2's "RoIAlign v2").
     """
-    scales = _of_level(levels, [1 / stride for stride in strides])
+    scales = _select_by_level(levels, [1 / stride for stride in strides])
     regions = boxes.float() * scales.unsqueeze(-1) - (0.5 if aligned else 0.0)
     if boxes.device.type == "cpu":
         maps = [level.float() for level in features]
@@ -49,27 +50,28 @@ def multilevel_roi_align(
     return pooled.to(features[0].dtype)
 
 
-def _of_level(levels: Int[Tensor, "B S"], values: Sequence[float]) -> Float[Tensor, "B S"]:
-    """The value of each level, without a table: copying one to the GPU would wait for it."""
+def _select_by_level(levels: Int[Tensor, "B S"], values: Sequence[float]) -> Float[Tensor, "B S"]:
+    """Return `values[level]` without an index tensor, since copying one to the GPU synchronises."""
     out = torch.full_like(levels, values[0], dtype=torch.float32)
     for level, value in enumerate(values[1:], start=1):
         out = out.masked_fill(levels == level, value)
     return out
 
 
-# ---- one canvas for all levels, one call -----------------------------------------------------------------------------
+# ---- GPU: all levels on one canvas -----------------------------------------------------------------------------------
 
 
 def _pool_on_canvas(
     features: Sequence[Tensor], regions: Tensor, levels: Tensor, size: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """Level 0 at the left, the smaller ones below each other at its right, each within its own replicated border.
+    """Pool from a canvas with level 0 on the left and the smaller levels in a column on the right.
 
-    A bilinear sample may lie up to one cell outside a map, where it takes the border's value: hence the border. It has
-    a second cell at the far ends, since bins are at least a cell's width where `aligned` is False: the samples of a
-    narrower box at the border may lie further out. They take the border's value, too; torchvision has zero for them.
+    Each level has a replicated border: a bilinear sample may lie up to one cell outside of its map, where it has the
+    value of the border. The border is two cells wide at the right and bottom: if `aligned` is False, bins are at least
+    one cell wide, so samples of a narrower box at the edge may lie further out. They have the border's value, too;
+    torchvision returns zero for them.
     """
-    # float32 throughout: in half precision a corner would move by up to a cell, and the kernel takes one dtype.
+    # float32 throughout: half precision would move a corner by up to a cell, and the kernel accepts only one dtype.
     framed = [F.pad(level.float(), (1, 2, 1, 2), mode="replicate") for level in features]
     first, rest = framed[0], framed[1:]
     origins = [(1, 1)]
@@ -85,15 +87,15 @@ def _pool_on_canvas(
         canvas = torch.cat(columns, dim=-1)
     else:
         canvas = first
-    # torchvision's kernel takes off the half cell itself.
-    shift = torch.stack([_of_level(levels, side) for side in zip(*origins, strict=True)], dim=-1)
+    # torchvision's kernel subtracts the half cell itself.
+    shift = torch.stack([_select_by_level(levels, side) for side in zip(*origins, strict=True)], dim=-1)
     shift = shift + (0.5 if aligned else 0.0)
     image = torch.arange(len(regions), device=regions.device, dtype=regions.dtype)[:, None].expand(levels.shape)
     rois = torch.cat([image[..., None], regions + shift.repeat(1, 1, 2)], dim=-1).flatten(0, 1)
     return roi_align(canvas, rois, size, 1.0, sampling_ratio, aligned)
 
 
-# ---- the kernel for the CPU ------------------------------------------------------------------------------------------
+# ---- CPU kernel ------------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("detect::roi_align_cpu", mutates_args=(), device_types="cpu")
@@ -103,7 +105,7 @@ def _pool_cpu(
     maps = tuple(_channels_last(level) for level in features)
     count, channels = levels.numel(), features[0].shape[1]
     pooled = np.zeros((count, size, size, channels), np.float32)
-    rois, images, level_of = _flat(regions, levels)
+    rois, images, level_of = _flatten(regions, levels)
     in_threads(
         count,
         lambda start, stop: _pool(maps, rois, images, level_of, pooled, sampling_ratio, aligned, start, stop),
@@ -131,9 +133,9 @@ def _pool_cpu_backward(
         np.zeros((len(regions), height, width, channels), np.float32)
         for height, width in zip(heights, widths, strict=True)
     )
-    rois, images, level_of = _flat(regions, levels)
+    rois, images, level_of = _flatten(regions, levels)
     upstream = _channels_last(gradient)
-    # The threads share the maps, so each takes some of the channels.
+    # The threads write to the same maps, so each processes some of the channels.
     in_threads(
         channels,
         lambda start, stop: _scatter(maps, rois, images, level_of, upstream, sampling_ratio, aligned, start, stop),
@@ -168,15 +170,15 @@ def _channels_last(tensor: Tensor) -> np.ndarray:
     return tensor.detach().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _flat(regions: Tensor, levels: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The regions one after the other, with the image and the level of each."""
+def _flatten(regions: Tensor, levels: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the regions [N, 4] with the image and the level of each."""
     images = torch.arange(len(levels))[:, None].expand(levels.shape)
     return regions.detach().reshape(-1, 4).numpy(), images.reshape(-1).numpy(), levels.reshape(-1).numpy()
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _bin(roi, size, sampling_ratio, aligned):
-    """Corner, side of a bin and samples a bin of one region, along y and x."""
+    """Return the sides of a bin of one region and its number of samples, each along y and x."""
     width, height = roi[2] - roi[0], roi[3] - roi[1]
     if not aligned:
         width, height = max(width, np.float32(1)), max(height, np.float32(1))
@@ -188,13 +190,13 @@ def _bin(roi, size, sampling_ratio, aligned):
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _position(corner, side, index, sample, samples):
-    """Where a sample of bin `index` lies, in cells."""
+    """Return the position of a sample of bin `index`, in cells."""
     return corner + np.float32(index) * side + (np.float32(sample) + np.float32(0.5)) * side / np.float32(samples)
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _taps(position, length):
-    """The two cells around a sample and their weights; no weight far outside (or for NaN)."""
+    """Return the two cells around a sample and their weights; zero weights far outside of the map and for NaN."""
     if not (position >= -1.0 and position <= length):
         return 0, 0, np.float32(0), np.float32(0)
     position = max(position, np.float32(0))
@@ -207,7 +209,7 @@ def _taps(position, length):
 
 @numba.njit(cache=True, nogil=True)
 def _pool(maps, rois, images, level_of, pooled, sampling_ratio, aligned, start, stop):
-    """Fills `pooled[start:stop]`; a sample is four rows of channels, each added with its weight."""
+    """Fill `pooled[start:stop]`; a sample is the weighted sum of four cells, over all channels."""
     size, channels = pooled.shape[1], pooled.shape[3]
     for n in range(start, stop):
         roi, level = rois[n], maps[level_of[n]]
@@ -232,7 +234,7 @@ def _pool(maps, rois, images, level_of, pooled, sampling_ratio, aligned, start, 
 
 @numba.njit(cache=True, nogil=True)
 def _scatter(maps, rois, images, level_of, gradient, sampling_ratio, aligned, start, stop):
-    """Adds the gradient of the channels start … stop to the cells that `_pool` read."""
+    """Add the gradient of channels `start:stop` to the cells that `_pool` has read."""
     size = gradient.shape[1]
     for n in range(len(rois)):
         roi, level = rois[n], maps[level_of[n]]

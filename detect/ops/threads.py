@@ -10,7 +10,7 @@ import torch
 
 
 def in_threads(count: int, work: Callable[[int, int], None]) -> None:
-    """Runs `work(start, stop)` over parts of `range(count)`; `work` must let go of Python's lock to gain from it."""
+    """Run `work(start, stop)` on parts of `range(count)` in threads; `work` must release the GIL to gain from it."""
     threads = max(1, min(torch.get_num_threads(), count))
     bounds = [count * part // threads for part in range(threads + 1)]
     if threads == 1:

@@ -1,4 +1,4 @@
-"""The highest of some scores, where there may be fewer than were asked for."""
+"""Top-k that accepts rows with fewer than k scores."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 
-def topk(scores: Float[Tensor, "b n"], most: int) -> tuple[Float[Tensor, "b k"], Int64[Tensor, "b k"]]:
-    """The k = min(most, n) highest scores of each row, descending, and their columns."""
+def topk(scores: Float[Tensor, "b n"], max_k: int) -> tuple[Float[Tensor, "b k"], Int64[Tensor, "b k"]]:
+    """Return the k = min(max_k, n) highest scores of each row, in descending order, and their columns."""
     columns = scores.shape[1]
-    # An exported graph takes any n, which min would fix; torch.compile of torch 2.11 knows no sym_min of ints.
-    k = torch.sym_min(most, columns) if isinstance(columns, torch.SymInt) else min(most, columns)
+    # An exported graph accepts any n, which `min` would fix; torch.compile of torch 2.11 has no sym_min of ints.
+    k = torch.sym_min(max_k, columns) if isinstance(columns, torch.SymInt) else min(max_k, columns)
     return scores.topk(k)

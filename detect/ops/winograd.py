@@ -1,15 +1,16 @@
-"""3×3 convolutions of stride 1 with a quarter of the multiplications (Winograd's F(4×4, 3×3); Lavin & Gray 2016).
+"""Winograd convolutions F(4×4, 3×3): kernel 3×3, stride 1, a quarter of the multiplications (Lavin & Gray 2016).
 
-map [B, C, H, W]
-    │ tiles of 6×6 that overlap by two, each transformed:        V = Bᵀ d B        [36, T, C]    T = ⌈H/4⌉ · ⌈W/4⌉
-    │ one matrix product for each of the 36 places in a tile:    M = V U           [36, T, O]    U = G g Gᵀ, once
-    └ transformed back, which gives 4×4 cells of a tile:         y = Aᵀ M A + bias [B, O, H, W]
+x [B, C, H, W]
+    │ transform 6×6 tiles that overlap by two cells:             V = Bᵀ d B        [36, T, C]    T = ⌈H/4⌉ · ⌈W/4⌉
+    │ one matrix product for each of the 36 cells of a tile:     M = V U           [36, T, O]    U = G g Gᵀ, once
+    └ transform back to tiles of 4×4 output cells:               y = Aᵀ M A + bias [B, O, H, W]
 
-On the CPU in float32, and on 256 channels, it is three times as fast as the convolution of oneDNN. What it computes
-differs from the sum in float64 by some 1e-6 of the output's deviation, five times as much as a plain sum does.
+On the CPU in float32 with 256 channels it is three times as fast as oneDNN's convolution. The result differs from the
+sum in float64 by about 1e-6 standard deviations of the output, five times as much as a direct float32 sum does.
 
-Gradients are as cheap. That of the map is the same convolution of the output's gradient, with each kernel turned by
-180°. That of the kernels goes the way back: dM = A dy Aᵀ for each tile, dU = Vᵀ dM summed over the tiles, dg = Gᵀ dU G.
+Gradients cost the same. The gradient of x is the same convolution of the output's gradient, with each kernel rotated by
+180°. The gradient of the kernels reverses the transforms: dM = A dy Aᵀ for each tile, dU = Vᵀ dM summed over the tiles,
+dg = Gᵀ dU G.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from torch import Tensor, nn
 from detect.ops.threads import in_threads
 
 CELLS = 4
-"""Cells of the output along each side of a tile."""
+"""Output cells along each side of a tile."""
 TILE = CELLS + 2
-LEAST_CHANNELS = 64
+"""Input cells along each side of a tile."""
+MIN_CHANNELS = 64
 """With fewer channels the transforms cost more than the products save."""
-LEAST_CHANNELS_LEARNING, LEAST_TILES = 128, 40
-"""With gradients the transforms, also of the kernels at each step, pay for more channels and larger maps only."""
-TILES_AT_ONCE = 1024
-"""V and M then take 38 MB each at 256 channels; larger products are no faster."""
+MIN_CHANNELS_TRAINING, MIN_TILES_TRAINING = 128, 40
+"""In training the kernels are transformed at every step, so only more channels and larger maps gain."""
+TILES_PER_PRODUCT = 1024
+"""V and M then have 38 MB each at 256 channels; larger products are no faster."""
 
 # The interpolation points are 0, ±1, ±2 and infinity (Lavin & Gray 2016, §4.3).
 _G = (
@@ -46,11 +48,11 @@ _G = (
     (0, 0, 1),
 )
 _GG = torch.kron(*(torch.tensor(_G, dtype=torch.float64),) * 2)
-"""[36, 9]: G on both sides of the nine cells of a kernel."""
+"""[36, 9]: the transform G g Gᵀ as a matrix on the nine cells of a kernel."""
 
 
 class WinogradConv2d(nn.Module):
-    """What `nn.Conv2d` with a 3×3 kernel, stride 1 and padding 1 computes, without gradients."""
+    """`nn.Conv2d` with a 3×3 kernel, stride 1 and padding 1, for inference."""
 
     weight: Float[Tensor, "36 C O"]
     bias: Float[Tensor, " O"]
@@ -62,59 +64,62 @@ class WinogradConv2d(nn.Module):
 
     @classmethod
     def of(cls, convolution: nn.Conv2d) -> Self:
-        """The same convolution; see `is_winograd` for those that there are."""
+        """Convert a convolution for which `is_winograd` returns True."""
         bias = convolution.bias
         zeros = convolution.weight.new_zeros(convolution.out_channels)
         return cls(transform_weight(convolution.weight.detach()), zeros if bias is None else bias.detach())
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O H W"]:
-        """The convolution, with channels last in memory."""
+        """Return the convolution of x, in channels-last memory format."""
         return _winograd_cpu(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        """The arguments, for `print`."""
+        """Return the number of input and output channels, for `print`."""
         return f"{self.weight.shape[1]}, {self.weight.shape[2]}"
 
 
-class LearningWinogradConv2d(nn.Conv2d):
-    """`nn.Conv2d` that computes its output and its gradients by Winograd's algorithm where it can."""
+class TrainableWinogradConv2d(nn.Conv2d):
+    """`nn.Conv2d` that computes its output and gradients with Winograd's algorithm where that is faster."""
 
     @classmethod
-    def take_over(cls, convolution: nn.Conv2d) -> None:
-        """Makes it one of these, in place: parameters, names and hooks stay."""
+    def convert(cls, convolution: nn.Conv2d) -> None:
+        """Change the class of a convolution in place, which keeps its parameters, names and hooks."""
         convolution.__class__ = cls
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O H W"]:
-        """The convolution, in the memory format of x."""
-        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not plain or -(-x.shape[2] // CELLS) * -(-x.shape[3] // CELLS) < LEAST_TILES:
+        """Return the convolution of x, in the memory format of x."""
+        supported = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not supported or -(-x.shape[2] // CELLS) * -(-x.shape[3] // CELLS) < MIN_TILES_TRAINING:
             return super().forward(x)
         y = _convolution_cpu(x, self.weight)
         return y if self.bias is None else y + self.bias[:, None, None]
 
 
-def is_winograd(convolution: nn.Conv2d, least_channels: int = LEAST_CHANNELS) -> bool:
-    """Whether `WinogradConv2d` computes it, and faster."""
+def is_winograd(convolution: nn.Conv2d, min_channels: int = MIN_CHANNELS) -> bool:
+    """Return whether `WinogradConv2d` supports a convolution and is faster."""
     shape = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
     return (
-        type(convolution) in (nn.Conv2d, LearningWinogradConv2d)
+        type(convolution) in (nn.Conv2d, TrainableWinogradConv2d)
         and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
         and convolution.padding_mode == "zeros"
-        and min(convolution.in_channels, convolution.out_channels) >= least_channels
+        and min(convolution.in_channels, convolution.out_channels) >= min_channels
         and convolution.weight.device.type == "cpu"
         and convolution.weight.dtype == torch.float32
     )
 
 
-def learn_by_winograd(module: nn.Module) -> None:
-    """Makes, in place, every convolution that gains from it a `LearningWinogradConv2d`."""
+def train_with_winograd(module: nn.Module) -> None:
+    """Convert all convolutions that gain from it to `TrainableWinogradConv2d`, in place."""
     for child in module.modules():
-        if isinstance(child, nn.Conv2d) and is_winograd(child, LEAST_CHANNELS_LEARNING):
-            LearningWinogradConv2d.take_over(child)
+        if isinstance(child, nn.Conv2d) and is_winograd(child, MIN_CHANNELS_TRAINING):
+            TrainableWinogradConv2d.convert(child)
+
+
+learn_by_winograd = train_with_winograd  # the old name, which detect.training still imports
 
 
 def transform_weight(weight: Float[Tensor, "O C 3 3"]) -> Float[Tensor, "36 C O"]:
-    """U = G g Gᵀ of every pair of channels, computed in float64."""
+    """Return U = G g Gᵀ for every pair of channels, computed in float64."""
     cells = weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)  # [9, C·O]
     return (_GG @ cells).to(weight.dtype).view(TILE**2, weight.shape[1], weight.shape[0])
 
@@ -143,11 +148,11 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 def _convolution_cpu_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, of_x: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x and of the kernels; one that is not asked for is empty."""
+    """Return the gradients of x and of the kernels; a gradient that is not requested is empty."""
     gx, gw = x.new_empty(0), x.new_empty(0)
     if of_x:
-        turned = transform_weight(weight.flip(2, 3).transpose(0, 1))
-        gx = _like(x, _convolve(gradient, turned, gradient.new_zeros(x.shape[1])))
+        rotated = transform_weight(weight.flip(2, 3).transpose(0, 1))
+        gx = _like(x, _convolve(gradient, rotated, gradient.new_zeros(x.shape[1])))
     if of_weight:
         gw = _weight_gradient(gradient, x)
     return gx, gw
@@ -173,7 +178,7 @@ _convolution_cpu.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 def _like(x: Tensor, y: Tensor) -> Tensor:
-    """y in the memory format of x."""
+    """Return y in the memory format of x."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
@@ -182,12 +187,12 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     maps = _channels_last(x)
     y = np.empty((batch, height, width, weight.shape[2]), np.float32)
-    # Image by image: how a product is summed depends on its size, and nothing shall depend on what else is in a batch.
+    # Image by image: the order of summation depends on a product's size, and a result must not depend on the batch.
     for tiles in _tiles(x):
-        v = torch.empty(len(weight), tiles.together, channels)
-        tiles.each(_transform_tiles, maps, v.numpy())
+        v = torch.empty(len(weight), tiles.size, channels)
+        tiles.run(_transform_tiles, maps, v.numpy())
         m = torch.bmm(v, weight)
-        tiles.each(_transform_back, m.numpy(), bias.numpy(), y)
+        tiles.run(_transform_back, m.numpy(), bias.numpy(), y)
     return torch.from_numpy(y).permute(0, 3, 1, 2)
 
 
@@ -196,9 +201,9 @@ def _weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     c, o = x.shape[1], gradient.shape[1]
     du = torch.zeros(TILE**2, c, o)
     for tiles in _tiles(x):
-        v, dm = torch.empty(TILE**2, tiles.together, c), torch.empty(TILE**2, tiles.together, o)
-        tiles.each(_transform_tiles, maps, v.numpy())
-        tiles.each(_transform_gradient, gradients, dm.numpy())
+        v, dm = torch.empty(TILE**2, tiles.size, c), torch.empty(TILE**2, tiles.size, o)
+        tiles.run(_transform_tiles, maps, v.numpy())
+        tiles.run(_transform_gradient, gradients, dm.numpy())
         du.baddbmm_(v.transpose(1, 2), dm)
     return (_GG.T.float() @ du.flatten(1)).view(3, 3, c, o).permute(3, 2, 0, 1).contiguous()
 
@@ -208,41 +213,41 @@ def _channels_last(x: Tensor) -> np.ndarray:
 
 
 class _Tiles(NamedTuple):
-    """Some tiles of an image, that go through a product at once."""
+    """Consecutive tiles of an image that share one matrix product."""
 
     rows: int
     columns: int
     first: int
-    """The number of the first among the tiles of all images."""
-    together: int
+    """Index of the first tile, counted over all images."""
+    size: int
 
-    def each(self, kernel, *arguments) -> None:
-        """Runs a kernel on the tiles, in threads."""
-        in_threads(self.together, lambda first, last: kernel(*arguments, *self[:3], first, last))
+    def run(self, kernel, *arguments) -> None:
+        """Run a kernel on the tiles, in threads."""
+        in_threads(self.size, lambda first, last: kernel(*arguments, *self[:3], first, last))
 
 
 def _tiles(x: Tensor) -> Iterator[_Tiles]:
     rows, columns = -(-x.shape[2] // CELLS), -(-x.shape[3] // CELLS)
     tiles = rows * columns
-    for image, start in product(range(len(x)), range(0, tiles, TILES_AT_ONCE)):
-        yield _Tiles(rows, columns, image * tiles + start, min(TILES_AT_ONCE, tiles - start))
+    for image, start in product(range(len(x)), range(0, tiles, TILES_PER_PRODUCT)):
+        yield _Tiles(rows, columns, image * tiles + start, min(TILES_PER_PRODUCT, tiles - start))
 
 
 @numba.njit(inline="always")
-def _place(tile, rows, columns):
-    """Image, and the upper left cell of the output, of a tile."""
+def _position(tile, rows, columns):
+    """Return the image of a tile, and its upper left output cell."""
     image, rest = tile // (rows * columns), tile % (rows * columns)
     return image, rest // columns * CELLS, rest % columns * CELLS
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _transform_tiles(maps, v, rows, columns, start, first, last):
-    """Fills `v[:, first:last]` with Bᵀ d B; d begins one cell before the tile's output and is 0 beyond the map."""
+    """Fill `v[:, first:last]` with Bᵀ d B; d begins one cell before the tile's output and is 0 outside of the map."""
     _, height, width, channels = maps.shape
     half = np.empty((TILE, TILE, channels), np.float32)
     zeros = np.zeros(channels, np.float32)
     for t in range(first, last):
-        image, top, left = _place(start + t, rows, columns)
+        image, top, left = _position(start + t, rows, columns)
         for j in range(TILE):
             column = left + j - 1
             inside = 0 <= column < width
@@ -273,13 +278,13 @@ def _transform_tiles(maps, v, rows, columns, start, first, last):
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _transform_back(m, bias, y, rows, columns, start, first, last):
-    """Writes the cells of the tiles `first … last`, Aᵀ M A and the bias, but those beyond the map."""
+    """Write Aᵀ M A + bias of the tiles `first:last` to y, except for cells outside of the map."""
     _, height, width, channels = y.shape
     half = np.empty((CELLS, TILE, channels), np.float32)
     cells = np.empty((CELLS, channels), np.float32)
     zeros = np.zeros(channels, np.float32)
     for t in range(first, last):
-        image, top, left = _place(start + t, rows, columns)
+        image, top, left = _position(start + t, rows, columns)
         for j in range(TILE):
             m0, m1, m2, m3, m4, m5 = m[j, t], m[6 + j, t], m[12 + j, t], m[18 + j, t], m[24 + j, t], m[30 + j, t]
             _at(m0, m1, m2, m3, m4, m5, zeros, half[0, j], half[1, j], half[2, j], half[3, j])
@@ -292,12 +297,12 @@ def _transform_back(m, bias, y, rows, columns, start, first, last):
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _transform_gradient(gradients, m, rows, columns, start, first, last):
-    """Fills `m[:, first:last]` with A dy Aᵀ; dy are the cells of a tile, 0 beyond the map."""
+    """Fill `m[:, first:last]` with A dy Aᵀ; dy are the output cells of a tile, 0 outside of the map."""
     _, height, width, channels = gradients.shape
     half = np.empty((TILE, CELLS, channels), np.float32)
     zeros = np.zeros(channels, np.float32)
     for t in range(first, last):
-        image, top, left = _place(start + t, rows, columns)
+        image, top, left = _position(start + t, rows, columns)
         for j in range(CELLS):
             column = left + j
             inside = column < width
@@ -313,7 +318,7 @@ def _transform_gradient(gradients, m, rows, columns, start, first, last):
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _bt(d0, d1, d2, d3, d4, d5, v0, v1, v2, v3, v4, v5):
-    """Bᵀ along one side of a tile, for every channel."""
+    """Apply Bᵀ along one side of a tile, for every channel."""
     two, four, five = np.float32(2), np.float32(4), np.float32(5)
     for c in range(d0.size):
         even, odd = d4[c] - four * d2[c], d3[c] - four * d1[c]
@@ -326,7 +331,7 @@ def _bt(d0, d1, d2, d3, d4, d5, v0, v1, v2, v3, v4, v5):
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _at(m0, m1, m2, m3, m4, m5, bias, y0, y1, y2, y3):
-    """Aᵀ along one side of a tile, plus the bias, for every channel."""
+    """Apply Aᵀ along one side of a tile and add the bias, for every channel."""
     two, four, eight = np.float32(2), np.float32(4), np.float32(8)
     for c in range(m0.size):
         sum_1, difference_1 = m1[c] + m2[c], m1[c] - m2[c]
@@ -339,7 +344,7 @@ def _at(m0, m1, m2, m3, m4, m5, bias, y0, y1, y2, y3):
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _a(y0, y1, y2, y3, m0, m1, m2, m3, m4, m5):
-    """A along one side of a tile, for every channel."""
+    """Apply A along one side of a tile, for every channel."""
     two, four, eight = np.float32(2), np.float32(4), np.float32(8)
     for c in range(y0.size):
         even, odd = y0[c] + y2[c], y1[c] + y3[c]

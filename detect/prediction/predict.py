@@ -51,7 +51,7 @@ class Model(Protocol):
     def category_ids(self) -> tuple[int, ...]:
         """Category id of each class in the training data."""
 
-    def check_options(self, **options: Any) -> None:
+    def check_options(self, *args: Any, **options: Any) -> None:
         """Raise `UserError` if an option of `predict` is invalid."""
 
     def predict(self, source: Any, *args: Any, **options: Any) -> Iterator[Result]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detect.errors import UserError
 from detect.models import PostprocessOptions
-from detect.ops.boxes import take
+from detect.ops.boxes import gather_boxes
 from detect.ops.nms import nms
 from detect.structures import Detections
 
@@ -57,7 +57,7 @@ def merge_detections(augmented: Sequence[Detections], options: PostprocessOption
         torch.cat([getattr(one, name) for one in augmented], dim=1) for name in ("boxes", "scores", "labels", "valid")
     )
     scores, order = torch.where(valid, scores, -1.0).sort(dim=1, descending=True, stable=True)
-    boxes, labels = take(boxes, order), labels.gather(1, order)
+    boxes, labels = gather_boxes(boxes, order), labels.gather(1, order)
     kept: Float[Tensor, "B n"] = torch.where(nms(boxes, scores > 0, options.nms_threshold, groups=labels), scores, -1.0)
     scores, best = kept.topk(min(options.max_detections, kept.shape[1]))
-    return Detections(take(boxes, best), scores.clamp(min=0), labels.gather(1, best), scores > 0)
+    return Detections(gather_boxes(boxes, best), scores.clamp(min=0), labels.gather(1, best), scores > 0)

@@ -1,1 +1,1 @@
-"""Where regions come from, and how good they are."""
+"""Region proposals: selective search, a store on disk, and recall."""

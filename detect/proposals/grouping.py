@@ -1,13 +1,13 @@
-"""Hierarchical grouping: the most similar neighbours are merged until one region is left (Uijlings et al. 2013, §3).
+"""Hierarchical grouping: merge the most similar neighbours until one region is left (Uijlings et al. 2013, §3).
 
-    Regions [N] → hierarchy [2 N - 1, 4]: the boxes of the N first regions, then those of the merged ones as they arise
+    Regions [N] → hierarchy [2 N - 1, 4]: boxes of the N initial regions, then of the merged regions in order of merging
 
 The similarity of two regions is a sum of up to four terms, each in 0 … 1 (§3.2):
 
     colour   Σ min of their colour histograms        size   1 - (|a| + |b|) / |image|
     texture  Σ min of their texture histograms       fill   1 - (|box around both| - |a| - |b|) / |image|
 
-Of equally similar pairs the one with the older younger region goes first, then that with the older other region.
+Ties go to the pair with the older younger region, then to the pair with the older other region.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _kernel = numba.njit(cache=True, nogil=True)
 
 
 class Regions(NamedTuple):
-    """What grouping knows about the first regions; all strategies of a segmentation share it."""
+    """Initial regions and their features, shared by all strategies of a segmentation."""
 
     sizes: Int32[np.ndarray, " n"]
     """Pixels."""
     boxes: Int32[np.ndarray, "n 4"]
     """xyxy, the right and lower borders excluded."""
     histograms: Float32[np.ndarray, "n d"]
-    """Of colour, sum 1, and of texture, sum 1."""
+    """Colour histogram with sum 1, then texture histogram with sum 1."""
     colours: int
-    """How many of the d bins are of colour."""
+    """Number of colour bins among the d bins."""
     pairs: Int32[np.ndarray, "e 2"]
-    """Neighbours: pairs of regions that share a side of a pixel, the lower number first, in order."""
+    """Neighbours: pairs of regions that share the side of a pixel, the lower label first, sorted."""
     pixels: int
-    """Of the whole image."""
+    """Pixels of the whole image."""
 
 
 def describe(
@@ -48,7 +48,7 @@ def describe(
     slopes: tuple[UInt32[np.ndarray, " m"], UInt16[np.ndarray, " m"]],
     texture_bins: int,
 ) -> Regions:
-    """Measures the `n` regions of a segmentation; `slopes` are those of `slopes_of`."""
+    """Compute the features of the `n` regions of a segmentation; `slopes` is what `_slopes` returns."""
     sizes, boxes = _extents(labels, n)
     colours = len(channels) * colour_bins
     histograms = _histograms(labels.ravel(), sizes, channels, colour_bins, *slopes, texture_bins)
@@ -56,7 +56,7 @@ def describe(
 
 
 def group(regions: Regions, similarity: str) -> Int32[np.ndarray, "nodes 4"]:
-    """The boxes of a hierarchy; `similarity` has a letter for each term, of C, T, S and F."""
+    """Return the boxes of a hierarchy; `similarity` holds a letter for each term: C, T, S or F."""
     first = 0 if "C" in similarity else regions.colours
     end = regions.histograms.shape[1] if "T" in similarity else regions.colours
     histograms = (
@@ -78,10 +78,10 @@ def group(regions: Regions, similarity: str) -> Int32[np.ndarray, "nodes 4"]:
 
 @_kernel
 def slope_codes(dx, dy, bins, first, pixels, codes):
-    """Where a channel is steep: the pixels, each with its bins in the histogram of texture. Returns how many.
+    """Write the texture bins of the steep pixels of a channel to `pixels` and `codes`; return how many were written.
 
-    Takes the derivatives in bins: float32 [H · W]. Most pixels of an image are in the first bin, the flat one, of most
-    orientations; only the other ones are told, so that counting them is a matter of the steep pixels alone.
+    `dx` and `dy` are the derivatives in bins, float32 [H · W]. In most orientations most pixels of an image fall into
+    the first bin, the flat one. Only the other bins are written, so that only steep pixels have to be counted.
     """
     diagonal = np.float32(np.sqrt(0.5))
     m = 0
@@ -122,7 +122,7 @@ def _extents(labels, n):
 def _histograms(labels, sizes, channels, colour_bins, steep, codes, texture_bins):
     n = len(channels)
     colours = n * colour_bins
-    # Counted in integers, which stay exact beyond 2^24 pixels; the histograms then take their place.
+    # Counted in integers, which stay exact beyond 2^24 pixels; the histograms then reuse their memory.
     counts = np.zeros((len(sizes), colours + n * 8 * texture_bins), np.int32)
     for c in range(n):
         plane = channels[c].ravel()
@@ -145,10 +145,10 @@ def _histograms(labels, sizes, channels, colour_bins, steep, codes, texture_bins
 def _neighbours(labels, n):
     height, width = labels.shape
     table = np.full(4096, -1, np.int64)
-    found = 0
+    count = 0
     for y in range(height):
-        # A row adds 2 · width pairs at most; the table stays half empty.
-        if 2 * (found + 2 * width) > len(table):
+        # A row adds at most 2 · width pairs; the table stays half empty.
+        if 2 * (count + 2 * width) > len(table):
             old = table
             table = np.full(2 * len(old) + 8 * width, -1, np.int64)
             for key in old:
@@ -159,11 +159,11 @@ def _neighbours(labels, n):
         for x in range(width):
             a, right, under = np.int64(row[x]), np.int64(row[min(x + 1, width - 1)]), np.int64(below[x])
             if a != right:
-                found += _insert(table, min(a, right) * n + max(a, right))
+                count += _insert(table, min(a, right) * n + max(a, right))
             if a != under:
                 key = min(a, under) * n + max(a, under)
                 if key != last:
-                    found += _insert(table, key)
+                    count += _insert(table, key)
                     last = key
     keys = np.sort(table[table >= 0])
     pairs = np.empty((len(keys), 2), np.int32)
@@ -174,7 +174,7 @@ def _neighbours(labels, n):
 
 @_kernel
 def _insert(table, key):
-    """Puts a key into a hash table; 1 if it is new."""
+    """Insert a key into a hash table; return 1 if it is new, else 0."""
     slot = np.int64((np.uint64(key) * _MIX >> np.uint64(33)) % np.uint64(len(table)))
     while table[slot] != key:
         if table[slot] < 0:
@@ -189,7 +189,7 @@ def _insert(table, key):
 
 @_kernel
 def _group(first_sizes, first_boxes, histograms, neighbours, pixels, with_size, with_fill):
-    """Changes `histograms`: a merged region takes the row of one of its parts."""
+    """Return the boxes of the hierarchy; overwrite `histograms`, where a merged region reuses the row of a part."""
     n = len(first_sizes)
     nodes = 2 * n - 1
     sizes, boxes = np.zeros(nodes, np.int32), np.zeros((nodes, 4), np.int32)
@@ -197,11 +197,11 @@ def _group(first_sizes, first_boxes, histograms, neighbours, pixels, with_size, 
     rows = np.arange(nodes).astype(np.int32)
     alive, met = np.zeros(nodes, np.bool_), np.full(nodes, -1, np.int32)
     alive[:n] = True
-    # Each region has a chain of neighbours: `heads` its first link, `following` the next one. The dead stay in it.
+    # Each region has a linked list of neighbours, also of merged ones, that begins at `heads`.
     room = 4 * len(neighbours) + 16
     heads, links = np.full(nodes, -1, np.int32), 0
     following, who = np.empty(room, np.int32), np.empty(room, np.int32)
-    # The heap of pairs, (younger · nodes + older); a pair with a dead region is passed over when it comes up.
+    # The heap of pairs (younger · nodes + older); a pair with a merged region is skipped when it comes to the top.
     scores, pairs, waiting = np.empty(room, np.float32), np.empty(room, np.int64), 0
     for i in range(len(neighbours)):
         a, b = neighbours[i]
@@ -217,14 +217,7 @@ def _group(first_sizes, first_boxes, histograms, neighbours, pixels, with_size, 
             a, b = pairs[0] % nodes, pairs[0] // nodes
         alive[a] = alive[b] = False
         alive[new] = True
-        sizes[new] = sizes[a] + sizes[b]
-        boxes[new, 0], boxes[new, 1] = min(boxes[a, 0], boxes[b, 0]), min(boxes[a, 1], boxes[b, 1])
-        boxes[new, 2], boxes[new, 3] = max(boxes[a, 2], boxes[b, 2]), max(boxes[a, 3], boxes[b, 3])
-        share, rest = np.float32(sizes[a]) / np.float32(sizes[new]), np.float32(sizes[b]) / np.float32(sizes[new])
-        row, other = histograms[rows[a]], histograms[rows[b]]
-        for i in range(len(row)):
-            row[i] = share * row[i] + rest * other[i]
-        rows[new] = rows[a]
+        _merge(a, b, new, sizes, boxes, histograms, rows)
         if links + 2 * n > len(following):
             following = np.concatenate((following, np.empty(len(following) + 2 * n, np.int32)))
             who = np.concatenate((who, np.empty(len(who) + 2 * n, np.int32)))
@@ -246,8 +239,21 @@ def _group(first_sizes, first_boxes, histograms, neighbours, pixels, with_size, 
 
 
 @_kernel
+def _merge(a, b, new, sizes, boxes, histograms, rows):
+    """Compute size, box and histogram of region `new`, the union of a and b."""
+    sizes[new] = sizes[a] + sizes[b]
+    boxes[new, 0], boxes[new, 1] = min(boxes[a, 0], boxes[b, 0]), min(boxes[a, 1], boxes[b, 1])
+    boxes[new, 2], boxes[new, 3] = max(boxes[a, 2], boxes[b, 2]), max(boxes[a, 3], boxes[b, 3])
+    share, rest = np.float32(sizes[a]) / np.float32(sizes[new]), np.float32(sizes[b]) / np.float32(sizes[new])
+    row, other = histograms[rows[a]], histograms[rows[b]]
+    for i in range(len(row)):
+        row[i] = share * row[i] + rest * other[i]
+    rows[new] = rows[a]
+
+
+@_kernel
 def _link(heads, following, who, links, a, b):
-    """Puts two regions into each other's chain of neighbours; returns the new number of links."""
+    """Add two regions to each other's list of neighbours; return the new number of links."""
     following[links], who[links], heads[a] = heads[a], b, links
     following[links + 1], who[links + 1], heads[b] = heads[b], a, links + 1
     return links + 2
@@ -266,7 +272,7 @@ def _similarity(a, b, histograms, rows, sizes, boxes, pixels, with_size, with_fi
     return total
 
 
-# The order of the sum is left to the compiler, which can then add many terms at once.
+# The order of summation is left to the compiler, which can then vectorise.
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nnan", "nsz", "contract"})
 def _intersection(one, other):
     total = np.float32(0)
@@ -282,7 +288,7 @@ def _before(score, pair, other_score, other_pair):
 
 @_kernel
 def _push(scores, pairs, size, score, pair):
-    """Adds an entry to a heap of `size` entries."""
+    """Push an entry onto a heap of `size` entries."""
     i = size
     while i > 0 and _before(score, pair, scores[(i - 1) >> 1], pairs[(i - 1) >> 1]):
         scores[i], pairs[i] = scores[(i - 1) >> 1], pairs[(i - 1) >> 1]
@@ -292,7 +298,7 @@ def _push(scores, pairs, size, score, pair):
 
 @_kernel
 def _drop_first(scores, pairs, size):
-    """Takes the first entry away from a heap of `size` entries."""
+    """Remove the first entry of a heap of `size` entries."""
     score, pair = scores[size - 1], pairs[size - 1]
     i, child = 0, 1
     while child < size - 1:

@@ -1,23 +1,26 @@
-"""Selective search: boxes around what hangs together, found from the bottom up (Uijlings et al., IJCV 2013).
+"""Selective search: region proposals by hierarchical grouping (Uijlings et al., IJCV 2013).
 
-An image is cut into small regions; the two most similar neighbours are merged, again and again, until one region is
-left. Every region on the way is a proposal. This is done in several colour spaces, from several first regions and with
-several similarities, 8 strategies or 80, and the boxes of all are ranked together.
+The image is segmented into small regions. The two most similar neighbours are merged repeatedly until one region is
+left; the box of every region on the way is a proposal. This is repeated for several colour spaces, initial
+segmentations and similarities, 8 or 80 strategies in total, and all boxes are ranked together.
 
     image ─ colour space ─┬─ edges  ─┬─ k ─ regions ─┬─ CTSF ─ boxes
                           └─ slopes  ┊               └─ TSF  ─ boxes
                                      └─ k …
 
-Where the paper leaves something open, or we leave the paper:
+Choices that the paper leaves open, and deviations from it:
 
-- Of the smallest region (k pixels) and the smallest side of a box (20) the paper says nothing; both are those of the
-  authors' release. So are 8 bits a channel, and a single channel that is segmented as three equal ones.
-- Hue runs from 0 to 255, and 255 is as far from 0 as it gets.
-- The edges' weights are rounded to 1/128 of a grey level (`graph_segmentation.py`).
-- Gaussian derivatives are taken in four directions, and the two signs of each are the eight orientations. The ten bins
-  of a histogram reach from no slope to that of an ideal step of 255 levels.
-- Regions are neighbours where pixels share a side.
-- The colour space C, which no mode has, is missing.
+- The paper does not state the minimum size of a region (k pixels) and the minimum side of a box (20); both are taken
+  from the authors' release. So are 8 bits per channel, and the segmentation of a single channel as three equal ones.
+- Hue runs from 0 to 255 and is not treated as circular: 0 and 255 have the largest distance.
+- Edge weights are rounded to 1/128 of a grey level (`graph_segmentation.py`).
+- Gaussian derivatives are computed in four directions, and their two signs give eight orientations. The ten bins of a
+  histogram range from no slope to the slope of an ideal step of 255 levels.
+- Regions are neighbours if two of their pixels share a side.
+- The colour space C, which no mode uses, is missing.
+
+Memory, measured on photographs: with one thread 110 bytes per pixel in every mode (160 on pure noise); with more
+threads 185 in fast mode and 300 in quality mode, because all colour spaces are held at once.
 """
 
 from __future__ import annotations
@@ -36,20 +39,20 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8, UInt16, UInt32
 
 from detect.errors import UserError
-from detect.proposals.graph_segmentation import Edges, edges_of, segment
+from detect.proposals.graph_segmentation import Edges, compute_edges, segment
 from detect.proposals.grouping import describe, group, slope_codes
 
 Mode = Literal["single", "fast", "quality"]
 ColourSpace = Literal["HSV", "Lab", "rgI", "H", "I", "RGB", "rgb"]
 
 MAX_PIXELS = 2**25
-"""Width times height of the largest image: 34 million. Larger ones are refused, so that the memory is bounded."""
+"""Maximum number of pixels of an image: 34 million. Larger images are refused to bound the memory."""
 
-MAX_SIDE = 2**16 - 1  # four coordinates of 16 bits are one key
+MAX_SIDE = 2**16 - 1  # the four coordinates of a box, 16 bits each, form one 64-bit key
 
 
 class Strategies(NamedTuple):
-    """What a mode combines: every colour space with every k and every similarity."""
+    """Combinations of every colour space with every k and every similarity."""
 
     colour_spaces: tuple[ColourSpace, ...]
     k: tuple[float, ...]
@@ -57,14 +60,14 @@ class Strategies(NamedTuple):
 
 
 REVISION = 1
-"""Counts the changes after which the same image has other boxes: a store of proposals remembers it."""
+"""Incremented when a change of the code changes the boxes of an image; recorded in proposal stores."""
 
 MODES: dict[Mode, Strategies] = {
     "single": Strategies(("HSV",), (100,), ("CTSF",)),
     "fast": Strategies(("HSV", "Lab"), (50, 100), ("CTSF", "TSF")),
     "quality": Strategies(("HSV", "Lab", "rgI", "H", "I"), (50, 100, 150, 300), ("CTSF", "TSF", "F", "S")),
 }
-"""The paper's Table 5: 1, 8 and 80 strategies."""
+"""Table 5 of the paper: 1, 8 and 80 strategies."""
 
 
 def selective_search(
@@ -83,42 +86,32 @@ def selective_search(
     seed: int = 0,
     threads: int | None = None,
 ) -> Float32[np.ndarray, "n 4"]:
-    """Boxes where objects may be: xyxy in pixels, best first, without duplicates.
+    """Return region proposals of an image: boxes xyxy in pixels, best first, without duplicates.
 
-    A box is ranked by its place from the end of its hierarchy, where the whole image is first, times a random number
-    in 0 … 1; a box that was found more than once has its best rank (§3.3). The same image, arguments and versions give
-    the same boxes to the last bit on one kind of CPU, whatever the number of threads.
-
-    Memory, measured on photographs: on one thread 110 bytes a pixel in every mode (160 where all is noise), on more
-    185 in fast mode and 300 in quality mode, because all colour spaces are then held at once.
+    The rank of a box is its position from the end of its hierarchy, where the whole image is first, times a random
+    number in 0 … 1; a box that occurs more than once keeps its best rank (§3.3). The same image, arguments and versions
+    give bitwise equal boxes on one kind of CPU, for any number of threads.
 
     Args:
         image: RGB [H, W, 3] or grey [H, W], uint8.
-        mode: "single", "fast" (8 strategies) or "quality" (80): what the next three are by default.
-        colour_spaces: the spaces to segment and compare in, of HSV, Lab, rgI, H, I, RGB and rgb.
-        k: the larger, the larger the first regions; in grey levels times pixels.
-        similarities: each the letters of what is summed up: C(olour), T(exture), S(ize), F(ill).
-        min_size: pixels of the smallest first region; by default k, for each k its own.
-        sigma: of the Gaussian that smooths the image before it is segmented, in pixels; 0 for none.
-        colour_bins: bins of a channel's histogram of colours.
-        texture_sigma: of the Gaussian derivatives, in pixels.
-        texture_bins: bins of the histogram of each of a channel's eight orientations.
-        min_side: boxes with a shorter side than this many pixels are dropped.
-        seed: of the random numbers in the ranks.
-        threads: by default as many as there are cores to run on.
+        mode: "single", "fast" (8 strategies) or "quality" (80); sets the defaults of the next three arguments.
+        colour_spaces: colour spaces to segment and compare regions in: HSV, Lab, rgI, H, I, RGB and rgb.
+        k: scales of the initial segmentation, in grey levels times pixels; a larger k makes larger regions.
+        similarities: each a string of the terms to sum: C(olour), T(exture), S(ize), F(ill).
+        min_size: minimum number of pixels of an initial region; by default the k of the segmentation.
+        sigma: standard deviation in pixels of the Gaussian smoothing before the segmentation; 0 for none.
+        colour_bins: bins of the colour histogram of a channel.
+        texture_sigma: standard deviation of the Gaussian derivatives, in pixels.
+        texture_bins: bins of the texture histogram of a channel and orientation.
+        min_side: drop boxes with a shorter side, in pixels.
+        seed: seed of the random numbers in the ranks.
+        threads: number of threads; by default one per available core.
 
     Raises:
-        UserError: the image is no such array, is empty or larger than `MAX_PIXELS`; an argument is out of its range.
+        UserError: the image has another type or shape, is empty or too large, or an argument is out of range.
     """
     image = _checked_image(image)
-    if mode not in MODES:
-        raise UserError(f"selective search: mode {mode!r}; choose from {', '.join(MODES)}")
-    default = MODES[mode]
-    strategies = Strategies(
-        default.colour_spaces if colour_spaces is None else tuple(colour_spaces),
-        default.k if k is None else tuple(k),
-        default.similarities if similarities is None else tuple(similarities),
-    )
+    strategies = _choose_strategies(mode, colour_spaces, k, similarities)
     search = _Search(strategies, min_size, sigma, colour_bins, texture_sigma, texture_bins)
     search.check()
     if not min_side >= 0 or seed < 0:
@@ -129,8 +122,25 @@ def selective_search(
     return _ranked(search.hierarchies(image, threads or available_cores()), min_side, seed)
 
 
+def _choose_strategies(
+    mode: Mode,
+    colour_spaces: Sequence[ColourSpace] | None,
+    k: Sequence[float] | None,
+    similarities: Sequence[str] | None,
+) -> Strategies:
+    """Return the strategies of a mode, with its parts replaced by those that are given."""
+    if mode not in MODES:
+        raise UserError(f"selective search: mode {mode!r}; choose from {', '.join(MODES)}")
+    default = MODES[mode]
+    return Strategies(
+        default.colour_spaces if colour_spaces is None else tuple(colour_spaces),
+        default.k if k is None else tuple(k),
+        default.similarities if similarities is None else tuple(similarities),
+    )
+
+
 def _checked_image(image: np.ndarray) -> np.ndarray:
-    """The image as contiguous RGB."""
+    """Return the image as a contiguous RGB array."""
     wanted = "give RGB [H, W, 3] or grey [H, W] as a NumPy array of uint8"
     if not isinstance(image, np.ndarray):
         raise UserError(f"selective search: the image is a {type(image).__name__}; {wanted}")
@@ -142,18 +152,18 @@ def _checked_image(image: np.ndarray) -> np.ndarray:
     if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
         raise UserError(
             f"selective search: the image has {width}×{height} pixels; shrink it to {MAX_PIXELS} pixels"
-            f" and sides of {MAX_SIDE} at most, and stretch the boxes"
+            f" and sides of at most {MAX_SIDE}, and scale the boxes back"
         )
     return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else np.ascontiguousarray(image)
 
 
 def available_cores() -> int:
-    """The cores that this process may run on."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Space(NamedTuple):
-    """An image in a colour space, with what all k share."""
+    """Image in a colour space, with the data that segmentations of all k share."""
 
     channels: UInt8[np.ndarray, "C H W"]
     edges: Edges
@@ -173,7 +183,7 @@ class _Search(NamedTuple):
         if not spaces or not set(spaces) <= set(get_args(ColourSpace)):
             raise UserError(f"selective search: colour_spaces {spaces}; choose from {', '.join(get_args(ColourSpace))}")
         if not ks or not all(0 <= k < math.inf for k in ks):
-            raise UserError(f"selective search: k {ks}; give numbers that are not negative")
+            raise UserError(f"selective search: k {ks}; give numbers of at least 0")
         if not similarities or not all(term and not set(term) - set("CTSF") for term in similarities):
             raise UserError(f'selective search: similarities {similarities}; give letters of CTSF, as in ("CTSF", "S")')
         for name, least, most in (
@@ -188,7 +198,7 @@ class _Search(NamedTuple):
                 raise UserError(f"selective search: {name} is {value}; it must be in {least} … {most}")
 
     def hierarchies(self, image: UInt8[np.ndarray, "H W 3"], threads: int) -> list[Int32[np.ndarray, "nodes 4"]]:
-        """The boxes of each strategy in the order of the paper's loops: colour spaces, k, similarities."""
+        """Return the boxes of each strategy, in the order of the paper's loops: colour spaces, k, similarities."""
         spaces, ks, _ = self.strategies
         if threads == 1:
             parts = [self._group(space, k) for space in (self._prepare(image, name) for name in spaces) for k in ks]
@@ -200,7 +210,7 @@ class _Search(NamedTuple):
 
     def _prepare(self, image: UInt8[np.ndarray, "H W 3"], space: ColourSpace) -> _Space:
         channels = _channels(image, space)
-        edges = edges_of(_smooth(channels, self.sigma))
+        edges = compute_edges(_smooth(channels, self.sigma))
         return _Space(channels, edges, _slopes(channels, self.texture_sigma, self.texture_bins))
 
     def _group(self, space: _Space, k: float) -> list[Int32[np.ndarray, "nodes 4"]]:
@@ -210,7 +220,7 @@ class _Search(NamedTuple):
 
 
 def _channels(image: UInt8[np.ndarray, "H W 3"], space: ColourSpace) -> UInt8[np.ndarray, "C H W"]:
-    """The image in a colour space (§4.1), each channel stretched to 0 … 255."""
+    """Convert an image to a colour space (§4.1), with each channel scaled to 0 … 255."""
     if space == "RGB":
         return np.stack(cv2.split(image))
     if space == "Lab":
@@ -238,22 +248,22 @@ def _smooth(channels: UInt8[np.ndarray, "C H W"], sigma: float) -> Float32[np.nd
 def _slopes(
     channels: UInt8[np.ndarray, "C H W"], sigma: float, bins: int
 ) -> tuple[UInt32[np.ndarray, " m"], UInt16[np.ndarray, " m"]]:
-    """The steep pixels, and their bins in the histogram of texture: channel, orientation, slope (§3.2)."""
+    """Return the steep pixels and their texture bins: channel, orientation, slope (§3.2)."""
     reach = math.ceil(3 * sigma)
     x = np.arange(-reach, reach + 1, dtype=np.float64)
     smooth = np.exp(-(x**2) / (2 * sigma**2))
     smooth /= smooth.sum()
     slope = x * smooth
-    # An ideal step of 255 levels is `bins` steep.
+    # An ideal step of 255 levels has a slope of `bins`.
     slope = slope * (bins * sigma * math.sqrt(2 * math.pi) / 255 / (slope @ x))
     pixels, codes = np.empty(4 * channels[0].size, np.uint32), np.empty(4 * channels[0].size, np.uint16)
-    found = []
+    parts = []
     for number, plane in enumerate(channels):
         dx = cv2.sepFilter2D(plane, cv2.CV_32F, slope, smooth, borderType=cv2.BORDER_REPLICATE)
         dy = cv2.sepFilter2D(plane, cv2.CV_32F, smooth, slope, borderType=cv2.BORDER_REPLICATE)
         m = slope_codes(dx.ravel(), dy.ravel(), bins, 8 * number * bins, pixels, codes)
-        found.append((pixels[:m].copy(), codes[:m].copy()))
-    return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
+        parts.append((pixels[:m].copy(), codes[:m].copy()))
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 def _ranked(hierarchies: Sequence[Int32[np.ndarray, "_ 4"]], min_side: float, seed: int) -> Float32[np.ndarray, "n 4"]:
@@ -268,7 +278,7 @@ def _ranked(hierarchies: Sequence[Int32[np.ndarray, "_ 4"]], min_side: float, se
 
 @functools.cache
 def _compile() -> None:
-    """Compiles all kernels, or reads them from the cache on disk; says so where somebody may wait for it."""
+    """Compile all kernels or load them from the cache on disk, with a notice on a terminal if that takes long."""
     notice = threading.Timer(3.0, print, ["compiling selective search, once on this machine …"], {"file": sys.stderr})
     notice.daemon = True
     if sys.stderr is not None and sys.stderr.isatty():

@@ -1,8 +1,8 @@
-"""Proposals on disk: computed once, read at every pass.
+"""Proposals on disk: computed once, read in every epoch.
 
-A store is one SQLite file, which is transactional: whatever kills the writer, every image is in it whole or not at all.
-Images are known by the digest of their file, so that a renamed or copied data set keeps its proposals and a changed
-image has none. Boxes have whole-pixel coordinates and are kept as uint16, eight bytes a box, best first.
+A store is one SQLite file. Writes are transactions: if the writer is killed, each image is stored completely or not at
+all. Images are identified by the digest of their file, so a renamed or copied data set keeps its proposals, and a
+changed image has none. Boxes have integer coordinates and are stored as uint16, eight bytes per box, best first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxtyping import Float32
 from detect.errors import UserError
 
 _APPLICATION = 0x44455450
-"""What SQLite's header says of the file: "DETP"."""
+"""Application id in the header of the SQLite file: "DETP"."""
 _FORMAT = 1
 _HEADER = (f"PRAGMA application_id = {_APPLICATION}", f"PRAGMA user_version = {_FORMAT}")
 _TABLES = (
@@ -28,19 +28,19 @@ _TABLES = (
     "CREATE TABLE proposals (image BLOB PRIMARY KEY, name TEXT NOT NULL, boxes BLOB NOT NULL, checksum BLOB NOT NULL)",
 )
 _MAPPED = 2**40
-"""Bytes of the file that are mapped into memory, as many as the system allows: reading then copies nothing twice."""
+"""Bytes of the file to map into memory, as far as the system allows: reads then copy the data only once."""
 
 
 class ProposalStore:
-    """The proposals of any number of images, all made with the same parameters.
+    """Store of the proposals of many images, all computed with the same parameters.
 
     Args:
         path: the file.
-        parameters: what the proposals depend on, as plain values. With them the store is opened for writing, and made
-            if there is none; without them only for reading.
+        parameters: the parameters of the proposals, as JSON values. If given, the store is opened for writing and
+            created if it does not exist; otherwise it is opened read-only.
 
     Raises:
-        UserError: there is no such file, it is no store, or it holds proposals of other parameters.
+        UserError: the file does not exist, is not a store, or holds proposals computed with other parameters.
     """
 
     def __init__(self, path: Path, parameters: Mapping[str, Any] | None = None) -> None:
@@ -56,19 +56,19 @@ class ProposalStore:
         return bool(self._database.execute("SELECT 1 FROM proposals WHERE image = ?", (image,)).fetchone())
 
     def add(self, image: bytes, name: str, boxes: Float32[np.ndarray, "n 4"]) -> None:
-        """Puts down an image's proposals, for good once this returns.
+        """Store the proposals of an image durably.
 
         Args:
-            image: its `digest`.
-            name: its file, for messages.
-            boxes: xyxy in whole pixels below 65536, best first.
+            image: `digest` of the image.
+            name: file name of the image, for messages.
+            boxes: xyxy, integer coordinates below 65536, best first.
 
         Raises:
-            ValueError: a coordinate is no whole number from 0 to 65535.
-            UserError: the disk does not take it.
+            ValueError: a coordinate is not an integer from 0 to 65535.
+            UserError: the file cannot be written.
         """
         if not ((boxes >= 0) & (boxes <= 65535) & (boxes == np.rint(boxes))).all():
-            raise ValueError("proposals are stored in whole pixels from 0 to 65535")
+            raise ValueError("proposals must have integer coordinates from 0 to 65535")
         content = boxes.astype("<u2").tobytes()
         try:
             with self._database:
@@ -78,10 +78,10 @@ class ProposalStore:
             raise UserError(f"{self.path}: cannot be written: {error}; free some space and start again") from None
 
     def boxes(self, image: bytes) -> Float32[np.ndarray, "n 4"]:
-        """The proposals of an image, xyxy in pixels of it, best first.
+        """Return the proposals of an image, xyxy in pixels of the image, best first.
 
         Raises:
-            KeyError: there are none.
+            KeyError: the store has no such image.
             UserError: the file is damaged.
         """
         try:
@@ -92,21 +92,21 @@ class ProposalStore:
             raise KeyError(image.hex())
         content, checksum = row
         if not isinstance(content, bytes) or len(content) % 8 or checksum != _checksum(image, content):
-            raise _damaged(self.path, "a checksum differs")
+            raise _damaged(self.path, "checksum mismatch")
         return np.frombuffer(content, "<u2").reshape(-1, 4).astype(np.float32)
 
     def missing(self, images: Mapping[Path, bytes]) -> list[Path]:
-        """Those of the images, given by their files and digests, that have no proposals."""
-        there = {image for (image,) in self._database.execute("SELECT image FROM proposals")}
-        return [path for path, image in images.items() if image not in there]
+        """Return the files of images without proposals; `images` maps files to digests."""
+        stored = {image for (image,) in self._database.execute("SELECT image FROM proposals")}
+        return [path for path, image in images.items() if image not in stored]
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Close the file."""
         self._database.close()
 
 
 def digest(path: Path) -> bytes:
-    """What a store knows an image by: 16 bytes that follow from the content of its file."""
+    """Return the key of an image in a store: a 16-byte hash of the content of its file."""
     with path.open("rb") as file:
         state = blake2b(digest_size=16)
         while chunk := file.read(2**20):
@@ -116,23 +116,22 @@ def digest(path: Path) -> bytes:
 
 def _open(path: Path, parameters: str | None) -> sqlite3.Connection:
     if parameters is None and not path.is_file():
-        raise UserError(f"{path}: there is no such file; make it with detect propose DATA --out {path}")
+        raise UserError(f"{path}: no such file; create it with detect propose DATA --out {path}")
     try:
-        # Who only reads must still be able to undo what a killed writer has begun.
+        # A read-only user must still be able to roll back the transaction of a killed writer.
         mode = "rw" if parameters is None else "rwc"
-        # Readers in other threads and processes are safe: each of them opens the store by itself. Whichever thread
-        # collects what they leave closes it.
+        # Each reader in another thread or process opens its own connection; any thread may close it on collection.
         address = f"{path.absolute().as_uri()}?mode={mode}"
         database = sqlite3.connect(address, uri=True, timeout=60, check_same_thread=False)
     except sqlite3.OperationalError as error:
         raise UserError(f"{path}: {error}; choose another file with --out") from None
     try:
-        # A file of others may hold views and triggers: no function of SQLite's must run at their wish.
+        # A file from a stranger may hold views and triggers, which must not call SQL functions.
         database.execute("PRAGMA trusted_schema = OFF")
         database.execute(f"PRAGMA query_only = {parameters is None}")
         database.execute(f"PRAGMA mmap_size = {_MAPPED}")
         if parameters is not None and not database.execute("PRAGMA page_count").fetchone()[0]:
-            # Of several processes that come at once, one makes it and the others wait.
+            # If several processes start at once, one creates the tables and the others wait.
             database.execute("BEGIN IMMEDIATE")
             if not database.execute("SELECT 1 FROM sqlite_master").fetchone():
                 for statement in (*_HEADER, *_TABLES):
@@ -145,7 +144,7 @@ def _open(path: Path, parameters: str | None) -> sqlite3.Connection:
         raise UserError(f"{path}: {error}; choose another file") from None
     except sqlite3.DatabaseError:
         database.close()
-        raise UserError(f"{path}: no store of proposals; choose another file") from None
+        raise UserError(f"{path}: not a proposal store; choose another file") from None
     except BaseException:
         database.close()
         raise
@@ -154,25 +153,29 @@ def _open(path: Path, parameters: str | None) -> sqlite3.Connection:
 
 def _check(path: Path, database: sqlite3.Connection, parameters: str | None) -> None:
     if database.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-        raise UserError(f"{path}: no store of proposals; choose another file")
+        raise UserError(f"{path}: not a proposal store; choose another file")
     if (version := database.execute("PRAGMA user_version").fetchone()[0]) != _FORMAT:
-        raise UserError(f"{path}: a store of format {version}, but this is detect for format {_FORMAT}; make it anew")
-    ((there,),) = database.execute("SELECT json FROM parameters")
-    if parameters is not None and there != parameters:
-        raise UserError(f"{path}: holds proposals of {_difference(there, parameters)}; choose another file with --out")
+        raise UserError(
+            f"{path}: store format {version}, but this version reads format {_FORMAT}; recreate it with detect propose"
+        )
+    ((stored,),) = database.execute("SELECT json FROM parameters")
+    if parameters is not None and stored != parameters:
+        raise UserError(
+            f"{path}: holds proposals with {_difference(stored, parameters)}; choose another file with --out"
+        )
 
 
-def _difference(there: str, wanted: str) -> str:
-    """The parameters in which two sets differ, those of the store first."""
-    one, other = json.loads(there), json.loads(wanted)
-    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
-    return ", ".join(f"{key} {one.get(key)} and not {other.get(key)}" for key in keys)
+def _difference(stored_json: str, requested_json: str) -> str:
+    """Describe the parameters that differ."""
+    stored, requested = json.loads(stored_json), json.loads(requested_json)
+    keys = sorted(key for key in stored.keys() | requested.keys() if stored.get(key) != requested.get(key))
+    return ", ".join(f"{key} {stored.get(key)} instead of {requested.get(key)}" for key in keys)
 
 
 def _checksum(image: bytes, content: bytes) -> bytes:
-    """Of the boxes and of whose they are."""
+    """Return the checksum of the boxes and the image that they belong to."""
     return blake2b(image + content, digest_size=16).digest()
 
 
 def _damaged(path: Path, reason: object) -> UserError:
-    return UserError(f"{path}: this store is damaged ({reason}); remove it and make it anew with detect propose")
+    return UserError(f"{path}: damaged proposal store ({reason}); remove it and recreate it with detect propose")

@@ -71,7 +71,7 @@ def test_what_is_there_is_not_searched_again(shapes, tmp_path):
     shutil.copy(shapes / "images" / "val" / "000000.jpg", photos / "new.jpg")
     outcome = propose([str(photos)], tmp_path / "store", processes=1)
     assert (outcome.added, outcome.present) == (1, 4)
-    with pytest.raises(UserError, match="mode fast and not single"):
+    with pytest.raises(UserError, match="mode fast instead of single"):
         propose([str(photos)], tmp_path / "store", mode="single")
 
 
@@ -82,9 +82,9 @@ def test_unreadable_images_are_named_and_the_others_done(shapes, tmp_path, capsy
     (photos / "z.png").write_bytes(b"no image")
     assert main(["propose", str(photos), "--out", str(tmp_path / "store"), "--processes", "1"]) == 3
     out, error = capsys.readouterr()
-    assert out.startswith(f"{tmp_path / 'store'}: 2 images added, 0 were there")
+    assert out.startswith(f"{tmp_path / 'store'}: 2 images added, 0 already present")
     lines = error.splitlines()
-    assert len(lines) == 2 and all(line.startswith(f"detect: left out: {photos}") for line in lines)
+    assert len(lines) == 2 and all(line.startswith(f"detect: skipped: {photos}") for line in lines)
     assert "000001.jpg" in lines[0] and "z.png" in lines[1]
     assert {name for name, _ in stored(tmp_path / "store")} == {"000000.jpg", "000002.jpg"}
 

@@ -1,8 +1,8 @@
-"""What a small image that unpacks to gigabytes costs: here, in OpenCV and in Pillow, each in a process of its own.
+"""Measure memory and time of reading a small image with gigabytes of pixels, in detect, OpenCV and Pillow.
 
     python tests/endurance/bombs.py [--quick]
 
-The file is a whole PNG of one colour. A process that would take more than 8 GB is stopped by the system's limit.
+The file is a valid PNG of one colour. Each reader runs in its own process, which a limit of the system stops at 8 GB.
 """
 
 import argparse
@@ -27,17 +27,17 @@ def start():
     started = time.perf_counter()
 try:
     exec(sys.argv[2])
-    what = "reads it"
+    outcome = "reads it"
 except BaseException as error:
-    what = f"refuses it ({type(error).__name__})"
+    outcome = f"refuses it ({type(error).__name__})"
 seconds = time.perf_counter() - started
 peak = next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(f"{what}: {seconds:.3f} s, {peak} MB", peak, seconds, what.startswith("refuses"), sep="|")
+print(f"{outcome}: {seconds:.3f} s, {peak} MB", peak, seconds, outcome.startswith("refuses"), sep="|")
 """
 
 
 def write_png(path: Path, side: int) -> None:
-    """One colour, in as many bytes as deflate needs for it; row by row, so that the whole is never in memory."""
+    """Write an image of one colour row by row, so that it is never in memory as a whole."""
     packer = zlib.compressobj(9)
     row = bytes(1 + 3 * side)
     data = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
@@ -64,7 +64,7 @@ def main() -> int:
                 text=True,
                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)),
             )
-            line, *numbers = done.stdout.strip().split("|") if done.stdout else ("dies", "0", "0", "False")
+            line, *numbers = done.stdout.strip().split("|") if done.stdout else ("crashes", "0", "0", "False")
             print(f"  {name} {line}")
             if name == "detect":
                 ours, good = line, int(numbers[0]) < 200 and float(numbers[1]) < 0.1 and numbers[2] == "True"

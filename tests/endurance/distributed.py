@@ -1,10 +1,10 @@
-"""Several processes see what one sees, and none waits for ever for another that died.
+"""Distributed runs equal those of one process, and no process waits forever for one that died.
 
     python tests/endurance/distributed.py [--quick]     without the namespaces and most of the evaluations
 
-On this machine's CPU, by gloo: 1 to 4 processes evaluate 1 to 9 images, to equal bits; two train as one does with
-batches of twice the size; of two, each in turn is killed, and the run goes on with one process and with two again; two
-launchers, on one address and in two network namespaces, train as one launcher does.
+On this machine's CPU, with gloo: 1 to 4 processes evaluate 1 to 9 images, with bitwise equal results. Two processes
+train like one with twice the batch size. Each of two processes is killed in turn, and the run is resumed with one
+process and with two again. Two launchers, on one address and in two network namespaces, train like one launcher.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ import yaml
 from detect.checkpoint import load_checkpoint, model_card
 from detect.config import Config, load_experiment
 from detect.data.datamodule import DetectionData
-from detect.models import Detector
+from detect.models import Detector, build_detector
 from detect.prediction.evaluate import evaluate
 from detect.training.checkpoints import save_detector
 
 IMAGES, HEIGHT, WIDTH = 9, 64, 96
 STEPS = 60
-"""After which the evaluated detector finds some of its images' objects."""
+"""Training steps after which the evaluated detector detects some objects."""
 A_MINUTE = 60.0
 MODEL: dict[str, Any] = {
     "backbone": {"name": "resnet", "depth": 18, "norm": "group", "train_stages": 5},
-    # Nothing is drawn, and each image counts as many anchors and boxes as every other: the mean over the processes of
-    # the losses is then that over their images.
+    # Nothing is sampled at random, and each image has as many anchors and boxes as every other one, so that the mean of
+    # the processes' losses equals the mean over their images.
     "rpn": {
         "anchor_sizes": [8, 16, 32, 48, 64],
-        "training": {"before_nms": 20, "after_nms": 20},
-        "testing": {"before_nms": 40, "after_nms": 20},
+        "training": {"pre_nms_top_k": 20, "post_nms_top_k": 20},
+        "testing": {"pre_nms_top_k": 40, "post_nms_top_k": 20},
         "nms_iou": 1.0,
         "positive_iou": 0.5,
         "negative_iou": 0.5,
@@ -63,7 +63,7 @@ TRAINING = {"epochs": 2, "warmup_steps": 0, "learning_rate": 0.01, "accelerator"
 
 
 def make_data(root: Path) -> Path:
-    """A COCO data set with two objects in each image; split `valN` has N images, `train` four."""
+    """Write a COCO data set with two objects in each image; split `valN` has N images, `train` four."""
     (root / "annotations").mkdir(parents=True)
     for split, count in {"train": 4, **{f"val{count}": count for count in range(1, IMAGES + 1)}}.items():
         folder, images, annotations = root / "images" / split, [], []
@@ -80,8 +80,8 @@ def make_data(root: Path) -> Path:
             cv2.imwrite(str(folder / f"{number}.png"), pixels)
             images.append({"id": number + 1, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT})
         categories = [{"id": 1, "name": "blue"}, {"id": 2, "name": "green"}]
-        truth = {"images": images, "annotations": annotations, "categories": categories}
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(truth))
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     return root
 
 
@@ -91,14 +91,14 @@ def make_data(root: Path) -> Path:
 def launch(
     processes: int, *arguments: object, more: Sequence[str] = (), inside: Sequence[str] = ()
 ) -> subprocess.Popen:
-    """torchrun with these processes, on this machine alone unless `more` says else, `inside` a namespace."""
+    """Start torchrun, on this machine only unless `more` gives other options; `inside` is the prefix of a namespace."""
     alone = ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     launcher = [*inside, sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     return start(*launcher, *(more or alone), *arguments)
 
 
 def start(*arguments: object) -> subprocess.Popen:
-    """A command, one thread a process."""
+    """Start a command with one thread per process."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
         [*map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -106,7 +106,7 @@ def start(*arguments: object) -> subprocess.Popen:
 
 
 def finished(*running: subprocess.Popen) -> str:
-    """What all of them said, once they have ended well."""
+    """Wait for processes to end and return their output. Raise `RuntimeError` if one fails."""
     text = ""
     for process in running:
         out, error = process.communicate(timeout=600)
@@ -117,14 +117,14 @@ def finished(*running: subprocess.Popen) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens to."""
+    """Return an unused port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def rank_of(launcher: int, rank: int) -> int:
-    """The process of that rank below a launcher, or below Lightning's first process."""
+    """Return the id of the process with this rank below a launcher, or below Lightning's first process."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     for child in children:
         names = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
@@ -137,32 +137,34 @@ def rank_of(launcher: int, rank: int) -> int:
 
 
 def evaluation(folder: Path, config: Path, worlds: Sequence[int]) -> Iterator[str]:
-    """Figures and predictions of every number of images, of every number of processes: all equal."""
+    """Compare metrics and predictions between numbers of processes, for each number of images."""
     experiment = load_experiment(config, [])
     assert isinstance(experiment, Config)
-    network = learned(experiment)
+    network = trained_detector(experiment)
     save_detector(network, model_card(experiment, ("blue", "green"), (1, 2)), folder / "a.ckpt")
-    found = {}
+    results = {}
     for world in worlds:
         finished(launch(world, __file__, "--worker", folder))
-        found[world] = json.loads((folder / "figures.json").read_text())
-        if found[world] != found[worlds[0]]:
-            yield f"{world} processes have other figures than {worlds[0]}"
-    for name, one in found[worlds[0]].items():
+        results[world] = json.loads((folder / "results.json").read_text())
+        if results[world] != results[worlds[0]]:
+            yield f"{world} processes have other metrics than {worlds[0]}"
+    for name, one in results[worlds[0]].items():
         count = int(name.partition(" ")[0][3:])
         if one["images"] != list(range(1, count + 1)):
             yield f"{name}: images {one['images']}"
-    figures = len({json.dumps(one["figures"]) for one in found[worlds[0]].values()})
-    some = [name for name, one in found[worlds[0]].items() if one["figures"]["AP"] > 0]
-    if figures < IMAGES or len(some) < len(found[worlds[0]]) // 2:
-        yield f"only {figures} sets of figures differ, {len(some)} are above zero: this proves nothing"
-    print(f"evaluation: {list(worlds)} processes, {len(found[worlds[0]])} evaluations each, {figures} sets of figures")
+    different = len({json.dumps(one["metrics"]) for one in results[worlds[0]].values()})
+    positive = [name for name, one in results[worlds[0]].items() if one["metrics"]["AP"] > 0]
+    if different < IMAGES or len(positive) < len(results[worlds[0]]) // 2:
+        yield f"only {different} sets of metrics differ, {len(positive)} are above zero: this proves nothing"
+    print(
+        f"evaluation: {list(worlds)} processes, {len(results[worlds[0]])} evaluations each, {different} sets of metrics"
+    )
 
 
-def learned(experiment: Config) -> Detector:
-    """A detector that has seen the nine images so often that its figures are above zero, and differ."""
+def trained_detector(experiment: Config) -> Detector:
+    """Train a detector on the nine images until its metrics are above zero and differ."""
     torch.manual_seed(0)
-    network = experiment.model.build(2)
+    network = build_detector(experiment.model, 2)
     data = DetectionData(replace(experiment.data, train=f"val{IMAGES}", batch_size=3))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     for _ in range(STEPS // 3):
@@ -174,10 +176,10 @@ def learned(experiment: Config) -> Detector:
 
 
 def evaluate_all(folder: Path) -> None:
-    """One of several processes: evaluates every split, with batches of one and of two; the first one writes."""
+    """Evaluate every split, with batch sizes 1 and 2, as one of several processes; the first one writes."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    found = {}
+    results = {}
     for batch_size in (1, 2):
         checkpoint = load_checkpoint(folder / "a.ckpt", [f"--data.eval_batch_size={batch_size}"])
         data = DetectionData(checkpoint.config.data, checkpoint.classes)
@@ -186,14 +188,14 @@ def evaluate_all(folder: Path) -> None:
             metrics, evaluator = evaluate(
                 checkpoint.model.eval(), data.eval_loader(dataset), dataset, torch.device("cpu")
             )
-            found[f"val{count} by {batch_size}"] = {
-                "figures": metrics,
+            results[f"val{count} by {batch_size}"] = {
+                "metrics": metrics,
                 "images": [prediction.image_id for prediction in evaluator.predictions],
                 "boxes": [prediction.boxes.tolist() for prediction in evaluator.predictions],
                 "scores": [prediction.scores.tolist() for prediction in evaluator.predictions],
             }
     if torch.distributed.get_rank() == 0:
-        (folder / "figures.json").write_text(json.dumps(found))
+        (folder / "results.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
 
 
@@ -201,7 +203,7 @@ def evaluate_all(folder: Path) -> None:
 
 
 def weights(run: Path) -> torch.Tensor:
-    """All that a run has learned, as one vector."""
+    """Return all weights of a run as one vector."""
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return torch.cat([value.flatten().double() for value in state.values() if value.is_floating_point()])
 
@@ -220,7 +222,7 @@ def training(folder: Path, config: Path) -> Iterator[str]:
 
 
 def killed(folder: Path, config: Path, rank: int, by_torchrun: bool) -> Iterator[str]:
-    """A process of two is killed amid training: the other ends, with a reason. Then one goes on, and then two."""
+    """Kill one of two processes in training: the other one must end with a reason. Then resume."""
     out, how = folder / f"killed_{rank}_{by_torchrun}", "torchrun" if by_torchrun else "devices=2"
     command = ("-m", "detect", "train", "-c", config, "--out", out, "--training.epochs=1000")
     running = launch(2, *command) if by_torchrun else start(sys.executable, *command, "--training.devices=2")
@@ -240,17 +242,16 @@ def killed(folder: Path, config: Path, rank: int, by_torchrun: bool) -> Iterator
         time.sleep(0.1)
     seconds = time.monotonic() - killed_at
     lines = [line for line in error.splitlines() if "rror" in line or "SIGKILL" in line or "killed" in line]
-    print(
-        f"killed: rank {rank} of {how}: over after {seconds:.1f} s; {lines[-1].strip()[:150] if lines else 'no reason'}"
-    )
+    reason = lines[-1].strip()[:150] if lines else "no reason"
+    print(f"killed: rank {rank} of {how}: ended after {seconds:.1f} s; {reason}")
     if running.returncode == 0 or not lines or seconds >= A_MINUTE:
         yield f"rank {rank} of {how} was killed: status {running.returncode} after {seconds:.0f} s, {error[-500:]}"
     if by_torchrun and rank == 1:
-        yield from goes_on(out)
+        yield from resumed(out)
 
 
-def goes_on(out: Path) -> Iterator[str]:
-    """A run of two processes with one, with twice the batch, and with two again."""
+def resumed(out: Path) -> Iterator[str]:
+    """Resume a run of two processes with one process and twice the batch size, and with two again."""
     for processes in (1, 2):
         last = out / "checkpoints" / "last.ckpt"
         before = torch.load(last, weights_only=True)
@@ -259,14 +260,14 @@ def goes_on(out: Path) -> Iterator[str]:
         command = ("-m", "detect", "train", "--resume", "--out", out, *more)
         finished(launch(2, *command) if processes == 2 else start(sys.executable, *command))
         after = torch.load(last, weights_only=True)
-        # Two batches of two images an epoch, however they are shared out.
+        # Two batches of two images per epoch, for any number of processes.
         if (after["epoch"] + 1, after["global_step"]) != (epochs, 2 * epochs):
-            yield f"resumed with {processes}: epoch {after['epoch']}, step {after['global_step']} and not {epochs}"
+            yield f"resumed with {processes}: epoch {after['epoch']}, step {after['global_step']} instead of {epochs}"
         print(f"resumed with {processes}: from step {before['global_step']} to {after['global_step']}")
 
 
 def wait_for(there: Callable[[], bool], running: subprocess.Popen) -> None:
-    """Until something is there."""
+    """Wait until `there` returns True. Raise `RuntimeError` if the process ends before."""
     while not there():
         if running.poll() is not None:
             raise RuntimeError(f"ended with {running.returncode}: {running.communicate()[1][-3000:]}")
@@ -277,7 +278,7 @@ def wait_for(there: Callable[[], bool], running: subprocess.Popen) -> None:
 
 
 def hosts(folder: Path, config: Path, name: str, address: str, inside: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Two launchers with a process each train as one launcher with two."""
+    """Compare two launchers with one process each to one launcher with two processes."""
     out = folder / f"hosts_{name}"
     port = free_port()
     running = []
@@ -288,12 +289,12 @@ def hosts(folder: Path, config: Path, name: str, address: str, inside: Sequence[
     differ = float((weights(out) - weights(folder / "two")).abs().max())
     print(f"hosts: {name}: weights differ by {differ:.1e} from those of one launcher")
     if differ:
-        yield f"two launchers ({name}) train otherwise than one: {differ:.1e}"
+        yield f"two launchers ({name}) train differently from one: {differ:.1e}"
 
 
 @contextmanager
 def namespaces() -> Iterator[list[list[str]]]:
-    """Two hosts, as far as the network is concerned, with a cable between them: what a command in each begins with."""
+    """Create two network namespaces with a cable between them, like two hosts; yield the command prefix of each."""
     names = [f"detect{os.getpid()}{side}" for side in "ab"]
     try:
         for name in names:
@@ -313,9 +314,9 @@ def namespaces() -> Iterator[list[list[str]]]:
 
 
 def main() -> int:
-    """0 if all is well."""
+    """Return 0 if all checks pass."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="two processes on this machine's own address alone")
+    parser.add_argument("--quick", action="store_true", help="only two processes, on this machine's own address")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:

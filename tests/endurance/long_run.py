@@ -1,12 +1,11 @@
-"""100,000 tiny images through `detect predict` and `detect eval`: memory stays, and the bar tells the truth.
+"""Run `detect predict` and `detect eval` on 100,000 tiny images: memory stays bounded, the progress bar is accurate.
 
     python tests/endurance/long_run.py [--quick]        2,000 images with --quick
 
-Both commands run in a terminal of their own, as a user sees them. Whenever the bar has gone a further percent, the
-memory of the process is read. From 10 % on, `predict` may grow by `PREDICTING` bytes an image, which is nothing. `eval`
-keeps what it found until the figures are computed: `EVALUATING` bytes an image with `FOUND` detections. pycocotools
-then takes `COUNTING` bytes a detection, after the bar. Half way, the time that the bar says is left is compared with
-the time that it took.
+Each command runs in a pseudo-terminal. The memory of the process is read whenever the bar advances by a percent. From
+10 % on, `predict` may grow by `PREDICTING` bytes per image, which is next to nothing. `eval` keeps its detections until
+the metrics are computed: `EVALUATING` bytes per image with `DETECTIONS` detections. pycocotools then takes `METRICS`
+bytes per detection. At half time, the remaining time that the bar shows is compared with the actual one.
 """
 
 from __future__ import annotations
@@ -28,25 +27,32 @@ import cv2
 import numpy as np
 import torch
 
-from detect.backbones import LeNet
+from detect.backbones import LeNetOptions
 from detect.checkpoint import model_card
-from detect.config import Config, FasterRCNNOptions
+from detect.config import Config
 from detect.data.options import DataOptions
-from detect.models import BoxOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.models import (
+    FasterRCNNOptions,
+    PostprocessOptions,
+    ProposalCounts,
+    RegionHeadOptions,
+    RPNOptions,
+    build_detector,
+)
 from detect.training.checkpoints import save_detector
 
-SIZE, DIFFERENT, FOUND = 32, 200, 5
-PREDICTING, EVALUATING, COUNTING = 50, 1500, 5000
+SIZE, DIFFERENT, DETECTIONS = 32, 200, 5
+PREDICTING, EVALUATING, METRICS = 50, 1500, 5000
 """Bytes; see above."""
 SLACK = 10e6
-"""Bytes by which memory may move, however few the images are."""
+"""Bytes by which memory may vary for any number of images."""
 CLASSES = ("cell",)
 COLOURS = r"\x1b\[[\d;?]*[A-Za-z]"
-"""And whatever else a terminal is told."""
+"""Colours and other control sequences of a terminal."""
 
 
 def make_data(folder: Path, images: int) -> Path:
-    """A COCO data set of one file under many names: links take no space."""
+    """Write a COCO data set with hard links to a few images, which take no space."""
     rng, pictures = np.random.default_rng(0), folder / "images" / "val"
     for place in (pictures, folder / "annotations", folder / "kinds"):
         place.mkdir(parents=True)
@@ -56,7 +62,7 @@ def make_data(folder: Path, images: int) -> Path:
     for number in range(images):
         os.link(kinds[number % DIFFERENT], pictures / f"{number:06}.png")
     corners = rng.integers(0, SIZE // 2, (images, 2)).tolist()
-    truth = {
+    content = {
         "images": [
             {"id": n + 1, "file_name": f"{n:06}.png", "width": SIZE, "height": SIZE} for n in range(images)
         ],
@@ -66,56 +72,57 @@ def make_data(folder: Path, images: int) -> Path:
         ],
         "categories": [{"id": 1, "name": CLASSES[0]}],
     }  # fmt: skip
-    (folder / "annotations" / "instances_val.json").write_text(json.dumps(truth), encoding="utf-8")
+    (folder / "annotations" / "instances_val.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 
 def make_checkpoint(path: Path, data: Path) -> Path:
-    """Of a detector that has learned nothing and finds `FOUND` boxes in every image."""
+    """Save an untrained detector that returns `DETECTIONS` boxes for every image."""
     torch.manual_seed(0)
     counts = ProposalCounts(40, 20)
     options = FasterRCNNOptions(
-        backbone=LeNet(),
+        backbone=LeNetOptions(),
         rpn=RPNOptions(anchor_sizes=(12,), anchor_ratios=(1.0,), training=counts, testing=counts),
-        boxes=BoxOptions(samples=16),
-        detections=PostprocessOptions(score=0.0, detections=FOUND),
+        region_head=RegionHeadOptions(batch_size_per_image=16),
+        postprocess=PostprocessOptions(score_threshold=0.0, max_detections=DETECTIONS),
     )
     size = {"short_side": (SIZE,), "long_side": SIZE, "canvases": 1}
     config = Config(options, DataOptions(root=data, train="val", eval_batch_size=16, workers=0, **size))
-    save_detector(options.build(1), model_card(config, CLASSES, (1,)), path)
+    save_detector(build_detector(options, 1), model_card(config, CLASSES, (1,)), path)
     return path
 
 
 @dataclass
 class Watched:
-    """What a command showed, and took."""
+    """Output, memory and time of a command."""
 
     text: str = ""
-    """The end of it."""
+    """The end of the output."""
     resident: dict[int, int] = field(default_factory=dict)
-    """Bytes in memory when the bar had gone so many percent of its way."""
+    """Bytes of resident memory at each percent of the bar."""
     left: dict[int, tuple[float, int]] = field(default_factory=dict)
-    """At each percent, when it was and how many seconds the bar said were left."""
+    """Clock and remaining seconds on the bar, at each percent."""
     peak: int = 0
     seconds: float = 0.0
     status: int = 0
 
 
 def watch(bar: str, *arguments: object) -> Watched:
-    """Runs the command in a terminal of its own; the expression `bar` finds the percent and the time left."""
+    """Run the command in a pseudo-terminal; the regular expression `bar` matches progress and remaining time."""
     seen, started, pending = Watched(), time.monotonic(), ""
     process, terminal = pty.fork()
     if not process:
         os.environ |= {"COLUMNS": "120", "TERM": "xterm"}
         os.execv(sys.executable, [sys.executable, "-m", "detect", *map(str, arguments)])
-    with suppress(OSError):  # which is how Linux says that the other end is closed
+    with suppress(OSError):  # raised by Linux once the other end is closed
         while part := os.read(terminal, 2**16).decode(errors="replace"):
             seen.text, pending = (seen.text + part)[-5000:], pending + part
             memory = memory_of(process)
             seen.peak = max(seen.peak, memory["VmHWM"])
             for match in re.finditer(bar, re.sub(COLOURS, "", pending).replace("\r", "\n")):
-                found = match.groupdict()
-                percent = int(found["percent"]) if "percent" in found else 100 * int(found["done"]) // int(found["all"])
+                groups = match.groupdict()
+                done = groups["percent"] if "percent" in groups else 100 * int(groups["done"]) // int(groups["all"])
+                percent = int(done)
                 seen.resident.setdefault(percent, memory["VmRSS"])
                 hours, minutes, seconds = map(int, match["left"].split(":"))
                 seen.left.setdefault(percent, (time.monotonic(), 3600 * hours + 60 * minutes + seconds))
@@ -125,40 +132,40 @@ def watch(bar: str, *arguments: object) -> Watched:
 
 
 def memory_of(process: int) -> Counter[str]:
-    """Bytes in memory now and at most, by the kernel's names; 0 for a process that is over."""
+    """Return bytes of memory now and at the peak, by the kernel's names; 0 for a process that has ended."""
     status = Path(f"/proc/{process}/status").read_text()
     return Counter({name: 1024 * int(size) for name, size in re.findall(r"(VmRSS|VmHWM):\s+(\d+)", status)})
 
 
-# ---- the verdict -----------------------------------------------------------------------------------------------------
+# ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def judge(name: str, seen: Watched, images: int, allowed: int) -> list[str]:
-    """What is wrong; prints the figures."""
+def check(name: str, seen: Watched, images: int, allowed: int) -> list[str]:
+    """Print the measurements and return the failures."""
     if seen.status:
         return [f"{name} ended with {seen.status}: {seen.text[-500:]}"]
     marks = {at: seen.resident[min(percent for percent in seen.resident if percent >= at)] for at in (10, 50, 100)}
     growth = (marks[100] - marks[10]) / (0.9 * images)
     half = min(percent for percent in seen.left if percent >= 50)
-    (when, said), (end, _) = seen.left[half], seen.left[100]
+    (when, shown), (end, _) = seen.left[half], seen.left[100]
     megabytes = ", ".join(f"{at} % {size / 1e6:.1f}" for at, size in marks.items())
     print(
-        f"{name}: {images:,} images, {seen.seconds:.0f} s; resident MB {megabytes}: {growth:.0f} bytes an image; "
-        f"at {half} % {said} s were left and it took {end - when:.0f}; at most {seen.peak / 1e6:.1f} MB",
+        f"{name}: {images:,} images, {seen.seconds:.0f} s; resident MB {megabytes}: {growth:.0f} bytes per image; "
+        f"at {half} % the bar showed {shown} s, and it took {end - when:.0f}; at most {seen.peak / 1e6:.1f} MB",
         flush=True,
     )
     wrong = []
     if marks[100] - marks[10] > allowed * images + SLACK:
-        wrong.append(f"{name}: {growth:.0f} bytes an image and not {allowed}")
+        wrong.append(f"{name}: {growth:.0f} bytes per image instead of {allowed}")
     if list(seen.resident) != sorted(seen.resident):
-        wrong.append(f"{name}: the bar went back")
-    if not 0.5 * (end - when) - 2 <= said <= 2 * (end - when) + 2:
-        wrong.append(f"{name}: half way {said} s were left, but it took {end - when:.0f}")
+        wrong.append(f"{name}: the bar went backwards")
+    if not 0.5 * (end - when) - 2 <= shown <= 2 * (end - when) + 2:
+        wrong.append(f"{name}: at half time the bar showed {shown} s, but it took {end - when:.0f}")
     return wrong
 
 
 def main() -> int:
-    """0 if all is well."""
+    """Return 0 if all checks pass."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="2,000 images")
     images = 2_000 if parser.parse_args().quick else 100_000
@@ -169,19 +176,19 @@ def main() -> int:
         source = data / "images" / "val"
         options = ("--ckpt", checkpoint, "--batch-size", 16, "--save", "coco", "csv")
         predicted = watch(bar, "predict", source, "--out", out, *options)
-        wrong = judge("predict", predicted, images, PREDICTING)
-        found = json.loads((out / "manifest.json").read_text())["done"]
-        if (found["images"], found["detections"]) != (images, FOUND * images):
-            wrong.append(f"predict: {found}")
+        wrong = check("predict", predicted, images, PREDICTING)
+        done = json.loads((out / "manifest.json").read_text())["done"]
+        if (done["images"], done["detections"]) != (images, DETECTIONS * images):
+            wrong.append(f"predict: {done}")
         bar = r"evaluating val .* (?P<percent>\d+)% (?P<left>\d+:\d+:\d+)"
         evaluated = watch(bar, "eval", "--ckpt", checkpoint, "--split", "val", "--out", Path(folder) / "eval")
-        wrong += judge("eval", evaluated, images, EVALUATING)
-        counting = (evaluated.peak - evaluated.resident[100]) / (FOUND * images)
-        print(f"eval: figures and report take {counting:.0f} bytes a detection")
-        if counting * FOUND * images > COUNTING * FOUND * images + SLACK:
-            wrong.append(f"eval: {counting:.0f} bytes a detection for the figures, and not {COUNTING}")
+        wrong += check("eval", evaluated, images, EVALUATING)
+        cost = (evaluated.peak - evaluated.resident[100]) / (DETECTIONS * images)
+        print(f"eval: metrics and report take {cost:.0f} bytes per detection")
+        if cost * DETECTIONS * images > METRICS * DETECTIONS * images + SLACK:
+            wrong.append(f"eval: {cost:.0f} bytes per detection for the metrics instead of {METRICS}")
         results = json.loads((Path(folder) / "eval" / "predictions.json").read_text())
-        if len(results) != FOUND * images or len({one["image_id"] for one in results}) != images:
+        if len(results) != DETECTIONS * images or len({one["image_id"] for one in results}) != images:
             wrong.append(f"eval: {len(results)} detections")
     print("long run:", "; ".join(wrong) or f"passed with {images:,} images")
     return bool(wrong)

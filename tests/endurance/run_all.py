@@ -1,4 +1,4 @@
-"""Runs every script of this folder and appends what each says at its end to RESULTS.md.
+"""Run every script of this folder and append the last line of each to RESULTS.md.
 
 python tests/endurance/run_all.py [--quick]         or: make endurance
 """
@@ -23,20 +23,20 @@ SCRIPTS = (
 
 
 def main() -> int:
-    """0 if all of them held."""
+    """Return 0 if all scripts pass."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="less of everything; RESULTS.md stays as it is")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions; RESULTS.md is not changed")
     quick = parser.parse_args().quick
     rows, failed = [], False
     for script in SCRIPTS:
         print(f"==> {script}", flush=True)
-        begun = time.monotonic()
+        started = time.monotonic()
         words = [str(HERE / script.split()[0]), *script.split()[1:], *(["--quick"] if quick else [])]
         done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True)
-        last = (done.stdout.strip().splitlines() or ["it said nothing"])[-1]
+        last = (done.stdout.strip().splitlines() or ["no output"])[-1]
         failed |= done.returncode != 0
-        verdict = "held" if done.returncode == 0 else "FAILED"
-        rows.append(f"| `{script}` | {verdict} | {last} | {time.monotonic() - begun:.0f} s |")
+        outcome = "passed" if done.returncode == 0 else "FAILED"
+        rows.append(f"| `{script}` | {outcome} | {last} | {time.monotonic() - started:.0f} s |")
         print(rows[-1], flush=True)
     if not quick:
         versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning"))
@@ -47,7 +47,7 @@ def main() -> int:
             "",
             about,
             "",
-            "| script | | what it said | time |",
+            "| script | | last line | time |",
             "|---|---|---|---|",
             *rows,
         ]

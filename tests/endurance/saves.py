@@ -1,13 +1,12 @@
-"""Checkpoints under `kill -9` and on full disks: the newest or the one before always loads.
+"""Save checkpoints under `kill -9` and on full disks: the newest or the previous one always loads.
 
     python tests/endurance/saves.py [--quick]           10 kills with --quick, else 50
 
-1. A process writes one checkpoint after the other over the same file, and is killed at a random moment of a save. The
-   file then holds the checkpoint that was being written or the one before, whole, and the next run clears the rest
-   away.
-2. `detect train` on a disk that is full, from the start and at the second checkpoint: exit code 2, one line with the
-   file and the space it needs, the checkpoint before as it was, nothing half-written. The disk is a tmpfs where this
-   process may mount one (as root), else a limit on the size of files (RLIMIT_FSIZE), which the checkpoint alone meets.
+1. A process saves one checkpoint after another to the same file, and is killed at a random moment of a save. The file
+   then holds the checkpoint being written or the previous one completely, and the next run removes leftover drafts.
+2. `detect train` runs on a disk that is full, from the start or from the second checkpoint on: exit code 2, one line
+   with the file and the space it needs, the previous checkpoint intact, no partial file. The disk is a tmpfs if this
+   process may mount one (as root), else a limit on the file size (RLIMIT_FSIZE), which only the checkpoint reaches.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ FLOATS = 5_000_000
 
 
 def kill_saves(kills: int, out: Path) -> int:
-    """How many of the files held a whole checkpoint, the newest or the one before."""
+    """Return how often the file held a complete checkpoint, the newest or the previous one."""
     file, draw, good, drafts = out / "checkpoints" / "last.ckpt", random.Random(0), 0, 0
     save = AtomicCheckpointIO().save_checkpoint
-    begun = time.monotonic()
+    started = time.monotonic()
     save(_content(0), file)
-    seconds, number = time.monotonic() - begun, 0
+    seconds, number = time.monotonic() - started, 0
     for _ in range(kills):
         reads, writes = os.pipe()
         process = os.fork()
@@ -55,20 +54,20 @@ def kill_saves(kills: int, out: Path) -> int:
         time.sleep(draw.uniform(0, 1.2 * seconds))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-        number += len(os.read(reads, 1000))  # it may have gone on to the next one
+        number += len(os.read(reads, 1000))  # it may have started the next one
         os.close(reads)
         drafts += len(list(out.rglob("*.part")))
         content = torch.load(file, weights_only=True)
-        whole = bool((content["weights"] == content["number"]).all()) and content["number"] in (number - 1, number)
+        complete = bool((content["weights"] == content["number"]).all()) and content["number"] in (number - 1, number)
         with owned(out):
-            good += whole and not list(out.rglob("*.part"))
+            good += complete and not list(out.rglob("*.part"))
         number = content["number"]
-    print(f"{kills} kills during saves of {4 * FLOATS / 1e6:.0f} MB, of which {drafts} left a part of a file")
+    print(f"{kills} kills during saves of {4 * FLOATS / 1e6:.0f} MB, {drafts} of them left a draft")
     return good
 
 
 def fill_disks(folder: Path) -> list[str]:
-    """What was wrong with the runs on full disks."""
+    """Return the failures of runs on full disks."""
     config, wrong = make_config(folder), []
     once = ["train", "-c", str(config), "--training.epochs=1", "--data.val=null"]
     assert child([*once, "--out", str(folder / "once")], lambda _: None) == 0
@@ -87,15 +86,15 @@ def fill_disks(folder: Path) -> list[str]:
                 resource.prlimit(process, resource.RLIMIT_FSIZE, limit)
 
         code = child(words, watch, log)
-        said = log.read_text().splitlines()
-        print(f"a full disk ({'tmpfs' if mounted else 'RLIMIT_FSIZE'}): exit code {code}, {said[-1]}")
+        output = log.read_text().splitlines()
+        print(f"a full disk ({'tmpfs' if mounted else 'RLIMIT_FSIZE'}): exit code {code}, {output[-1]}")
         last = run / "checkpoints" / "last.ckpt"
-        if code != 2 or "Traceback" in log.read_text() or "last.ckpt" not in said[-1] or "needs" not in said[-1]:
-            wrong.append("the line on the checkpoint")
+        if code != 2 or "Traceback" in log.read_text() or "last.ckpt" not in output[-1] or "needs" not in output[-1]:
+            wrong.append("message about the checkpoint")
         if list(run.rglob("*.part")):
-            wrong.append("a part of a file is left")
+            wrong.append("a draft is left")
         if mounted and (last.read_bytes() != before["last"] or "state_dict" not in torch.load(last, weights_only=True)):
-            wrong.append("the checkpoint before")
+            wrong.append("previous checkpoint")
         if mounted:
             filler = folder / "disk" / "filler"
             with filler.open("wb", buffering=0) as stream:
@@ -106,16 +105,16 @@ def fill_disks(folder: Path) -> list[str]:
                     pass
             words = ["train", "-c", str(config), "--out", str(folder / "disk" / "other")]
             code = child(words, lambda _: None, log)
-            said = log.read_text().splitlines()
-            print(f"a disk without a byte: exit code {code}, {said[-1]}")
+            output = log.read_text().splitlines()
+            print(f"a disk without free space: exit code {code}, {output[-1]}")
             if code != 2 or "Traceback" in log.read_text():
-                wrong.append("the line on config.yaml")
+                wrong.append("message about config.yaml")
     return wrong
 
 
 @contextmanager
 def disk(folder: Path, kilobytes: int):
-    """A small disk there, where this process may mount one; tells whether."""
+    """Mount a small disk at `folder` if this process may; yield whether it did."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
     mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
@@ -137,5 +136,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         good = kill_saves(kills, Path(temporary))
         wrong = fill_disks(Path(temporary))
-    print(f"saves: {good} of {kills} load, full disks: {', '.join(wrong) or 'as they should'}")
+    print(f"saves: {good} of {kills} load, full disks: {', '.join(wrong) or 'passed'}")
     sys.exit(good != kills or bool(wrong))

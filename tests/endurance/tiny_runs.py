@@ -1,4 +1,4 @@
-"""Tiny runs of `detect train` in processes of their own, for the scripts here that kill them."""
+"""Tiny runs of `detect train` in child processes, for the scripts that kill them."""
 
 from __future__ import annotations
 
@@ -10,30 +10,35 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import yaml
 
 from detect.cli import main, train
 from detect.curation.shapes import make_shapes
+from detect.prediction import evaluate_checkpoint
 from detect.training.module import DetectorModule
 
 EPOCHS, STEPS, VALIDATIONS = 3, 6, 3
-"""Epochs, steps of each, batches of its validation."""
+"""Epochs, steps per epoch, batches of a validation."""
 FAMILY = ("faster_rcnn", "alternating", "rcnn")
+
+# A child that is forked after its parent has started OpenMP threads would hang at its first parallel operation.
+torch.set_num_threads(1)
 
 
 def make_config(folder: Path, kind: str = "faster_rcnn") -> Path:
-    """Data and an experiment on it: batch norm, two scales, flips, an average of the weights, clipped gradients."""
+    """Write data and a config: batch norm, two scales, flips, an average of the weights, clipped gradients."""
     data = folder / "data"
     if not data.exists():
         make_shapes(data, images={"train": 2 * STEPS, "val": 2 * VALIDATIONS}, size=(64, 96), progress=False)
-    counts = {"before_nms": 100, "after_nms": 20}
+    counts = {"pre_nms_top_k": 100, "post_nms_top_k": 20}
     rpn = {"anchor_sizes": [8, 16, 32, 48, 64], "training": counts, "testing": counts}
     model = {"boxes": {"samples": 16}}
     if kind == "rcnn":
         model |= {"name": "rcnn", "crop": {"size": 64}, "backbone": {"name": "resnet", "depth": 18, "norm": "batch"}}
-    else:  # a ResNet of half a million weights: saving takes the most of a step otherwise
+    else:  # a ResNet with half a million weights, as otherwise saving would take most of a step
         backbone = {"name": "timm", "model": "test_resnet", "fpn": False}
         model |= {"backbone": backbone, "rpn": rpn, "head": {"layers": 1, "channels": 32}}
     config = {
@@ -56,13 +61,13 @@ def make_config(folder: Path, kind: str = "faster_rcnn") -> Path:
     return path
 
 
-def child(words: list[str], watch: Callable[[int], None], told: Path | None = None) -> int:
-    """Runs one command in a child; returns its exit code, negative for a signal.
+def child(words: list[str], watch: Callable[[int], None], log: Path | None = None) -> int:
+    """Run a command in a child process; return its exit code, negative for a signal.
 
     Args:
         words: the command.
-        watch: is called with the child's id at each of its steps, of training and of validation.
-        told: where its output goes.
+        watch: called with the process id at each step of training and validation.
+        log: file for the output.
     """
     reads, writes = os.pipe()
     sys.stdout.flush()
@@ -70,12 +75,14 @@ def child(words: list[str], watch: Callable[[int], None], told: Path | None = No
     process = os.fork()
     if process == 0:
         os.close(reads)
-        with (told or Path(os.devnull)).open("wb", buffering=0) as output:
+        with (log or Path(os.devnull)).open("wb", buffering=0) as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         for name in ("training_step", "validation_step"):
-            _tell(name, writes)
-        train.evaluate_checkpoint = lambda *_: {}  # training is over by then
+            _signal_steps(name, writes)
+        # The evaluation after training is skipped.
+        evaluate_checkpoint.evaluate_checkpoint = lambda *_, **__: SimpleNamespace(metrics={})
+        train.print_evaluation = lambda _: None
         code = 70
         try:
             code = main(words)
@@ -92,7 +99,7 @@ def child(words: list[str], watch: Callable[[int], None], told: Path | None = No
 
 
 def killed_at(step: int, pause: float = 0.0, number: int = signal.SIGKILL) -> Callable[[int], None]:
-    """Sends a signal so many seconds after that step, counted from 1."""
+    """Return a `watch` function that sends a signal `pause` seconds after a step, counted from 1."""
     seen = 0
 
     def watch(process: int) -> None:
@@ -106,29 +113,29 @@ def killed_at(step: int, pause: float = 0.0, number: int = signal.SIGKILL) -> Ca
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What two runs have not in common to the last bit: whatever is in their checkpoints, and the rows of metrics."""
+    """Return the bitwise differences between two runs, in their checkpoints and the rows of metrics."""
     files = [sorted(path.relative_to(run) for path in run.rglob("*.ckpt")) for run in (one, other)]
     if files[0] != files[1]:
         return [f"{files[0]} and {files[1]}"]
-    found = [
+    different = [
         f"{file}{place}" for file in files[0] for place in _differences(_content(one / file), _content(other / file))
     ]
     for file in sorted(path.relative_to(one) for path in one.rglob("metrics.csv")):
         rows, others = _rows(one / file), _rows(other / file)
         if rows != others:
             place = next((i for i, (a, b) in enumerate(zip(rows, others, strict=False)) if a != b), len(rows))
-            found.append(f"{file}: {len(rows)} and {len(others)} rows, {rows[place:][:1]} and {others[place:][:1]}")
-    return found
+            different.append(f"{file}: {len(rows)} and {len(others)} rows, {rows[place:][:1]} and {others[place:][:1]}")
+    return different
 
 
-def _tell(name: str, pipe: int) -> None:
+def _signal_steps(name: str, pipe: int) -> None:
     function = getattr(DetectorModule, name)
 
-    def told(self, *args):
+    def signalling(self, *args):
         os.write(pipe, b".")
         return function(self, *args)
 
-    setattr(DetectorModule, name, told)
+    setattr(DetectorModule, name, signalling)
 
 
 def _content(file: Path) -> dict:
@@ -141,12 +148,12 @@ def _differences(one: object, other: object, place: str = "") -> list[str]:
     if isinstance(one, dict) and isinstance(other, dict):
         if one.keys() != other.keys():
             return [f"{place}: {sorted(map(str, one.keys() ^ other.keys()))}"]
-        # Paths of the folder, and Lightning's counters, whose meaning is in all the rest.
+        # Paths differ, and Lightning's counters follow from everything else.
         names = one.keys() - {"loops", "dirpath", "best_model_path", "best_k_models", "kth_best_model_path"}
-        return [found for name in names for found in _differences(one[name], other[name], f"{place}/{name}")]
+        return [difference for name in names for difference in _differences(one[name], other[name], f"{place}/{name}")]
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
         pairs = enumerate(zip(one, other, strict=True))
-        return [found for index, (a, b) in pairs for found in _differences(a, b, f"{place}/{index}")]
+        return [difference for index, (a, b) in pairs for difference in _differences(a, b, f"{place}/{index}")]
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return [] if one.dtype == other.dtype and torch.equal(one, other) else [place]
     return [] if one == other else [place]

@@ -1,9 +1,9 @@
-"""How many damaged photographs of a real data set are found before the first training step.
+"""Count the damaged images of a real data set that are detected before the first training step.
 
     python tests/endurance/truncated.py [--quick]
 
-The photographs of the sets in DETECT_DATA are cut at 5, 50 and 95 % of their bytes, emptied, and replaced by text; each
-in its own format and saved as PNG. The data are read as `detect train` reads them, and by torchvision and OpenCV.
+The images of the data sets in DETECT_DATA are truncated at 5, 50 and 95 % of their bytes, emptied, or replaced by text,
+each in its own format and saved as PNG. They are read like in `detect train`, by torchvision and by OpenCV.
 """
 
 import argparse
@@ -37,11 +37,11 @@ DAMAGES = {
 }
 
 
-def plant(root: Path, photographs: list[Path]) -> dict[str, str]:
-    """Writes a VOC data set, one image in two of it damaged; gives the damage of each damaged file."""
+def write_data(root: Path, photographs: list[Path]) -> dict[str, str]:
+    """Write a VOC data set with every second image damaged; return the kind of damage by file name."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
-    planted, stems = {}, []
+    damaged, stems = {}, []
     for number, photograph in enumerate(photographs):
         contents = {"jpg": photograph.read_bytes()}
         if number % 4 == 0:
@@ -51,13 +51,13 @@ def plant(root: Path, photographs: list[Path]) -> dict[str, str]:
             files = {f"{number}-{suffix}-whole": content}
             damage = list(DAMAGES)[number % len(DAMAGES)]
             files[f"{number}-{suffix}-bad"] = DAMAGES[damage](content)
-            planted[f"{number}-{suffix}-bad.{suffix}"] = f"{suffix} {damage}"
+            damaged[f"{number}-{suffix}-bad.{suffix}"] = f"{suffix} {damage}"
             for stem, bytes_ in files.items():
                 (root / "JPEGImages" / f"{stem}.{suffix}").write_bytes(bytes_)
                 (root / "Annotations" / f"{stem}.xml").write_text(XML)
                 stems.append(stem)
     (root / "ImageSets" / "Main" / "train.txt").write_text("\n".join(stems))
-    return planted
+    return damaged
 
 
 def is_read(decode, path: Path) -> bool:
@@ -69,36 +69,36 @@ def is_read(decode, path: Path) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer photographs")
+    parser.add_argument("--quick", action="store_true", help="fewer images")
     options = parser.parse_args()
     photographs = sorted(DATA.glob("**/JPEGImages/*.jpg"))
     photographs = photographs[:: max(1, len(photographs) // (25 if options.quick else 400))]
     if len(photographs) < 20:
-        print(f"truncated: no photographs in {DATA}; name their folder with DETECT_DATA")
+        print(f"truncated: no images in {DATA}; name their folder with DETECT_DATA")
         return 1
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "data")
-        planted = plant(root, photographs)
+        damaged = write_data(root, photographs)
         refused = False
         try:
             read(root, "train", progress=False)
         except UserError as error:
-            refused = f"{len(planted)} × unreadable-image" in str(error)
+            refused = f"{len(damaged)} × unreadable-image" in str(error)
         data = read(root, "train", skip_unreadable=True, progress=False)
-        found = {defect.path.name for defect in data.repaired}
+        refused_files = {defect.path.name for defect in data.repaired}
         peers = {
             f"torchvision {torchvision.__version__}": lambda path: decode_image(read_file(str(path))),
             f"OpenCV {cv2.__version__}": lambda path: cv2.imread(str(path)),
         }
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg and libpng mutter there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg and libpng print warnings there
         for name, decode in peers.items():
-            silent = Counter(planted[file] for file in planted if is_read(decode, root / "JPEGImages" / file))
-            print(f"  {name} reads {silent.total()} of the {len(planted)} without an error: {dict(silent)}")
-    good = found == set(planted) and refused and len(data) == len(planted)
+            silent = Counter(damaged[file] for file in damaged if is_read(decode, root / "JPEGImages" / file))
+            print(f"  {name} reads {silent.total()} of the {len(damaged)} without an error: {dict(silent)}")
+    good = refused_files == set(damaged) and refused and len(data) == len(damaged)
     print(
-        f"truncated: {len(found & set(planted))} / {len(planted)} damaged images found, "
-        f"{len(found - set(planted))} of {len(planted)} whole ones refused, training "
-        f"{'stops' if refused else 'goes on'} by default ({'passed' if good else 'FAILED'})"
+        f"truncated: {len(refused_files & set(damaged))} of {len(damaged)} damaged images found, "
+        f"{len(refused_files - set(damaged))} of {len(damaged)} intact ones refused, training "
+        f"{'stops' if refused else 'continues'} by default ({'passed' if good else 'FAILED'})"
     )
     return 0 if good else 1
 

@@ -9,18 +9,18 @@ from detect.ops.nms import SWEEPS, _nms_cpu, _nms_fixpoint, nms
 
 
 def clusters(n: int, centres: int = 12, spread: float = 12.0) -> torch.Tensor:
-    """Boxes that overlap as those of a detector do."""
+    """Return boxes in clusters, like those of a detector."""
     centre = (torch.rand(centres, 2) * 200)[torch.randint(centres, (n,))] + torch.randn(n, 2) * spread
     sides = torch.rand(n, 2) * 60 + 20
     return torch.cat([centre - sides / 2, centre + sides / 2], dim=1)
 
 
-def torchvisions(boxes: torch.Tensor, threshold: float) -> list[int]:
-    """torchvision orders by score itself; falling scores leave the order as it is."""
+def torchvision_keeps(boxes: torch.Tensor, threshold: float) -> list[int]:
+    """Return the indices that torchvision keeps; it sorts by score, so descending scores keep the order."""
     return torchvision.ops.nms(boxes, torch.arange(len(boxes), 0, -1.0), threshold).tolist()
 
 
-def survivors(keep: torch.Tensor) -> list[int]:
+def kept_indices(keep: torch.Tensor) -> list[int]:
     return keep.nonzero().flatten().tolist()
 
 
@@ -37,31 +37,31 @@ IMPLEMENTATIONS = pytest.mark.parametrize(
 
 @IMPLEMENTATIONS
 def test_by_hand(keep_of):
-    # The third overlaps the second alone, and the second is gone already.
+    # The third box overlaps only the second, which is already suppressed.
     boxes = torch.tensor([[0.0, 0, 10, 10], [3, 0, 13, 10], [7, 0, 17, 10], [50, 50, 60, 60]])
     assert keep_of(boxes, torch.ones(4, dtype=torch.bool), 0.4).tolist() == [True, False, True, True]
 
 
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("shape", [(0,), (1,), (0, 3), (3, 0), (2, 1)])
-def test_lists_without_boxes_and_with_one(keep_of, shape):
+def test_empty_lists_and_lists_of_one_box(keep_of, shape):
     keep = keep_of(torch.rand(*shape, 4), torch.ones(shape, dtype=torch.bool), 0.5)
     assert keep.shape == shape and keep.dtype == torch.bool and keep.all()
 
 
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 1.0])
-def test_is_torchvisions(keep_of, threshold):
+def test_equals_torchvision(keep_of, threshold):
     for n in (2, 5, 100, 400):
         boxes = clusters(n)
         keep = keep_of(boxes, torch.ones(n, dtype=torch.bool), threshold)
-        assert survivors(keep) == torchvisions(boxes, threshold)
+        assert kept_indices(keep) == torchvision_keeps(boxes, threshold)
 
 
 @IMPLEMENTATIONS
-def test_of_equal_boxes_the_first_survives(keep_of):
+def test_the_first_of_equal_boxes_survives(keep_of):
     boxes = torch.tensor([[5.0, 5, 20, 20]]).repeat(50, 1)
-    assert survivors(keep_of(boxes, torch.ones(50, dtype=torch.bool), 0.5)) == [0]
+    assert kept_indices(keep_of(boxes, torch.ones(50, dtype=torch.bool), 0.5)) == [0]
     assert keep_of(boxes, torch.ones(50, dtype=torch.bool), 1.0).all()
 
 
@@ -69,7 +69,7 @@ def test_of_equal_boxes_the_first_survives(keep_of):
 def test_an_iou_at_the_threshold_does_not_suppress(keep_of):
     boxes = torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1]])  # IoU 1/2, exact
     assert keep_of(boxes, torch.ones(2, dtype=torch.bool), 0.5).all()
-    assert survivors(keep_of(boxes, torch.ones(2, dtype=torch.bool), 0.4999)) == [0]
+    assert kept_indices(keep_of(boxes, torch.ones(2, dtype=torch.bool), 0.4999)) == [0]
     boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1]])  # 3/10 and 0.3 are the same float32, above 0.3 in float64
     assert keep_of(boxes, torch.ones(2, dtype=torch.bool), 0.3).all()
 
@@ -78,8 +78,8 @@ def test_an_iou_at_the_threshold_does_not_suppress(keep_of):
 def test_padding_neither_survives_nor_suppresses(keep_of):
     boxes, valid = clusters(200), torch.rand(200) < 0.5
     places = valid.nonzero().flatten()
-    expected = places[torchvisions(boxes[valid], 0.5)].tolist()
-    assert survivors(keep_of(boxes, valid, 0.5)) == expected
+    expected = places[torchvision_keeps(boxes[valid], 0.5)].tolist()
+    assert kept_indices(keep_of(boxes, valid, 0.5)) == expected
     assert not keep_of(boxes, torch.zeros(200, dtype=torch.bool), 0.5).any()
 
 
@@ -90,16 +90,16 @@ def test_empty_boxes_suppress_nothing(keep_of):
 
 
 @pytest.mark.parametrize("keep_of", [nms, _nms_cpu, _nms_fixpoint], ids=["nms", "loop", "fixpoint"])
-def test_groups_are_torchvisions(keep_of):
+def test_groups_equal_torchvision(keep_of):
     boxes, groups = clusters(300), torch.randint(0, 4, (300,))
     arguments = (0.5, groups) if keep_of is nms else (groups, 0.5)
     keep = keep_of(boxes, torch.ones(300, dtype=torch.bool), *arguments)
     expected = torchvision.ops.batched_nms(boxes, torch.arange(300, 0, -1.0), groups, 0.5)
-    assert survivors(keep) == sorted(expected.tolist())
+    assert kept_indices(keep) == sorted(expected.tolist())
 
 
 @IMPLEMENTATIONS
-def test_each_list_is_by_itself(keep_of):
+def test_lists_are_independent(keep_of):
     boxes, valid = torch.stack([clusters(80) for _ in range(6)]).view(2, 3, 80, 4), torch.rand(2, 3, 80) < 0.8
     keep = keep_of(boxes, valid, 0.5)
     for i in range(2):
@@ -107,17 +107,17 @@ def test_each_list_is_by_itself(keep_of):
             assert torch.equal(keep[i, j], keep_of(boxes[i, j], valid[i, j], 0.5))
 
 
-def test_fixpoint_settles_the_longest_chain_it_promises():
-    # Each box overlaps its neighbours alone, so that every second one survives: the longest chain there is.
+def test_fixpoint_settles_the_longest_documented_chain():
+    # Each box overlaps only its neighbours, so that every second one survives: the longest possible chain.
     left = torch.arange(SWEEPS + 1.0) * 4
     boxes = torch.stack([left, torch.zeros_like(left), left + 10, torch.ones_like(left)], dim=1)
     assert torch.equal(iou_matrix(boxes, boxes) > 0.4, (left[:, None] - left).abs() <= 4)
     valid = torch.ones(len(boxes), dtype=torch.bool)
     keep = without_groups(_nms_fixpoint, boxes, valid, 0.4)
-    assert survivors(keep) == torchvisions(boxes, 0.4) == list(range(0, SWEEPS + 1, 2))
+    assert kept_indices(keep) == torchvision_keeps(boxes, 0.4) == list(range(0, SWEEPS + 1, 2))
 
 
-def test_no_gradient_and_any_precision():
+def test_no_gradient_and_half_precision():
     boxes = clusters(30).requires_grad_()
     valid = torch.ones(30, dtype=torch.bool)
     assert not nms(boxes, valid, 0.5).requires_grad
@@ -125,7 +125,7 @@ def test_no_gradient_and_any_precision():
     assert torch.equal(nms(half, valid, 0.5), nms(half.float(), valid, 0.5))
 
 
-def test_operator_keeps_the_rules_of_torch():
+def test_operator_passes_opcheck():
     torch.library.opcheck(
         _nms_cpu, (clusters(9), torch.ones(9, dtype=torch.bool), torch.zeros(9, dtype=torch.int64), 0.5)
     )

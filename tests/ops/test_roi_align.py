@@ -14,7 +14,7 @@ Pool = Callable[..., Tensor]
 
 
 def pool_on_canvas(features, strides, boxes, levels, size, sampling_ratio=2, aligned=False) -> Tensor:
-    """What runs on a GPU, on the CPU."""
+    """Run the GPU implementation on the CPU."""
     regions = boxes / torch.tensor(strides)[levels].unsqueeze(-1) - (0.5 if aligned else 0.0)
     pooled = _pool_on_canvas(features, regions, levels, size, sampling_ratio, aligned)
     return pooled.to(features[0].dtype)
@@ -29,14 +29,14 @@ def pyramid(images: int, strides: list[int], dtype=torch.float32) -> list[Tensor
 
 
 def random_boxes(*shape: int) -> Tensor:
-    """Of all sizes, some of them flush with a border of the image."""
+    """Return boxes of all sizes, some of them touching the edge of the image."""
     size = torch.tensor([WIDTH, HEIGHT])
     corners = (torch.rand(*shape, 2, 2) * 1.2 - 0.1).clamp(0, 1) * size
     return torch.cat([corners.amin(dim=-2), corners.amax(dim=-2)], dim=-1)
 
 
 def wide_enough(boxes: Tensor, stride: int) -> Tensor:
-    """Boxes within the image of at least a cell: a narrower one reads beyond the map."""
+    """Enlarge boxes to at least one cell, within the image: a narrower box samples outside of the map."""
     stride *= 1.01
     x1, y1, x2, y2 = boxes.unbind(-1)
     x1, y1 = x1.clamp(max=WIDTH - stride), y1.clamp(max=HEIGHT - stride)
@@ -44,7 +44,7 @@ def wide_enough(boxes: Tensor, stride: int) -> Tensor:
 
 
 def level_by_level(features, strides, boxes, levels, size, sampling_ratio=2, aligned=False) -> Tensor:
-    """The oracle: torchvision's operator, once a region, on its level."""
+    """Call torchvision's operator once per region, on its level: the oracle."""
     pooled = [
         torchvision.ops.roi_align(
             features[level][image : image + 1], [box[None]], size, 1 / strides[level], sampling_ratio, aligned
@@ -57,7 +57,7 @@ def level_by_level(features, strides, boxes, levels, size, sampling_ratio=2, ali
 
 @BOTH
 def test_by_hand(pool):
-    # One bin of four samples in the middle of a ramp: their mean is the ramp's value at the centre of the box.
+    # The mean of the four samples of a bin on a ramp is the ramp's value at the centre of the box.
     ramp = torch.arange(8.0).expand(1, 1, 8, 8).contiguous()
     boxes = torch.tensor([[[2.0, 2, 6, 6], [0, 0, 4, 8]]])
     levels = torch.zeros(1, 2, dtype=torch.int64)
@@ -69,7 +69,7 @@ def test_by_hand(pool):
 
 @BOTH
 @pytest.mark.parametrize(("images", "regions"), [(1, 0), (2, 0), (1, 1)])
-def test_no_region_and_one(pool, images, regions):
+def test_no_region_and_one_region(pool, images, regions):
     boxes = random_boxes(images, regions)
     levels = torch.zeros(images, regions, dtype=torch.int64)
     pooled = pool(pyramid(images, STRIDES), STRIDES, boxes, levels, 7)
@@ -82,7 +82,7 @@ def test_no_region_and_one(pool, images, regions):
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 3])
 @pytest.mark.parametrize("size", [1, 7])
 @pytest.mark.parametrize("strides", [[16], STRIDES], ids=["one", "pyramid"])
-def test_values_and_gradients_are_torchvisions(pool, strides, size, sampling_ratio, aligned):
+def test_values_and_gradients_equal_torchvision(pool, strides, size, sampling_ratio, aligned):
     features, boxes = pyramid(2, strides), random_boxes(2, 12)
     levels = torch.randint(len(strides), (2, 12))
     if pool is pool_on_canvas:
@@ -90,7 +90,7 @@ def test_values_and_gradients_are_torchvisions(pool, strides, size, sampling_rat
     results = [
         function(features, strides, boxes, levels, size, sampling_ratio, aligned) for function in (pool, level_by_level)
     ]
-    torch.testing.assert_close(*results, atol=3e-5, rtol=0)  # places on the canvas are rounded otherwise
+    torch.testing.assert_close(*results, atol=3e-5, rtol=0)  # positions on the canvas round differently
     upstream = torch.randn_like(results[0])
     gradients = [torch.autograd.grad(pooled, features, upstream, materialize_grads=True) for pooled in results]
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=0)
@@ -107,8 +107,8 @@ def test_borders_to_the_last_cell(pool):
         torch.testing.assert_close(*results, atol=1e-5, rtol=0)
 
 
-def test_canvas_lets_no_level_see_another():
-    """Also for a box that is narrower than a cell: its bins are made a cell wide, and reach beyond the map."""
+def test_levels_on_the_canvas_do_not_mix():
+    """Also test boxes narrower than a cell, whose bins are widened to a cell and reach beyond the map."""
     strides = [4, 8]
     slivers = torch.tensor([[[WIDTH - 0.5, 0, WIDTH, HEIGHT], [0, HEIGHT - 0.5, WIDTH, HEIGHT]]])
     for level, other in ((0, 1), (1, 0)):
@@ -120,7 +120,7 @@ def test_canvas_lets_no_level_see_another():
 
 @pytest.mark.parametrize("box", [[torch.nan] * 4, [0, 0, torch.inf, torch.inf], [torch.nan, 0, 4, 4]])
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
-def test_boxes_that_are_no_boxes_do_not_crash(box, sampling_ratio):
+def test_nonfinite_boxes_do_not_crash(box, sampling_ratio):
     features = pyramid(1, [16])
     pooled = multilevel_roi_align(
         features, [16], torch.tensor([[box]]), torch.zeros(1, 1, dtype=torch.int64), 7, sampling_ratio
@@ -129,7 +129,7 @@ def test_boxes_that_are_no_boxes_do_not_crash(box, sampling_ratio):
     assert features[0].grad.isfinite().all()
 
 
-def test_boxes_far_outside_are_empty():
+def test_boxes_far_outside_pool_zeros():
     boxes = torch.tensor([[[-900.0, -900, -800, -800], [1e6, 1e6, 1e6 + 50, 1e6 + 50]]])
     pooled = multilevel_roi_align(pyramid(1, [16]), [16], boxes, torch.zeros(1, 2, dtype=torch.int64), 7)
     assert not pooled.any()
@@ -137,7 +137,7 @@ def test_boxes_far_outside_are_empty():
 
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_rounds_values_but_not_places(pool, dtype):
+def test_half_precision_rounds_values_but_not_positions(pool, dtype):
     features, boxes = pyramid(2, STRIDES, dtype), random_boxes(2, 12)
     levels = torch.randint(4, (2, 12))
     boxes = wide_enough(boxes, 32)
@@ -160,9 +160,9 @@ def test_threads_share_the_work(monkeypatch):
         assert torch.equal(one, three)
 
 
-def test_operators_keep_the_rules_of_torch():
+def test_operators_pass_opcheck():
     features, boxes, levels = pyramid(2, [8, 16]), random_boxes(2, 3) / 16, torch.randint(2, (2, 3))
-    rules = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(_pool_cpu, (features, boxes, levels, 2, 2, False), test_utils=rules)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(_pool_cpu, (features, boxes, levels, 2, 2, False), test_utils=checks)
     gradient = torch.randn(6, CHANNELS, 2, 2)
-    torch.library.opcheck(_pool_cpu_backward, (gradient, boxes, levels, [8, 4], [12, 6], 2, False), test_utils=rules)
+    torch.library.opcheck(_pool_cpu_backward, (gradient, boxes, levels, [8, 4], [12, 6], 2, False), test_utils=checks)

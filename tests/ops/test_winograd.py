@@ -5,10 +5,10 @@ from torch.nn import functional as F
 
 from detect.ops import winograd
 from detect.ops.winograd import (
-    LearningWinogradConv2d,
+    TrainableWinogradConv2d,
     WinogradConv2d,
     is_winograd,
-    learn_by_winograd,
+    train_with_winograd,
     transform_weight,
 )
 
@@ -20,31 +20,31 @@ def convolution(channels_in: int = 64, channels_out: int = 64, **options) -> nn.
 @pytest.mark.parametrize(
     ("batch", "height", "width"), [(1, 1, 1), (1, 4, 4), (1, 5, 3), (2, 8, 12), (1, 2, 17), (3, 13, 7)]
 )
-def test_the_sum_of_products(batch, height, width):
+def test_equals_the_sum_in_float64(batch, height, width):
     conv = convolution(8, 12)
     x = torch.randn(batch, 8, height, width)
     expected = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)
-    found = WinogradConv2d.of(conv)(x)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
+    result = WinogradConv2d.of(conv)(x)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(result.double(), expected, atol=2e-5, rtol=0)
 
 
-def test_whole_numbers_are_exact():
-    # With weights that are multiples of 576 = 24², G g Gᵀ is whole, and so is every other number on the way.
+def test_integers_are_exact():
+    # With weights that are multiples of 576 = 24², G g Gᵀ and all other intermediate values are integers.
     conv = convolution(4, 3, bias=False)
     conv.weight.copy_(torch.randint(-3, 4, conv.weight.shape) * 576.0)
     x = torch.randint(-9, 10, (1, 4, 9, 10)).float()
     assert torch.equal(WinogradConv2d.of(conv)(x), conv(x))
 
 
-def test_more_tiles_than_go_through_at_once(monkeypatch):
+def test_more_tiles_than_fit_in_one_product(monkeypatch):
     conv, x = convolution(4, 4), torch.randn(2, 4, 20, 24)
     whole = WinogradConv2d.of(conv)(x)
-    monkeypatch.setattr(winograd, "TILES_AT_ONCE", 7)
+    monkeypatch.setattr(winograd, "TILES_PER_PRODUCT", 7)
     torch.testing.assert_close(WinogradConv2d.of(conv)(x), whole, atol=1e-5, rtol=0)
 
 
-def test_either_layout_and_any_number_of_threads():
+def test_equal_for_both_memory_formats_and_any_number_of_threads():
     conv, x = WinogradConv2d.of(convolution(16, 8)), torch.randn(2, 16, 11, 9)
     before = torch.get_num_threads()
     try:
@@ -56,27 +56,27 @@ def test_either_layout_and_any_number_of_threads():
         torch.set_num_threads(before)
 
 
-def test_an_image_is_the_same_in_any_batch():
+def test_an_image_has_the_same_result_in_any_batch():
     conv, x = WinogradConv2d.of(convolution(16, 8)), torch.randn(3, 16, 30, 22)
     assert torch.equal(conv(x)[1:2], conv(x[1:2])) and torch.equal(conv(x[[2, 0]])[0], conv(x)[2])
 
 
-def test_what_it_knows_without_computing():
+def test_shape_and_memory_format_of_fake_tensors():
     with torch._subclasses.FakeTensorMode():
         conv = WinogradConv2d(torch.empty(36, 5, 7), torch.empty(7))
-        found = conv(torch.empty(2, 5, 6, 9))
-        assert found.shape == (2, 7, 6, 9) and found.is_contiguous(memory_format=torch.channels_last)
+        result = conv(torch.empty(2, 5, 6, 9))
+        assert result.shape == (2, 7, 6, 9) and result.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_transform_of_a_single_weight():
-    # g has its one in the middle: the second column of G times its second row.
+def test_transform_of_a_kernel_with_one_nonzero_weight():
+    # g is 1 at its centre: the result is the second column of G times itself.
     g = torch.zeros(1, 1, 3, 3)
     g[0, 0, 1, 1] = 1
     column = torch.tensor([0, -1 / 6, 1 / 6, 1 / 12, -1 / 12, 0])
     torch.testing.assert_close(transform_weight(g).reshape(6, 6), column[:, None] * column)
 
 
-def test_which_convolutions():
+def test_supported_convolutions():
     assert is_winograd(convolution()) and is_winograd(convolution(bias=False))
     for other in (
         convolution(stride=2),
@@ -92,23 +92,23 @@ def test_which_convolutions():
         assert not is_winograd(other)
 
 
-def learning(channels_in: int = 64, channels_out: int = 64, **options) -> LearningWinogradConv2d:
+def trainable(channels_in: int = 64, channels_out: int = 64, **options) -> TrainableWinogradConv2d:
     conv = nn.Conv2d(channels_in, channels_out, **({"kernel_size": 3, "padding": 1} | options))
-    LearningWinogradConv2d.take_over(conv)
-    assert isinstance(conv, LearningWinogradConv2d)
+    TrainableWinogradConv2d.convert(conv)
+    assert isinstance(conv, TrainableWinogradConv2d)
     return conv
 
 
 @pytest.fixture
-def small_maps(monkeypatch):
-    monkeypatch.setattr(winograd, "LEAST_TILES", 1)
+def small_maps_allowed(monkeypatch):
+    monkeypatch.setattr(winograd, "MIN_TILES_TRAINING", 1)
 
 
-@pytest.mark.usefixtures("small_maps")
+@pytest.mark.usefixtures("small_maps_allowed")
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 1, 1), (1, 5, 3), (2, 8, 12), (3, 13, 7)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients(batch, height, width, bias):
-    conv = learning(5, 7, bias=bias)
+    conv = trainable(5, 7, bias=bias)
     exact = nn.Conv2d(5, 7, 3, padding=1, bias=bias).double()
     exact.load_state_dict(conv.state_dict())
     x = torch.randn(batch, 5, height, width)
@@ -119,14 +119,14 @@ def test_gradients(batch, height, width, bias):
     outputs[1].backward(gradient.double())
     pairs = [outputs, [one.grad for one in inputs]]
     pairs += [[one.grad for one in both] for both in zip(conv.parameters(), exact.parameters(), strict=True)]
-    for found, expected in pairs:
-        error = (found.double() - expected).abs().max()
+    for result, expected in pairs:
+        error = (result.double() - expected).abs().max()
         assert error <= 3e-5 * expected.square().mean().sqrt()
 
 
-@pytest.mark.usefixtures("small_maps")
-def test_gradients_of_whole_numbers_are_exact():
-    conv = learning(4, 3, bias=False)
+@pytest.mark.usefixtures("small_maps_allowed")
+def test_gradients_of_integers_are_exact():
+    conv = trainable(4, 3, bias=False)
     with torch.no_grad():
         conv.weight.copy_(torch.randint(-3, 4, conv.weight.shape) * 576.0)
     x = torch.randint(-9, 10, (2, 4, 9, 10)).float().requires_grad_()
@@ -136,27 +136,27 @@ def test_gradients_of_whole_numbers_are_exact():
     assert torch.equal(gx, expected)
 
 
-@pytest.mark.usefixtures("small_maps")
+@pytest.mark.usefixtures("small_maps_allowed")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_torchs_own_checks_of_an_operator(layout):
+def test_operator_passes_opcheck(layout):
     x = torch.randn(2, 5, 6, 9).to(memory_format=layout).requires_grad_()
     weight = torch.randn(7, 5, 3, 3, requires_grad=True)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(winograd._convolution_cpu, (x, weight), test_utils=checks)
 
 
-@pytest.mark.usefixtures("small_maps")
+@pytest.mark.usefixtures("small_maps_allowed")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_layout_stays(layout):
-    conv, x = learning(8, 16), torch.randn(2, 8, 9, 10).to(memory_format=layout).requires_grad_()
+def test_keeps_the_memory_format(layout):
+    conv, x = trainable(8, 16), torch.randn(2, 8, 9, 10).to(memory_format=layout).requires_grad_()
     y = conv(x)
     y.sum().backward()
     assert y.is_contiguous(memory_format=layout) and x.grad.is_contiguous(memory_format=layout)
 
 
-@pytest.mark.usefixtures("small_maps")
-def test_only_what_is_asked_for_has_a_gradient():
-    conv, x = learning(8, 8), torch.randn(1, 8, 9, 10)
+@pytest.mark.usefixtures("small_maps_allowed")
+def test_only_requested_gradients_are_computed():
+    conv, x = trainable(8, 8), torch.randn(1, 8, 9, 10)
     conv(x).sum().backward()
     assert x.grad is None and conv.weight.grad is not None
     conv.requires_grad_(False)
@@ -165,8 +165,8 @@ def test_only_what_is_asked_for_has_a_gradient():
     assert x.grad is not None
 
 
-def test_elsewhere_it_is_the_plain_convolution():
-    conv = learning(8, 8)
+def test_falls_back_to_the_plain_convolution():
+    conv = trainable(8, 8)
     small = torch.randn(1, 8, 9, 10)
     assert torch.equal(conv(small), F.conv2d(small, conv.weight, conv.bias, padding=1))  # too few tiles
     large = torch.randn(1, 8, 40, 40)
@@ -175,10 +175,10 @@ def test_elsewhere_it_is_the_plain_convolution():
     assert conv.double()(large.double()).dtype == torch.float64
 
 
-def test_which_convolutions_learn_so():
+def test_convolutions_that_are_converted_for_training():
     layers = nn.Sequential(nn.Conv2d(128, 128, 3, padding=1), nn.Conv2d(64, 128, 3, padding=1), nn.Conv2d(128, 128, 1))
     names, weights = list(layers.state_dict()), list(layers.parameters())
-    learn_by_winograd(layers)
-    assert [type(layer) for layer in layers] == [LearningWinogradConv2d, nn.Conv2d, nn.Conv2d]
+    train_with_winograd(layers)
+    assert [type(layer) for layer in layers] == [TrainableWinogradConv2d, nn.Conv2d, nn.Conv2d]
     assert list(layers.state_dict()) == names
     assert all(now is before for now, before in zip(layers.parameters(), weights, strict=True))

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from detect.backbones import ResNetOptions
-from detect.cli.evaluate import _device
 from detect.curation.shapes import make_shapes
 from detect.data.datamodule import DetectionData
 from detect.data.options import DataOptions
+from detect.devices import choose_device
 from detect.evaluation.coco import METRICS
 from detect.models import BoxHeadOptions, Detector, FasterRCNN, PostprocessOptions, ProposalCounts, RPNOptions
 from detect.prediction.evaluate import evaluate, write_results
@@ -89,5 +89,5 @@ def test_no_detections(model, data, tmp_path, monkeypatch):
 def test_a_detector_trained_on_the_cpu_is_evaluated_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert _device("cpu") == torch.device("cpu")
-    assert _device("auto") == torch.device("cuda:1")
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto") == torch.device("cuda:1")

@@ -32,7 +32,7 @@ A, A80, A60 = [0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 6]  # the last two overl
 B = [50, 50, 60, 60]
 
 
-def test_without_truths_there_are_no_figures():
+def test_metrics_are_none_without_ground_truths():
     recall = ProposalRecall(limits=(10,))
     assert recall.compute() == {"AR@10": None, "recall@0.5@10": None, "ABO": None, "MABO": None}
     recall.update(proposals_of([[A]]), targets_of(torch.zeros(1, 0, 4)))
@@ -41,7 +41,7 @@ def test_without_truths_there_are_no_figures():
 
 
 @pytest.mark.parametrize("proposals", [proposals_of(torch.zeros(1, 0, 4)), proposals_of([[A, A]], [[False, False]])])
-def test_without_proposals_the_figures_are_zero(proposals):
+def test_metrics_are_zero_without_proposals(proposals):
     recall = ProposalRecall(limits=(10,))
     recall.update(proposals, targets_of([[A, B]]))
     assert set(recall.compute().values()) == {0.0}
@@ -53,7 +53,7 @@ def test_by_hand():
     recall.update(proposals_of([[B, A60]]), targets_of([[A, B]], labels=[[0, 0]], valid=[[True, False]]))
     assert recall.compute() == pytest.approx(
         {
-            "AR@1": 0.7 / 3,  # 0.50 … 0.80 for one truth of three
+            "AR@1": 0.7 / 3,  # 0.50 … 0.80 for one ground truth of three
             "recall@0.5@1": 1 / 3,
             "AR@2": (0.7 + 1 + 0.3) / 3,
             "recall@0.5@2": 1.0,
@@ -63,7 +63,7 @@ def test_by_hand():
     )
 
 
-def test_a_proposal_takes_one_truth_only():
+def test_a_proposal_matches_only_one_ground_truth():
     recall = ProposalRecall(limits=(1, 2))
     recall.update(proposals_of([[A, B]]), targets_of([[A, A80]]))
     assert recall.ranks[:, 0].tolist() == [0, NEVER]
@@ -72,7 +72,7 @@ def test_a_proposal_takes_one_truth_only():
     assert recall.covered(0.5) == recall.covered(0.8) == 1.0 and recall.covered(0.85) == 0.5
 
 
-def test_each_limit_has_its_overlaps_and_each_class_its_own():
+def test_overlaps_per_limit_and_per_class():
     recall = ProposalRecall(limits=(1, 2))
     recall.update(proposals_of([[A60, B]]), targets_of([[A, B]], labels=[[3, 5]]))
     assert recall.abo(0) == pytest.approx({3: 0.6, 5: 0.0}) and recall.abo() == pytest.approx({3: 0.6, 5: 1.0})
@@ -80,30 +80,32 @@ def test_each_limit_has_its_overlaps_and_each_class_its_own():
     assert recall.covered(0.5, 0) == 0.5 and recall.covered(0.5) == 1.0 and recall.covered(0.7) == 0.5
 
 
-def test_crowd_regions_are_no_truths():
+def test_crowd_regions_are_ignored():
     recall = ProposalRecall(limits=(5,))
     recall.update(proposals_of([[A]]), targets_of([[A, B]], crowd=[[False, True]]))
     assert recall.compute() == {"AR@5": 1.0, "recall@0.5@5": 1.0, "ABO": 1.0, "MABO": 1.0}
 
 
-def test_padding_between_proposals_does_not_take_a_rank():
+def test_padding_between_proposals_does_not_count_as_a_rank():
     recall = ProposalRecall(limits=(1,))
     recall.update(proposals_of([[B, A, B]], [[False, True, False]]), targets_of([[A, B]]))
     assert recall.compute()["AR@1"] == 0.5
 
 
-def random_batch(seed, whole=False):
+def random_batch(seed, integers=False):
     random = torch.Generator().manual_seed(seed)
     corner, sides = torch.rand(2, 12, 2, generator=random) * 60, 1 + torch.rand(2, 12, 2, generator=random) * 40
-    truths = torch.cat([corner, corner + sides], dim=-1)
+    ground_truths = torch.cat([corner, corner + sides], dim=-1)
     of = torch.randint(12, (2, 60), generator=random)
-    proposals = truths.gather(1, of[..., None].expand(-1, -1, 4)) + torch.randn(2, 60, 4, generator=random) * 4
-    truths, proposals = (boxes.round() if whole else boxes for boxes in (truths, proposals))
+    proposals = ground_truths.gather(1, of[..., None].expand(-1, -1, 4)) + torch.randn(2, 60, 4, generator=random) * 4
+    ground_truths, proposals = (boxes.round() if integers else boxes for boxes in (ground_truths, proposals))
     proposals[..., 2:] = torch.maximum(proposals[..., 2:], proposals[..., :2] + 1)
     valid = torch.rand(2, 12, generator=random) < 0.8
     crowd = torch.rand(2, 12, generator=random) < 0.15
     labels = torch.randint(3, (2, 12), generator=random)
-    return proposals_of(proposals, torch.rand(2, 60, generator=random) < 0.9), targets_of(truths, labels, valid, crowd)
+    return proposals_of(proposals, torch.rand(2, 60, generator=random) < 0.9), targets_of(
+        ground_truths, labels, valid, crowd
+    )
 
 
 def pycocotools_recall(proposals: Proposals, targets: Targets, limits) -> dict[str, float]:
@@ -141,9 +143,9 @@ def pycocotools_recall(proposals: Proposals, targets: Targets, limits) -> dict[s
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_average_recall_is_that_of_pycocotools(seed):
+def test_average_recall_equals_pycocotools(seed):
     limits = (1, 5, 20, 100)
-    batch = random_batch(seed, whole=seed % 2 == 0)
+    batch = random_batch(seed, integers=seed % 2 == 0)
     recall = ProposalRecall(limits)
     recall.update(*batch)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -152,7 +154,7 @@ def test_average_recall_is_that_of_pycocotools(seed):
     assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
-def test_processes_are_merged():
+def test_merging_processes():
     together, one, other = (ProposalRecall(limits=(3, 30)) for _ in range(3))
     for seed, part in ((0, one), (1, other)):
         part.update(*random_batch(seed))

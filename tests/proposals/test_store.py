@@ -21,7 +21,7 @@ def boxes(*rows) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stored", [boxes(), boxes((0, 0, 65535, 1)), boxes((5, 6, 7, 8), (1, 2, 3, 4), (5, 6, 7, 8))])
-def test_boxes_come_back_in_their_order(tmp_path, stored):
+def test_boxes_are_returned_in_their_order(tmp_path, stored):
     with closing(ProposalStore(tmp_path / "a", PARAMETERS)) as store:
         store.add(ONE, "a.jpg", stored)
     with closing(ProposalStore(tmp_path / "a")) as store:
@@ -30,7 +30,7 @@ def test_boxes_come_back_in_their_order(tmp_path, stored):
         assert ONE in store and TWO not in store and len(store) == 1 and store.parameters == PARAMETERS
 
 
-def test_eight_bytes_a_box(tmp_path):
+def test_a_box_takes_eight_bytes(tmp_path):
     with closing(ProposalStore(tmp_path / "a", PARAMETERS)) as store:
         for image in range(20):
             store.add(bytes([image] * 16), "a.jpg", np.full((1000, 4), 7, np.float32))
@@ -38,9 +38,9 @@ def test_eight_bytes_a_box(tmp_path):
 
 
 @pytest.mark.parametrize("value", [0.5, -1, 65536, np.nan])
-def test_what_sixteen_bits_do_not_hold_is_refused(tmp_path, value):
+def test_coordinates_beyond_sixteen_bits_are_refused(tmp_path, value):
     with closing(ProposalStore(tmp_path / "a", PARAMETERS)) as store:
-        with pytest.raises(ValueError, match="whole pixels"):
+        with pytest.raises(ValueError, match="integer coordinates"):
             store.add(ONE, "a.jpg", boxes((value, 0, 1, 1)))
         assert len(store) == 0
 
@@ -54,16 +54,16 @@ def test_an_unknown_image(tmp_path):
         assert store.missing(paths) == [tmp_path / "new"] and store.missing({}) == []
 
 
-def test_the_same_image_again_is_not_doubled(tmp_path):
+def test_adding_an_image_again_replaces_it(tmp_path):
     with closing(ProposalStore(tmp_path / "a", PARAMETERS)) as store:
         store.add(ONE, "a.jpg", boxes((1, 2, 3, 4)))
         store.add(ONE, "b.jpg", boxes((5, 6, 7, 8)))
         assert len(store) == 1 and store.boxes(ONE).tolist() == [[5, 6, 7, 8]]
 
 
-def test_other_parameters_are_refused_with_the_difference(tmp_path):
+def test_other_parameters_are_refused_and_the_difference_named(tmp_path):
     ProposalStore(tmp_path / "a", PARAMETERS).close()
-    with pytest.raises(UserError, match=r"a: holds proposals of mode fast and not quality; choose another file"):
+    with pytest.raises(UserError, match=r"a: holds proposals with mode fast instead of quality; choose another file"):
         ProposalStore(tmp_path / "a", PARAMETERS | {"mode": "quality"})
     ProposalStore(tmp_path / "a", dict(reversed(PARAMETERS.items()))).close()
 
@@ -77,24 +77,24 @@ def test_a_reader_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 99])
-def test_a_file_that_is_no_store(tmp_path, content):
+def test_a_file_that_is_not_a_store(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(UserError, match=r"a: no store of proposals; choose another file"):
+    with pytest.raises(UserError, match=r"a: not a proposal store; choose another file"):
         ProposalStore(tmp_path / "a")
 
 
-def test_another_database_is_left_as_it_is(tmp_path):
+def test_another_database_is_not_changed(tmp_path):
     with closing(sqlite3.connect(tmp_path / "a")) as other:
         other.executescript("CREATE TABLE cats (name TEXT); INSERT INTO cats VALUES ('Tom')")
     before = (tmp_path / "a").read_bytes()
     for parameters in (None, PARAMETERS):
-        with pytest.raises(UserError, match="no store of proposals"):
+        with pytest.raises(UserError, match="not a proposal store"):
             ProposalStore(tmp_path / "a", parameters)
     assert (tmp_path / "a").read_bytes() == before
 
 
-def test_places_where_no_store_can_be(tmp_path):
-    with pytest.raises(UserError, match=r"gone: there is no such file; make it with detect propose"):
+def test_paths_where_no_store_can_be_opened(tmp_path):
+    with pytest.raises(UserError, match=r"gone: no such file; create it with detect propose"):
         ProposalStore(tmp_path / "gone")
     with pytest.raises(UserError, match="unable to open"):
         ProposalStore(tmp_path / "no folder" / "a", PARAMETERS)
@@ -102,7 +102,7 @@ def test_places_where_no_store_can_be(tmp_path):
         ProposalStore(tmp_path, PARAMETERS)
 
 
-def test_a_changed_byte_is_noticed(tmp_path):
+def test_a_changed_byte_is_detected(tmp_path):
     with closing(ProposalStore(tmp_path / "a", PARAMETERS)) as store:
         store.add(ONE, "a.jpg", np.full((1000, 4), 0x4241, np.float32))
     content = (tmp_path / "a").read_bytes()
@@ -111,7 +111,10 @@ def test_a_changed_byte_is_noticed(tmp_path):
     with closing(ProposalStore(tmp_path / "a")) as store, pytest.raises(UserError, match="damaged"):
         store.boxes(ONE)
     (tmp_path / "a").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"damaged|no store"), closing(ProposalStore(tmp_path / "a")) as store:
+    with (
+        pytest.raises(UserError, match=r"damaged|not a proposal store"),
+        closing(ProposalStore(tmp_path / "a")) as store,
+    ):
         store.boxes(ONE)
 
 
@@ -123,7 +126,7 @@ def fill(path, started) -> None:
             started.set()
 
 
-def test_whatever_kills_the_writer_every_image_is_whole_or_not_there(tmp_path):
+def test_after_a_killed_writer_each_image_is_stored_completely_or_not_at_all(tmp_path):
     context = multiprocessing.get_context("spawn")
     started = context.Event()
     writer = context.Process(target=fill, args=(tmp_path / "a", started))
@@ -131,7 +134,7 @@ def test_whatever_kills_the_writer_every_image_is_whole_or_not_there(tmp_path):
     assert started.wait(60)
     os.kill(writer.pid, signal.SIGKILL)
     writer.join()
-    with closing(ProposalStore(tmp_path / "a")) as store:  # a reader may be the first one to come
+    with closing(ProposalStore(tmp_path / "a")) as store:  # a reader may be the first to open it
         count = len(store)
     with closing(ProposalStore(tmp_path / "a", PARAMETERS)) as store:
         assert len(store) == count
@@ -142,15 +145,15 @@ def test_whatever_kills_the_writer_every_image_is_whole_or_not_there(tmp_path):
         assert len(store) == count + 1
 
 
-def test_a_digest_follows_from_the_content_alone(tmp_path):
+def test_a_digest_depends_only_on_the_content(tmp_path):
     for name, content in (("a", b"x" * 3_000_000), ("b", b"x" * 3_000_000), ("c", b"x" * 2_999_999 + b"y"), ("d", b"")):
         (tmp_path / name).write_bytes(content)
     a, b, c, d = (digest(tmp_path / name) for name in "abcd")
     assert a == b and len({a, c, d}) == 3 and len(a) == 16
 
 
-def test_several_processes_make_and_fill_one_store(tmp_path):
-    """Each begins when the others do; nothing is lost or there twice, and one that dies does not block the others."""
+def test_several_processes_create_and_fill_one_store(tmp_path):
+    """All start at once: nothing is lost or stored twice, and a process that dies does not block the others."""
     code = (
         "import os, sys, time; from pathlib import Path; import numpy as np\n"
         "from detect.proposals.store import ProposalStore\n"

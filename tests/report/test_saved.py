@@ -114,10 +114,10 @@ def test_the_command_compares(root, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--truth", "a.json"], "give --truth and --predictions"),
-        (["--compare", "runs/a"], "two runs or more"),
-        (["--compare", "runs/a", "runs/b", "--predictions", "a.json"], "give the results files behind --compare"),
+        (["--compare", "runs/a"], "two or more runs"),
+        (["--compare", "runs/a", "runs/b", "--predictions", "a.json"], "give the results files to --compare instead"),
         (["--truth", "a.json", "--predictions", "b.json"], "a.json: No such file"),
-        (["--truth", "a.json", "--predictions", "b.json", "--images", "nowhere"], "nowhere: there is no such folder"),
+        (["--truth", "a.json", "--predictions", "b.json", "--images", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_errors_are_one_line_and_nothing_is_written(tmp_path, capsys, monkeypatch, arguments, message):

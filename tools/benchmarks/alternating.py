@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides that are processes of their own and take turns on a machine that is quiet."""
+"""Shared parts of the benchmarks: both sides run in processes of their own and alternate on a quiet machine."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from detect.allocator import keep_pages
 
 
 def _serve(connection: Connection, name: str, threads: int, make: Callable[..., Any], arguments: Sequence[Any]) -> None:
-    """The life of a side's process: builds it, then answers what it is asked until it is asked for nothing."""
+    """Build a side in its process, then call the requested methods until the request is None."""
     keep_pages()
     torch.set_num_threads(threads)
     try:
         side = make(*arguments)
         connection.send(None)
-        while (question := connection.recv()) is not None:
-            connection.send(getattr(side, question)())
-    except Exception as error:  # it goes to the table: the other cases are worth having
+        while (method := connection.recv()) is not None:
+            connection.send(getattr(side, method)())
+    except Exception as error:  # shown in the table, so that the other cases still run
         reason = " ".join(str(error).split())[:200]
         connection.send(RuntimeError(f"{name}: {type(error).__name__}: {reason}"))
 
 
 class Remote:
-    """A side in a process of its own: what `make` makes, whose methods can be asked for by name."""
+    """A side in a process of its own: the object that `make` returns, with methods called by name."""
 
     def __init__(self, name: str, threads: int, make: Callable[..., Any], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        wanted = theirs, name, threads, make, arguments
-        self._process = context.Process(target=_serve, args=wanted, daemon=True)
+        serve_arguments = theirs, name, threads, make, arguments
+        self._process = context.Process(target=_serve, args=serve_arguments, daemon=True)
         self._process.start()
         theirs.close()
 
     def ready(self) -> None:
-        """Returns once the side is built. Raises `RuntimeError` with what went wrong there."""
+        """Wait until the side is built. Raise `RuntimeError` with the reason if that failed."""
         self._answer()
 
-    def ask(self, question: str) -> Any:
-        """Calls a method of the side."""
-        self._connection.send(question)
+    def ask(self, method: str) -> Any:
+        """Call a method of the side and return its result."""
+        self._connection.send(method)
         return self._answer()
 
     def _answer(self) -> Any:
@@ -66,7 +66,7 @@ class Remote:
         return answer
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         with suppress(OSError):
             self._connection.send(None)
         self._process.join(10)
@@ -75,7 +75,7 @@ class Remote:
 
 
 class Gate:
-    """Holds samples back while something else keeps the machine busy."""
+    """Delays samples while other work keeps the machine busy."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -86,7 +86,7 @@ class Gate:
             self._product()
 
     def wait(self) -> bool:
-        """Returns once the machine is fast, or after half a minute of waiting; tells whether it is."""
+        """Wait until the machine is quiet, for at most half a minute; return whether it is."""
         for _ in range(60):
             if self._product() <= 1.3 * self.best:
                 return True
@@ -104,7 +104,7 @@ class Gate:
 
 
 def agreement(ours: Sequence[dict[str, Tensor]], theirs: Sequence[dict[str, Tensor]]) -> str:
-    """How far the detections are the same sets: pairs of one label with IoU of at least 0.9, and what parts them."""
+    """Describe how well two sets of detections agree: pairs of one label with an IoU of at least 0.9."""
     pairs, distance, difference = 0, 0.0, 0.0
     for a, b in zip(ours, theirs, strict=True):
         overlaps = box_iou(b["boxes"], a["boxes"]) * (b["labels"][:, None] == a["labels"])
@@ -112,24 +112,24 @@ def agreement(ours: Sequence[dict[str, Tensor]], theirs: Sequence[dict[str, Tens
             if overlaps.numel() == 0 or overlaps[row].max() < 0.9:
                 continue
             column = int(overlaps[row].argmax())
-            overlaps[:, column] = 0  # each of ours has one partner
+            overlaps[:, column] = 0  # each of ours is paired once
             pairs += 1
             distance = max(distance, (a["boxes"][column] - b["boxes"][row]).abs().max().item())
             difference = max(difference, (a["scores"][column] - b["scores"][row]).abs().item())
     counts = [sum(len(one["boxes"]) for one in side) for side in (ours, theirs)]
     return (
-        f"{pairs} of {counts[0]} and {counts[1]} detections are the same; "
-        f"they differ by {distance:.2g} pixels and {difference:.2g} in score at most"
+        f"{pairs} of {counts[0]} and {counts[1]} detections agree, "
+        f"with differences of at most {distance:.2g} pixels and {difference:.2g} in score"
     )
 
 
 def duration(seconds: float) -> str:
-    """Seconds, to be read."""
+    """Format seconds."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def machine(threads: int) -> str:
-    """Processor, threads, GPU and versions."""
+    """Describe processor, threads, GPU and versions."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     parts = [f"{names[0] if names else platform.processor()}, {threads} threads of {os.cpu_count()}"]
@@ -142,7 +142,7 @@ def machine(threads: int) -> str:
 
 
 def physical_cores() -> int:
-    """The cores that this process may use, without hyper-threads."""
+    """Return the number of cores that this process may use, without hyper-threads."""
     cores = set()
     for cpu in os.sched_getaffinity(0):
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -151,6 +151,6 @@ def physical_cores() -> int:
 
 
 def process_status(key: str) -> int:
-    """A figure of this process in KiB as Linux tells it. (`ru_maxrss` would begin with the parent's.)"""
+    """Return a value of /proc/self/status in KiB. (`ru_maxrss` would start with that of the parent.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1])

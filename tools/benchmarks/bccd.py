@@ -1,16 +1,16 @@
-"""torchvision's own Faster R-CNN trained on blood cells, alone or in turns with `detect train`.
+"""Train torchvision's Faster R-CNN on blood cells (BCCD), alone or alternating with `detect train`.
 
     python tools/benchmarks/bccd.py --data.root data/bccd
     python tools/benchmarks/bccd.py --data.root data/bccd \
         --beside "detect train -c configs/bccd/faster_rcnn.yaml --data.root data/bccd"
 
 torchvision's side: ResNet-18-FPN from scratch with batch norm, short side 320, batches of 4, horizontal flips, 12
-passes over `trainval`, SGD with a one-cycle rate up to 0.02, momentum 0.9 and weight decay 5e-4, float32; evaluated on
-`test` by the code that evaluates ours. The other command runs as given; its config tells how the recipes differ.
+epochs of `trainval`, SGD with a one-cycle learning rate up to 0.02, momentum 0.9 and weight decay 5e-4, float32;
+evaluated on `test` by the same code as ours. The other command runs as given; its config shows how the recipes differ.
 
-With `--beside` the two commands take turns of 20 seconds. The one whose turn it is not is stopped, workers and all, so
-that each has the machine to itself and a slow phase of the machine hits both. What counts is a command's own running
-time, start-up included, until it prints a line that begins with "trained": its evaluation afterwards is not counted.
+With `--beside` the two commands alternate every 20 seconds. The waiting command is stopped with all its workers, so
+that each has the machine to itself and a slow phase of the machine affects both. The result is the running time of a
+command, start-up included, until it prints a line that starts with "trained"; the evaluation after it is not counted.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from detect.evaluation.coco import Prediction, evaluate_coco
 from detect.report.tables import print_metrics
 
 TURN = 20.0
-"""Seconds for which one command runs while the other stands still."""
+"""Seconds for which one command runs while the other is stopped."""
 
 
-# ---- taking turns ----------------------------------------------------------------------------------------------------
+# ---- alternating commands --------------------------------------------------------------------------------------------
 
 
 class Contestant:
-    """A command as a process group of its own that is stopped, continued, and timed while it runs."""
+    """A command in a process group of its own that is stopped, continued, and timed while it runs."""
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name, self.command = name, command
@@ -64,12 +64,12 @@ class Contestant:
         self._running = False
 
     def seconds(self) -> float:
-        """How long the command has run so far, without the time that it was stopped."""
+        """Return the running time of the command so far, without the time that it was stopped."""
         with self._lock:
             return self._before_this_turn + (time.monotonic() - self._turn_began if self._running else 0.0)
 
     def run(self, turn: float | None) -> bool:
-        """Lets the command run, for a turn or to its end; tells whether it ended. Exits where it failed."""
+        """Run the command for a turn or to its end; return whether it ended. Exit if it failed."""
         with self._lock:
             self._running, self._turn_began = True, time.monotonic()
         if self.process is None:
@@ -90,14 +90,14 @@ class Contestant:
         return True
 
     def kill(self) -> None:
-        """Ends the command and its workers, if it still runs."""
+        """Kill the command and its workers, if it still runs."""
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def _start(self) -> None:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if shutil.which(self.command[0]) is None:
-            sys.exit(f"{self.command[0]}: there is no such command; give its path")
+            sys.exit(f"{self.command[0]}: no such command; give its path")
         self.process = subprocess.Popen(
             self.command,
             stdout=subprocess.PIPE,
@@ -117,14 +117,14 @@ class Contestant:
     def _read(self) -> None:
         assert self.process is not None and self.process.stdout is not None
         for line in self.process.stdout:
-            # A line that is read late, when the command stands still, costs nothing: its clock stands still too.
+            # A line that is read late, while the command is stopped, does not matter: its clock is stopped, too.
             if line.startswith("trained") and self.trained is None:
                 self.trained = self.seconds()
             print(f"{self.name:>11} {self.seconds():6.0f} s | {line.rstrip()}", flush=True)
 
 
-def take_turns(contestants: Sequence[Contestant]) -> None:
-    """Runs the commands to their ends, `TURN` seconds of one after `TURN` seconds of another."""
+def alternate(contestants: Sequence[Contestant]) -> None:
+    """Run the commands to their end, alternating every `TURN` seconds."""
     running = list(contestants)
     try:
         while running:
@@ -137,16 +137,16 @@ def take_turns(contestants: Sequence[Contestant]) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Trains torchvision's side in a process, maybe beside another command, and prints the times."""
+    """Train torchvision's side in a process, alone or beside another command, and print the times."""
     arguments = ["--data.root", options.root, "--passes", options.passes, "--seed", options.seed]
     own = [sys.executable, __file__, "--side", "torchvision", "--device", options.device, *map(str, arguments)]
     contestants = [Contestant("torchvision", own)]
     if options.beside:
         contestants.append(Contestant("beside", shlex.split(options.beside)))
-    take_turns(contestants)
+    alternate(contestants)
     for contestant in contestants:
         if contestant.trained is None:
-            sys.exit(f'{contestant.name}: no line began with "trained", so its training time is unknown')
+            sys.exit(f'{contestant.name}: printed no line that starts with "trained", so its training time is unknown')
         print(f"{contestant.name}: trained in {contestant.trained:.1f} s of its own running time")
     if options.beside:
         ours, theirs = contestants[1].trained, contestants[0].trained
@@ -157,15 +157,15 @@ def compare(options: argparse.Namespace) -> None:
 # ---- torchvision's side ----------------------------------------------------------------------------------------------
 
 
-def train_torchvision(root: Path, passes: float, seed: int, device_name: str) -> None:
-    """Trains and evaluates torchvision's model in this process."""
-    keep_pages()  # as `detect train` does: on the CPU it makes up to 1.9 times the speed
+def train_torchvision(root: Path, epochs: float, seed: int, device_name: str) -> None:
+    """Train and evaluate torchvision's model in this process."""
+    keep_pages()  # like `detect train`: up to 1.9 times as fast on the CPU
     torch.manual_seed(seed)
     device = torch.device(device_name)
     train, test = read(root, "trainval"), read(root, "test")
     model = _model(len(train.classes)).to(device)
     loader: data.DataLoader = data.DataLoader(
-        _Photographs(train),
+        _Images(train),
         batch_size=4,
         shuffle=True,
         drop_last=True,
@@ -173,7 +173,7 @@ def train_torchvision(root: Path, passes: float, seed: int, device_name: str) ->
         persistent_workers=True,
         collate_fn=_as_lists,
     )
-    steps = max(1, round(passes * len(loader)))
+    steps = max(1, round(epochs * len(loader)))
     optimizer = torch.optim.SGD(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=0.02,
@@ -204,8 +204,8 @@ def _model(num_classes: int) -> FasterRCNN:
     return FasterRCNN(backbone, num_classes + 1, min_size=320)  # torchvision counts background as a class
 
 
-class _Photographs(data.Dataset):
-    """Images and targets as torchvision's model takes them, half of them mirrored."""
+class _Images(data.Dataset):
+    """Images and targets in torchvision's format, half of them flipped."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -230,7 +230,7 @@ def _as_lists(samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list
 
 
 def _batches(loader: data.DataLoader, steps: int) -> Iterator[Any]:
-    """The first `steps` batches of as many passes as these need."""
+    """Yield `steps` batches, over as many epochs as needed."""
     while steps > 0:
         for batch in loader:
             yield batch
@@ -244,29 +244,29 @@ def _predict(model: FasterRCNN, dataset: Dataset, device: torch.device) -> list[
     predictions = []
     with torch.inference_mode():
         for record in dataset.records:
-            (found,) = model([_as_tensor(decode(record.path)).to(device)])
-            boxes, scores, labels = (found[name].cpu().numpy() for name in ("boxes", "scores", "labels"))
+            (detections,) = model([_as_tensor(decode(record.path)).to(device)])
+            boxes, scores, labels = (detections[name].cpu().numpy() for name in ("boxes", "scores", "labels"))
             predictions.append(Prediction(record.id, boxes, scores, labels - 1))
     return predictions
 
 
 def _as_tensor(image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
-    """Float in 0 … 1 and channels first, as torchvision wants it."""
+    """Convert an image to float in 0 … 1, channels first, as torchvision expects."""
     return torch.from_numpy(image).permute(2, 0, 1).float() / 255
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog=__doc__.split("\n", 1)[1],
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--data.root", dest="root", type=Path, default=Path("data/bccd"), help="the data set's folder")
-    parser.add_argument("--passes", type=float, default=12, help="passes over trainval (default 12)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and flips (default 0)")
+    parser.add_argument("--passes", type=float, default=12, help="epochs of trainval (default 12)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and flips (default 0)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    parser.add_argument("--beside", metavar="COMMAND", help="a training to run in turns with torchvision's")
+    parser.add_argument("--beside", metavar="COMMAND", help="a training command to alternate with torchvision's")
     parser.add_argument("--side", choices=["torchvision"], help="train in this process, untimed")
     options = parser.parse_args()
     if options.side:

@@ -1,10 +1,10 @@
-"""Reads thousands of damaged data sets: every one must be read, or refused in one line.
+"""Read thousands of damaged data sets; each must be read, or refused in one line.
 
     python tools/benchmarks/fuzz_readers.py --count 20000
 
-Each case damages one file of a small data set in COCO's, VOC's or YOLO's layout: its bytes, its structure, or one of
-its values. A case fails when the reader raises anything but `UserError`, says more than one printable line, warns,
-opens a file outside of the folder, or takes more than a second of a core. `--only N` repeats case N and shows it.
+Each case damages one file of a small data set in COCO, VOC or YOLO layout: its bytes, its structure, or one of its
+values. A case fails if the reader raises anything but `UserError`, prints more than one printable line, warns, opens a
+file outside of the folder, or takes more than a second of processor time. `--only N` repeats case N and shows it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from detect.data.read import read, splits
 from detect.errors import UserError
 
 LIMIT = 1.0
-"""Seconds of a core that a case may take."""
+"""Maximum processor time of a case, in seconds."""
 SIZE = (40, 30)
 
 BOXES = [(3, 4, 20, 25), (1, 1, 40, 30)]
@@ -75,7 +75,7 @@ FILES: dict[str, dict[str, str]] = {
         "val.txt": "./images/train/1.png\nimages/train/2.png\n",
     },
 }
-"""The files of a sound data set in each layout. Its images are 1.png and 2.png."""
+"""The files of an intact data set in each layout. Its images are 1.png and 2.png."""
 IMAGES = {"coco": "train", "voc": "JPEGImages", "yolo": "images/train"}
 
 DEEP = 100_000
@@ -85,23 +85,8 @@ TEXTS = [
     *("x" * 300, "x" * 5000, "x/" * 3000, "con", "a\\b", "C:\\a", "%s", "{0}", "[red]", "null", "1 1", "1 -1", "1.jpg"),
 ]
 NUMBERS = [
-    *(
-        "0",
-        "-0",
-        "-1",
-        "1e-400",
-        "1e308",
-        "-1e308",
-        "1e400",
-        "NaN",
-        "nan",
-        "Infinity",
-        "-inf",
-        "0x10",
-        "1_0",
-        "٣",
-        "1,5",
-    ),
+    *("0", "-0", "-1", "1e-400", "1e308", "-1e308", "1e400", "NaN", "nan", "Infinity", "-inf", "0x10", "1_0", "٣"),
+    *("1,5",),
     *("9223372036854775807", "9223372036854775808", "9" * 400, "9" * 5000, "0." + "0" * 5000 + "1", "0x" + "f" * 6000),
     *("1e", "--1", "+1", ".", ".5", "5.", "0b1", "1:1", ":".join(["59"] * 300), ":".join(["59"] * 300) + ".5"),
 ]
@@ -142,7 +127,7 @@ TOKEN = re.compile(r"[^\s<>,:\[\]{}\"]+")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A damaged data set: the layout, the file, its new content and how that came about."""
+    """A damaged data set: the layout, the file, its new content and the kind of damage."""
 
     layout: str
     file: str
@@ -151,20 +136,14 @@ class Case:
 
 
 def make_case(seed: int, number: int) -> Case:
-    """Case `number`, the same each time."""
+    """Return case `number`, deterministically."""
     draw = random.Random(f"{seed} {number}")
     layout = draw.choice(list(FILES))
     file = draw.choice(list(FILES[layout]))
     text = FILES[layout][file]
     kind = file.rpartition(".")[2]
-    damages: list[Callable[[random.Random, str, str], str | bytes]] = [
-        _token,
-        _token,
-        _snippet,
-        _lines,
-        _bytes,
-        _encoded,
-    ]
+    damages: list[Callable[[random.Random, str, str], str | bytes]]
+    damages = [_token, _token, _snippet, _lines, _bytes, _encoded]
     damages += {"json": [_value, _value, _value, _duplicate_key], "xml": [_declared, _element]}.get(kind, [])
     damage = draw.choice(damages)
     content = damage(draw, text, kind)
@@ -175,7 +154,7 @@ def make_case(seed: int, number: int) -> Case:
 
 
 def _token(draw: random.Random, text: str, kind: str) -> str:
-    """A word or number replaced by a strange one."""
+    """Replace a word or number by an unusual one."""
     tokens = list(TOKEN.finditer(text))
     if not tokens:
         return draw.choice(TEXTS + NUMBERS)
@@ -184,7 +163,7 @@ def _token(draw: random.Random, text: str, kind: str) -> str:
 
 
 def _snippet(draw: random.Random, text: str, kind: str) -> str:
-    """Something of the format where it does not belong."""
+    """Insert a snippet of the format in the wrong place."""
     lines = (
         text.splitlines(keepends=True)
         if draw.random() < 0.7
@@ -195,7 +174,7 @@ def _snippet(draw: random.Random, text: str, kind: str) -> str:
 
 
 def _lines(draw: random.Random, text: str, kind: str) -> str:
-    """Lines doubled, missing, shuffled, or ended in another way."""
+    """Repeat, remove or shuffle lines, or change their ends."""
     lines = text.splitlines() or [""]
     match draw.randrange(5):
         case 0:
@@ -210,7 +189,7 @@ def _lines(draw: random.Random, text: str, kind: str) -> str:
 
 
 def _bytes(draw: random.Random, text: str, kind: str) -> bytes:
-    """Bits flipped, bytes put in, taken out or repeated, the end cut off."""
+    """Flip bits, insert, remove or repeat bytes, or cut off the end."""
     data = bytearray(text.encode("utf-8", "surrogatepass"))
     for _ in range(draw.choice([1, 1, 2, 8])):
         start, length = draw.randint(0, len(data)), draw.choice([1, 1, 2, 30])
@@ -231,18 +210,18 @@ def _bytes(draw: random.Random, text: str, kind: str) -> bytes:
 
 
 def _encoded(draw: random.Random, text: str, kind: str) -> bytes:
-    """Another encoding, with or without its mark."""
+    """Encode the file differently, with or without a byte order mark."""
     mark = draw.choice([b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE])
     return mark + text.replace("cat", draw.choice(["cat", "é", "猫"])).encode(draw.choice(ENCODINGS), "replace")
 
 
 def _declared(draw: random.Random, text: str, kind: str) -> str:
-    """An XML file that names another encoding than it has."""
+    """Declare a wrong encoding in an XML file."""
     return text.replace('encoding="utf-8"', f'encoding="{draw.choice(CODECS)}"')
 
 
 def _element(draw: random.Random, text: str, kind: str) -> str:
-    """An element that is missing, doubled, wrapped, or has another tag."""
+    """Remove, repeat, wrap or rename an XML element."""
     matches = list(re.finditer(r"<(\w+)>[^<]*</\1>", text))
     if not matches:
         return text + text
@@ -252,7 +231,7 @@ def _element(draw: random.Random, text: str, kind: str) -> str:
 
 
 def _value(draw: random.Random, text: str, kind: str) -> str:
-    """A value of a JSON file replaced by one of another kind, taken out, or moved elsewhere."""
+    """Replace a value of a JSON file by one of another type, remove it, or move it."""
     document = [json.loads(text)]
     places = list(_places(document))
     holder, key = draw.choice(places)
@@ -271,7 +250,7 @@ def _value(draw: random.Random, text: str, kind: str) -> str:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Each value within a JSON document, as its holder and its key there."""
+    """Yield the container and key of each value of a JSON document."""
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
         yield value, key
@@ -279,17 +258,17 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _duplicate_key(draw: random.Random, text: str, kind: str) -> str:
-    """A key of a JSON file that stands there twice, with two values."""
+    """Repeat a key of a JSON file with another value."""
     match = draw.choice(list(re.finditer(r'"\w+": ', text)))
     value = json.dumps(draw.choice(VALUES))
     return f"{text[: match.start()]}{match[0]}{value}, {text[match.start() :]}"
 
 
-# ----------------------------------------------------------------------------------------------------------------- read
+# ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 class Reader:
-    """Reads damaged data sets below a folder, and watches which files are opened on the way."""
+    """Reads damaged data sets below a folder and records which files are opened."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
@@ -302,19 +281,19 @@ class Reader:
                     path.write_text(files[file])
                 else:
                     Image.new("RGB", SIZE).save(path)
-        for codec in CODECS:  # found now, so that Python does not look for it in its folders within a case
+        for codec in CODECS:  # looked up now, so that Python does not search its folders during a case
             with suppress(LookupError):
                 codecs.lookup(codec)
-        sys.addaudithook(self._hear)  # it cannot be taken back, and is deaf but within `_watched`
+        sys.addaudithook(self._record)  # it cannot be removed, and is inactive outside of `_recording`
 
-    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _record(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self._opened is None or event not in ("open", "os.listdir", "os.scandir"):
             return
         if arguments and isinstance(arguments[0], (str, bytes, Path)):
             self._opened.append(os.fsdecode(arguments[0]))
 
     @contextmanager
-    def _watched(self) -> Iterator[list[str]]:
+    def _recording(self) -> Iterator[list[str]]:
         opened: list[str] = []
         self._opened = opened
         try:
@@ -323,37 +302,32 @@ class Reader:
             self._opened = None
 
     def outcome(self, case: Case) -> tuple[str, str]:
-        """`read`, `refused`, or what is wrong, with a few words on it."""
+        """Return `read`, `refused` or the kind of failure, with details."""
         root = self._folder / case.layout
         path = root / case.file
         path.write_bytes(case.content)
         started = time.process_time()
         try:
-            with warnings.catch_warnings(), self._watched() as opened:
+            with warnings.catch_warnings(), self._recording() as opened:
                 warnings.simplefilter("error")
                 error = _read(root, case)
         finally:
             path.write_text(FILES[case.layout][case.file])
         seconds = time.process_time() - started
-        kind, words = _judge(error)
-        if strangers := [name for name in opened if self._is_strange(name, root)]:
-            return "outside", strangers[0]
-        return ("slow", f"{seconds:.1f} s, {kind}") if seconds > LIMIT else (kind, words)
+        kind, details = _classify(error)
+        if outside := [name for name in opened if self._is_outside(name, root)]:
+            return "outside", outside[0]
+        return ("slow", f"{seconds:.1f} s, {kind}") if seconds > LIMIT else (kind, details)
 
-    def _is_strange(self, name: str, root: Path) -> bool:
-        """Whether a file lies outside of the data folder and is none of Python's own."""
-        path = Path(name).absolute()
-        python = (
-            Path(sys.prefix),
-            Path(sys.base_prefix),
-            Path(json.__file__).parent.parent,
-            Path(__file__).parents[2] / "detect",
-        )
-        return not path.is_relative_to(root) and not any(path.is_relative_to(folder.resolve()) for folder in (*python,))
+    def _is_outside(self, name: str, root: Path) -> bool:
+        """Return whether a file lies outside of the data folder and does not belong to Python."""
+        path, package = Path(name).absolute(), Path(__file__).parents[2] / "detect"
+        python = Path(sys.prefix), Path(sys.base_prefix), Path(json.__file__).parent.parent, package
+        return not path.is_relative_to(root) and not any(path.is_relative_to(folder.resolve()) for folder in python)
 
 
 def _read(root: Path, case: Case) -> Exception | None:
-    """Reads all splits; returns what is raised."""
+    """Read all splits; return the exception, if any."""
     try:
         for split in splits(root):
             read(root, split, classes=["cat", "dog"] if len(case.content) % 3 == 0 else None, progress=False)
@@ -362,22 +336,22 @@ def _read(root: Path, case: Case) -> Exception | None:
     return None
 
 
-def _judge(error: Exception | None) -> tuple[str, str]:
+def _classify(error: Exception | None) -> tuple[str, str]:
     if error is None:
         return "read", ""
     if isinstance(error, UserError):
-        text = error.args[0]  # as the reader wrote it: printed, it is one line in any case
+        text = error.args[0]  # the raw text: str(error) is always one line
         return ("refused", text) if text.isprintable() and 10 < len(text) < 5000 else ("many lines", ascii(text))
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "detect" in Path(frame.filename).parts]
     return "crashed", f"{type(error).__name__}: {str(error)[:40]} ({Path(ours[-1].filename).name}:{ours[-1].lineno})"
 
 
 def main() -> None:
-    """Runs the cases, prints how many were read, refused and failed, and the first failures of each kind."""
-    parser = argparse.ArgumentParser(description="damaged data sets to the readers")
+    """Run the cases; print how many were read, refused and failed, and the first failures of each kind."""
+    parser = argparse.ArgumentParser(description="read damaged data sets")
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="one case, with what it holds")
+    parser.add_argument("--only", type=int, help="run one case and print its content")
     options = parser.parse_args()
     outcomes: Counter[str] = Counter()
     damages: Counter[tuple[str, str]] = Counter()
@@ -388,15 +362,15 @@ def main() -> None:
         reader = Reader(Path(folder))
         for number in [options.only] if options.only is not None else range(options.count):
             case = make_case(options.seed, number)
-            begun = time.process_time()
-            kind, words = reader.outcome(case)
-            slowest = max(slowest, (time.process_time() - begun, number))
+            case_started = time.process_time()
+            kind, details = reader.outcome(case)
+            slowest = max(slowest, (time.process_time() - case_started, number))
             outcomes[kind] += 1
             damages[case.damage, kind] += 1
             if kind not in ("read", "refused"):
-                failures.setdefault(f"{kind}: {words}" if kind == "crashed" else kind, []).append(number)
+                failures.setdefault(f"{kind}: {details}" if kind == "crashed" else kind, []).append(number)
             if options.only is not None:
-                print(case.layout, case.file, case.damage, case.content[:2000], kind, words, sep="\n")
+                print(case.layout, case.file, case.damage, case.content[:2000], kind, details, sep="\n")
     seconds = time.perf_counter() - started
     print(
         f"{outcomes.total()} cases in {seconds:.0f} s:",
@@ -407,8 +381,8 @@ def main() -> None:
         print(
             f"  {name:14}", ", ".join(f"{count} {kind}" for (damage, kind), count in damages.items() if damage == name)
         )
-    for words, numbers in failures.items():
-        print(f"{len(numbers)} × {words}; cases {', '.join(map(str, numbers[:5]))}")
+    for failure, numbers in failures.items():
+        print(f"{len(numbers)} × {failure}; cases {', '.join(map(str, numbers[:5]))}")
     sys.exit(bool(failures))
 
 

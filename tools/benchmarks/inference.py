@@ -37,9 +37,10 @@ import torch
 from alternating import Gate, Remote, agreement, duration, machine, physical_cores, process_status
 from rich.console import Console
 from rich.table import Table
-from step import RESULTS, torchvision_model
-from step import Case as Step
-from step import pictures as made_pictures
+from step import RESULTS
+from step_sides import Case as Step
+from step_sides import pictures as made_pictures
+from step_sides import torchvision_model
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image, read_file
 

@@ -1,13 +1,14 @@
-"""Our selective search beside OpenCV's: how many windows, how well they cover the truths, and how long it takes.
+"""Compare our selective search with OpenCV's: number of windows, recall of the ground truth, and time.
 
     pip install --no-deps --target build/opencv-contrib opencv-contrib-python-headless
     python tools/benchmarks/selective_search.py --root data/voc2007 --opencv build/opencv-contrib
 
-OpenCV's is in its contrib build alone, which cannot be installed beside the headless one that we need. So it lies in a
-folder of its own and runs in a process of its own. Of each image, the two take turns; both have the same threads.
+Only OpenCV's contrib build has it, which cannot be installed beside the headless build that we need. It is therefore
+installed into a folder of its own and runs in a process of its own. The two alternate on each image, with the same
+number of threads.
 
-Times are medians over the images: on the wall, and of the processor, which a busy machine disturbs less. The ratio is
-the median of the images' ratios of wall times. `--k` and `--min-size` try other first regions than the mode's.
+Times are medians over the images: wall time, and processor time, which depends less on other load. The ratio is the
+median of the images' ratios of wall times. `--k` and `--min-size` replace the initial segmentation of the mode.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ while sys.stdin.buffer.peek(1):
 
 @dataclass
 class Side:
-    """What one of the two made of all images."""
+    """Results of one implementation on all images."""
 
     name: str
     windows: list[int] = field(default_factory=list)
@@ -70,7 +71,7 @@ class Side:
     top: ProposalRecall = field(default_factory=lambda: ProposalRecall((TOP,)))
 
     def add(self, record: Record, boxes: np.ndarray, wall: float, processor: float) -> None:
-        """Takes the boxes of one image, xyxy, best first."""
+        """Add the boxes of one image, xyxy, best first."""
         self.windows.append(len(boxes))
         self.wall.append(wall)
         self.processor.append(processor)
@@ -78,12 +79,12 @@ class Side:
         add_image(self.top, record, boxes)
 
     def row(self) -> list[str]:
-        """A row of the table, without the ratio."""
-        figures = [figure for side in (self.every, self.top) for figure in (side.mabo(), side.covered(0.5))]
+        """Return a row of the table, without the ratio."""
+        metrics = [metric for recall in (self.every, self.top) for metric in (recall.mabo(), recall.covered(0.5))]
         return [
             self.name,
             f"{statistics.mean(self.windows):,.0f}",
-            *("–" if figure is None else f"{figure:.4f}" for figure in figures),
+            *("–" if metric is None else f"{metric:.4f}" for metric in metrics),
             f"{statistics.median(self.wall):.3f} s",
             f"{statistics.median(self.processor):.3f} s",
         ]
@@ -98,7 +99,7 @@ class OpenCV:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
     def __call__(self, image: np.ndarray, mode: str) -> tuple[np.ndarray, float, float]:
-        """Boxes, xyxy and best first, and the seconds on the wall and of the processor."""
+        """Return boxes, xyxy and best first, with wall and processor time in seconds."""
         assert self.process.stdin is not None and self.process.stdout is not None
         pickle.dump((mode, np.ascontiguousarray(image[..., ::-1])), self.process.stdin)
         self.process.stdin.flush()
@@ -109,25 +110,15 @@ class OpenCV:
 
 
 def ours(image: np.ndarray, mode: str, options: dict[str, Any]) -> tuple[np.ndarray, float, float]:
-    """The same of our side."""
+    """Return boxes and times of our implementation."""
     wall, processor = time.perf_counter(), time.process_time()
     boxes = detect.selective_search(image, mode, **options)
     return boxes, time.perf_counter() - wall, time.process_time() - processor
 
 
 def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="a data set, as for detect train")
-    parser.add_argument("--split", default="val")
-    parser.add_argument("--opencv", type=Path, help="the folder of the contrib build; ours alone without it")
-    parser.add_argument("--modes", nargs="+", choices=("fast", "quality"), default=["fast", "quality"])
-    parser.add_argument("--images", type=int, help="so many images, evenly spread over the split; all by default")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--k", type=float, nargs="+")
-    parser.add_argument("--min-size", type=int)
-    parser.add_argument("--min-side", type=float, default=20)
-    arguments = parser.parse_args()
+    """Measure and print."""
+    arguments = _parse()
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
     options = {name: getattr(arguments, name) for name in ("threads", "k", "min_size", "min_side")}
@@ -135,18 +126,8 @@ def main() -> None:
     chosen = np.linspace(0, len(records) - 1, arguments.images or len(records)).round().astype(int)
     theirs = None if arguments.opencv is None else OpenCV(arguments.opencv, arguments.threads)
 
-    columns = [
-        "mode",
-        "windows",
-        "MABO",
-        "recall@0.5",
-        f"MABO@{TOP}",
-        f"recall@0.5@{TOP}",
-        "wall",
-        "processor",
-        "ratio",
-    ]
-    table = Table(*columns)
+    metrics = ("MABO", "recall@0.5", f"MABO@{TOP}", f"recall@0.5@{TOP}")
+    table = Table("mode", "windows", *metrics, "wall", "processor", "ratio")
     for mode in arguments.modes:
         sides = [Side(f"{mode}, ours"), Side(f"{mode}, OpenCV")]
         warm = decode(records[0].path)
@@ -166,6 +147,20 @@ def main() -> None:
             table.add_row(*sides[1].row(), "1")
     Console(width=140).print(table)
     print(f"{len(chosen)} images of {arguments.root}, {arguments.threads} threads")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="a data set in COCO, VOC or YOLO layout")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--opencv", type=Path, help="the folder of the contrib build (default: measure only ours)")
+    parser.add_argument("--modes", nargs="+", choices=("fast", "quality"), default=["fast", "quality"])
+    parser.add_argument("--images", type=int, help="number of images, evenly spread over the split (default: all)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--k", type=float, nargs="+")
+    parser.add_argument("--min-size", type=int)
+    parser.add_argument("--min-side", type=float, default=20)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""Checks before a comparison starts, so that no mistake is reported after hours of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from detect.compare.entries import Entry
+from detect.config import Config, config_to_dict, load_config
+from detect.data.dataset import Dataset
+from detect.errors import UserError
+from detect.files.folders import create_folder
+from detect.report.comparison import Row, read_comparison, write_comparison
+from detect.training.fit import prepare
+from detect.training.processes import count_processes
+
+
+def common_split(entries: Sequence[Entry]) -> str:
+    """Return the split that all configs name for evaluation. Raise `UserError` if they differ or name none."""
+    splits = {entry.config.data.test or entry.config.data.val for entry in entries}
+    if len(splits) > 1 or None in splits:
+        named = " and ".join(sorted(str(name) for name in splits if name)) or "none"
+        raise UserError(f"--split: the configs name {named} for evaluation; name one for all with --split")
+    return str(splits.pop())
+
+
+def check_entry(entry: Entry, dataset: Dataset, split: str, store: Path) -> None:
+    """Raise `UserError` for everything about an entry that can be known to fail before its turn."""
+    data = entry.data(entry.classes)
+    if entry.classes is not None and set(entry.classes) != set(dataset.classes):
+        raise UserError(
+            f"{entry.source}: has the classes {', '.join(entry.classes)}, and {dataset.root} has "
+            f"{', '.join(dataset.classes)}; compare only detectors with the same classes"
+        )
+    data.split(split)
+    prepared = entry.with_store(store) if entry.needs_store else entry
+    _check_folder(prepared)
+    if entry.trained:
+        return
+    if count_processes(entry.config.training) > 1:
+        raise UserError("training.devices: a comparison trains in one process; give --training.devices 1")
+    prepare(prepared.config, data)
+
+
+def _check_folder(entry: Entry) -> None:
+    """Raise `UserError` if the folder of an entry holds anything but its own run."""
+    folder, config_file = entry.folder, entry.folder / "config.yaml"
+    if not folder.exists():
+        return
+    if entry.classes is not None:
+        if config_file.exists():
+            raise UserError(f"{folder}: holds a run, but {entry.source} is a checkpoint; give another --out")
+    elif config_file.exists():
+        _refuse_other_config(folder, load_config(config_file), entry.config)
+    elif not folder.is_dir() or any(folder.iterdir()):
+        raise UserError(f"{folder}: is used by something else; give another --out")
+
+
+def _refuse_other_config(folder: Path, before: Config, wanted: Config) -> None:
+    if wanted.training.precision == "auto":  # the folder holds the resolved precision
+        wanted = replace(wanted, training=replace(wanted.training, precision=before.training.precision))
+    if before != wanted:
+        old, new = (dict(_leaves(config_to_dict(config))) for config in (before, wanted))
+        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
+        difference = f"{key} {old.get(key)} instead of {new.get(key)}"
+        raise UserError(f"{folder}: holds a run with {difference}; give another --out, or remove it")
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def open_comparison(out: Path, setting: dict[str, Any], entries: Sequence[Entry]) -> dict[str, Row]:
+    """Mark the folder as a comparison's and return the rows that an interrupted comparison has left, by name.
+
+    Only rows with the same setting count, and only if their checkpoint has not changed since.
+    """
+    file = out / "compare.json"
+    before = read_comparison(file)
+    if before is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: holds something other than a comparison; give another --out")
+    rows: dict[str, Row] = {}
+    if before is not None and before == {"rows": before["rows"], "finished": False, **setting}:
+        measured = file.stat().st_mtime
+        unchanged = {entry.name for entry in entries if entry.trained and entry.checkpoint.stat().st_mtime <= measured}
+        rows = {row["config"]: row for row in before["rows"] if row["config"] in unchanged}
+    create_folder(out)
+    try:
+        write_comparison(file, list(rows.values()), False, setting)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}; choose another folder with --out") from None
+    return rows

@@ -1,0 +1,117 @@
+"""Entries of a comparison: configs to train, and trained checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from detect.checkpoint import load_checkpoint
+from detect.config import Config, load_config
+from detect.data.datamodule import DetectionData
+from detect.errors import UserError
+from detect.training import clock
+from detect.training.loop import best_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One detector of a comparison."""
+
+    name: str
+    source: Path
+    """Config or checkpoint."""
+    folder: Path
+    """Folder of the run, or of a checkpoint's results."""
+    config: Config
+    classes: tuple[str, ...] | None
+    """Class names of a checkpoint; None for a config."""
+    overrides: tuple[str, ...]
+    """Options for reading a checkpoint."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint to evaluate; for a config, the best one of its run."""
+        return best_checkpoint(self.folder) if self.classes is None else self.source
+
+    @property
+    def trained(self) -> bool:
+        """Whether no training is left to do."""
+        return self.classes is not None or (clock.finished(self.folder) and self.checkpoint.exists())
+
+    @property
+    def uses_store(self) -> bool:
+        """Whether the detector's proposals are given."""
+        return self.config.model.proposals == "given"
+
+    @property
+    def needs_store(self) -> bool:
+        """Whether proposals have to be computed for it."""
+        return self.uses_store and self.config.data.proposals is None
+
+    @property
+    def run(self) -> Path:
+        """Folder of the run that the checkpoint belongs to."""
+        folder = self.checkpoint.absolute().parent
+        return folder.parent if folder.name == "checkpoints" else folder
+
+    def with_store(self, store: Path | None) -> Entry:
+        """Return the entry with a proposal store if it needs one and names none."""
+        proposals = (self.config.data.proposals or store) if self.uses_store else None
+        return replace(self, config=replace(self.config, data=replace(self.config.data, proposals=proposals)))
+
+    def data(self, classes: Sequence[str] | None = None, stored: bool = True) -> DetectionData:
+        """Return the data of the config, for a new model or one with these classes, with or without its store."""
+        options = self.config.data if stored else replace(self.config.data, proposals=None)
+        return DetectionData(options, classes, seed=self.config.training.seed)
+
+
+def read_entries(sources: Sequence[Path], out: Path, overrides: Sequence[str]) -> list[Entry]:
+    """Read configs and checkpoints. Raise `UserError` if they do not use the same data."""
+    if not sources:
+        raise UserError("compare: name the configs or checkpoints, for example configs/bccd/faster_rcnn.yaml")
+    checkpoint_overrides = tuple(word for word in overrides if not word.startswith("--training."))
+    if all(source.suffix == ".ckpt" for source in sources) and len(checkpoint_overrides) < len(overrides):
+        raise UserError("--training: training is over for checkpoints; give only options of data and model")
+    entries = []
+    for source, name in zip(sources, unique_names(sources), strict=True):
+        classes = None
+        if source.suffix == ".ckpt":
+            checkpoint = load_checkpoint(source, checkpoint_overrides)
+            config, classes = checkpoint.config, checkpoint.classes
+        else:
+            config = load_config(source, overrides)
+        entry = Entry(name, source, out / name, config, classes, checkpoint_overrides)
+        # An RPN ignores a store that an override names for all entries.
+        entries.append(entry if entry.uses_store else entry.with_store(None))
+    for key in ("root", "skip_unreadable", "follow_links"):
+        if len(values := {str(getattr(entry.config.data, key)) for entry in entries}) > 1:
+            named = " and ".join(sorted(values))
+            raise UserError(f"--data.{key}: the configs differ: {named}; give one for all with --data.{key}")
+    return entries
+
+
+def unique_names(sources: Sequence[Path]) -> list[str]:
+    """Return the stem of each file, with as many parent folders as distinguish it from the others.
+
+    A checkpoint has the name of its run: RUN for RUN/checkpoints/best.ckpt, RUN_last for last.ckpt beside it.
+    """
+    parts = [_parts(source) for source in sources]
+    depths = [1] * len(parts)
+    while True:
+        names = ["_".join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
+        repeated = [names.count(name) > 1 for name in names]
+        if not any(repeated):
+            return names
+        longer = [depth + more for depth, more in zip(depths, repeated, strict=True)]
+        if not any(depth <= len(part) and more for depth, part, more in zip(longer, parts, repeated, strict=True)):
+            raise UserError(f"{sources[repeated.index(True)]}: given twice; name each config or checkpoint once")
+        depths = longer
+
+
+def _parts(source: Path) -> tuple[str, ...]:
+    path = source.absolute().with_suffix("")
+    if source.suffix == ".ckpt" and path.parent.name == "checkpoints":
+        run = path.parent.parent
+        path = run if path.name == "best" else run.with_name(f"{run.name}_{path.name}")
+    return path.parts[1:]

@@ -1,0 +1,204 @@
+"""Evaluation of a model file on a split: a checkpoint of a detector or classifier, or an exported detector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from detect.allocator import keep_pages
+from detect.checkpoint import FENCED, Checkpoint, ClassifierCheckpoint, load_any
+from detect.config import Config, Experiment, check_proposals, config_from_dict
+from detect.data.classification import ClassificationData
+from detect.data.datamodule import DetectionData
+from detect.data.defects import summary
+from detect.devices import Accelerator, choose_device
+from detect.errors import UserError
+from detect.evaluation.coco import Engine
+from detect.files.folders import create_folder, refuse_used, unused_folder
+from detect.prediction.classify import classify
+from detect.prediction.evaluate import evaluate, evaluate_exported, write_evaluation
+from detect.prediction.onnx_detector import OnnxDetector
+from detect.prediction.prepare import Precision, prepare
+from detect.processes import is_first_process
+from detect.report.classification import write_classification
+
+DETECTOR_FILES = ("report.html", "metrics.json", "predictions.json", "pictures")
+CLASSIFIER_FILES = ("metrics.json", "predictions.csv", "confusion.png")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Metrics on a split, and the folder with the results."""
+
+    metrics: dict[str, Any]
+    root: Path | str
+    """Folder of the data set."""
+    split: str
+    out: Path
+    files: tuple[str, ...]
+    """Names of the results in `out`."""
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether a classifier was evaluated."""
+        return self.files == CLASSIFIER_FILES
+
+    def __str__(self) -> str:
+        return f"{self.root} {self.split}: {', '.join(str(self.out / name) for name in self.files)}"
+
+
+def evaluate_file(
+    file: Path,
+    overrides: Sequence[str] = (),
+    split: str | None = None,
+    out: Path | None = None,
+    *,
+    precision: Precision = "fp32",
+    engine: Engine = "pycocotools",
+    command: str | None = None,
+    log: Callable[[str], object] = print,
+) -> Evaluation:
+    """Evaluate the model in a file and write the results into a new folder.
+
+    Args:
+        file: a checkpoint, or an exported detector (.onnx).
+        overrides: options of the config, each in the form `--section.key=VALUE`.
+        split: by default the config's test split, else its val split.
+        out: by default `eval_SPLIT` in the folder of the run.
+        precision: precision of the weights.
+        engine: implementation of the COCO metrics; both give equal numbers.
+        command: command line, for the report.
+        log: called with a summary of the data before the evaluation.
+
+    Raises:
+        UserError: the file is not a model, an option does not apply to it, or the folder is in use.
+    """
+    if file.suffix == ".onnx":
+        return _evaluate_onnx(file, overrides, split, out, precision, engine, command, log)
+    checkpoint = load_any(file, overrides)
+    if isinstance(checkpoint, ClassifierCheckpoint):
+        split, out = _split_and_folder(file, checkpoint.config, split, out)
+        if (precision, engine) != ("fp32", "pycocotools"):
+            raise UserError("--precision, --engine: only for detectors; leave them out for a classifier")
+        refuse_used(out)
+        images = ClassificationData(checkpoint.config.data, checkpoint.classes)
+        return evaluate_classifier_checkpoint(checkpoint, file, images, split, out)
+    check_proposals(checkpoint.config)
+    split, out = _split_and_folder(file, checkpoint.config, split, out)
+    keep_pages()
+    data = DetectionData(checkpoint.config.data, checkpoint.classes, seed=checkpoint.config.training.seed)
+    log(summary(data.split(split)))
+    if is_first_process():
+        refuse_used(out)
+        create_folder(out)
+    return evaluate_checkpoint(checkpoint, file, data, split, out, precision=precision, engine=engine, command=command)
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint,
+    file: Path,
+    data: DetectionData,
+    split: str,
+    out: Path,
+    *,
+    precision: Precision = "fp32",
+    engine: Engine = "pycocotools",
+    command: str | None = None,
+    accelerator: Accelerator = "auto",
+) -> Evaluation:
+    """Evaluate a detector on a split and write metrics, predictions, report and pictures into the folder `out`.
+
+    Under torchrun the processes share the images, all of them return the same metrics, and the first one writes.
+    """
+    keep_pages()
+    device = choose_device(accelerator)
+    _join_process_group(device)
+    dataset = data.split(split)
+    model = prepare(checkpoint.model.to(device), precision)
+    metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, device, engine)
+    if is_first_process():
+        write_evaluation(
+            out,
+            metrics,
+            evaluator,
+            file,
+            checkpoint.config,
+            device=str(device),
+            precision=precision,
+            engine=engine,
+            command=command,
+        )
+    return Evaluation(metrics, dataset.root, dataset.split, out, DETECTOR_FILES)
+
+
+def evaluate_classifier_checkpoint(
+    checkpoint: ClassifierCheckpoint,
+    file: Path,
+    data: ClassificationData,
+    split: str,
+    out: Path,
+    accelerator: Accelerator = "auto",
+) -> Evaluation:
+    """Evaluate a classifier on a split and write metrics, predictions and confusion matrix into the folder `out`.
+
+    Under torchrun the processes share the images, all of them return the same metrics, and the first one writes.
+    """
+    device = choose_device(accelerator)
+    _join_process_group(device)
+    metrics, evaluator = classify(checkpoint.model.to(device), data, split, device, file)
+    if is_first_process():
+        write_classification(out, metrics, evaluator)
+    return Evaluation(metrics, evaluator.dataset.root, split, out, CLASSIFIER_FILES)
+
+
+def _evaluate_onnx(
+    file: Path,
+    overrides: Sequence[str],
+    split: str | None,
+    out: Path | None,
+    precision: str,
+    engine: Engine,
+    command: str | None,
+    log: Callable[[str], object],
+) -> Evaluation:
+    model = OnnxDetector(file)
+    for word in overrides:
+        if word.startswith(("--model.", "--data.short_side", "--data.long_side")):
+            raise UserError(f"{word}: this is fixed in the graph; change the checkpoint and export it again")
+    if precision != "fp32":
+        raise UserError(f"--precision: {precision}; an exported model computes in fp32; leave it out")
+    config = config_from_dict(model.config, str(file), [FENCED, *overrides])
+    if not isinstance(config, Config):
+        raise UserError(f"{file}: its config is that of a classifier; give a file that detect export has written")
+    split, out = _split_and_folder(file, config, split, out)
+    keep_pages()
+    dataset = DetectionData(config.data, model.classes, seed=config.training.seed).split(split)
+    log(summary(dataset))
+    refuse_used(out)
+    create_folder(out)
+    metrics, evaluator = evaluate_exported(model, dataset, engine)
+    write_evaluation(out, metrics, evaluator, file, config, device="ONNX Runtime", engine=engine, command=command)
+    return Evaluation(metrics, dataset.root, dataset.split, out, DETECTOR_FILES)
+
+
+def _split_and_folder(file: Path, config: Experiment, split: str | None, out: Path | None) -> tuple[str, Path]:
+    """Return the split to evaluate and the folder of the results."""
+    split = split or config.data.test or config.data.val
+    if split is None:
+        raise UserError("--split: the config names no test and no val split; name the one to evaluate")
+    folder = file.resolve().parent
+    run = folder.parent if folder.name == "checkpoints" else folder
+    return split, out or unused_folder(run / f"eval_{split}")
+
+
+def _join_process_group(device: torch.device) -> None:
+    """Join the process group of torchrun, if there is one; after training the processes have joined already."""
+    if distributed.is_available() and distributed.is_torchelastic_launched() and not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        distributed.init_process_group()
