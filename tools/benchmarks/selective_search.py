@@ -37,6 +37,7 @@ from detect.data.dataset import Record
 from detect.data.decode import decode
 from detect.data.read import read
 from detect.proposals.recall import ProposalRecall
+from detect.proposals.selective_search import Mode
 
 ALL = 10**6
 TOP = 2000
@@ -109,7 +110,7 @@ class OpenCV:
         return boxes, wall, processor
 
 
-def ours(image: np.ndarray, mode: str, options: dict[str, Any]) -> tuple[np.ndarray, float, float]:
+def ours(image: np.ndarray, mode: Mode, options: dict[str, Any]) -> tuple[np.ndarray, float, float]:
     """Return boxes and times of our implementation."""
     wall, processor = time.perf_counter(), time.process_time()
     boxes = detect.selective_search(image, mode, **options)
