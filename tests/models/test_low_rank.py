@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from detect.backbones import BoxHead, ResNetOptions, VGGOptions
 from detect.backbones.fully_connected import FullyConnectedBoxHead
 from detect.errors import UserError
+from detect.models import FasterRCNN, FastRCNN
 from detect.models.box_head import BoxHeadOptions, ConvFCBoxHead
 from detect.models.low_rank import factorize, truncate
 
@@ -110,6 +111,25 @@ def test_a_box_head_of_convolutions_has_no_ranks():
     factorize(box_head, ())
     with pytest.raises(UserError, match=r"^svd: 1 ranks, but the box head has 0 fully connected layers"):
         factorize(box_head, (4,))
+
+
+@pytest.mark.parametrize("model", [FastRCNN, FasterRCNN])
+def test_detectors_have_the_ranks_of_their_options(model):
+    ranks = (16, 8)
+    with torch.device("meta"):
+        box_head = model(3, model.Options(backbone=ResNetOptions(18), svd=ranks)).region_head.box_head
+    assert [tuple(layer.weight.shape) for layer in box_head.modules() if isinstance(layer, nn.Linear)] == [
+        *((16, 256 * 49), (1024, 16)),
+        *((8, 1024), (1024, 8)),
+    ]
+
+
+@pytest.mark.parametrize("model", [FastRCNN, FasterRCNN])
+def test_pretrained_weights_are_not_loaded_into_untrained_factors(model):
+    backbone = ResNetOptions(18, weights="IMAGENET1K_V1")
+    message = r"^svd: only a trained box head can be truncated; train without svd, then run detect compress$"
+    with torch.device("meta"), pytest.raises(UserError, match=message):
+        model(3, model.Options(backbone=backbone, svd=(4,)))
 
 
 def test_it_is_a_layer_of_vgg_that_becomes_smaller():
