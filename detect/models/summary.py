@@ -143,12 +143,13 @@ def summarize_on_image(
 
     def detect(*inputs: Any) -> None:
         nonlocal regions
-        regions = model.propose_and_detect(*inputs)[0].valid.shape[1]
+        proposals = model(*inputs).proposals
+        regions = 0 if proposals is None else proposals.valid.shape[1]
 
     with torch.device("meta"):
         images = Images(torch.empty(1, 3, *canvas, dtype=torch.uint8), torch.empty(1, 2, dtype=torch.int64))
         boxes, scores = torch.empty(1, proposals, 4), torch.empty(1, proposals)
-        given = Proposals(boxes, scores, scores.bool()) if model.rpn is None else None
+        given = Proposals(boxes, scores, scores.bool()) if model.Options.proposals == "given" else None
         return summarize(model, images, given, run=detect, depth=depth), regions
 
 
