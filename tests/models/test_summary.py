@@ -10,9 +10,9 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
-from detect.backbones import ResNet
+from detect.backbones import FPNOptions, ResNetOptions
 from detect.cli import main
-from detect.models import FasterRCNN, FastRCNN, ProposalCounts, RPNOptions
+from detect.models import FasterRCNN, FasterRCNNOptions, FastRCNN, FastRCNNOptions, ProposalCounts, RPNOptions
 from detect.models.summary import ROWS, print_summary, summarize, summarize_on_image
 
 META = torch.device("meta")
@@ -277,9 +277,13 @@ def test_depth():
 
 
 def test_a_detector_with_its_own_proposals():
-    options = RPNOptions(testing=ProposalCounts(200, 70))
+    options = FasterRCNNOptions(
+        backbone=ResNetOptions(depth=18, norm="batch", train_stages=5),
+        neck=FPNOptions(channels=64),
+        rpn=RPNOptions(testing=ProposalCounts(200, 70)),
+    )
     with META:
-        model = FasterRCNN(4, ResNet(depth=18, norm="batch", train_stages=5, fpn_channels=64), options).eval()
+        model = FasterRCNN(4, options).eval()
     summary, regions = summarize_on_image(model, 250, 310, proposals=0)  # on a canvas of 256 × 320
     layers = rows(summary)
     assert regions == 70 and summary.unused == 0
@@ -290,23 +294,25 @@ def test_a_detector_with_its_own_proposals():
     assert layers["rpn.anchors"].shapes == ((3 * cells, 4),) and layers["rpn.anchors"].view is None
     assert layers["backbone.body.layer4.1"].view.field == (435, 435)
     # P2 takes its part of C5's 435 pixels, and 3×3 cells of them.
-    assert layers["backbone.fpn.output.0"].view.field == (443, 443)
-    assert layers["backbone.fpn.output.0"].view.stride == (4, 4)
-    pooled = layers["pooling"]
+    for layer in ("neck.output.0.0", "neck.output.0.1"):  # the convolution and its norm
+        assert layers[layer].view.field == (443, 443)
+        assert layers[layer].view.stride == (4, 4)
+    pooled = layers["region_head.pooling"]
     assert pooled.shapes == ((70, 64, 7, 7),) and pooled.view.of_region and pooled.view.field == (1, 1)
-    assert layers["trunk.layers.0"].flops == 2 * 70 * (64 * 49) * 1024
-    assert not head.view.of_region and layers["predictor.scores"].shapes == ((70, 5),)
+    assert layers["region_head.box_head.layers.0"].flops == 2 * 70 * (64 * 49) * 1024
+    assert not head.view.of_region and layers["region_head.predictor.scores"].shapes == ((70, 5),)
 
 
 def test_a_detector_with_given_proposals():
     with META:
-        model = FastRCNN(4, ResNet(depth=18, norm="batch", train_stages=5, fpn=False)).eval()
+        backbone = ResNetOptions(depth=18, norm="batch", train_stages=5)
+        model = FastRCNN(4, FastRCNNOptions(backbone=backbone, neck=None)).eval()
     summary, regions = summarize_on_image(model, 64, 64, proposals=30)
     layers = rows(summary)
-    assert regions == 30 and layers["pooling"].shapes == ((30, 256, 14, 14),)
-    trunk = [layer for layer in summary.layers if layer.name.startswith("trunk")]
+    assert regions == 30 and layers["region_head.pooling"].shapes == ((30, 256, 14, 14),)
+    box_head = [layer for layer in summary.layers if layer.name.startswith("region_head.box_head")]
     # res5 on cells of the region: 3×3/2, then three 3×3.
-    assert trunk[-1].view.field == (3 + 3 * 2 * 2, 3 + 3 * 2 * 2) and trunk[-1].view.stride == (2, 2)
+    assert box_head[-1].view.field == (3 + 3 * 2 * 2, 3 + 3 * 2 * 2) and box_head[-1].view.stride == (2, 2)
 
 
 # ---- the table and the command ---------------------------------------------------------------------------------------
@@ -372,12 +378,12 @@ def test_the_command(config, capsys, name):
 
 @pytest.mark.usefixtures("wide")
 def test_the_command_takes_options_and_overrides(config, capsys):
-    words = ["--size", "64", "96", "--depth", "1", "--model.backbone.fpn", "false"]
+    words = ["--size", "64", "96", "--depth", "1", "--model.neck", "null"]
     assert main(["model", config("faster_rcnn"), *words]) == 0
     text = capsys.readouterr().out
     assert "an image of 64 × 96, 80 classes" in text
     assert [line.split()[0] for line in text.splitlines() if "  " in line][1:-1] == [
-        *("backbone", "rpn", "pooling", "trunk", "predictor"),
+        *("backbone", "rpn", "region_head"),
     ]
 
 
