@@ -9,7 +9,7 @@ from detect.backbones.backbone import centre_cells
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Linear layers keep whatever the memory holds: random numbers for millions of weights take seconds."""
+    """Leave linear layers uninitialised: random numbers for millions of weights take seconds."""
     monkeypatch.setattr(nn.Linear, "reset_parameters", lambda layer: None)
 
 

@@ -22,7 +22,7 @@ NETWORKS = [
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Linear layers keep whatever the memory holds: random numbers for millions of weights take seconds."""
+    """Leave linear layers uninitialised: random numbers for millions of weights take seconds."""
     monkeypatch.setattr(nn.Linear, "reset_parameters", lambda layer: None)
 
 
@@ -79,8 +79,8 @@ def test_the_last_stages_learn_and_so_does_what_follows(network, least, layers, 
             crop_network(torch.empty(2, 3, 64, 64)).sum().backward()
     assert len(crop_network.body) == stages
     for place, stage in enumerate(crop_network.body):
-        learns = place >= stages - train_stages
-        assert all((parameter.grad is not None) == learns for parameter in stage.parameters())
+        trainable = place >= stages - train_stages
+        assert all((parameter.grad is not None) == trainable for parameter in stage.parameters())
     rest = [parameter for name, parameter in crop_network.named_parameters() if not name.startswith("body.")]
     assert len(rest) == (4 if "fc7" in layers else 0)
     assert all(parameter.grad is not None for parameter in rest)

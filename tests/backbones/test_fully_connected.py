@@ -6,7 +6,7 @@ from detect.backbones.fully_connected import FullyConnectedBoxHead, FullyConnect
 
 
 def box_head(dropout_first=False) -> FullyConnectedBoxHead:
-    """fc6 and fc7 give 1 … n, whatever they take."""
+    """fc6 and fc7 return 1 … n for any input."""
     fc6, fc7 = nn.Linear(2 * 3 * 3, 100), nn.Linear(100, 200)
     for layer in (fc6, fc7):
         nn.init.zeros_(layer.weight)

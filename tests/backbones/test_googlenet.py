@@ -10,7 +10,7 @@ from detect.models import Classifier, ClassifierOptions
 
 @torch.no_grad()
 def livened(network: nn.Module) -> nn.Module:
-    """Without it, the features of an untrained network are nearly zero."""
+    """Redraw weights and statistics: the features of an untrained network are nearly zero."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -37,7 +37,7 @@ def weights(network, tmp_path_factory) -> str:
 
 
 def up_to(network: nn.Module, last: str, x: torch.Tensor) -> torch.Tensor:
-    """What the network's layers before `last` make of x, one after the other."""
+    """Apply the network's layers before `last` to x in order."""
     for name, layer in network.named_children():
         if name == last:
             break
@@ -166,8 +166,8 @@ def test_the_default_freezes_two_stages():
     with torch.device("meta"):
         backbone, box_head = GoogLeNetOptions(norm="batch").build(multi_scale=False)
     frozen = {name.split(".")[1] for name, one in backbone.named_parameters() if not one.requires_grad}
-    learned = {name.split(".")[1] for name, one in backbone.named_parameters() if one.requires_grad}
-    assert learned == {"inception3", "inception4"}
+    trained = {name.split(".")[1] for name, one in backbone.named_parameters() if one.requires_grad}
+    assert trained == {"inception3", "inception4"}
     assert frozen == {"conv1", "conv2"}
     assert all(one.requires_grad for one in box_head.parameters())
     kinds = {type(layer) for layer in backbone.body.conv2.modules() if "Norm" in type(layer).__name__}

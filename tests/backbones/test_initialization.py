@@ -74,9 +74,9 @@ def slim(monkeypatch) -> None:
 
 def biases(network: nn.Module) -> dict[str, float]:
     """Of each layer, whose biases are all the same."""
-    found = {name: value.unique().tolist() for name, value in network.named_parameters() if name.endswith("bias")}
-    assert all(len(values) == 1 for values in found.values())
-    return {name.removesuffix(".bias"): values[0] for name, values in found.items()}
+    unique = {name: value.unique().tolist() for name, value in network.named_parameters() if name.endswith("bias")}
+    assert all(len(values) == 1 for values in unique.values())
+    return {name.removesuffix(".bias"): values[0] for name, values in unique.items()}
 
 
 @pytest.mark.usefixtures("slim")

@@ -12,7 +12,7 @@ from detect.errors import UserError
 
 @torch.no_grad()
 def averaging() -> nn.Module:
-    """Every layer gives the mean of what it sees."""
+    """Return a network whose layers all compute the mean of their input."""
     network = LeNetOptions().network(2)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

@@ -12,7 +12,7 @@ def test_the_map_is_the_pixels():
     assert backbone.levels == {"pixels": FeatureInfo(channels=3, stride=1)}
 
 
-def test_nothing_is_learnt_and_the_normalisation_travels_in_the_state():
+def test_nothing_is_trained_and_the_normalisation_travels_in_the_state():
     backbone = Pixels()
     assert not list(backbone.parameters())
     torch.testing.assert_close(backbone.state_dict()["mean"] / 255, torch.tensor([0.485, 0.456, 0.406]))

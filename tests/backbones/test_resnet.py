@@ -114,9 +114,9 @@ def test_the_last_stages_of_the_crop_network_learn(train_stages):
     with torch.device("meta"):
         crop_network = ResNetOptions(18, norm="batch", train_stages=train_stages).build_crop_network(64)
     for place, stage in enumerate(crop_network.body):
-        learns = place >= 5 - train_stages
-        assert all(parameter.requires_grad == learns for parameter in stage.parameters())
-        assert any(isinstance(layer, nn.BatchNorm2d) for layer in stage.modules()) == learns
+        trainable = place >= 5 - train_stages
+        assert all(parameter.requires_grad == trainable for parameter in stage.parameters())
+        assert any(isinstance(layer, nn.BatchNorm2d) for layer in stage.modules()) == trainable
 
 
 @pytest.mark.parametrize("last_stage", [4, 5])
@@ -139,12 +139,12 @@ def test_the_last_stages_learn(train_stages, norm):
     with torch.device("meta"):
         backbone, box_head = ResNetOptions(18, norm=norm, train_stages=train_stages).build(multi_scale=False)
     for place, stage in enumerate([*backbone.body.values(), box_head]):
-        learns = place >= 5 - train_stages
-        assert all(parameter.requires_grad == learns for parameter in stage.parameters())
-        assert any(isinstance(layer, nn.BatchNorm2d) for layer in stage.modules()) == (learns and norm == "batch")
+        trainable = place >= 5 - train_stages
+        assert all(parameter.requires_grad == trainable for parameter in stage.parameters())
+        assert any(isinstance(layer, nn.BatchNorm2d) for layer in stage.modules()) == (trainable and norm == "batch")
 
 
-def test_a_pyramid_always_learns():
+def test_a_pyramid_is_always_trained():
     with torch.device("meta"):
         backbone, _ = ResNetOptions(18, train_stages=0).build(multi_scale=True)
         neck = FPNOptions().build(backbone.levels, "frozen")
@@ -158,7 +158,7 @@ def test_only_five_stages_can_learn(train_stages):
         frozen_stages(OrderedDict((f"stage{i}", nn.Sequential()) for i in range(5)), train_stages)
 
 
-def test_a_step_moves_only_what_learns():
+def test_a_step_moves_only_trained_stages():
     torch.manual_seed(0)
     backbone, _ = ResNetOptions(18, norm="batch", train_stages=2).build(multi_scale=True)
     model = nn.ModuleDict({"backbone": backbone, "neck": FPNOptions().build(backbone.levels, "batch")})

@@ -61,9 +61,9 @@ def test_the_last_stages_learn(depth, train_stages):
     with torch.device("meta"):
         backbone, box_head = VGGOptions(depth, "batch", train_stages).build(multi_scale=False)
     for place, stage in enumerate(backbone.body.values()):
-        learns = place >= 5 - train_stages
-        assert all(parameter.requires_grad == learns for parameter in stage.parameters())
-        assert any(isinstance(layer, FrozenBatchNorm2d) for layer in stage) != learns
+        trainable = place >= 5 - train_stages
+        assert all(parameter.requires_grad == trainable for parameter in stage.parameters())
+        assert any(isinstance(layer, FrozenBatchNorm2d) for layer in stage) != trainable
     assert all(parameter.requires_grad for parameter in box_head.parameters())
 
 

@@ -10,7 +10,7 @@ from detect.errors import UserError
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Linear layers keep whatever the memory holds: random numbers for millions of weights take seconds."""
+    """Leave linear layers uninitialised: random numbers for millions of weights take seconds."""
     monkeypatch.setattr(nn.Linear, "reset_parameters", lambda layer: None)
 
 
@@ -103,8 +103,8 @@ def test_cells_are_centred_on_the_multiples_of_16(quick):
         torch.testing.assert_close(backbone(pixels.flip(-2))["conv5"], features.flip(-2), rtol=1e-4, atol=1e-4)
 
 
-def test_features_off_the_border_are_those_of_the_whole(quick):
-    """The whole's cells are centred on 17, 33, 49 …: on 32, 48, 64 … once 15 rows and columns of pixels are gone."""
+def test_features_off_the_border_are_those_of_the_crop_network(quick):
+    """Its cells are centred on 17, 33, 49 …: on 32, 48, 64 … once 15 rows and columns of pixels are gone."""
     backbone, crop_network = VGGMOptions().build(multi_scale=False)[0], VGGMOptions().build_crop_network(224)
     crop_network.body.load_state_dict(backbone.body.state_dict())
     pixels = torch.randn(1, 3, 192, 192)

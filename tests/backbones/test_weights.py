@@ -15,7 +15,7 @@ from detect.models import Classifier, ClassifierOptions
 
 
 def network() -> nn.Sequential:
-    """As small as a network can be that has a body, a norm and a classifier."""
+    """The smallest network with a body, a norm and a classifier."""
     layers = OrderedDict(conv=nn.Conv2d(3, 4, 1), bn=nn.BatchNorm2d(4), fc=nn.Linear(4, 10))
     return nn.Sequential(layers)
 
@@ -31,7 +31,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def checkpoints(tmp_path, monkeypatch):
-    """torch.hub's folder, as yet without a file."""
+    """torch.hub's folder, empty."""
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
@@ -183,7 +183,7 @@ def test_safetensors_without_the_package_says_what_to_install(tmp_path, monkeypa
 
 
 def trained(network, folder, num_classes=3) -> tuple[nn.Module, str]:
-    """A classifier's network, and its checkpoint, near enough."""
+    """Return a classifier's network, and a file like its checkpoint."""
     model = Classifier(num_classes, ClassifierOptions(backbone=network))
     for value in model.buffers():
         if value.is_floating_point():

@@ -78,11 +78,11 @@ def test_lenet_and_googlenet_are_as_large_as_published():
         assert (count(googlenet, without="aux"), count(googlenet)) == (6_624_904, 13_004_888)
 
 
-# ---- what learns -----------------------------------------------------------------------------------------------------
+# ---- what is trained -------------------------------------------------------------------------------------------------
 
 
-def learned(network: BackboneOptions, trainable: str) -> tuple[Classifier, set[str]]:
-    """A classifier, and the layers that a loss gives gradients to, of which all parameters have one."""
+def trained_layers(network: BackboneOptions, trainable: str) -> tuple[Classifier, set[str]]:
+    """Return a classifier, and the layers whose parameters all have a gradient after a loss."""
     with torch.device("meta"):
         model = classifier(network, trainable=trainable)
         total(model.loss(make_batch())).backward()
@@ -91,7 +91,9 @@ def learned(network: BackboneOptions, trainable: str) -> tuple[Classifier, set[s
         assert (one.grad is not None) == one.requires_grad
         layers.setdefault(name.rpartition(".")[0], set()).add(one.requires_grad)
     assert all(len(values) == 1 for values in layers.values())
-    return model, {name for name, (learns,) in ((name, tuple(values)) for name, values in layers.items()) if learns}
+    return model, {
+        name for name, (is_trained,) in ((name, tuple(values)) for name, values in layers.items()) if is_trained
+    }
 
 
 @pytest.mark.parametrize(
@@ -114,9 +116,9 @@ def learned(network: BackboneOptions, trainable: str) -> tuple[Classifier, set[s
     ids=["lenet", "lenet0", "alexnet", "vgg_m", "vgg11"],
 )
 def test_the_head_or_the_last_stages_learn(network, head, stages):
-    assert learned(network, "head")[1] == head
-    assert learned(network, "stages")[1] == head | stages
-    model, everything = learned(network, "all")
+    assert trained_layers(network, "head")[1] == head
+    assert trained_layers(network, "stages")[1] == head | stages
+    model, everything = trained_layers(network, "all")
     assert everything == {name.rpartition(".")[0] for name, _ in model.network.named_parameters()} > head | stages
 
 
@@ -135,7 +137,7 @@ def test_the_head_or_the_last_stages_learn(network, head, stages):
 )
 def test_the_networks_own_norms_are_frozen(network, head, stages):
     for trainable, expected in (("head", head), ("stages", head | stages)):
-        model, layers = learned(network, trainable)
+        model, layers = trained_layers(network, trainable)
         assert {name.partition(".")[0] for name in layers} == expected
         for name, layer in model.network.named_modules():
             if isinstance(layer, FrozenBatchNorm2d | nn.BatchNorm2d):
@@ -171,7 +173,7 @@ def test_dropout_reaches_every_dropout_layer(network):
 
 
 class Constant(nn.Module):
-    """A network that gives these logits, whatever it sees."""
+    """A network that returns these logits for any input."""
 
     def __init__(self, *logits: float) -> None:
         super().__init__()

@@ -230,7 +230,7 @@ def test_a_feature_pyramid_has_scales_of_its_own():
 
 
 def image_of(deltas: list[float], label: int) -> tuple[Tensor, Targets]:
-    """Proposals 10 px wide that lie so many tenths of their width left of a ground truth."""
+    """Return proposals 10 px wide, each `delta` of its width to the left of a ground truth."""
     ground_truth = torch.tensor([[[20.0, 20, 30, 30]]])
     boxes = ground_truth[0, 0] - torch.tensor([[10 * delta, 0, 10 * delta, 0] for delta in deltas])
     valid = torch.ones(1, 1, dtype=torch.bool)

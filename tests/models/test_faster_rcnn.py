@@ -69,7 +69,7 @@ def model(request) -> FasterRCNN:
 
 @pytest.fixture(scope="module")
 def pyramid() -> FasterRCNN:
-    """In eval mode, and with so many samples that no loss depends on a draw."""
+    """In eval mode, with more samples than regions, so that no loss depends on a draw."""
     torch.manual_seed(0)
     rpn = replace(PYRAMID, batch_size_per_image=100_000)
     return livened(fpn(rpn=rpn, region_head=replace(REGION_HEAD, batch_size_per_image=1000))).eval()
@@ -88,7 +88,7 @@ def livened(model: FasterRCNN) -> FasterRCNN:
 
 
 def make_batch(*counts: int, length: int | None = None) -> Batch:
-    """Images that fill their canvas differently, with so many ground truths each, padded to `length`."""
+    """Return images of different sizes with `counts` ground truths, padded to `length`."""
     images, length = len(counts), max(*counts, 1) if length is None else length
     sizes = torch.tensor([[HEIGHT, WIDTH], [50, 70], [33, 96]])[:images]
     corner = torch.rand(images, length, 2) * 20
@@ -186,7 +186,7 @@ def test_nothing_depends_on_data_on_the_cpu(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_depends_on_data_elsewhere(kind):
-    """Tensors without data raise where their values are asked for, and take the way of those on a GPU."""
+    """Meta tensors raise if their values are read, and take the code path of tensors on a GPU."""
     batch = make_batch(2, 3).to("meta")
     with torch.device("meta"):
         model = KINDS[kind]()
@@ -223,12 +223,12 @@ def test_detect_compiles_as_one_graph(pyramid):
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_gradient_reaches_every_parameter_that_learns(model):
+def test_a_gradient_reaches_every_trainable_parameter(model):
     model.train().zero_grad()
     total(model.loss(make_batch(3, 3))).backward()
-    learns = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    assert learns.keys() < dict(model.named_parameters()).keys()
-    assert [name for name, value in learns.items() if value.grad is None or not value.grad.any()] == []
+    trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    assert trainable.keys() < dict(model.named_parameters()).keys()
+    assert [name for name, value in trainable.items() if value.grad is None or not value.grad.any()] == []
 
 
 @pytest.mark.parametrize(("counts", "length"), [((0,), 1), ((0, 0), 4), ((0, 3), 3), ((1,), 1)])

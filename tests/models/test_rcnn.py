@@ -166,7 +166,7 @@ def test_it_does_not_matter_how_many_crops_go_at_once():
     torch.testing.assert_close(few, model.region_head(features, batch.proposals.boxes), atol=1e-5, rtol=1e-4)
 
 
-def test_only_the_network_learns_by_gradients():
+def test_only_the_network_is_trained_by_gradients():
     model = rcnn()
     model.loss(make_batch())["classification"].backward()
     without = {name for name, value in model.named_parameters() if value.grad is None}

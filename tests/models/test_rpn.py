@@ -17,7 +17,7 @@ CHANNELS = 8
 STRIDES = [4, 8, 16, 32, 64]
 SIZES = torch.tensor([[128, 192], [100, 150]])
 HEIGHT, WIDTH = 128, 192
-# So many samples that all anchors are taken, and the loss does not depend on a draw.
+# More samples than anchors, so that the loss does not depend on a draw.
 OPTIONS = RPNOptions(anchor_sizes=(16, 32, 64, 96, 128), batch_size_per_image=100_000, positive_fraction=0.5)
 
 
@@ -63,7 +63,7 @@ def pyramid(images: int = 2, strides: list[int] = STRIDES) -> list[Tensor]:
 
 
 def random_targets(*counts: int, length: int | None = None) -> Targets:
-    """So many ground truths in each image, padded to `length`."""
+    """Return `counts` ground truths, one count an image, padded to `length`."""
     length = max(counts) if length is None else length
     corner = torch.rand(len(counts), length, 2) * 60
     boxes = torch.cat([corner, corner + torch.rand(len(counts), length, 2) * 80 + 6], dim=-1)
@@ -140,7 +140,7 @@ def test_logits_and_anchors_share_their_order():
     changed = (rpn(features).logits - before).abs()[0] > 0
     anchors = rpn(features).anchors[changed]
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    # The 3×3 convolution looks one cell around it, and the three shapes of a cell stand together.
+    # The 3×3 convolution reaches one cell to each side, and the three shapes of a cell are neighbours.
     assert len(anchors) == 27
     assert (centres - torch.tensor([7 * 8.0, 5 * 8])).abs().max() <= 8 + 0.5
 
@@ -172,7 +172,7 @@ def test_order_of_images_changes_nothing():
 
 
 def test_mirrored_images_have_the_same_loss():
-    """Exactly so where anchors stand in the middle of their cells."""
+    """This is exact if anchors stand in the middle of their cells."""
     rpn = make_rpn(replace(OPTIONS, anchor_sizes=(16, 32, 64), anchor_offset=0.5), [16])
     features, targets = pyramid(strides=[16]), random_targets(3, 5)
     output = rpn(features)

@@ -371,7 +371,7 @@ def test_the_command(config, capsys, name):
     assert main(["model", config(name), "--classes", "3"]) == 0
     text = capsys.readouterr().out
     # 240 pixels of the long side at 4:3.
-    assert "an image of 180 × 240, 3 classes" in text and "from pooling on: all regions together" in text
+    assert "an image of 180 × 240, 3 classes" in text and "from region_head.pooling on: all regions together" in text
     assert ("20 regions" in text) == (name != "faster_rcnn")
     assert max(map(len, text.splitlines()[1:])) <= 100  # all but the title, with the config's path
 
