@@ -1,4 +1,4 @@
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import jaxtyping
 import pytest
@@ -7,12 +7,12 @@ import torch
 from detect.structures import Batch, Detections, Images, Proposals, Samples, Targets, to_file_pixels
 
 
-def make_batch(images: int = 2, truths: int = 3) -> Batch:
-    valid = torch.ones(images, truths, dtype=torch.bool)
-    boxes = torch.rand(images, truths, 4)
+def make_batch(images: int = 2, ground_truths: int = 3) -> Batch:
+    valid = torch.ones(images, ground_truths, dtype=torch.bool)
+    boxes = torch.rand(images, ground_truths, 4)
     return Batch(
         images=Images(torch.zeros(images, 3, 32, 64, dtype=torch.uint8), torch.full((images, 2), 32)),
-        targets=Targets(boxes, torch.zeros(images, truths, dtype=torch.int64), valid, ~valid),
+        targets=Targets(boxes, torch.zeros(images, ground_truths, dtype=torch.int64), valid, ~valid),
         ids=torch.arange(images),
         scales=torch.ones(images, 2),
     )
@@ -28,6 +28,9 @@ def make_detections(images: int = 2, detections: int = 5) -> Detections:
     )
 
 
+NONE = torch.zeros(2, 5, dtype=torch.int64)
+
+
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_length_is_the_number_of_images(images):
     assert len(make_batch(images)) == images
@@ -39,6 +42,20 @@ def test_moving_a_batch_moves_every_tensor():
     assert {batch.ids.device.type, batch.scales.device.type} == {"meta"}
     for structure in (batch.images, batch.targets):
         assert {getattr(structure, field.name).device.type for field in fields(structure)} == {"meta"}
+
+
+@pytest.mark.parametrize("with_proposals", [True, False])
+def test_detections_take_their_proposals_along(with_proposals):
+    detections, valid = make_detections(), torch.ones(2, 7, dtype=torch.bool)
+    assert detections.proposals is None
+    if with_proposals:
+        detections = replace(detections, proposals=Proposals(torch.rand(2, 7, 4), torch.rand(2, 7), valid))
+    moved = detections.to("meta")
+    assert (moved.proposals is not None) == with_proposals
+    structures = (moved, moved.proposals) if with_proposals else (moved,)
+    for structure in structures:
+        tensors = [getattr(structure, field.name) for field in fields(structure)]
+        assert {tensor.device.type for tensor in tensors if isinstance(tensor, torch.Tensor)} == {"meta"}
 
 
 def test_moving_keeps_values_and_dtypes():
@@ -63,7 +80,9 @@ def test_structures_do_not_change():
         (Images, (torch.zeros(2, 1, 8, 8), torch.zeros(2, 2, dtype=torch.int64))),
         (Proposals, (torch.zeros(2, 5, 4), torch.zeros(2, 4), torch.ones(2, 5, dtype=torch.bool))),
         (Detections, (torch.zeros(2, 5, 4), torch.zeros(2, 5), torch.zeros(2, 5), torch.ones(2, 5, dtype=torch.bool))),
-        (Samples, (torch.zeros(2, 5, 4), torch.zeros(2, 5).long(), torch.zeros(2, 5, 2), torch.ones(2, 5).bool())),
+        (Samples, (torch.zeros(2, 5, 4), NONE, NONE.float(), torch.zeros(2, 5, 4), NONE.bool())),
+        (Samples, (torch.zeros(2, 5, 4), NONE, NONE[:, :4], torch.zeros(2, 5, 4), NONE.bool())),
+        (Samples, (torch.zeros(2, 5, 4), NONE, NONE, torch.zeros(2, 5, 2), NONE.bool())),
     ],
 )
 def test_shapes_and_dtypes_are_part_of_the_types(structure, values):
@@ -73,9 +92,11 @@ def test_shapes_and_dtypes_are_part_of_the_types(structure, values):
 
 @pytest.mark.parametrize("detections", [0, 1, 5])
 def test_boxes_return_to_the_pixels_of_their_files(detections):
-    found = make_detections(2, detections)
+    original = make_detections(2, detections)
     scales = torch.tensor([[0.5, 0.25], [2.0, 1.0]])
-    returned = to_file_pixels(found, scales)
+    returned = to_file_pixels(original, scales)
     factors = torch.tensor([[2.0, 4, 2, 4], [0.5, 1, 0.5, 1]])
-    torch.testing.assert_close(returned.boxes, found.boxes * factors[:, None])
-    assert returned.scores is found.scores and returned.labels is found.labels and returned.valid is found.valid
+    torch.testing.assert_close(returned.boxes, original.boxes * factors[:, None])
+    assert (
+        returned.scores is original.scores and returned.labels is original.labels and returned.valid is original.valid
+    )

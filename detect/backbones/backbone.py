@@ -268,13 +268,14 @@ def centre_cells(layers: nn.Module) -> None:
     """Pad, in place, all convolutions and pools by half their kernels: cell i at stride s is centred on pixel s · i.
 
     A canvas whose sides are multiples of s then gives side / s cells. RoIPool rounds x / s to a cell, and unshifted
-    RoIAlign samples at cell x / s: both expect the cells there.
+    RoIAlign samples at cell x / s: both expect the cells there. An even kernel has no middle: it gets the padding of
+    the odd one below, none for 2×2, since half of it would add a cell.
     """
     for layer in layers.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             kernel = layer.kernel_size
             height, width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-            layer.padding = (height // 2, width // 2)
+            layer.padding = ((height - 1) // 2, (width - 1) // 2)
         if isinstance(layer, nn.MaxPool2d):
             layer.ceil_mode = False
 

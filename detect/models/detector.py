@@ -77,7 +77,7 @@ class Detector(nn.Module):
     def forward(self, images: Images | Num[Tensor, "B 3 H W"], proposals: Proposals | None = None) -> Detections:
         """Call `detect`; a plain tensor of RGB pixels stands for images that fill the canvas."""
         if isinstance(images, Tensor):
-            sizes = torch.tensor([images.shape[2:]] * len(images), device=images.device)
+            sizes = torch.tensor(images.shape[2:], device=images.device).expand(len(images), -1)
             images = Images(images, sizes)
         return self.detect(images, proposals)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-from detect.backbones import AlexNet, LeNet, alexnet
+from detect.backbones import AlexNetOptions, LeNetOptions, alexnet
 from detect.backbones.initialization import initialize
 
 
@@ -48,9 +48,9 @@ def test_biases_are_zero_and_norms_stay(rule):
 
 
 def test_a_network_is_drawn_by_the_rule_that_it_is_given():
-    layer = LeNet(initialization="he").network(10).classifier[0]
+    layer = LeNetOptions(initialization="he").network(10).classifier[0]
     assert layer.weight.std().item() == pytest.approx(sqrt(2 / 400), rel=0.05) and not layer.bias.any()
-    layer = LeNet().network(10).classifier[0]
+    layer = LeNetOptions().network(10).classifier[0]
     assert layer.weight.abs().max().item() <= 1 / sqrt(400) and layer.bias.any()  # as torch draws
 
 
@@ -74,26 +74,26 @@ def slim(monkeypatch) -> None:
 
 def biases(network: nn.Module) -> dict[str, float]:
     """Of each layer, whose biases are all the same."""
-    found = {name: value.unique().tolist() for name, value in network.named_parameters() if name.endswith("bias")}
-    assert all(len(values) == 1 for values in found.values())
-    return {name.removesuffix(".bias"): values[0] for name, values in found.items()}
+    unique = {name: value.unique().tolist() for name, value in network.named_parameters() if name.endswith("bias")}
+    assert all(len(values) == 1 for values in unique.values())
+    return {name.removesuffix(".bias"): values[0] for name, values in unique.items()}
 
 
 @pytest.mark.usefixtures("slim")
 def test_alexnets_gaussians_come_with_its_ones():
-    network = AlexNet(initialization="gaussian").network(5)
+    network = AlexNetOptions(initialization="gaussian").network(5)
     ones = {"features.3", "features.8", "features.10", "classifier.1", "classifier.4"}
     zeros = {"features.0", "features.6", "classifier.6"}
     assert biases(network) == dict.fromkeys(ones, 1.0) | dict.fromkeys(zeros, 0.0)
     assert network.features[3].weight.std().item() == pytest.approx(0.01, rel=0.05)
-    assert set(biases(AlexNet(initialization="he").network(5)).values()) == {0.0}
+    assert set(biases(AlexNetOptions(initialization="he").network(5)).values()) == {0.0}
 
 
 @pytest.mark.usefixtures("slim")
 def test_weights_win_over_the_initialisation(tmp_path):
-    source = AlexNet().network(5)
+    source = AlexNetOptions().network(5)
     torch.save(source.state_dict(), tmp_path / "alexnet.pth")
-    network = AlexNet(initialization="gaussian", weights=str(tmp_path / "alexnet.pth")).network(5)
+    network = AlexNetOptions(initialization="gaussian", weights=str(tmp_path / "alexnet.pth")).network(5)
     drawn = {name for name, value in network.named_parameters() if not (value == 3).all()}
     assert drawn == {"classifier.6.weight", "classifier.6.bias"}  # the layer that is not loaded
     assert network.classifier[6].weight.std().item() == pytest.approx(0.01, rel=0.5)

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detect.backbones import FeatureInfo, LeNet
+from detect.backbones import FeatureInfo, LeNetOptions
 from detect.backbones.lenet import Grey
 from detect.errors import UserError
 
 
 @torch.no_grad()
 def averaging() -> nn.Module:
-    """Every layer gives the mean of what it sees."""
-    network = LeNet().network(2)
+    """Return a network whose layers all compute the mean of their input."""
+    network = LeNetOptions().network(2)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.weight.fill_(1 / layer.weight[0].numel())
@@ -23,25 +23,25 @@ def averaging() -> nn.Module:
 
 def test_parameters_of_each_layer_are_the_papers():
     with torch.device("meta"):
-        network = LeNet().network(10)
+        network = LeNetOptions().network(10)
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     assert [sum(one.numel() for one in layer.parameters()) for layer in layers] == [156, 2416, 48120, 10164, 850]
 
 
 def test_channels_and_strides_are_true():
     with torch.device("meta"):
-        backbone, trunk = LeNet().build()
+        backbone, box_head = LeNetOptions().build(multi_scale=False)
         for images in (0, 1, 2):
-            (features,) = backbone(torch.empty(images, 3, 64, 96))
+            (features,) = backbone(torch.empty(images, 3, 64, 96)).values()
             assert features.shape == (images, 16, 32, 48)
         for regions in (0, 1, 5):
-            assert trunk(torch.empty(regions, 16, 5, 5)).shape == (regions, 84)
-    assert backbone.features == (FeatureInfo(channels=16, stride=2),)
-    assert (trunk.channels_in, trunk.pooled, trunk.channels) == (16, 5, 84)
+            assert box_head(torch.empty(regions, 16, 5, 5)).shape == (regions, 84)
+    assert backbone.levels == {"conv2": FeatureInfo(channels=16, stride=2)}
+    assert (box_head.channels_in, box_head.pooled, box_head.channels) == (16, 5, 84)
 
 
 def test_pixels_become_minus_one_to_one():
-    backbone = LeNet().build()[0]
+    backbone = LeNetOptions().build(multi_scale=False)[0]
     assert ((torch.tensor([0.0, 255.0]) - backbone.mean[0]) / backbone.std[0]).tolist() == [-1, 1]
 
 
@@ -63,7 +63,7 @@ def test_a_red_image_by_hand():
 
 
 def test_each_layer_is_where_the_paper_has_it():
-    network = LeNet().network(3)
+    network = LeNetOptions().network(3)
     convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     linears = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
     pixels = torch.randn(2, 3, 32, 32)
@@ -82,7 +82,7 @@ def test_each_layer_is_where_the_paper_has_it():
 
 
 def test_crops_of_another_size_are_averaged_to_five_cells():
-    network = LeNet().network(3)
+    network = LeNetOptions().network(3)
     for size, pool in ((52, 2), (32, 1)):  # the last pool leaves 10 and 5 cells a side
         pixels = torch.randn(2, 3, size, size)
         cells = F.avg_pool2d(network.features(pixels), pool)
@@ -93,26 +93,26 @@ def test_crops_of_another_size_are_averaged_to_five_cells():
 
 def test_features_off_the_border_are_the_networks(monkeypatch):
     """Padded by two, conv1 begins two pixels earlier; three of the pool's cells come before the network's first."""
-    network = LeNet().network(3)
-    monkeypatch.setattr(LeNet, "make", lambda self, num_classes: network)
+    network = LeNetOptions().network(3)
+    monkeypatch.setattr(LeNetOptions, "make", lambda self, num_classes: network)
     pixels = torch.randn(1, 3, 64, 96)
     theirs = network.features[:6](pixels)
-    (ours,) = LeNet().build()[0](pixels)
+    (ours,) = LeNetOptions().build(multi_scale=False)[0](pixels).values()
     assert (ours.shape[-2:], theirs.shape[-2:]) == ((32, 48), (26, 42))
     torch.testing.assert_close(ours[..., 3:29, 3:45], theirs)
     assert theirs.std() > 0.01
 
 
-def test_the_whole_is_the_network_up_to_its_classifier(monkeypatch):
-    network = LeNet().network(3)
-    monkeypatch.setattr(LeNet, "make", lambda self, num_classes: network)
+def test_the_crop_network_is_the_network_up_to_its_classifier(monkeypatch):
+    network = LeNetOptions().network(3)
+    monkeypatch.setattr(LeNetOptions, "make", lambda self, num_classes: network)
     crops = torch.randn(2, 3, 40, 40)
     pool5 = network.avgpool(network.features(crops)).flatten(1)
     fc6, fc7 = (network.classifier[:end](pool5) for end in (2, 4))
-    whole = LeNet().build_whole(40).train()  # nothing is dropped
-    torch.testing.assert_close(whole.forward_layers(crops), {"pool5": pool5, "fc6": fc6, "fc7": fc7})
+    crop_network = LeNetOptions().build_crop_network(40).train()  # nothing is dropped
+    torch.testing.assert_close(crop_network.forward_layers(crops), {"pool5": pool5, "fc6": fc6, "fc7": fc7})
 
 
 def test_names_of_published_weights_are_refused():
     with pytest.raises(UserError, match=r"weights: DEFAULT: torchvision has none for lenet; give a \.pth"):
-        LeNet(weights="DEFAULT").network(10)
+        LeNetOptions(weights="DEFAULT").network(10)

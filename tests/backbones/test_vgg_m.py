@@ -3,14 +3,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detect.backbones import VGGM, FeatureInfo
+from detect.backbones import FeatureInfo, VGGMOptions
 from detect.backbones.vgg_m import LocalResponseNorm
 from detect.errors import UserError
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Linear layers keep whatever the memory holds: random numbers for millions of weights take seconds."""
+    """Leave linear layers uninitialised: random numbers for millions of weights take seconds."""
     monkeypatch.setattr(nn.Linear, "reset_parameters", lambda layer: None)
 
 
@@ -32,36 +32,36 @@ def state() -> dict[str, torch.Tensor]:
 
 def test_channels_and_strides_are_true():
     with torch.device("meta"):
-        backbone, trunk = VGGM().build()
+        backbone, box_head = VGGMOptions().build(multi_scale=False)
         for images in (0, 1, 2):
-            (features,) = backbone(torch.empty(images, 3, 64, 96))
+            (features,) = backbone(torch.empty(images, 3, 64, 96)).values()
             assert features.shape == (images, 512, 4, 6)
         for regions in (0, 1, 5):
-            assert trunk(torch.empty(regions, 512, 6, 6)).shape == (regions, 1024)
-    assert backbone.features == (FeatureInfo(channels=512, stride=16),)
-    assert (trunk.channels_in, trunk.pooled, trunk.channels) == (512, 6, 1024)
+            assert box_head(torch.empty(regions, 512, 6, 6)).shape == (regions, 1024)
+    assert backbone.levels == {"conv5": FeatureInfo(channels=512, stride=16)}
+    assert (box_head.channels_in, box_head.pooled, box_head.channels) == (512, 6, 1024)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 64), (608, 1024), (992, 800)])
 def test_every_canvas_has_as_many_cells_as_promised(height, width):
     with torch.device("meta"):
-        (features,) = VGGM().build()[0](torch.empty(1, 3, height, width))
+        (features,) = VGGMOptions().build(multi_scale=False)[0](torch.empty(1, 3, height, width)).values()
     assert features.shape[-2:] == (height // 16, width // 16)
 
 
-def test_the_whole_has_the_sizes_of_the_papers_network():
+def test_the_crop_network_has_the_sizes_of_the_papers_network():
     """Of 224 pixels conv1 leaves 109, rounding up the pools leave 54 and 13 and 6, and conv2 26."""
     sides = []
     with torch.device("meta"):
-        trunk = VGGM().build_whole(224)
-        for layer in trunk.modules():
+        crop_network = VGGMOptions().build_crop_network(224)
+        for layer in crop_network.modules():
             if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
                 layer.register_forward_hook(lambda layer, given, out: sides.append(out.shape[-1]))
-        trunk(torch.empty(1, 3, 224, 224))
+        crop_network(torch.empty(1, 3, 224, 224))
     assert sides == [109, 54, 26, 13, 13, 13, 13, 6]
 
 
-def test_the_whole_is_caffes_network(quick, tmp_path):
+def test_the_crop_network_is_caffes_network(quick, tmp_path):
     """The layers of Fast R-CNN's VGG_CNN_M_1024/train.prototxt and the original's pool5, one after the other."""
     values, file = state(), tmp_path / "vgg_m.pth"
     torch.save(values, file)
@@ -81,36 +81,36 @@ def test_the_whole_is_caffes_network(quick, tmp_path):
     fc6 = F.relu(pool5 @ values["classifier.0.weight"][0] + values["classifier.0.bias"])[None]
     fc7 = F.relu(fc6 @ values["classifier.3.weight"][0] + values["classifier.3.bias"])[None]
 
-    trunk = VGGM(weights=str(file)).build_whole(80).eval()
+    crop_network = VGGMOptions(weights=str(file)).build_crop_network(80).eval()
     with torch.no_grad():
-        layers = trunk.forward_layers(crops)
+        layers = crop_network.forward_layers(crops)
     torch.testing.assert_close(layers, {"pool5": pool5, "fc6": fc6, "fc7": fc7}, rtol=1e-4, atol=1e-4)
     assert all(layer.std() > 0 for layer in layers.values())
 
 
 def test_cells_are_centred_on_the_multiples_of_16(quick):
     """Of an image 16 n + 1 pixels wide that maps such centres, and only such, onto one another by reflection."""
-    backbone, _ = VGGM().build()
+    backbone, _ = VGGMOptions().build(multi_scale=False)
     pixels = torch.randn(1, 3, 49, 65)
     with torch.no_grad():
         for layer in backbone.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.weight.add_(layer.weight.flip(-1)).add_(layer.weight.flip(-2))
-        (features,) = backbone(pixels)
+        (features,) = backbone(pixels).values()
         assert features.shape[-2:] == (4, 5)
         assert features.std() > 0.01
-        torch.testing.assert_close(backbone(pixels.flip(-1))[0], features.flip(-1), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(backbone(pixels.flip(-2))[0], features.flip(-2), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(backbone(pixels.flip(-1))["conv5"], features.flip(-1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(backbone(pixels.flip(-2))["conv5"], features.flip(-2), rtol=1e-4, atol=1e-4)
 
 
-def test_features_off_the_border_are_those_of_the_whole(quick):
-    """The whole's cells are centred on 17, 33, 49 …: on 32, 48, 64 … once 15 rows and columns of pixels are gone."""
-    backbone, whole = VGGM().build()[0], VGGM().build_whole(224)
-    whole.body.load_state_dict(backbone.body.state_dict())
+def test_features_off_the_border_are_those_of_the_crop_network(quick):
+    """Its cells are centred on 17, 33, 49 …: on 32, 48, 64 … once 15 rows and columns of pixels are gone."""
+    backbone, crop_network = VGGMOptions().build(multi_scale=False)[0], VGGMOptions().build_crop_network(224)
+    crop_network.body.load_state_dict(backbone.body.state_dict())
     pixels = torch.randn(1, 3, 192, 192)
     with torch.no_grad():
-        (ours,) = backbone(pixels)
-        theirs = whole.body(pixels[..., 15:, 15:])
+        (ours,) = backbone(pixels).values()
+        theirs = crop_network.body(pixels[..., 15:, 15:])
     # A cell sees 139 pixels, 69 to each side of its centre: the others see padding.
     assert (ours.shape[-2:], theirs.shape[-2:]) == ((12, 12), (10, 10))
     torch.testing.assert_close(ours[..., 6:8, 6:8], theirs[..., 4:6, 4:6], rtol=1e-4, atol=1e-5)
@@ -119,7 +119,7 @@ def test_features_off_the_border_are_those_of_the_whole(quick):
 
 def test_the_default_freezes_what_fast_rcnn_freezes():
     with torch.device("meta"):
-        backbone, _ = VGGM().build()
+        backbone, _ = VGGMOptions().build(multi_scale=False)
     frozen = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
     assert frozen == {"body.conv1.0.weight", "body.conv1.0.bias"}
 
@@ -127,7 +127,7 @@ def test_the_default_freezes_what_fast_rcnn_freezes():
 @pytest.mark.parametrize("name", ["IMAGENET1K_V1", "DEFAULT", "", "vgg_m.caffemodel"])
 def test_no_name_of_weights_is_known(name):
     with pytest.raises(UserError, match=rf"^weights: {name}: torchvision has none .*a \.pth, .*file$"):
-        VGGM(weights=name).build_whole(224)
+        VGGMOptions(weights=name).build_crop_network(224)
 
 
 # ---- the norm --------------------------------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from detect.backbones import VGG, GoogLeNet, LeNet, ResNet
+from detect.backbones import GoogLeNetOptions, LeNetOptions, ResNetOptions, VGGOptions
 from detect.backbones.weights import load_weights
 from detect.errors import UserError
-from detect.models import Classifier
+from detect.models import Classifier, ClassifierOptions
 
 
 def network() -> nn.Sequential:
-    """As small as a network can be that has a body, a norm and a classifier."""
+    """The smallest network with a body, a norm and a classifier."""
     layers = OrderedDict(conv=nn.Conv2d(3, 4, 1), bn=nn.BatchNorm2d(4), fc=nn.Linear(4, 10))
     return nn.Sequential(layers)
 
@@ -31,7 +31,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def checkpoints(tmp_path, monkeypatch):
-    """torch.hub's folder, as yet without a file."""
+    """torch.hub's folder, empty."""
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
@@ -77,7 +77,7 @@ def test_a_name_is_a_file_of_torch_hub(name, checkpoints):
 def test_a_name_without_its_file_says_what_to_fetch_and_where_to_put_it(checkpoints):
     path = checkpoints / "resnet18-f37072fd.pth"
     with pytest.raises(UserError) as caught:
-        ResNet(18, weights="IMAGENET1K_V1").build()
+        ResNetOptions(18, weights="IMAGENET1K_V1").build(multi_scale=False)
     assert f"download https://download.pytorch.org/models/{path.name} to {path}" in str(caught.value)
 
 
@@ -94,12 +94,12 @@ def test_vgg_weights_without_fully_connected_layers_are_no_choice(checkpoints):
         torch.device("meta"),
         pytest.raises(UserError, match="IMAGENET1K_FEATURES: give one of IMAGENET1K_V1, DEFAULT,"),
     ):
-        VGG(weights="IMAGENET1K_FEATURES").build()
+        VGGOptions(weights="IMAGENET1K_FEATURES").build(multi_scale=False)
 
 
 def test_group_norm_takes_no_weights_of_batch_norm(checkpoints, file):
     with torch.device("meta"), pytest.raises(UserError, match="set norm to frozen or batch"):
-        ResNet(18, norm="group", weights="IMAGENET1K_V1").build()
+        ResNetOptions(18, norm="group", weights="IMAGENET1K_V1").build(multi_scale=False)
     torch.save(network().state_dict(), file)
     with pytest.raises(UserError, match=r"unexpected, 'bn\.running_mean' first; check depth and norm"):
         load(file, nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 1), bn=nn.GroupNorm(2, 4))))
@@ -107,9 +107,9 @@ def test_group_norm_takes_no_weights_of_batch_norm(checkpoints, file):
 
 @pytest.mark.parametrize("norm", ["layer", "instance"])
 def test_nor_do_layer_and_instance_norm(norm, checkpoints):
-    for network in (ResNet(18, norm=norm, weights="DEFAULT"), GoogLeNet(norm=norm, weights="DEFAULT")):
+    for network in (ResNetOptions(18, norm=norm, weights="DEFAULT"), GoogLeNetOptions(norm=norm, weights="DEFAULT")):
         with torch.device("meta"), pytest.raises(UserError, match="DEFAULT are for batch norm; set norm to frozen"):
-            network.build()
+            network.build(multi_scale=False)
 
 
 def test_a_missing_file(file):
@@ -183,8 +183,8 @@ def test_safetensors_without_the_package_says_what_to_install(tmp_path, monkeypa
 
 
 def trained(network, folder, num_classes=3) -> tuple[nn.Module, str]:
-    """A classifier's network, and its checkpoint, near enough."""
-    model = Classifier(num_classes, network)
+    """Return a classifier's network, and a file like its checkpoint."""
+    model = Classifier(num_classes, ClassifierOptions(backbone=network))
     for value in model.buffers():
         if value.is_floating_point():
             nn.init.uniform_(value, 0.5, 1.5)
@@ -201,30 +201,30 @@ def assert_equal(ours: nn.Module, theirs: nn.Module) -> None:
 
 
 def test_a_detector_begins_with_a_classifiers_network(tmp_path):
-    network, path = trained(LeNet(), tmp_path)
-    backbone, trunk = LeNet(weights=path).build()
+    network, path = trained(LeNetOptions(), tmp_path)
+    backbone, box_head = LeNetOptions(weights=path).build(multi_scale=False)
     assert_equal(nn.Sequential(*backbone.body.conv1, *backbone.body.conv2), network.features[:6])
-    assert_equal(trunk.fc6, network.classifier[0])
-    assert_equal(trunk.fc7, network.classifier[2])
-    whole = LeNet(weights=path).build_whole(32)
-    assert_equal(whole.fully_connected, trunk)
+    assert_equal(box_head.fc6, network.classifier[0])
+    assert_equal(box_head.fc7, network.classifier[2])
+    crop_network = LeNetOptions(weights=path).build_crop_network(32)
+    assert_equal(crop_network.fully_connected, box_head)
 
 
-@pytest.mark.parametrize("fpn", [True, False])
-def test_a_resnets_statistics_come_along(tmp_path, fpn):
-    network, path = trained(ResNet(18, norm="batch"), tmp_path)
-    backbone, trunk = ResNet(18, fpn=fpn, norm="frozen", weights=path).build()
-    stages = dict(backbone.body.items() if fpn else backbone.body.named_children())
+@pytest.mark.parametrize("multi_scale", [True, False])
+def test_a_resnets_statistics_come_along(tmp_path, multi_scale):
+    network, path = trained(ResNetOptions(18, norm="batch"), tmp_path)
+    backbone, box_head = ResNetOptions(18, norm="frozen", weights=path).build(multi_scale)
+    stages = backbone.body
     assert_equal(stages["stem"].bn1, network.bn1)
     for name in ("layer1", "layer2", "layer3"):
         assert_equal(stages[name], getattr(network, name))
-    assert_equal(stages["layer4"] if fpn else trunk.stage, network.layer4)
+    assert_equal(stages["layer4"] if multi_scale else box_head.stage, network.layer4)
 
 
 def test_another_classifier_takes_all_but_the_head(tmp_path):
-    network, path = trained(LeNet(), tmp_path, num_classes=3)
+    network, path = trained(LeNetOptions(), tmp_path, num_classes=3)
     for classes in (3, 7):
-        ours = LeNet(weights=path).network(classes)
+        ours = LeNetOptions(weights=path).network(classes)
         assert_equal(ours.features, network.features)
         assert_equal(ours.classifier[:4], network.classifier[:4])
         assert ours.classifier[4].weight.shape == (classes, 84)
@@ -234,7 +234,12 @@ def test_another_classifier_takes_all_but_the_head(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        {"state_dict": {"model.backbone.body.conv1.weight": torch.ones(1), "model.trunk.fc6.weight": torch.ones(1)}},
+        {
+            "state_dict": {
+                "model.backbone.body.conv1.weight": torch.ones(1),
+                "model.region_head.box_head.fc6.weight": torch.ones(1),
+            }
+        },
         {"state_dict": {}},
         {"conv.weight": torch.ones(1)},
         [1, 2],
@@ -243,27 +248,29 @@ def test_another_classifier_takes_all_but_the_head(tmp_path):
 )
 def test_a_checkpoint_of_anything_else_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "best.ckpt")
-    with pytest.raises(UserError, match=r"best\.ckpt: no checkpoint of a classifier; give one, or a state") as caught:
-        LeNet(weights=str(tmp_path / "best.ckpt")).network(3)
+    with pytest.raises(
+        UserError, match=r"best\.ckpt: not a checkpoint of a classifier; give one, or a state"
+    ) as caught:
+        LeNetOptions(weights=str(tmp_path / "best.ckpt")).network(3)
     assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    _, path = trained(LeNet(), tmp_path)
+    _, path = trained(LeNetOptions(), tmp_path)
     with torch.device("meta"), pytest.raises(UserError, match=r"best\.ckpt: does not fit resnet18: ") as caught:
-        ResNet(18, weights=path).build()
+        ResNetOptions(18, weights=path).build(multi_scale=False)
     assert str(caught.value).endswith("; check depth and norm") and "\n" not in str(caught.value)
 
 
-def test_what_was_loaded_and_what_was_not_is_told(tmp_path, caplog):
+def test_what_was_loaded_and_what_was_not_is_logged(tmp_path, caplog):
     caplog.set_level(logging.INFO, "detect")
-    _, path = trained(LeNet(), tmp_path)
-    LeNet(weights=path).network(10)
-    told = [record.getMessage() for record in caplog.records]
-    assert told == [
+    _, path = trained(LeNetOptions(), tmp_path)
+    LeNetOptions(weights=path).network(10)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
         f"{path} → lenet",
         "  part        tensors  numbers",
         "  features          4    2,572  loaded",  # 156 + 2,416
         "  classifier        4   58,284  loaded",  # 48,120 + 10,164
-        "  classifier        2      255  left out: it tells apart the classes of what it was trained on",  # 84 · 3 + 3
+        "  classifier        2      255  left out: classes of its training data",  # 84 · 3 + 3
     ]

@@ -60,7 +60,7 @@ def test_anchors_are_torchvisions(strides, sizes, height, width):
 
 
 def test_mirrored_maps_have_mirrored_anchors():
-    """Exactly so where anchors stand in the middle of their cells and the canvas is whole cells wide."""
+    """This is exact if anchors stand in the middle of their cells and the canvas is a multiple of the stride."""
     anchors = AnchorGenerator([16], [(32, 64)], offset=0.5)(maps(64, 96, [16])).view(4, 6, 6, 4)
     mirrored = torch.stack([96 - anchors[..., 2], anchors[..., 1], 96 - anchors[..., 0], anchors[..., 3]], dim=-1)
     assert torch.equal(anchors.flip(1), mirrored)

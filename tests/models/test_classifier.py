@@ -1,5 +1,6 @@
-"""Networks as classifiers: how many parameters they have, what of them learns, and by which loss."""
+"""Networks as classifiers: their parameters, which of them are trained, and the loss."""
 
+from dataclasses import replace
 from math import exp, log
 
 import pytest
@@ -8,10 +9,18 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
-from detect.backbones import CNN, VGG, VGGM, AlexNet, GoogLeNet, LeNet, ResNet
+from detect.backbones import (
+    AlexNetOptions,
+    BackboneOptions,
+    GoogLeNetOptions,
+    LeNetOptions,
+    ResNetOptions,
+    VGGMOptions,
+    VGGOptions,
+)
 from detect.backbones.norm import FrozenBatchNorm2d
 from detect.errors import UserError
-from detect.models import Classifier
+from detect.models import Classifier, ClassifierOptions
 from detect.structures import ClassificationBatch
 
 CLASSES = 3
@@ -22,8 +31,12 @@ def make_batch(images: int = 2, size: int = 64) -> ClassificationBatch:
     return ClassificationBatch(pixels, torch.arange(images) % CLASSES, torch.arange(images))
 
 
-def name_of(network: CNN | int) -> str:
-    return network.architecture() if isinstance(network, CNN) else ""
+def classifier(network: BackboneOptions, classes: int = CLASSES, **options) -> Classifier:
+    return Classifier(classes, ClassifierOptions(backbone=network, **options))
+
+
+def name_of(network: BackboneOptions | int) -> str:
+    return network.architecture() if isinstance(network, BackboneOptions) else ""
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
@@ -40,56 +53,62 @@ def count(model: nn.Module, without: str = " ") -> int:
 @pytest.mark.parametrize(
     ("network", "parameters"),
     [
-        (AlexNet(), 61_100_840),
-        (VGG(11), 132_863_336),
-        (VGG(13), 133_047_848),
-        (VGG(16), 138_357_544),
-        (VGG(19), 143_667_240),
-        (ResNet(18, norm="batch"), 11_689_512),
-        (ResNet(34, norm="batch"), 21_797_672),
-        (ResNet(50, norm="batch"), 25_557_032),
-        (ResNet(101, norm="batch"), 44_549_160),
-        (ResNet(152, norm="batch"), 60_192_808),
+        (AlexNetOptions(), 61_100_840),
+        (VGGOptions(11), 132_863_336),
+        (VGGOptions(13), 133_047_848),
+        (VGGOptions(16), 138_357_544),
+        (VGGOptions(19), 143_667_240),
+        (ResNetOptions(18, norm="batch"), 11_689_512),
+        (ResNetOptions(34, norm="batch"), 21_797_672),
+        (ResNetOptions(50, norm="batch"), 25_557_032),
+        (ResNetOptions(101, norm="batch"), 44_549_160),
+        (ResNetOptions(152, norm="batch"), 60_192_808),
     ],
     ids=name_of,
 )
 def test_parameters_are_as_many_as_published(network, parameters):
     with torch.device("meta"):
-        assert count(Classifier(1000, network)) == parameters
+        assert count(classifier(network, classes=1000)) == parameters
 
 
 def test_lenet_and_googlenet_are_as_large_as_published():
     with torch.device("meta"):
-        assert count(Classifier(10, LeNet())) == 61_706
-        googlenet = Classifier(1000, GoogLeNet(norm="batch"))
+        assert count(classifier(LeNetOptions(), classes=10)) == 61_706
+        googlenet = classifier(GoogLeNetOptions(norm="batch"), classes=1000)
         assert (count(googlenet, without="aux"), count(googlenet)) == (6_624_904, 13_004_888)
 
 
-# ---- what learns -----------------------------------------------------------------------------------------------------
+# ---- what is trained -------------------------------------------------------------------------------------------------
 
 
-def learned(network: CNN, learns: str) -> tuple[Classifier, set[str]]:
-    """A classifier, and the layers that a loss gives gradients to, of which all parameters have one."""
+def trained_layers(network: BackboneOptions, trainable: str) -> tuple[Classifier, set[str]]:
+    """Return a classifier, and the layers whose parameters all have a gradient after a loss."""
     with torch.device("meta"):
-        model = Classifier(CLASSES, network, learns)
+        model = classifier(network, trainable=trainable)
         total(model.loss(make_batch())).backward()
     layers: dict[str, set[bool]] = {}
     for name, one in model.network.named_parameters():
         assert (one.grad is not None) == one.requires_grad
         layers.setdefault(name.rpartition(".")[0], set()).add(one.requires_grad)
     assert all(len(values) == 1 for values in layers.values())
-    return model, {name for name, (learns,) in ((name, tuple(values)) for name, values in layers.items()) if learns}
+    return model, {
+        name for name, (is_trained,) in ((name, tuple(values)) for name, values in layers.items()) if is_trained
+    }
 
 
 @pytest.mark.parametrize(
     ("network", "head", "stages"),
     [
-        (LeNet(train_stages=1), {"classifier.4"}, {"features.4", "classifier.0", "classifier.2"}),
-        (LeNet(train_stages=0), {"classifier.4"}, {"classifier.0", "classifier.2"}),
-        (AlexNet(train_stages=2), {"classifier.6"}, {"features.8", "features.10", "classifier.1", "classifier.4"}),
-        (VGGM(train_stages=1), {"classifier.6"}, {"features.12", "classifier.0", "classifier.3"}),
+        (LeNetOptions(train_stages=1), {"classifier.4"}, {"features.4", "classifier.0", "classifier.2"}),
+        (LeNetOptions(train_stages=0), {"classifier.4"}, {"classifier.0", "classifier.2"}),
         (
-            VGG(11, norm="batch", train_stages=1),
+            AlexNetOptions(train_stages=2),
+            {"classifier.6"},
+            {"features.8", "features.10", "classifier.1", "classifier.4"},
+        ),
+        (VGGMOptions(train_stages=1), {"classifier.6"}, {"features.12", "classifier.0", "classifier.3"}),
+        (
+            VGGOptions(11, norm="batch", train_stages=1),
             {"classifier.6"},
             {f"features.{place}" for place in (22, 23, 25, 26)} | {"classifier.0", "classifier.3"},
         ),
@@ -97,24 +116,28 @@ def learned(network: CNN, learns: str) -> tuple[Classifier, set[str]]:
     ids=["lenet", "lenet0", "alexnet", "vgg_m", "vgg11"],
 )
 def test_the_head_or_the_last_stages_learn(network, head, stages):
-    assert learned(network, "head")[1] == head
-    assert learned(network, "stages")[1] == head | stages
-    model, everything = learned(network, "all")
+    assert trained_layers(network, "head")[1] == head
+    assert trained_layers(network, "stages")[1] == head | stages
+    model, everything = trained_layers(network, "all")
     assert everything == {name.rpartition(".")[0] for name, _ in model.network.named_parameters()} > head | stages
 
 
 @pytest.mark.parametrize(
     ("network", "head", "stages"),
     [
-        (ResNet(18, norm="batch", train_stages=2), {"fc"}, {"layer3", "layer4"}),
-        (ResNet(18, norm="batch", train_stages=5), {"fc"}, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}),
-        (GoogLeNet(norm="batch", train_stages=1), {"fc", "aux1", "aux2"}, {"inception5a", "inception5b"}),
+        (ResNetOptions(18, norm="batch", train_stages=2), {"fc"}, {"layer3", "layer4"}),
+        (
+            ResNetOptions(18, norm="batch", train_stages=5),
+            {"fc"},
+            {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"},
+        ),
+        (GoogLeNetOptions(norm="batch", train_stages=1), {"fc", "aux1", "aux2"}, {"inception5a", "inception5b"}),
     ],
     ids=["resnet18", "resnet18 whole", "googlenet"],
 )
 def test_the_networks_own_norms_are_frozen(network, head, stages):
-    for learns, expected in (("head", head), ("stages", head | stages)):
-        model, layers = learned(network, learns)
+    for trainable, expected in (("head", head), ("stages", head | stages)):
+        model, layers = trained_layers(network, trainable)
         assert {name.partition(".")[0] for name in layers} == expected
         for name, layer in model.network.named_modules():
             if isinstance(layer, FrozenBatchNorm2d | nn.BatchNorm2d):
@@ -123,7 +146,7 @@ def test_the_networks_own_norms_are_frozen(network, head, stages):
 
 
 def test_statistics_of_what_is_frozen_do_not_move_in_training():
-    model = Classifier(CLASSES, ResNet(18, norm="batch", train_stages=1), "stages").train()
+    model = classifier(ResNetOptions(18, norm="batch", train_stages=1), trainable="stages").train()
     before = {name: value.clone() for name, value in model.network.named_buffers()}
     model.loss(make_batch(size=32))
     moved = {
@@ -133,16 +156,16 @@ def test_statistics_of_what_is_frozen_do_not_move_in_training():
 
 
 def test_more_stages_than_there_are_cannot_learn():
-    with pytest.raises(UserError, match=r"^model\.backbone\.train_stages: 3: the network has 2 stages; give 0 … 2$"):
-        Classifier(CLASSES, LeNet(train_stages=3), "stages")
+    with pytest.raises(UserError, match=r"^train_stages: 3: the network has 2 stages; give 0 … 2$"):
+        classifier(LeNetOptions(train_stages=3), trainable="stages")
 
 
-@pytest.mark.parametrize("network", [VGG(11), VGGM(), AlexNet(), GoogLeNet()], ids=name_of)
+@pytest.mark.parametrize("network", [VGGOptions(11), VGGMOptions(), AlexNetOptions(), GoogLeNetOptions()], ids=name_of)
 def test_dropout_reaches_every_dropout_layer(network):
     with torch.device("meta"):
-        models = [Classifier(CLASSES, network, dropout=dropout) for dropout in (None, 0.0, 0.25)]
+        models = [classifier(network, dropout=dropout) for dropout in (None, 0.0, 0.25)]
     shares = [[layer.p for layer in model.modules() if isinstance(layer, nn.Dropout)] for model in models]
-    own = [0.7, 0.7, 0.2] if isinstance(network, GoogLeNet) else [0.5, 0.5]
+    own = [0.7, 0.7, 0.2] if isinstance(network, GoogLeNetOptions) else [0.5, 0.5]
     assert shares == [own, [0.0] * len(own), [0.25] * len(own)]
 
 
@@ -150,7 +173,7 @@ def test_dropout_reaches_every_dropout_layer(network):
 
 
 class Constant(nn.Module):
-    """A network that gives these logits, whatever it sees."""
+    """A network that returns these logits for any input."""
 
     def __init__(self, *logits: float) -> None:
         super().__init__()
@@ -164,7 +187,7 @@ class Constant(nn.Module):
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_loss_by_hand(smoothing):
     """Labels 0 and 1 where the logits are 2, 0, 0; smoothing spreads its share over all three classes."""
-    model = Classifier(CLASSES, LeNet(), label_smoothing=smoothing)
+    model = classifier(LeNetOptions(), label_smoothing=smoothing)
     model.network = Constant(2.0, 0.0, 0.0)
     nothing = log(exp(2) + 2)
     by_class = (nothing - 2, nothing, nothing)
@@ -176,11 +199,14 @@ def test_loss_by_hand(smoothing):
 
 def test_pixels_are_normalised_by_the_network_s_own_numbers():
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 32, 32)
-    for network, black, white in ((LeNet(), -1.0, 1.0), (ResNet(18), -0.485 / 0.229, (1 - 0.485) / 0.229)):
+    for network, black, white in (
+        (LeNetOptions(), -1.0, 1.0),
+        (ResNetOptions(18), -0.485 / 0.229, (1 - 0.485) / 0.229),
+    ):
         with FakeTensorMode():
-            shape = Classifier(CLASSES, network)(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
+            shape = classifier(network)(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
         assert shape == (2, CLASSES)
-        model = Classifier(CLASSES, LeNet())
+        model = classifier(LeNetOptions())
         model.mean, model.std = torch.tensor(network.mean), torch.tensor(network.std)
         model.network = Constant(0.0, 0.0, 0.0)
         model(images)
@@ -190,17 +216,30 @@ def test_pixels_are_normalised_by_the_network_s_own_numbers():
 
 @pytest.mark.parametrize("images", [0, 1, 3])
 def test_every_image_has_its_logits(images):
-    model = Classifier(CLASSES, LeNet()).eval()
+    model = classifier(LeNetOptions()).eval()
     batch = make_batch(images, size=32)
     logits = model(batch.images)
     assert logits.shape == (images, CLASSES)
     for row, image in enumerate(batch.images):
         torch.testing.assert_close(model(image[None])[0], logits[row])
-    assert torch.equal(logits, model.lay_out(torch.contiguous_format)(batch.images)) or images
+    assert torch.equal(logits, model.to_memory_format(torch.contiguous_format)(batch.images)) or images
+
+
+def test_defaults_are_those_of_a_resnet_trained_as_a_whole():
+    with torch.device("meta"):
+        model = Classifier(CLASSES)
+    assert model.options == ClassifierOptions(
+        backbone=ResNetOptions(50),
+        trainable="all",
+        dropout=None,
+        label_smoothing=0.0,
+        loss_weights=(1.0, 0.3, 0.3),
+    )
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_googlenets_losses_are_one_and_twice_three_tenths():
-    model = Classifier(CLASSES, GoogLeNet(initialization="he"), dropout=0.0).train()
+    model = classifier(GoogLeNetOptions(initialization="he"), dropout=0.0).train()
     batch = make_batch()
     outputs = model.network((batch.images - 127.5) / 127.5)
     three = [F.cross_entropy(one, batch.labels) for one in (outputs.logits, outputs.aux_logits1, outputs.aux_logits2)]
@@ -210,7 +249,7 @@ def test_googlenets_losses_are_one_and_twice_three_tenths():
     torch.testing.assert_close(
         losses, {name: weight * expected[name] for name, weight in zip(losses, (1, 0.3, 0.3), strict=True)}
     )
-    model.loss_weights = (2.0, 0.5, 0.0)
+    model.options = replace(model.options, loss_weights=(2.0, 0.5, 0.0))
     weights = {"classification": 2.0, "auxiliary1": 0.5, "auxiliary2": 0.0}
     losses = model.loss(batch)
     torch.testing.assert_close(losses, {name: weights[name] * expected[name] for name in losses})
@@ -221,7 +260,7 @@ def test_googlenets_losses_are_one_and_twice_three_tenths():
 
 
 def test_mixed_precision_has_losses_and_logits_in_float32():
-    model, batch = Classifier(CLASSES, LeNet()), make_batch(size=32)
+    model, batch = classifier(LeNetOptions()), make_batch(size=32)
     expected = model.loss(batch)
     with torch.autocast("cpu", torch.bfloat16):
         losses, logits = model.loss(batch), model(batch.images)
@@ -232,19 +271,19 @@ def test_mixed_precision_has_losses_and_logits_in_float32():
 # ---- nothing depends on the data -------------------------------------------------------------------------------------
 
 NETWORKS = {
-    "lenet": LeNet(),
-    "alexnet": AlexNet(),
-    "vgg_m": VGGM(),
-    "vgg11": VGG(11),
-    "googlenet": GoogLeNet(initialization="he"),  # torchvision's own draws again until it likes a number
-    "resnet18": ResNet(18),
+    "lenet": LeNetOptions(),
+    "alexnet": AlexNetOptions(),
+    "vgg_m": VGGMOptions(),
+    "vgg11": VGGOptions(11),
+    "googlenet": GoogLeNetOptions(initialization="he"),  # torchvision's own draws again until it likes a number
+    "resnet18": ResNetOptions(18),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_nothing_depends_on_data(name):
     with FakeTensorMode():
-        model, batch = Classifier(CLASSES, NETWORKS[name]), make_batch()
+        model, batch = classifier(NETWORKS[name]), make_batch()
         losses = model.loss(batch)
         total(losses).backward()
         logits = model.eval()(batch.images)
@@ -254,11 +293,11 @@ def test_nothing_depends_on_data(name):
 
 
 @pytest.mark.parametrize("norm", ["frozen", "batch", "sync", "group", "layer", "instance", "none"])
-@pytest.mark.parametrize("network", [VGG, GoogLeNet, ResNet])
+@pytest.mark.parametrize("network", [VGGOptions, GoogLeNetOptions, ResNetOptions])
 def test_each_norm_takes_a_step(network, norm):
-    options = {} if network is GoogLeNet else {"depth": 11 if network is VGG else 18}
+    options = {} if network is GoogLeNetOptions else {"depth": 11 if network is VGGOptions else 18}
     with torch.device("meta"):
-        model = Classifier(CLASSES, network(norm=norm, **options))
+        model = classifier(network(norm=norm, **options))
         total(model.loss(make_batch())).backward()
     kinds = {type(layer).__name__ for layer in model.modules() if "Norm" in type(layer).__name__}
     expected = {
@@ -271,7 +310,7 @@ def test_each_norm_takes_a_step(network, norm):
 
 @pytest.mark.usefixtures("unchecked")
 def test_loss_compiles_as_one_graph():
-    model, batch = Classifier(CLASSES, LeNet(), label_smoothing=0.1), make_batch(4, size=32)
+    model, batch = classifier(LeNetOptions(), label_smoothing=0.1), make_batch(4, size=32)
     results = []
     for loss in (model.loss, torch.compile(model.loss, fullgraph=True, backend="aot_eager")):
         model.zero_grad()
@@ -284,9 +323,9 @@ def test_loss_compiles_as_one_graph():
 # ---- learning --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("learns", ["all", "head"])
-def test_steps_lower_the_loss_and_leave_what_is_frozen(learns):
-    model, batch = Classifier(CLASSES, LeNet(), learns), make_batch(6, size=32)
+@pytest.mark.parametrize("trainable", ["all", "head"])
+def test_steps_lower_the_loss_and_leave_what_is_frozen(trainable):
+    model, batch = classifier(LeNetOptions(), trainable=trainable), make_batch(6, size=32)
     batch.images.copy_((batch.labels * 127)[:, None, None, None])  # black, grey and white
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1)
@@ -298,4 +337,4 @@ def test_steps_lower_the_loss_and_leave_what_is_frozen(learns):
     assert total(model.loss(batch)).item() < 0.95 * first
     moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     head = {"network.classifier.4.weight", "network.classifier.4.bias"}
-    assert moved == (head if learns == "head" else before.keys())
+    assert moved == (head if trainable == "head" else before.keys())

@@ -1,4 +1,4 @@
-"""The whole network: nothing depends on the data's values, and everything that should not matter does not."""
+"""Faster R-CNN: nothing depends on the data's values, and everything that should not matter does not."""
 
 from dataclasses import replace
 
@@ -10,41 +10,55 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
-from detect.backbones import VGG, ResNet
+from detect.backbones import FPNOptions, ResNetOptions, VGGOptions
 from detect.models import (
-    BoxOptions,
+    BoxHeadOptions,
     FasterRCNN,
-    HeadOptions,
+    FasterRCNNOptions,
     PoolingOptions,
+    PostprocessOptions,
     ProposalCounts,
+    RegionHeadOptions,
     RPNOptions,
 )
+from detect.models.box_coder import BoxCoder
+from detect.models.matcher import Matcher
+from detect.models.sampler import Sampler
 from detect.structures import Batch, Images, Targets
 
 CLASSES = 3
 HEIGHT, WIDTH = 64, 96
 COUNTS = ProposalCounts(60, 30)
-PYRAMID = RPNOptions(anchor_sizes=(8, 16, 32, 64, 96), training=COUNTS, testing=COUNTS, samples=64)
+PYRAMID = RPNOptions(anchor_sizes=(8, 16, 32, 64, 96), training=COUNTS, testing=COUNTS, batch_size_per_image=64)
 ONE_MAP = replace(PYRAMID, anchor_sizes=(16, 32, 64))
-BOXES = BoxOptions(samples=16)
-HEAD = HeadOptions(channels=32)
+REGION_HEAD = RegionHeadOptions(batch_size_per_image=16)
+BOX_HEAD = BoxHeadOptions(channels=32)
 
 
 def fpn(**options) -> FasterRCNN:
-    options = {"rpn": PYRAMID, "boxes": BOXES, "head": HEAD} | options
-    return FasterRCNN(CLASSES, ResNet(18, norm="batch"), **options)
+    options = {"rpn": PYRAMID, "region_head": REGION_HEAD, "box_head": BOX_HEAD} | options
+    return FasterRCNN(CLASSES, FasterRCNNOptions(backbone=ResNetOptions(18, norm="batch"), **options))
+
+
+def p3_to_p7() -> FasterRCNN:
+    return fpn(neck=FPNOptions(channels=64, first_level=3))
 
 
 def c4() -> FasterRCNN:
-    return FasterRCNN(CLASSES, ResNet(18, fpn=False, norm="batch"), rpn=ONE_MAP, boxes=BOXES)
+    backbone = ResNetOptions(18, norm="batch")
+    options = FasterRCNNOptions(backbone=backbone, neck=None, rpn=ONE_MAP, region_head=REGION_HEAD)
+    return FasterRCNN(CLASSES, options)
 
 
 def vgg() -> FasterRCNN:
-    pooling = PoolingOptions(kind="pool")
-    return FasterRCNN(CLASSES, VGG(11), rpn=ONE_MAP, pooling=pooling, boxes=replace(BOXES, class_wise=False))
+    pooling, region_head = PoolingOptions(kind="pool"), replace(REGION_HEAD, class_agnostic=True)
+    options = FasterRCNNOptions(
+        backbone=VGGOptions(11), neck=None, rpn=ONE_MAP, pooling=pooling, region_head=region_head
+    )
+    return FasterRCNN(CLASSES, options)
 
 
-KINDS = {"fpn": fpn, "c4": c4, "vgg": vgg}
+KINDS = {"fpn": fpn, "p3": p3_to_p7, "c4": c4, "vgg": vgg}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -55,9 +69,10 @@ def model(request) -> FasterRCNN:
 
 @pytest.fixture(scope="module")
 def pyramid() -> FasterRCNN:
-    """In eval mode, and with so many samples that no loss depends on a draw."""
+    """In eval mode, with more samples than regions, so that no loss depends on a draw."""
     torch.manual_seed(0)
-    return livened(fpn(rpn=replace(PYRAMID, samples=100_000), boxes=replace(BOXES, samples=1000))).eval()
+    rpn = replace(PYRAMID, batch_size_per_image=100_000)
+    return livened(fpn(rpn=rpn, region_head=replace(REGION_HEAD, batch_size_per_image=1000))).eval()
 
 
 @torch.no_grad()
@@ -65,14 +80,15 @@ def livened(model: FasterRCNN) -> FasterRCNN:
     """Scores and boxes of an untrained network hardly differ: here they do."""
     model.rpn.objectness.weight.normal_(std=0.1)
     model.rpn.deltas.weight.normal_(std=0.02)
-    model.predictor.scores.weight.normal_(std=0.3)
-    model.predictor.deltas.weight.normal_(std=0.1)
-    model.predictor.scores.weight[-1] = 0  # so that not all is background
+    predictor = model.region_head.predictor
+    predictor.scores.weight.normal_(std=0.3)
+    predictor.deltas.weight.normal_(std=0.1)
+    predictor.scores.weight[-1] = 0  # so that not all is background
     return model
 
 
 def make_batch(*counts: int, length: int | None = None) -> Batch:
-    """Images that fill their canvas differently, with so many truths each, padded to `length`."""
+    """Return images of different sizes with `counts` ground truths, padded to `length`."""
     images, length = len(counts), max(*counts, 1) if length is None else length
     sizes = torch.tensor([[HEIGHT, WIDTH], [50, 70], [33, 96]])[:images]
     corner = torch.rand(images, length, 2) * 20
@@ -93,6 +109,67 @@ def total(losses: dict[str, Tensor]) -> Tensor:
 LOSSES = {"rpn_objectness", "rpn_boxes", "classification", "boxes"}
 
 
+def test_defaults_are_those_of_a_feature_pyramid():
+    """Ren et al. 2015, §3.1.2 and §3.1.3; Lin et al. 2017, §4 and §5.2; detections as in torchvision and detectron2."""
+    with torch.device("meta"):
+        model = FasterRCNN(CLASSES)
+    assert model.options == FasterRCNNOptions(
+        name="faster_rcnn",
+        backbone=ResNetOptions(50, norm="frozen", train_stages=3, last_stage=5),
+        neck=FPNOptions(channels=256, first_level=2, norm=None),
+        rpn=RPNOptions(
+            anchor_sizes=(32, 64, 128, 256, 512),
+            anchor_ratios=(0.5, 1.0, 2.0),
+            anchor_offset=0.0,
+            anchors_rounded=True,
+            anchors_fitted=False,
+            convolutions=1,
+            training=ProposalCounts(pre_nms_top_k=2000, post_nms_top_k=2000),
+            testing=ProposalCounts(pre_nms_top_k=1000, post_nms_top_k=1000),
+            nms_threshold=0.7,
+            min_size=1e-3,
+            positive_iou=0.7,
+            negative_iou=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            straddle_threshold=None,
+            smooth_l1_beta=1 / 9,
+        ),
+        pooling=PoolingOptions(kind="align", sampling_ratio=2, aligned=False),
+        box_head=BoxHeadOptions(convolutions=0, layers=2, channels=1024),
+        region_head=RegionHeadOptions(
+            batch_size_per_image=512,
+            positive_fraction=0.25,
+            positive_iou=0.5,
+            negative_iou=0.5,
+            negative_iou_min=0.0,
+            class_agnostic=False,
+            delta_weights=(10.0, 10.0, 5.0, 5.0),
+            smooth_l1_beta=1 / 9,
+        ),
+        postprocess=PostprocessOptions(
+            score_threshold=0.05, nms_threshold=0.5, max_detections=100, pre_nms_top_k=4096, min_size=0.01
+        ),
+        svd=(),
+    )
+    rpn, head = model.rpn, model.region_head
+    assert FasterRCNNOptions.proposals == "own" and FasterRCNNOptions.recipes == ("joint", "alternating")
+    assert rpn.matcher == Matcher(0.7, 0.3, best_is_positive=True, negative_iou_min=0.0)
+    assert rpn.sampler == Sampler(256, 0.5) and rpn.box_coder == BoxCoder((1.0, 1.0, 1.0, 1.0))
+    assert rpn.anchors.strides == (4, 8, 16, 32, 64) and rpn.anchors.per_cell == 3
+    assert head.matcher == Matcher(0.5, 0.5, best_is_positive=False, negative_iou_min=0.0)
+    assert head.sampler == Sampler(512, 0.25)
+    assert head.box_coder == BoxCoder((10.0, 10.0, 5.0, 5.0)) and head.statistics is None
+    assert head.smooth_l1_beta == 1 / 9 and head.postprocessing == model.options.postprocess
+    assert head.predictor.deltas.out_features == 4 * CLASSES and head.predictor.scores.out_features == CLASSES + 1
+    assert (head.box_head.pooled, head.box_head.channels_in, head.box_head.channels) == (7, 256, 1024)
+
+
+def test_counts_that_are_given_in_part_keep_their_own_defaults():
+    options = RPNOptions(training={"post_nms_top_k": 50}, testing={"pre_nms_top_k": 60})
+    assert options.training == ProposalCounts(2000, 50) and options.testing == ProposalCounts(60, 1000)
+
+
 # ---- nothing depends on the data -------------------------------------------------------------------------------------
 
 
@@ -109,7 +186,7 @@ def test_nothing_depends_on_data_on_the_cpu(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_depends_on_data_elsewhere(kind):
-    """Tensors without data raise where their values are asked for, and take the way of those on a GPU."""
+    """Meta tensors raise if their values are read, and take the code path of tensors on a GPU."""
     batch = make_batch(2, 3).to("meta")
     with torch.device("meta"):
         model = KINDS[kind]()
@@ -146,23 +223,23 @@ def test_detect_compiles_as_one_graph(pyramid):
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_gradient_reaches_every_parameter_that_learns(model):
+def test_a_gradient_reaches_every_trainable_parameter(model):
     model.train().zero_grad()
     total(model.loss(make_batch(3, 3))).backward()
-    learns = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    assert learns.keys() < dict(model.named_parameters()).keys()
-    assert [name for name, value in learns.items() if value.grad is None or not value.grad.any()] == []
+    trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    assert trainable.keys() < dict(model.named_parameters()).keys()
+    assert [name for name, value in trainable.items() if value.grad is None or not value.grad.any()] == []
 
 
 @pytest.mark.parametrize(("counts", "length"), [((0,), 1), ((0, 0), 4), ((0, 3), 3), ((1,), 1)])
-def test_few_truths_and_none(pyramid, counts, length):
+def test_few_ground_truths_and_none(pyramid, counts, length):
     pyramid.zero_grad()
     losses = pyramid.loss(make_batch(*counts, length=length))
     assert all(loss.isfinite() for loss in losses.values())
     if not any(counts):
         assert losses["rpn_boxes"] == losses["boxes"] == 0
     total(losses).backward()
-    assert pyramid.predictor.scores.weight.grad.any() and pyramid.rpn.objectness.weight.grad.any()
+    assert pyramid.region_head.predictor.scores.weight.grad.any() and pyramid.rpn.objectness.weight.grad.any()
 
 
 def test_parts_choose_the_losses(pyramid):
@@ -184,7 +261,7 @@ def test_padding_changes_no_loss(pyramid):
     torch.testing.assert_close(pyramid.loss(replace(batch, targets=padded)), pyramid.loss(batch))
 
 
-def test_order_of_truths_changes_no_loss(pyramid):
+def test_order_of_ground_truths_changes_no_loss(pyramid):
     batch = make_batch(4, 4)
     order = torch.tensor([2, 0, 3, 1])
     other = replace(batch, targets=batch.targets._map(lambda value: value[:, order]))
@@ -210,11 +287,11 @@ def test_what_lies_beyond_an_image_does_not_matter(pyramid):
     torch.testing.assert_close(pyramid.loss(other), pyramid.loss(batch))
 
 
-def test_a_crowd_is_no_truth(pyramid):
+def test_a_crowd_is_no_ground_truth(pyramid):
     batch = make_batch(2, 2)
     crowd = torch.zeros_like(batch.targets.valid)
     crowd[:, 1] = True
-    samples = pyramid.sample(pyramid.propose(batch.images), replace(batch.targets, crowd=crowd))
+    samples = pyramid.region_head.sample(pyramid.propose(batch.images), replace(batch.targets, crowd=crowd))
     positive = samples.valid & (samples.labels < CLASSES)
     assert positive.any()
     assert (
@@ -222,9 +299,9 @@ def test_a_crowd_is_no_truth(pyramid):
     ).all()
 
 
-def test_truths_are_among_the_samples(pyramid):
+def test_ground_truths_are_among_the_samples(pyramid):
     batch = make_batch(4, 1)
-    samples = pyramid.sample(pyramid.propose(batch.images), batch.targets)
+    samples = pyramid.region_head.sample(pyramid.propose(batch.images), batch.targets)
     for row, count in enumerate((4, 1)):
         for box, label in zip(batch.targets.boxes[row, :count], batch.targets.labels[row, :count], strict=True):
             same = (samples.boxes[row] == box).all(dim=-1) & samples.valid[row]
@@ -257,11 +334,11 @@ def test_losses_of_the_second_stage_are_torchvisions(pyramid, counts):
 
 def torchvisions_heads(model: FasterRCNN) -> RoIHeads:
     """The second stage with the weights of `model`, in train mode; background comes first and has deltas."""
-    head = TwoMLPHead(256 * 7 * 7, HEAD.channels)
-    predictor = FastRCNNPredictor(HEAD.channels, CLASSES + 1)
-    for layer, ours in ((head.fc6, model.trunk.layers[0]), (head.fc7, model.trunk.layers[1])):
+    head = TwoMLPHead(256 * 7 * 7, BOX_HEAD.channels)
+    predictor = FastRCNNPredictor(BOX_HEAD.channels, CLASSES + 1)
+    for layer, ours in zip((head.fc6, head.fc7), model.region_head.box_head.layers, strict=True):
         layer.load_state_dict(ours.state_dict())
-    ours = model.predictor
+    ours = model.region_head.predictor
     predictor.cls_score.load_state_dict({k: v.roll(1, dims=0) for k, v in ours.scores.state_dict().items()})
     predictor.bbox_pred.load_state_dict(
         {k: torch.cat([torch.zeros_like(v[:4]), v]) for k, v in ours.deltas.state_dict().items()}
@@ -293,11 +370,43 @@ def test_alone_and_in_a_batch_an_image_has_the_same_detections(pyramid):
 
 def test_validate_is_loss_detect_and_propose(pyramid):
     batch = make_batch(2, 3)
-    losses, detections, proposals = pyramid.validate(batch)
+    losses, detections = pyramid.validate(batch)
     torch.testing.assert_close(losses, pyramid.loss(batch))
-    others = pyramid.propose_and_detect(batch.images)
-    for one, other in zip((proposals, detections), others, strict=True):
+    others = pyramid.detect(batch.images)
+    for one, other in ((detections.proposals, others.proposals), (detections, others)):
         assert torch.equal(one.boxes, other.boxes) and torch.equal(one.valid, other.valid)
+
+
+def test_detections_come_with_the_proposals_that_they_were_made_from(pyramid):
+    images = make_batch(0, 0).images
+    detections = pyramid.detect(images)
+    proposals = detections.proposals
+    assert proposals.boxes.shape == (2, COUNTS.post_nms_top_k, 4) and proposals.valid.any(dim=1).all()
+    expected = pyramid.rpn.propose(pyramid.rpn(pyramid.features(images)), images.sizes, pyramid.rpn.options.testing)
+    assert torch.equal(proposals.boxes, expected.boxes) and torch.equal(proposals.scores, expected.scores)
+    again = pyramid.detect(images, proposals)
+    assert torch.equal(again.boxes, detections.boxes) and torch.equal(again.scores, detections.scores)
+    assert torch.equal(again.proposals.boxes, proposals.boxes)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_plain_tensor_is_images_that_fill_the_canvas(pyramid, images, dtype):
+    pixels = torch.randint(0, 256, (images, 3, HEIGHT, WIDTH), dtype=torch.uint8).to(dtype)
+    full = Images(pixels, torch.tensor([[HEIGHT, WIDTH]] * images))
+    expected = pyramid.detect(full)
+    assert expected.valid.any(dim=1).all()
+    for detections in (pyramid(pixels), pyramid(full)):
+        for name in ("boxes", "scores", "labels", "valid"):
+            assert torch.equal(getattr(detections, name), getattr(expected, name)), name
+        assert torch.equal(detections.proposals.boxes, expected.proposals.boxes)
+
+
+def test_calling_the_model_takes_proposals_as_detect_does(pyramid):
+    batch = make_batch(2, 3)
+    proposals = pyramid.propose(batch.images)
+    one, other = pyramid(batch.images, proposals), pyramid.detect(batch.images, proposals)
+    assert torch.equal(one.boxes, other.boxes) and torch.equal(one.proposals.boxes, proposals.boxes)
 
 
 def test_proposals_that_are_given_are_used(pyramid):
@@ -336,15 +445,15 @@ def two_images() -> Batch:
 
 
 def test_two_images_are_learned_by_heart():
-    """AP50 is one: each image's two most certain detections are its truths."""
+    """AP50 is one: each image's two most certain detections are its ground truths."""
     steps = 60
-    model = FasterRCNN(
-        2,
-        ResNet(18, norm="group", train_stages=5),
-        rpn=replace(PYRAMID, samples=32),
-        boxes=replace(BOXES, samples=32, positive_fraction=0.5),
-        head=HeadOptions(channels=256, layers=1),
+    options = FasterRCNNOptions(
+        backbone=ResNetOptions(18, norm="group", train_stages=5),
+        rpn=replace(PYRAMID, batch_size_per_image=32),
+        region_head=replace(REGION_HEAD, batch_size_per_image=32, positive_fraction=0.5),
+        box_head=BoxHeadOptions(channels=256, layers=1),
     )
+    model = FasterRCNN(2, options)
     batch = two_images()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.1, steps)

@@ -17,9 +17,9 @@ def test_objectness_by_hand():
 
 def test_boxes_by_hand():
     # Smooth L1 with beta 1: 0.5 · 0.5² below it, 3 - 0.5 above.
-    deltas, goals = torch.tensor([[0.5, 3, 0, 0]] * 4), torch.zeros(4, 4)
+    deltas, targets = torch.tensor([[0.5, 3, 0, 0]] * 4), torch.zeros(4, 4)
     positive, valid = torch.tensor([True, False, True, False]), torch.tensor([True, True, False, False])
-    loss = box_regression_loss(deltas, goals, positive, valid, beta=1.0)
+    loss = box_regression_loss(deltas, targets, positive, valid, beta=1.0)
     assert loss == (0.125 + 2.5) / 2
 
 
@@ -40,24 +40,24 @@ def test_without_valid_samples_losses_are_zero_and_so_are_gradients(count):
 
 def test_what_padding_holds_does_not_matter():
     valid = torch.tensor([True, False])
-    logits, goals = torch.tensor([[1.0, 2], [torch.nan, torch.nan]]), torch.tensor([[0.0] * 4, [torch.nan] * 4])
+    logits, targets = torch.tensor([[1.0, 2], [torch.nan, torch.nan]]), torch.tensor([[0.0] * 4, [torch.nan] * 4])
     assert classification_loss(logits, torch.tensor([0, 1]), valid).isfinite()
     assert objectness_loss(logits[:, 0], torch.tensor([0, 1]), valid).isfinite()
-    assert box_regression_loss(goals + 1, goals, torch.ones(2, dtype=torch.bool), valid, 1.0).isfinite()
+    assert box_regression_loss(targets + 1, targets, torch.ones(2, dtype=torch.bool), valid, 1.0).isfinite()
 
 
 def test_losses_are_torchvisions():
     classes, count = 4, 50
     logits, deltas = torch.randn(count, classes + 1), torch.randn(count, classes, 4)
-    labels, goals = torch.randint(0, classes + 1, (count,)), torch.randn(count, 4)
+    labels, targets = torch.randint(0, classes + 1, (count,)), torch.randn(count, 4)
     valid = torch.ones(count, dtype=torch.bool)
     # torchvision has background first, with deltas of its own.
     theirs = fastrcnn_loss(
         logits.roll(1, dims=1),
         F.pad(deltas, (0, 0, 1, 0)).flatten(1),
         [(labels + 1) % (classes + 1)],
-        [goals],
+        [targets],
     )
     own = deltas[torch.arange(count), labels.clamp(max=classes - 1)]
     torch.testing.assert_close(classification_loss(logits, labels, valid), theirs[0])
-    torch.testing.assert_close(box_regression_loss(own, goals, labels < classes, valid, 1 / 9), theirs[1])
+    torch.testing.assert_close(box_regression_loss(own, targets, labels < classes, valid, 1 / 9), theirs[1])

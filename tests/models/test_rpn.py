@@ -17,8 +17,8 @@ CHANNELS = 8
 STRIDES = [4, 8, 16, 32, 64]
 SIZES = torch.tensor([[128, 192], [100, 150]])
 HEIGHT, WIDTH = 128, 192
-# So many samples that all anchors are taken, and the loss does not depend on a draw.
-OPTIONS = RPNOptions(anchor_sizes=(16, 32, 64, 96, 128), samples=100_000, positive_fraction=0.5)
+# More samples than anchors, so that the loss does not depend on a draw.
+OPTIONS = RPNOptions(anchor_sizes=(16, 32, 64, 96, 128), batch_size_per_image=100_000, positive_fraction=0.5)
 
 
 def make_rpn(options: RPNOptions = OPTIONS, strides: list[int] = STRIDES) -> RPN:
@@ -50,11 +50,11 @@ def torchvisions(rpn: RPN) -> RegionProposalNetwork:
         head,
         options.positive_iou,
         options.negative_iou,
-        options.samples,
+        options.batch_size_per_image,
         options.positive_fraction,
-        {when: count.before_nms for when, count in counts.items()},
-        {when: count.after_nms for when, count in counts.items()},
-        options.nms_iou,
+        {when: count.pre_nms_top_k for when, count in counts.items()},
+        {when: count.post_nms_top_k for when, count in counts.items()},
+        options.nms_threshold,
     )
 
 
@@ -63,7 +63,7 @@ def pyramid(images: int = 2, strides: list[int] = STRIDES) -> list[Tensor]:
 
 
 def random_targets(*counts: int, length: int | None = None) -> Targets:
-    """So many truths in each image, padded to `length`."""
+    """Return `counts` ground truths, one count an image, padded to `length`."""
     length = max(counts) if length is None else length
     corner = torch.rand(len(counts), length, 2) * 60
     boxes = torch.cat([corner, corner + torch.rand(len(counts), length, 2) * 80 + 6], dim=-1)
@@ -140,12 +140,12 @@ def test_logits_and_anchors_share_their_order():
     changed = (rpn(features).logits - before).abs()[0] > 0
     anchors = rpn(features).anchors[changed]
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    # The 3×3 convolution looks one cell around it, and the three shapes of a cell stand together.
+    # The 3×3 convolution reaches one cell to each side, and the three shapes of a cell are neighbours.
     assert len(anchors) == 27
     assert (centres - torch.tensor([7 * 8.0, 5 * 8])).abs().max() <= 8 + 0.5
 
 
-def test_padding_and_order_of_truths_change_nothing():
+def test_padding_and_order_of_ground_truths_change_nothing():
     rpn, features = make_rpn(), pyramid()
     output, targets = rpn(features), random_targets(3, 5)
     losses = rpn.loss(output, SIZES, targets)
@@ -172,7 +172,7 @@ def test_order_of_images_changes_nothing():
 
 
 def test_mirrored_images_have_the_same_loss():
-    """Exactly so where anchors stand in the middle of their cells."""
+    """This is exact if anchors stand in the middle of their cells."""
     rpn = make_rpn(replace(OPTIONS, anchor_sizes=(16, 32, 64), anchor_offset=0.5), [16])
     features, targets = pyramid(strides=[16]), random_targets(3, 5)
     output = rpn(features)
@@ -192,7 +192,7 @@ def test_mirrored_images_have_the_same_loss():
 
 
 def test_anchors_across_the_border_are_not_trained_on():
-    options = replace(OPTIONS, anchor_sizes=(16, 64), border=0.0)
+    options = replace(OPTIONS, anchor_sizes=(16, 64), straddle_threshold=0.0)
     rpn = make_rpn(options, [16])
     output = rpn(pyramid(strides=[16]))
     targets = random_targets(3, 5)
@@ -216,21 +216,22 @@ def test_crowds_are_not_trained_on():
 
 
 def test_as_many_anchor_sizes_as_levels_are_asked_for():
-    with pytest.raises(UserError, match="anchor_sizes: 2 sizes; give one a level, 5"):
+    with pytest.raises(UserError, match=r"^rpn\.anchor_sizes: 2 sizes for 5 levels; give one for each level$"):
         RPN(8, [4, 8, 16, 32, 64], RPNOptions(anchor_sizes=(32, 64)))
 
 
-def test_a_truth_at_the_border_has_an_anchor_within_it():
-    rpn = make_rpn(replace(OPTIONS, border=0.0))
+def test_a_ground_truth_at_the_border_has_an_anchor_within_it():
+    rpn = make_rpn(replace(OPTIONS, straddle_threshold=0.0))
     sizes = torch.tensor([[HEIGHT, WIDTH]])
-    truths = torch.tensor([[[0.0, 0, 20, 90], [150, 40, 192, 60], [60, 100, 140, 128]]])
-    targets = Targets(truths, torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 3).bool(), torch.zeros(1, 3).bool())
+    ground_truths = torch.tensor([[[0.0, 0, 20, 90], [150, 40, 192, 60], [60, 100, 140, 128]]])
+    valid = torch.ones(1, 3, dtype=torch.bool)
+    targets = Targets(ground_truths, torch.zeros(1, 3, dtype=torch.int64), valid, ~valid)
     anchors = rpn(pyramid(1)).anchors
     within = _within(anchors, sizes, 0.0)
-    iou = box_iou(anchors, truths[0])
+    iou = box_iou(anchors, ground_truths[0])
     best = iou.where(within[0, :, None], 0).amax(dim=0)
     assert (best < iou.amax(dim=0)).any()  # the best anchor of all reaches over the border
     _, labels = match(anchors[None], targets, rpn.matcher, within)
-    for truth in range(3):
-        assert (labels[0][iou[:, truth].isclose(best[truth]) & within[0]] == 1).all()
+    for ground_truth in range(3):
+        assert (labels[0][iou[:, ground_truth].isclose(best[ground_truth]) & within[0]] == 1).all()
     assert (labels[~within] == -1).all() and (labels == 0).any()

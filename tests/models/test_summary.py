@@ -10,10 +10,11 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
-from detect.backbones import ResNet
+from detect.backbones import FPNOptions, ResNetOptions
 from detect.cli import main
-from detect.models import FasterRCNN, FastRCNN, ProposalCounts, RPNOptions
-from detect.models.summary import ROWS, print_summary, summarize, summarize_on_image
+from detect.models import FasterRCNN, FasterRCNNOptions, FastRCNN, FastRCNNOptions, ProposalCounts, RPNOptions
+from detect.models.summary import ROWS, summarize, summarize_on_image
+from detect.report.network_table import print_summary
 
 META = torch.device("meta")
 
@@ -33,11 +34,11 @@ def rows(summary):
 
 def fields(summary):
     """The receptive field of each row, along its first axis."""
-    return {layer.name: layer.view.field[0] for layer in summary.layers}
+    return {layer.name: layer.receptive_field.size[0] for layer in summary.layers}
 
 
 def strides(summary):
-    return {layer.name: layer.view.stride[0] for layer in summary.layers}
+    return {layer.name: layer.receptive_field.stride[0] for layer in summary.layers}
 
 
 def shapes(summary):
@@ -61,7 +62,7 @@ def test_a_single_layer():
     (layer,) = on_image(nn.Conv2d(3, 8, (1, 7), stride=(1, 2), padding=(0, 3)), 3, 10, 20).layers
     assert (layer.name, layer.kind, layer.calls) == ("", "Conv2d 1×7/1×2", 1)
     assert layer.shapes == ((1, 8, 10, 10),)
-    assert layer.view.field == (1, 7) and layer.view.stride == (1, 2)
+    assert layer.receptive_field.size == (1, 7) and layer.receptive_field.stride == (1, 2)
     assert layer.parameters == 8 * 3 * 7 + 8 and layer.flops == 2 * (8 * 10 * 10) * (3 * 7)
 
 
@@ -129,7 +130,7 @@ def test_googlenet():
     summary = on_image(network)
     layers = rows(summary)
     assert layers["inception3a"].shapes == ((1, 256, 28, 28),)
-    assert layers["inception3a"].view.field == (43, 43)  # its widest branch has 3×3: 27 + 2 · 8
+    assert layers["inception3a"].receptive_field.field == (43, 43)  # its widest branch has 3×3: 27 + 2 · 8
     assert layers["inception4e"].shapes == ((1, 832, 14, 14),)
     assert layers["conv1"].kind == "BasicConv2d 7×7/2" and layers["inception3a"].kind == "Inception"
     auxiliary = sum(p.numel() for part in (network.aux1, network.aux2) for p in part.parameters())
@@ -196,14 +197,14 @@ def test_groups():
 def test_windows(layer, field, stride):
     """Behind a 1×1 convolution of stride 2, on 8 × 8 cells."""
     summary = on_image(nn.Sequential(nn.Conv2d(3, 3, 1, stride=2), layer), 3, 16, 16)
-    view = summary.layers[-1].view
+    view = summary.layers[-1].receptive_field
     assert view.field == (field, field) and view.stride == (stride, stride)
 
 
 def test_a_line_of_samples():
     network = nn.Sequential(nn.Conv1d(2, 4, 5, stride=2), nn.MaxPool1d(2), nn.AvgPool1d(3, stride=1))
     summary = summarize(network, torch.empty(1, 2, 100))
-    assert [layer.view.field for layer in summary.layers] == [(5,), (7,), (15,)]
+    assert [layer.receptive_field.size for layer in summary.layers] == [(5,), (7,), (15,)]
     assert [layer.kind for layer in summary.layers] == ["Conv1d 5/2", "MaxPool1d 2/2", "AvgPool1d 3"]
 
 
@@ -222,15 +223,15 @@ class Branches(nn.Module):
 
 def test_where_branches_meet_the_largest_counts():
     (block,) = on_image(nn.Sequential(Branches(gated=False)), 2, 9, 9, depth=1).layers
-    assert block.view.field == (5, 5) and block.view.stride == (1, 1)
+    assert block.receptive_field.field == (5, 5) and block.receptive_field.stride == (1, 1)
     assert block.kind == "Branches" and block.parameters == 6 + 2 * 38
     assert block.flops == 2 * (2 * 81) * (2 + 18 + 18)
 
 
 def test_a_gate_from_the_whole_map_sees_everything_but_leaves_the_cells():
     summary = on_image(nn.Sequential(Branches(gated=True), nn.Conv2d(4, 2, 3, stride=2)), 2, 9, 9, depth=1)
-    assert [layer.view.field for layer in summary.layers] == [(math.inf, math.inf)] * 2
-    assert [layer.view.stride for layer in summary.layers] == [(1, 1), (2, 2)]
+    assert [layer.receptive_field.size for layer in summary.layers] == [(math.inf, math.inf)] * 2
+    assert [layer.receptive_field.stride for layer in summary.layers] == [(1, 1), (2, 2)]
 
 
 class Shared(nn.Module):
@@ -277,9 +278,13 @@ def test_depth():
 
 
 def test_a_detector_with_its_own_proposals():
-    options = RPNOptions(testing=ProposalCounts(200, 70))
+    options = FasterRCNNOptions(
+        backbone=ResNetOptions(depth=18, norm="batch", train_stages=5),
+        neck=FPNOptions(channels=64),
+        rpn=RPNOptions(testing=ProposalCounts(200, 70)),
+    )
     with META:
-        model = FasterRCNN(4, ResNet(depth=18, norm="batch", train_stages=5, fpn_channels=64), options).eval()
+        model = FasterRCNN(4, options).eval()
     summary, regions = summarize_on_image(model, 250, 310, proposals=0)  # on a canvas of 256 × 320
     layers = rows(summary)
     assert regions == 70 and summary.unused == 0
@@ -287,26 +292,34 @@ def test_a_detector_with_its_own_proposals():
     assert head.calls == 5 and head.shapes[0] == (1, 64, 64, 80)
     cells = 64 * 80 + 32 * 40 + 16 * 20 + 8 * 10 + 4 * 5
     assert head.flops == 2 * 64 * 64 * 9 * cells
-    assert layers["rpn.anchors"].shapes == ((3 * cells, 4),) and layers["rpn.anchors"].view is None
-    assert layers["backbone.body.layer4.1"].view.field == (435, 435)
+    assert layers["rpn.anchors"].shapes == ((3 * cells, 4),) and layers["rpn.anchors"].receptive_field is None
+    assert layers["backbone.body.layer4.1"].receptive_field.field == (435, 435)
     # P2 takes its part of C5's 435 pixels, and 3×3 cells of them.
-    assert layers["backbone.fpn.output.0"].view.field == (443, 443)
-    assert layers["backbone.fpn.output.0"].view.stride == (4, 4)
-    pooled = layers["pooling"]
-    assert pooled.shapes == ((70, 64, 7, 7),) and pooled.view.of_region and pooled.view.field == (1, 1)
-    assert layers["trunk.layers.0"].flops == 2 * 70 * (64 * 49) * 1024
-    assert not head.view.of_region and layers["predictor.scores"].shapes == ((70, 5),)
+    for layer in ("neck.output.0.0", "neck.output.0.1"):  # the convolution and its norm
+        assert layers[layer].receptive_field.field == (443, 443)
+        assert layers[layer].receptive_field.stride == (4, 4)
+    pooled = layers["region_head.pooling"]
+    assert (
+        pooled.shapes == ((70, 64, 7, 7),)
+        and pooled.receptive_field.of_region
+        and pooled.receptive_field.field == (1, 1)
+    )
+    assert layers["region_head.box_head.layers.0"].flops == 2 * 70 * (64 * 49) * 1024
+    assert not head.receptive_field.of_region and layers["region_head.predictor.scores"].shapes == ((70, 5),)
 
 
 def test_a_detector_with_given_proposals():
     with META:
-        model = FastRCNN(4, ResNet(depth=18, norm="batch", train_stages=5, fpn=False)).eval()
+        backbone = ResNetOptions(depth=18, norm="batch", train_stages=5)
+        model = FastRCNN(4, FastRCNNOptions(backbone=backbone, neck=None)).eval()
     summary, regions = summarize_on_image(model, 64, 64, proposals=30)
     layers = rows(summary)
-    assert regions == 30 and layers["pooling"].shapes == ((30, 256, 14, 14),)
-    trunk = [layer for layer in summary.layers if layer.name.startswith("trunk")]
+    assert regions == 30 and layers["region_head.pooling"].shapes == ((30, 256, 14, 14),)
+    box_head = [layer for layer in summary.layers if layer.name.startswith("region_head.box_head")]
     # res5 on cells of the region: 3×3/2, then three 3×3.
-    assert trunk[-1].view.field == (3 + 3 * 2 * 2, 3 + 3 * 2 * 2) and trunk[-1].view.stride == (2, 2)
+    assert box_head[-1].receptive_field.field == (3 + 3 * 2 * 2, 3 + 3 * 2 * 2) and box_head[
+        -1
+    ].receptive_field.stride == (2, 2)
 
 
 # ---- the table and the command ---------------------------------------------------------------------------------------
@@ -365,19 +378,19 @@ def test_the_command(config, capsys, name):
     assert main(["model", config(name), "--classes", "3"]) == 0
     text = capsys.readouterr().out
     # 240 pixels of the long side at 4:3.
-    assert "an image of 180 × 240, 3 classes" in text and "from pooling on: all regions together" in text
+    assert "an image of 180 × 240, 3 classes" in text and "from region_head.pooling on: all regions together" in text
     assert ("20 regions" in text) == (name != "faster_rcnn")
     assert max(map(len, text.splitlines()[1:])) <= 100  # all but the title, with the config's path
 
 
 @pytest.mark.usefixtures("wide")
 def test_the_command_takes_options_and_overrides(config, capsys):
-    words = ["--size", "64", "96", "--depth", "1", "--model.backbone.fpn", "false"]
+    words = ["--size", "64", "96", "--depth", "1", "--model.neck", "null"]
     assert main(["model", config("faster_rcnn"), *words]) == 0
     text = capsys.readouterr().out
     assert "an image of 64 × 96, 80 classes" in text
     assert [line.split()[0] for line in text.splitlines() if "  " in line][1:-1] == [
-        *("backbone", "rpn", "pooling", "trunk", "predictor"),
+        *("backbone", "rpn", "region_head"),
     ]
 
 
