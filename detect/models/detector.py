@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from itertools import chain
 from typing import ClassVar, Literal, Self
 
@@ -29,7 +30,7 @@ class DetectorOptions:
 
     name: str
     backbone: AnyBackbone
-    postprocess: PostprocessOptions
+    postprocess: PostprocessOptions = field(default_factory=PostprocessOptions)
 
     proposals: ClassVar[ProposalSource]
     recipes: ClassVar[tuple[str, ...]] = ("joint",)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detect.backbones import AnyBackbone, AnyNeck, FPNOptions, ResNetOptions
+from detect.errors import UserError
 from detect.models.box_head import BoxHeadOptions, BoxPredictor, build_features
 from detect.models.detector import DetectorOptions
 from detect.models.low_rank import Ranks
@@ -61,6 +62,8 @@ class FastRCNN(TwoStage):
 
     def __init__(self, num_classes: int, options: FastRCNNOptions | None = None) -> None:
         options = options or FastRCNNOptions()
+        if options.neck is not None and options.neck.first_level != 2:
+            raise UserError("neck.first_level: levels above stride 32 need an RPN or a one-stage detector; choose 2")
         self.scales = options.scales
         backbone, neck, levels, box_head = build_features(options.backbone, options.neck, options.box_head, options.svd)
         region_head = RegionHead(

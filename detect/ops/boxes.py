@@ -44,6 +44,3 @@ def large_enough(boxes: Float[Tensor, "*b 4"], min_size: float) -> Bool[Tensor, 
 def gather_boxes(boxes: Float[Tensor, "B n 4"], indices: Int[Tensor, "B m"]) -> Float[Tensor, "B m 4"]:
     """Gather the boxes, or deltas, at the given indices of each image."""
     return boxes.gather(1, indices.unsqueeze(-1).expand(-1, -1, 4))
-
-
-take = gather_boxes  # the old name, which detect.models still imports

@@ -115,9 +115,6 @@ def train_with_winograd(module: nn.Module) -> None:
             TrainableWinogradConv2d.convert(child)
 
 
-learn_by_winograd = train_with_winograd  # the old name, which detect.training still imports
-
-
 def transform_weight(weight: Float[Tensor, "O C 3 3"]) -> Float[Tensor, "36 C O"]:
     """Return U = G g Gᵀ for every pair of channels, computed in float64."""
     cells = weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)  # [9, C·O]

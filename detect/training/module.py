@@ -21,7 +21,7 @@ from detect.evaluation.classification import ClassificationEvaluator
 from detect.evaluation.evaluator import Evaluator
 from detect.models import Classifier, Detector, Losses, TwoStage
 from detect.models.two_stage import Part
-from detect.ops.winograd import learn_by_winograd
+from detect.ops.winograd import train_with_winograd
 from detect.structures import Batch, ClassificationBatch
 from detect.training.optimization import make_optimizer, schedule
 from detect.training.randomness import get_random_state, set_random_state
@@ -47,7 +47,7 @@ class TrainingModule(LightningModule):
         on_cpu = choose_device(training.accelerator).type == "cpu"
         self.model = model.to_memory_format(fastest_memory_format(on_cpu))
         if on_cpu:
-            learn_by_winograd(self.model)
+            train_with_winograd(self.model)
         self.training_options, self.card = training, card or {}
         loss: Callable[..., Losses] = model.loss
         self.loss = torch.compile(loss, fullgraph=True) if training.compile else loss

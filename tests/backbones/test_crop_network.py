@@ -6,7 +6,6 @@ from torch import nn
 
 from detect.backbones import AlexNetOptions, GoogLeNetOptions, LeNetOptions, ResNetOptions, VGGMOptions, VGGOptions
 from detect.errors import UserError
-from detect.models import build_detector
 
 FC = {"fc6": 4096, "fc7": 4096}
 NETWORKS = [
@@ -89,11 +88,7 @@ def test_the_last_stages_learn_and_so_does_what_follows(network, least, layers, 
 
 def test_more_stages_than_there_are_cannot_learn():
     options = LeNetOptions(train_stages=3)
-    builds = (
-        lambda: build_detector(options, False),
-        lambda: build_detector(options, True),
-        lambda: options.build_crop_network(32),
-    )
+    builds = (lambda: options.build(False), lambda: options.build(True), lambda: options.build_crop_network(32))
     for build in builds:
         with pytest.raises(UserError, match=r"^train_stages: 3: the network has 2 stages; give 0 … 2$"):
             build()

@@ -8,11 +8,10 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torchvision.models import get_model
 
-from detect.backbones import FeatureInfo, FPNOptions, ResNetOptions
+from detect.backbones import FeatureInfo, FPNOptions, ResNet, ResNetOptions
 from detect.backbones.backbone import frozen_stages
 from detect.backbones.norm import FrozenBatchNorm2d
 from detect.errors import UserError
-from detect.models import build_detector
 
 DEPTHS = [18, 34, 50, 101, 152]
 
@@ -188,14 +187,14 @@ class Pyramid(nn.Module):
 
 def test_a_resnet_by_itself_has_all_its_levels():
     with torch.device("meta"):
-        backbone = ResNetOptions()
+        backbone = ResNet()
         assert [features.shape[1] for features in backbone(torch.empty(1, 3, 64, 64)).values()] == [
             256,
             512,
             1024,
             2048,
         ]
-        assert list(ResNetOptions(ResNetOptions(18)).levels) == ["layer1", "layer2", "layer3", "layer4"]
+        assert list(ResNet(ResNetOptions(18)).levels) == ["layer1", "layer2", "layer3", "layer4"]
 
 
 def norms(module):
@@ -214,7 +213,7 @@ def norms(module):
 def test_norms(norm, in_body, in_pyramid):
     with torch.device("meta"):
         options = ResNetOptions(18, norm=norm, train_stages=5)
-        backbone, _ = build_detector(options, multi_scale=True)
+        backbone, _ = options.build(multi_scale=True)
         neck = FPNOptions().build(backbone.levels, options.norm)
     assert norms(backbone.body) == {in_body}
     assert norms(neck) == ({in_pyramid} if in_pyramid else set())

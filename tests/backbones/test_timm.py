@@ -5,7 +5,6 @@ import torch
 
 from detect.backbones import FeatureInfo, FPNOptions, TimmOptions
 from detect.errors import UserError
-from detect.models import build_detector
 from detect.prediction.prepare import fold_norms
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
@@ -17,7 +16,7 @@ SMALL = "resnet10t"
 def test_channels_and_strides_are_true(model, neck):
     with torch.device("meta"):
         options = TimmOptions(model)
-        backbone, box_head = build_detector(options, multi_scale=neck is not None)
+        backbone, box_head = options.build(multi_scale=neck is not None)
         pyramid = neck and neck.build(backbone.levels, options.norm)
         for images in (1, 2):
             maps = backbone(torch.empty(images, 3, 96, 160))

@@ -104,7 +104,7 @@ def test_defaults_are_the_papers():
     assert head.matcher == Matcher(0.5, 0.5, best_is_positive=False, negative_iou_min=0.1)
     assert head.sampler == Sampler(64, 0.25)
     assert head.box_coder == BoxCoder((1.0, 1.0, 1.0, 1.0)) and isinstance(head.statistics, DeltaStatistics)
-    assert head.smooth_l1_beta == 1.0 and head.postprocessing == model.options.postprocess
+    assert head.smooth_l1_beta == 1.0 and model.postprocessing == model.options.postprocess
     assert head.predictor.deltas.out_features == 4 * CLASSES and head.predictor.scores.out_features == CLASSES + 1
     assert (head.box_head.pooled, head.box_head.channels_in, head.box_head.channels) == (7, 256, 1024)
 

@@ -160,7 +160,7 @@ def test_defaults_are_those_of_a_feature_pyramid():
     assert head.matcher == Matcher(0.5, 0.5, best_is_positive=False, negative_iou_min=0.0)
     assert head.sampler == Sampler(512, 0.25)
     assert head.box_coder == BoxCoder((10.0, 10.0, 5.0, 5.0)) and head.statistics is None
-    assert head.smooth_l1_beta == 1 / 9 and head.postprocessing == model.options.postprocess
+    assert head.smooth_l1_beta == 1 / 9 and model.postprocessing == model.options.postprocess
     assert head.predictor.deltas.out_features == 4 * CLASSES and head.predictor.scores.out_features == CLASSES + 1
     assert (head.box_head.pooled, head.box_head.channels_in, head.box_head.channels) == (7, 256, 1024)
 

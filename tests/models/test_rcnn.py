@@ -9,7 +9,14 @@ from torch.nn import functional as F
 
 from detect.backbones import AlexNetOptions, BackboneOptions, ResNetOptions
 from detect.errors import UserError
-from detect.models import RCNN, CropOptions, CropPredictorOptions, PostprocessOptions, RCNNOptions, RegionHeadOptions
+from detect.models import (
+    RCNN,
+    CropOptions,
+    CropPredictorOptions,
+    PostprocessOptions,
+    RCNNOptions,
+    RegionHeadOptions,
+)
 from detect.models.box_coder import BoxCoder
 from detect.models.matcher import Matcher
 from detect.models.region_pooling import Warp
@@ -114,7 +121,7 @@ def test_defaults_are_the_papers():
     assert head.matcher == Matcher(0.5, 0.5, best_is_positive=False, negative_iou_min=0.0)
     assert head.sampler == Sampler(128, 0.25)
     assert head.box_coder == BoxCoder((1.0, 1.0, 1.0, 1.0)) and head.statistics is None
-    assert head.postprocessing == model.options.postprocess and head.crops_per_pass == 256
+    assert model.postprocessing == model.options.postprocess and head.crops_per_pass == 256
     assert head.box_head.layers == {"pool5": 2048} and head.box_head.pooled == 224
     assert (head.pooling.size, head.pooling.scale) == (224, 224 / 192)
     assert head.predictor.layer == "pool5" and head.predictor.svms.out_features == CLASSES
@@ -171,7 +178,7 @@ def test_only_the_network_is_trained_by_gradients():
 def test_margins_become_scores_and_regressors_move_boxes():
     model, batch = rcnn().eval(), make_batch(2)
     head = model.region_head
-    head.postprocessing = replace(head.postprocessing, nms_threshold=1.0)
+    model.postprocessing = replace(model.postprocessing, nms_threshold=1.0)
     head.predictor.svms.bias.copy_(torch.tensor([0.0, -9.0, 2.0]))
     head.predictor.regressors.bias.view(CLASSES, 4)[2] = torch.tensor([0.5, 0.0, 0.0, 0.0])
     given = batch.proposals

@@ -130,7 +130,7 @@ def test_googlenet():
     summary = on_image(network)
     layers = rows(summary)
     assert layers["inception3a"].shapes == ((1, 256, 28, 28),)
-    assert layers["inception3a"].receptive_field.field == (43, 43)  # its widest branch has 3×3: 27 + 2 · 8
+    assert layers["inception3a"].receptive_field.size == (43, 43)  # its widest branch has 3×3: 27 + 2 · 8
     assert layers["inception4e"].shapes == ((1, 832, 14, 14),)
     assert layers["conv1"].kind == "BasicConv2d 7×7/2" and layers["inception3a"].kind == "Inception"
     auxiliary = sum(p.numel() for part in (network.aux1, network.aux2) for p in part.parameters())
@@ -198,7 +198,7 @@ def test_windows(layer, field, stride):
     """Behind a 1×1 convolution of stride 2, on 8 × 8 cells."""
     summary = on_image(nn.Sequential(nn.Conv2d(3, 3, 1, stride=2), layer), 3, 16, 16)
     view = summary.layers[-1].receptive_field
-    assert view.field == (field, field) and view.stride == (stride, stride)
+    assert view.size == (field, field) and view.stride == (stride, stride)
 
 
 def test_a_line_of_samples():
@@ -223,7 +223,7 @@ class Branches(nn.Module):
 
 def test_where_branches_meet_the_largest_counts():
     (block,) = on_image(nn.Sequential(Branches(gated=False)), 2, 9, 9, depth=1).layers
-    assert block.receptive_field.field == (5, 5) and block.receptive_field.stride == (1, 1)
+    assert block.receptive_field.size == (5, 5) and block.receptive_field.stride == (1, 1)
     assert block.kind == "Branches" and block.parameters == 6 + 2 * 38
     assert block.flops == 2 * (2 * 81) * (2 + 18 + 18)
 
@@ -293,16 +293,16 @@ def test_a_detector_with_its_own_proposals():
     cells = 64 * 80 + 32 * 40 + 16 * 20 + 8 * 10 + 4 * 5
     assert head.flops == 2 * 64 * 64 * 9 * cells
     assert layers["rpn.anchors"].shapes == ((3 * cells, 4),) and layers["rpn.anchors"].receptive_field is None
-    assert layers["backbone.body.layer4.1"].receptive_field.field == (435, 435)
+    assert layers["backbone.body.layer4.1"].receptive_field.size == (435, 435)
     # P2 takes its part of C5's 435 pixels, and 3×3 cells of them.
     for layer in ("neck.output.0.0", "neck.output.0.1"):  # the convolution and its norm
-        assert layers[layer].receptive_field.field == (443, 443)
+        assert layers[layer].receptive_field.size == (443, 443)
         assert layers[layer].receptive_field.stride == (4, 4)
     pooled = layers["region_head.pooling"]
     assert (
         pooled.shapes == ((70, 64, 7, 7),)
         and pooled.receptive_field.of_region
-        and pooled.receptive_field.field == (1, 1)
+        and pooled.receptive_field.size == (1, 1)
     )
     assert layers["region_head.box_head.layers.0"].flops == 2 * 70 * (64 * 49) * 1024
     assert not head.receptive_field.of_region and layers["region_head.predictor.scores"].shapes == ((70, 5),)
@@ -317,7 +317,7 @@ def test_a_detector_with_given_proposals():
     assert regions == 30 and layers["region_head.pooling"].shapes == ((30, 256, 14, 14),)
     box_head = [layer for layer in summary.layers if layer.name.startswith("region_head.box_head")]
     # res5 on cells of the region: 3×3/2, then three 3×3.
-    assert box_head[-1].receptive_field.field == (3 + 3 * 2 * 2, 3 + 3 * 2 * 2) and box_head[
+    assert box_head[-1].receptive_field.size == (3 + 3 * 2 * 2, 3 + 3 * 2 * 2) and box_head[
         -1
     ].receptive_field.stride == (2, 2)
 
