@@ -117,9 +117,9 @@ def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     import torch
     from rich.console import Console
 
-    from detect.checkpoint import load_checkpoint
+    from detect.checkpoint import load_checkpoint, save_checkpoint
     from detect.config import check_proposals
-    from detect.export.compress import compare_cost, compress, save
+    from detect.export.compress import compare_cost, compress
     from detect.files.atomic import refuse_existing
     from detect.report.tables import table
 
@@ -134,7 +134,7 @@ def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         loader = data.eval_loader(dataset)
     after = compress(before, options.ranks)
     make_folder(options.out.parent)
-    save(after, options.out)
+    save_checkpoint(after, options.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     Console().print(table(("figure", "before", "after"), compare_cost(before, after, device, loader, dataset)))
     print(options.out)
