@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detect.backbones import Backbone, BackboneOptions, BoxHead, FeatureInfo, FPNOptions, Neck
+from detect.errors import UserError
+from detect.models.low_rank import Ranks, factorize
 from detect.options import Layers, options
 
 
@@ -77,10 +79,21 @@ class BoxPredictor(nn.Module):
 
 
 def build_features(
-    backbone_options: BackboneOptions, neck_options: FPNOptions | None, box_head_options: BoxHeadOptions
+    backbone_options: BackboneOptions,
+    neck_options: FPNOptions | None,
+    box_head_options: BoxHeadOptions,
+    ranks: Ranks = (),
 ) -> tuple[Backbone, Neck | None, tuple[FeatureInfo, ...], BoxHead]:
-    """Build backbone, neck and box head; the third value describes the feature maps that heads run on."""
+    """Build backbone, neck and box head; the third value describes the feature maps that heads run on.
+
+    With `ranks` the box head is factorized, to load a compressed checkpoint into it. Pretrained weights would be lost
+    there: `UserError` if `backbone_options` names any.
+    """
+    if ranks and backbone_options.weights is not None:
+        raise UserError("svd: only a trained box head can be truncated; train without svd, then run detect compress")
     backbone, box_head = backbone_options.build(multi_scale=neck_options is not None)
     neck = None if neck_options is None else neck_options.build(backbone.levels, backbone_options.norm)
     levels = tuple(backbone.levels.values())[-1:] if neck is None else neck.levels
-    return backbone, neck, levels, box_head or ConvFCBoxHead(levels[0].channels, 7, box_head_options)
+    box_head = box_head or ConvFCBoxHead(levels[0].channels, 7, box_head_options)
+    factorize(box_head, ranks)
+    return backbone, neck, levels, box_head

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from detect.backbones import AnyBackbone, AnyNeck, FPNOptions, ResNetOptions
 from detect.models.box_head import BoxHeadOptions, BoxPredictor, build_features
 from detect.models.detector import DetectorOptions
-from detect.models.low_rank import Ranks, factorize
+from detect.models.low_rank import Ranks
 from detect.models.postprocess import PostprocessOptions
 from detect.models.region_head import RegionHead, RegionHeadOptions
 from detect.models.region_pooling import PoolingOptions, RegionPooling
@@ -62,7 +62,7 @@ class FastRCNN(TwoStage):
     def __init__(self, num_classes: int, options: FastRCNNOptions | None = None) -> None:
         options = options or FastRCNNOptions()
         self.scales = options.scales
-        backbone, neck, levels, box_head = build_features(options.backbone, options.neck, options.box_head)
+        backbone, neck, levels, box_head = build_features(options.backbone, options.neck, options.box_head, options.svd)
         region_head = RegionHead(
             num_classes,
             RegionPooling(levels, box_head.pooled, options.pooling, options.scales),
@@ -71,7 +71,6 @@ class FastRCNN(TwoStage):
             options.region_head,
         )
         super().__init__(num_classes, options, backbone, neck, None, region_head)
-        factorize(box_head, options.svd)
 
     def features(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
         """Return the feature map of the images, and in prediction one more for each of `scales`."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from detect.backbones import AnyBackbone, AnyNeck, FPNOptions, ResNetOptions
 from detect.models.box_head import BoxHeadOptions, BoxPredictor, build_features
 from detect.models.detector import DetectorOptions
-from detect.models.low_rank import Ranks, factorize
+from detect.models.low_rank import Ranks
 from detect.models.postprocess import PostprocessOptions
 from detect.models.region_head import RegionHead, RegionHeadOptions
 from detect.models.region_pooling import PoolingOptions, RegionPooling
@@ -54,7 +54,7 @@ class FasterRCNN(TwoStage):
 
     def __init__(self, num_classes: int, options: FasterRCNNOptions | None = None) -> None:
         options = options or FasterRCNNOptions()
-        backbone, neck, levels, box_head = build_features(options.backbone, options.neck, options.box_head)
+        backbone, neck, levels, box_head = build_features(options.backbone, options.neck, options.box_head, options.svd)
         rpn = RPN(levels[0].channels, [level.stride for level in levels], options.rpn)
         region_head = RegionHead(
             num_classes,
@@ -64,4 +64,3 @@ class FasterRCNN(TwoStage):
             options.region_head,
         )
         super().__init__(num_classes, options, backbone, neck, rpn, region_head)
-        factorize(box_head, options.svd)
