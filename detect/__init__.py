@@ -1,26 +1,38 @@
-"""The R-CNN family as one pipeline: train, evaluate, compare, predict, export."""
+"""Object detection with the R-CNN family: train, evaluate, compare, predict, export."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detect.models import RCNN, FasterRCNN, FastRCNN
+    from detect.prediction.load import load
+    from detect.prediction.result import Result
+    from detect.proposals.selective_search import selective_search
+    from detect.structures import Detections
 
 __version__ = "0.1.0"
 
-# Where the public names live. They are imported when they are first used: `detect --help` needs none of them.
-_HOMES = {
+# Modules of the public names, imported on first use: `detect --help` needs none of them.
+_MODULES = {
     "Detections": "detect.structures",
     "FastRCNN": "detect.models",
     "FasterRCNN": "detect.models",
     "RCNN": "detect.models",
+    "Result": "detect.prediction.result",
     "load": "detect.prediction.load",
     "selective_search": "detect.proposals.selective_search",
 }
 
-__all__ = ["RCNN", "Detections", "FastRCNN", "FasterRCNN", "load", "selective_search"]
+__all__ = ["RCNN", "Detections", "FastRCNN", "FasterRCNN", "Result", "load", "selective_search"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'detect' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

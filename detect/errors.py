@@ -17,3 +17,8 @@ class UserError(Exception):
     def __str__(self) -> str:
         """The line, whatever stands in a file's name. A worker of torch's has wrapped it in its own traceback."""
         return one_line(super().__str__().rpartition(_IN_TRACEBACK)[2].strip())
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """Return the text of an exception in one line of at most `limit` characters, without repeated white space."""
+    return " ".join(str(error).split())[:limit]

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from rich import progress
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,8 +18,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+
+from detect.errors import one_line
 
 T = TypeVar("T")
+TEXT_COLUMNS = ("metric", "class", "meaning", "config", "detector", "part")
+"""Titles of table columns that contain text. They are aligned to the left and may wrap."""
 
 
 def progress_bar(*more: ProgressColumn, shown: bool = True) -> Progress:
@@ -54,3 +60,25 @@ def stage(items: Iterable[T] | Sequence[T], description: str) -> Iterator[T]:
     if not sys.stderr.isatty():
         print(description, file=sys.stderr, flush=True)
     yield from track(items, description)
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str | int | float | None]]) -> Table:
+    """Return a table of text and numbers: floats in per cent, None as a dash."""
+    result = Table(box=None, pad_edge=False)
+    for title in titles:
+        is_text = title in TEXT_COLUMNS
+        result.add_column(title, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+    for row in rows:
+        result.add_row(*map(_cell, row))
+    return result
+
+
+def _cell(value: str | int | float | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{100 * value:.1f}"
+    if isinstance(value, int):
+        return str(value)
+    # Class names come from files: neither rich's markup nor terminal escape codes may act.
+    return escape(one_line(value))

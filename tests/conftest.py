@@ -1,4 +1,4 @@
-"""Shapes are types: within the tests every annotated call of the package is checked."""
+"""Type and shape checks of every annotated call of the package, and fixtures for small data sets."""
 
 import dataclasses
 import functools
@@ -18,14 +18,14 @@ import torch
 
 
 def _unchecked(compiler):
-    """`compiler`, given the functions themselves: it cannot read the wrappers that check their types."""
+    """Return `compiler` for the original functions: it cannot compile the wrappers that check types."""
 
     @functools.wraps(compiler)
     def wrapper(*args, **kwargs):
-        made = compiler(*args, **kwargs)
-        if any(map(callable, args)):  # not as a decorator with arguments
-            return made
-        return lambda function: made(getattr(function, "__wrapped__", function))
+        compiled = compiler(*args, **kwargs)
+        if any(map(callable, args)):  # a decorator without arguments
+            return compiled
+        return lambda function: compiled(getattr(function, "__wrapped__", function))
 
     return wrapper
 
@@ -33,8 +33,8 @@ def _unchecked(compiler):
 numba.njit = _unchecked(numba.njit)
 torch.library.custom_op = _unchecked(torch.library.custom_op)
 
-# An int is a float, a list is judged by the same item each time, and two hints that beartype cannot judge are anything:
-# `Self` in a method alone, and `BinaryIO`, which BytesIO does not inherit from.
+# Ints pass as floats, and beartype checks the same item of a list each time. Two hints that it cannot check become Any:
+# `Self` outside of a class, and `BinaryIO`, which BytesIO does not inherit from.
 _CONF = (
     "is_pep484_tower=True, is_random=False, hint_overrides=beartype.FrozenDict("
     "{beartype.typing.Self: beartype.typing.Any, beartype.typing.BinaryIO: beartype.typing.Any})"
@@ -49,13 +49,13 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _seed():
-    """Each test draws the same numbers, whatever ran before it."""
+    """Seed torch, so that a test draws the same numbers whatever ran before it."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Without the checks, which Dynamo cannot trace, and with an empty memory: what it compiles a line is limited."""
+    """Disable the type checks, which Dynamo cannot trace, and reset Dynamo, which limits compilations per line."""
     torch._dynamo.reset()
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "detect"]
@@ -67,43 +67,44 @@ def unchecked(monkeypatch):
 
 # ---- small data sets and predictions, written as lists ---------------------------------------------------------------
 
-Truth = tuple[tuple[float, float, float, float], int, str]
-"""A box, its class and its mark: "" or "crowd" or "difficult"."""
+Box = tuple[float, float, float, float]
+GroundTruth = tuple[Box, int, str]
+"""Box, label and mark: "", "crowd" or "difficult"."""
 
 
-def make_record(number: int, truths: list[Truth]) -> Record:
-    boxes = np.array([box for box, _, _ in truths], np.float32).reshape(-1, 4)
+def make_record(number: int, ground_truths: list[GroundTruth]) -> Record:
+    boxes = np.array([box for box, _, _ in ground_truths], np.float32).reshape(-1, 4)
     return Record(
         id=number,
         path=Path("/data/images") / f"{number}.jpg",
         width=400,
         height=300,
         boxes=boxes,
-        labels=np.array([label for _, label, _ in truths], np.int64),
-        crowd=np.array([mark == "crowd" for _, _, mark in truths], bool),
-        difficult=np.array([mark == "difficult" for _, _, mark in truths], bool),
+        labels=np.array([label for _, label, _ in ground_truths], np.int64),
+        crowd=np.array([mark == "crowd" for _, _, mark in ground_truths], bool),
+        difficult=np.array([mark == "difficult" for _, _, mark in ground_truths], bool),
         areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64),
     )
 
 
-def make_dataset(images: dict[int, list[Truth]], classes=("cat", "dog"), category_ids=(7, 3)) -> Dataset:
-    records = tuple(make_record(number, truths) for number, truths in images.items())
+def make_dataset(images: dict[int, list[GroundTruth]], classes=("cat", "dog"), category_ids=(7, 3)) -> Dataset:
+    records = tuple(make_record(number, ground_truths) for number, ground_truths in images.items())
     return Dataset(Path("/data"), "val", "coco", classes, category_ids, records)
 
 
-def make_prediction(number: int, found: list[tuple[tuple[float, float, float, float], int, float]]) -> Prediction:
+def make_prediction(number: int, detections: list[tuple[Box, int, float]]) -> Prediction:
     return Prediction(
         number,
-        boxes=np.array([box for box, _, _ in found], np.float32).reshape(-1, 4),
-        scores=np.array([score for _, _, score in found], np.float32),
-        labels=np.array([label for _, label, _ in found], np.int64),
+        boxes=np.array([box for box, _, _ in detections], np.float32).reshape(-1, 4),
+        scores=np.array([score for _, _, score in detections], np.float32),
+        labels=np.array([label for _, label, _ in detections], np.int64),
     )
 
 
 def random_case(seed: int) -> tuple[Dataset, list[Prediction]]:
-    """Crowds, ties of scores and of overlaps, empty images, images not predicted, a class without truths."""
+    """Draw a case with crowds, equal scores and IoUs, empty images, missing predictions, an unused class."""
     random = np.random.default_rng(seed)
-    whole = random.random() < 0.5  # whole numbers make overlaps that lie on a threshold
+    whole = random.random() < 0.5  # integers give IoUs that equal a threshold
 
     def boxes(n: int) -> np.ndarray:
         sides = np.exp(random.uniform(1, 5, (n, 2)))
@@ -124,16 +125,16 @@ def random_case(seed: int) -> tuple[Dataset, list[Prediction]]:
         if random.random() < 0.1:
             continue
         n = int(random.integers(0, 40))
-        found, labels = boxes(n), random.integers(0, 4, n)
+        detected, labels = boxes(n), random.integers(0, 4, n)
         if len(drawn) and n:
-            of = random.integers(0, len(drawn), n)
-            sides = np.tile(drawn[of, 2:] - drawn[of, :2], 2)
-            near = drawn[of] + random.normal(0, 0.08, (n, 4)) * sides
-            found = np.where(random.random((n, 1)) < 0.8, near, found)
-            labels = np.where(random.random(n) < 0.8, classes[of], labels)
+            target = random.integers(0, len(drawn), n)
+            sides = np.tile(drawn[target, 2:] - drawn[target, :2], 2)
+            near = drawn[target] + random.normal(0, 0.08, (n, 4)) * sides
+            detected = np.where(random.random((n, 1)) < 0.8, near, detected)
+            labels = np.where(random.random(n) < 0.8, classes[target], labels)
         scores = np.where(random.random(n) < 0.5, random.random(n).round(1), random.random(n))
         predictions.append(
-            make_prediction(number, list(zip(rounded(found), labels.tolist(), scores.tolist(), strict=True)))
+            make_prediction(number, list(zip(rounded(detected), labels.tolist(), scores.tolist(), strict=True)))
         )
     return make_dataset(images, ("a", "b", "c", "none"), (90, 1, 17, 4)), predictions
 

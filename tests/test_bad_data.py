@@ -1,6 +1,6 @@
-"""What is wrong with images and boxes is found and named before the first step, and what is odd is seen alike by all.
+"""Bad images and boxes are reported before the first step, and unusual ones are read the same everywhere.
 
-The single rules and kinds of files have their tests beside the readers; here is what holds from the file to the loss.
+The single rules and file kinds are tested with the readers; these tests go from the file to the loss.
 """
 
 import io
@@ -19,7 +19,7 @@ from PIL import Image
 from detect.backbones import ResNet
 from detect.config import FasterRCNNOptions
 from detect.data.canvases import Item
-from detect.data.datamodule import DetectionData, _Loading
+from detect.data.datamodule import DetectionData, DetectionImages
 from detect.data.decode import decode
 from detect.data.defects import RULES
 from detect.data.options import DataOptions
@@ -54,7 +54,7 @@ def encoded(image, format, **options) -> bytes:
 
 
 def voc(root: Path, images: dict[str, bytes], box=(3, 3, 12, 12)) -> Path:
-    """A data set with one box in each image."""
+    """Write a data set with one box in each image."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     corners = "".join(f"<{name}>{value}</{name}>" for name, value in zip(CORNERS, box, strict=True))
@@ -66,7 +66,7 @@ def voc(root: Path, images: dict[str, bytes], box=(3, 3, 12, 12)) -> Path:
     return root
 
 
-# ---- files that are not whole ----------------------------------------------------------------------------------------
+# ---- truncated files -------------------------------------------------------------------------------------------------
 
 FORMATS = {
     "jpg": ("JPEG", {}),
@@ -98,7 +98,9 @@ def test_every_file_that_is_cut_is_found_before_the_first_step(tmp_path):
         read(root, "train")
     left = read(root, "train", skip_unreadable=True)
     assert [record.path.name for record in left.records] == ["good.jpg"]
-    assert {defect.path.name for defect in left.mended} == set(images) - {"good.jpg"} and len(left.mended) == planted
+    assert {defect.path.name for defect in left.repaired} == set(images) - {"good.jpg"} and len(
+        left.repaired
+    ) == planted
 
 
 # ---- the same pixels for all -----------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ def with_orientation(value: int) -> Image.Exif:
 
 
 def kinds() -> dict[str, bytes]:
-    """Images of every kind; all of them decode."""
+    """Return images of every kind; all of them can be decoded."""
     colour, grey = Image.fromarray(SMOOTH), Image.fromarray(SMOOTH).convert("L")
     palette = colour.quantize(64)
     alpha = Image.fromarray(np.dstack([SMOOTH, SMOOTH[..., :1]]))
@@ -138,12 +140,12 @@ def kinds() -> dict[str, bytes]:
 def test_training_prediction_and_the_exported_model_see_the_same_pixels(tmp_path):
     root = voc(tmp_path, kinds())
     data = read(root, "train")
-    assert len(data) == len(kinds()) and not data.mended
+    assert len(data) == len(kinds()) and not data.repaired
     for index, record in enumerate(data.records):
         size = (record.height, record.width)
         item = Item(index, seed=0, resize=Resize(min(size), max(size)), canvas=size)
-        sample = _Loading(data, None, None, {})[item]
-        (frame,) = frames(record.path)  # what Predictor and OnnxDetector both read from
+        sample = DetectionImages(data, None, None, {})[item]
+        (frame,) = frames(record.path)  # the source of both Predictor and OnnxDetector
         (given,) = frames(record.path.read_bytes())
         np.testing.assert_array_equal(sample.image, decode(record.path))
         np.testing.assert_array_equal(frame.pixels, sample.image)
@@ -153,7 +155,7 @@ def test_training_prediction_and_the_exported_model_see_the_same_pixels(tmp_path
 
 @pytest.mark.parametrize("value", range(1, 9))
 def test_a_box_lies_on_its_object_after_the_image_is_turned(tmp_path, value):
-    """Boxes are drawn in the upright image, as annotation tools show it: 30 × 20, its red object at (4, 2, 14, 8)."""
+    """Boxes refer to the upright image, as annotation tools show it: 30 × 20, with a red object at (4, 2, 14, 8)."""
     upright = np.zeros((20, 30, 3), np.uint8)
     upright[2:8, 4:14] = (255, 0, 0)
     back = {
@@ -169,7 +171,7 @@ def test_a_box_lies_on_its_object_after_the_image_is_turned(tmp_path, value):
     stored = Image.fromarray(np.ascontiguousarray(back(upright)))
     root = voc(tmp_path, {"a.png": encoded(stored, "PNG", exif=with_orientation(value))}, box=(5, 3, 14, 8))
     data = read(root, "train")
-    sample = _Loading(data, None, None, {})[Item(0, seed=0, resize=Resize(40, 60), canvas=(40, 60))]
+    sample = DetectionImages(data, None, None, {})[Item(0, seed=0, resize=Resize(40, 60), canvas=(40, 60))]
     (box,) = sample.boxes.astype(int).tolist()
     assert box == [8, 4, 28, 16]
     red = sample.image[..., 0] > 127
@@ -177,7 +179,7 @@ def test_a_box_lies_on_its_object_after_the_image_is_turned(tmp_path, value):
     assert (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) == (8, 4, 28, 16)
 
 
-# ---- sizes beyond measure --------------------------------------------------------------------------------------------
+# ---- extreme sizes ---------------------------------------------------------------------------------------------------
 
 
 def faster() -> Detector:
@@ -228,26 +230,26 @@ def test_images_of_any_shape_are_trained_on_and_judged(tmp_path, size):
 
 
 def test_every_rule_has_a_case():
-    """A rule is broken by some test of the readers, which names it: an unknown one would have none."""
-    texts = {path: path.read_text(encoding="utf-8") for path in (Path(__file__).parent / "data").glob("test_*.py")}
-    readers = "".join(text for path, text in texts.items() if path.name not in ("test_doctor.py",))
+    """Each rule is violated, and named, by some test of the readers."""
+    paths = (Path(__file__).parent / "data").rglob("test_*.py")
+    readers = "".join(path.read_text(encoding="utf-8") for path in paths)
     readers += Path(__file__).with_name("test_hostile.py").read_text(encoding="utf-8")
     for rule in RULES:
         assert re.search(rf"(\"|× )?{rule}\b", readers), rule
 
 
-# ---- batches and boxes that a user makes -----------------------------------------------------------------------------
+# ---- batches and boxes made by a user --------------------------------------------------------------------------------
 
 
 def batch_of(boxes=((5.0, 5, 30, 30), (40, 10, 70, 50)), valid=True, crowd=False) -> Batch:
-    """Two images with the same truths of class 0, and proposals."""
-    truths = torch.tensor(boxes).reshape(1, len(boxes), 4).repeat(2, 1, 1)
-    is_valid = torch.full(truths.shape[:2], valid)
+    """Return two images with the same ground truths of class 0, and proposals."""
+    gt_boxes = torch.tensor(boxes).reshape(1, len(boxes), 4).repeat(2, 1, 1)
+    is_valid = torch.full(gt_boxes.shape[:2], valid)
     corner = torch.rand(2, 12, 2) * 30
     given = torch.ones(2, 12, dtype=torch.bool)
     return Batch(
         images=Images(torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96], [50, 70]])),
-        targets=Targets(truths, torch.zeros(truths.shape[:2], dtype=torch.long), is_valid, is_valid & crowd),
+        targets=Targets(gt_boxes, torch.zeros(gt_boxes.shape[:2], dtype=torch.long), is_valid, is_valid & crowd),
         ids=torch.arange(2),
         scales=torch.ones(2, 2),
         proposals=Proposals(torch.cat([corner, corner + 10], dim=-1), given.float(), given),
@@ -309,7 +311,7 @@ print("alive")
 
 
 def test_boxes_and_labels_that_are_none_end_no_process():
-    """In a process of its own: torchvision's `roi_align` ends it with a segmentation fault on one infinite box."""
+    """Runs in a separate process: an infinite box crashes torchvision's `roi_align` with a segmentation fault."""
     folder = str(Path(__file__).parent)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", BOXES_OF_USERS, folder], capture_output=True, text=True
@@ -317,8 +319,8 @@ def test_boxes_and_labels_that_are_none_end_no_process():
     assert done.stdout == "alive\n", done.stderr[-2000:]
 
 
-def test_a_truth_that_is_none_counts_for_nothing():
-    """The loss is that of the same batch with padding in its place."""
+def test_an_invalid_ground_truth_is_ignored():
+    """The loss equals that of the same batch with padding in its place."""
     for kind, make in MODELS.items():
         torch.manual_seed(0)
         model, batch = make(), batch_of()
@@ -340,7 +342,7 @@ def test_a_truth_that_is_none_counts_for_nothing():
 
 
 def test_labels_of_files_that_are_no_class_are_refused(tmp_path):
-    """−1 and ≥ C cannot come out of a reader: each class of a file is one of `classes`, or refused."""
+    """A reader never returns labels of −1 or ≥ C: a class of a file is one of `classes`, or it is refused."""
     root = voc(tmp_path, {"a.png": encoded(Image.new("RGB", (20, 20)), "PNG")})
     for classes in ((), ("dog",), ("dog", "bird")):
         with pytest.raises(UserError, match=r"1 × unknown-class, first .*a\.xml: object 1 \(cat\)"):

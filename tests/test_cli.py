@@ -22,7 +22,7 @@ from detect.cli.train import _announce
 from detect.config import ClassificationConfig, Config, FasterRCNNOptions, config_to_dict
 from detect.curation.shapes import SHAPES, make_shapes
 from detect.data.read import read
-from detect.evaluation.coco import FIGURES
+from detect.evaluation.coco import METRICS
 from detect.prediction.onnx_detector import OnnxDetector
 from detect.prediction.result import Result
 
@@ -117,8 +117,8 @@ def test_a_run_leaves_all_that_is_needed_to_repeat_and_judge_it(run, shapes):
 
 def test_metrics_are_the_twelve_of_coco(run):
     metrics = json.loads((run / "eval" / "metrics.json").read_text())
-    assert list(metrics)[:12] == list(FIGURES)
-    assert all(metrics[name] is None or 0 <= metrics[name] <= 1 for name in FIGURES)
+    assert list(metrics)[:12] == list(METRICS)
+    assert all(metrics[name] is None or 0 <= metrics[name] <= 1 for name in METRICS)
     assert metrics["AP"] is not None and set(metrics["per_class"]) <= {*SHAPES}
 
 
@@ -285,7 +285,7 @@ def test_an_export_replaces_nothing(run, tmp_path, capsys):
     assert main([*words, str(tmp_path / "b.safetensors")]) == 0
     assert main(["eval", "--ckpt", str(tmp_path / "b.safetensors"), "--out", str(tmp_path / "eval")]) == 0
     one, other = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "eval", run / "eval"))
-    assert [one[name] for name in FIGURES] == [other[name] for name in FIGURES]
+    assert [one[name] for name in METRICS] == [other[name] for name in METRICS]
 
 
 def test_the_recall_of_an_rpn(run, shapes, tmp_path, capsys):

@@ -88,7 +88,7 @@ def test_two_processes_have_the_figures_of_one(tmp_path):
 def sampler(count: int, **options) -> CanvasBatchSampler:
     sizes = [(int(h), int(w)) for h, w in np.random.default_rng(0).integers(40, 200, (count, 2))]
     resizes = [Resize(64, 120), Resize(96, 150)]
-    return CanvasBatchSampler(sizes, **({"resizes": resizes, "most_canvases": 3, "training": True} | options))
+    return CanvasBatchSampler(sizes, **({"resizes": resizes, "max_canvases": 3, "training": True} | options))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])

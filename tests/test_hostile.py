@@ -1,6 +1,6 @@
-"""Files that were made to harm: nothing of them runs, fills the memory, or leads out of their folder.
+"""Malicious files: they execute nothing, do not exhaust the memory, and do not lead out of their folder.
 
-The single readers have their own tests beside them; here is what holds for all of them alike.
+The readers have separate tests; these tests cover all of them together.
 """
 
 import gzip
@@ -36,13 +36,13 @@ from detect.curation.stats import stats
 from detect.data.formats.imagefolder import read_imagefolder
 from detect.data.read import image_files, read
 from detect.errors import UserError
-from detect.evaluation.documents import read_truth
+from detect.evaluation.coco_files import read_ground_truth
 from detect.files.fence import MAX_BYTES, Fence
 from detect.foreign_weights.import_weights import import_weights
 from detect.prediction.sources import frames
 from detect.proposals.store import ProposalStore
 
-# ---- what fills the memory -------------------------------------------------------------------------------------------
+# ---- memory bombs ----------------------------------------------------------------------------------------------------
 
 
 def png(width, height):
@@ -100,7 +100,7 @@ from pathlib import Path
 import detect.data.decode as decoding
 from detect.errors import UserError
 folder = Path(sys.argv[1])
-decoding.decode(folder / "good.jpg")  # Pillow imports its readers now
+decoding.decode(folder / "good.jpg")  # makes Pillow import its readers
 for path in sorted(folder.glob("bomb.*")):
     of_bytes = lambda one: decoding.decode(one.read_bytes())
     for read in (decoding.check_image, decoding.decode, decoding.image_size, of_bytes):
@@ -123,7 +123,7 @@ def test_images_that_unpack_to_gigabytes_are_refused_from_their_headers(tmp_path
         (tmp_path / name).write_bytes(content)
     (tmp_path / "good.jpg").write_bytes(noise("jpeg"))
     done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True)
-    (line,) = done.stdout.splitlines()  # else some image was read, or took its time
+    (line,) = done.stdout.splitlines()  # otherwise an image was decoded, or took too long
     assert line.startswith("peak ") and int(line.split()[1]) < 200
 
 
@@ -139,8 +139,8 @@ def test_annotation_files_are_measured_before_they_are_read(tmp_path, name):
 def test_truths_of_a_report_are_measured_too(tmp_path):
     (tmp_path / "truth.json").touch()
     os.truncate(tmp_path / "truth.json", MAX_BYTES[".json"] + 1)
-    with pytest.raises(UserError, match=r"truth\.json: it has 2,048 MiB, at most 2,048 are read; wanted is"):
-        read_truth(tmp_path / "truth.json")
+    with pytest.raises(UserError, match=r"truth\.json: it has 2,048 MiB, at most 2,048 are read; give a COCO"):
+        read_ground_truth(tmp_path / "truth.json")
 
 
 @pytest.mark.parametrize("text", ["[" * 10**6, '{"a":' * 10**5, '{"images": ' + "[" * 10**5])
@@ -149,8 +149,8 @@ def test_json_that_is_nested_without_end(tmp_path, text):
     (tmp_path / "annotations" / "instances_train.json").write_text(text)
     with pytest.raises(UserError, match="it is no JSON"):
         read(tmp_path, "train")
-    with pytest.raises(UserError, match=r"wanted is a COCO annotation file"):
-        read_truth(tmp_path / "annotations" / "instances_train.json")
+    with pytest.raises(UserError, match=r"give a COCO annotation file"):
+        read_ground_truth(tmp_path / "annotations" / "instances_train.json")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_configs_that_are_bombs(tmp_path, text, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-# ---- what lies outside of the folder ---------------------------------------------------------------------------------
+# ---- files outside of the folder -------------------------------------------------------------------------------------
 
 COCO = {
     "images": [{"id": 1, "file_name": "a.png"}],
@@ -220,7 +220,7 @@ def read_any(root, layout, **options):
 
 
 class Watch:
-    """Which files below a folder are opened; Python tells it of each."""
+    """Audit hook that records the opened files below a folder."""
 
     folder: Path | None = None
     opened: ClassVar[list[str]] = []
@@ -241,7 +241,7 @@ sys.addaudithook(_hear)
 
 @pytest.fixture
 def outside(tmp_path):
-    """A folder whose files must not be opened."""
+    """Folder whose files must not be opened."""
     (tmp_path / "outside").mkdir()
     Watch.folder, Watch.opened = (tmp_path / "outside").resolve(), []
     yield tmp_path / "outside"
@@ -249,7 +249,7 @@ def outside(tmp_path):
 
 
 @pytest.mark.parametrize(("layout", "place"), CASES)
-def test_links_out_of_the_root_are_not_followed_unless_they_are_the_users_own(tmp_path, outside, layout, place):
+def test_links_out_of_the_root_are_followed_only_on_request(tmp_path, outside, layout, place):
     root = make(tmp_path / "root", layout)
     assert len(read_any(root, layout)) == 1
     (root / place).rename(outside / "moved")
@@ -267,7 +267,7 @@ def test_links_out_of_the_root_are_not_followed_unless_they_are_the_users_own(tm
 
 
 @pytest.mark.parametrize("to", ["voc", "yolo"])
-def test_statistics_and_conversions_follow_links_that_are_the_users_own(tmp_path, outside, to):
+def test_statistics_and_conversions_follow_links_only_on_request(tmp_path, outside, to):
     root = make(tmp_path / "root", "coco")
     (root / "train").rename(outside / "moved")
     (root / "train").symlink_to(outside / "moved")
@@ -337,7 +337,7 @@ def test_pictures_of_a_report_end_at_their_folder(tmp_path, outside):
     (tmp_path / "photos" / "a.png").symlink_to(outside / "secret.png")
     (tmp_path / "truth.json").write_text(json.dumps(COCO))
     with pytest.raises(UserError, match=r"image 1 leads out of .*photos, by its name or by a link; correct it"):
-        read_truth(tmp_path / "truth.json", tmp_path / "photos")
+        read_ground_truth(tmp_path / "truth.json", tmp_path / "photos")
     assert Watch.opened == []
 
 
@@ -349,7 +349,7 @@ def test_a_checkpoint_cannot_allow_what_is_the_users_to_allow(tmp_path, checkpoi
     assert load_any(tmp_path / "a.ckpt", ["--data.follow_links=true"]).config.data.follow_links
 
 
-def test_a_fence_knows_its_own(tmp_path):
+def test_a_fence_admits_only_what_lies_below_its_root(tmp_path):
     (tmp_path / "root" / "sub").mkdir(parents=True)
     (tmp_path / "root2").mkdir()
     (tmp_path / "root" / "up").symlink_to("..")
@@ -362,7 +362,7 @@ def test_a_fence_knows_its_own(tmp_path):
     assert fence.admits(tmp_path / "root") and not fence.admits(tmp_path / "root2")
 
 
-# ---- what talks to the terminal --------------------------------------------------------------------------------------
+# ---- terminal output -------------------------------------------------------------------------------------------------
 
 EVIL = "a\n\x1b]0;title\x07\x1b[2J\u202e\u2028b\x9b31m\ud800"
 
@@ -373,7 +373,7 @@ LINE = EVIL.replace("\ud800", "").replace("\n", "")
 def test_no_error_is_more_than_one_printable_line():
     error = UserError(f"{EVIL}: bad")
     assert str(error).isprintable() and "a" in str(error) and str(error).endswith("b?31m?: bad")
-    # As torch wraps what a worker raises.
+    # As torch wraps the exception of a worker.
     wrapped = UserError(f"Caught UserError in worker 0.\nTraceback\n  File x\ndetect.errors.UserError: {error}\n")
     assert str(wrapped) == str(error)
 
@@ -401,11 +401,11 @@ def test_names_of_files_and_classes_reach_no_terminal_raw(tmp_path, layout, capf
     assert all(letter.isprintable() or letter == "\n" for letter in shown.out + shown.err)
 
 
-# ---- what would run --------------------------------------------------------------------------------------------------
+# ---- code execution --------------------------------------------------------------------------------------------------
 
 
 class Calls:
-    """Is pickled as the call of a function."""
+    """Object that is pickled as the call of a function."""
 
     def __init__(self, function, *arguments):
         self.function, self.arguments = function, arguments
@@ -415,13 +415,13 @@ class Calls:
 
 
 def built(command):
-    """An object that is given `os.system` for its `__setstate__`, and then a state."""
+    """Object whose pickle sets `os.system` as its `__setstate__`, followed by a state."""
     state = b"}X\x0c\x00\x00\x00__setstate__cos\nsystem\ns"
     return b"\x80\x02cargparse\nNamespace\n)\x81" + state + b"bX" + struct.pack("<I", len(command)) + command + b"b."
 
 
 def payloads(trace):
-    """The bytes of malicious files of every kind; each would make the folder `trace` if it were unpickled."""
+    """Return malicious files of every kind; each would create the folder `trace` if it were unpickled."""
     call = Calls(os.mkdir, str(trace))
     command = f"mkdir {trace}".encode()
     saved = {}
@@ -553,7 +553,7 @@ LARGE = {
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_network_takes_no_memory_before_all_weights_fit(tmp_path, name):
-    """Each wants terabytes or is refused; memory that is not there would end the test."""
+    """Each network needs terabytes or is refused; an allocation would end the test."""
     project, content, message = LARGE[name]
     path = tmp_path / "file.ckpt"
     torch.save(content if project else {"detect": content, "state_dict": {}}, path)
@@ -564,7 +564,7 @@ def test_a_network_takes_no_memory_before_all_weights_fit(tmp_path, name):
 
 
 def test_these_files_would_run_if_they_were_unpickled(tmp_path):
-    """Else the tests above would prove nothing."""
+    """Otherwise the tests above would prove nothing."""
     trace = tmp_path / "trace"
     ran = set()
     for kind, content in payloads(trace).items():
@@ -642,7 +642,7 @@ def test_weights_of_a_graph_in_other_files_are_not_read(tmp_path, outside, monke
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A detector of the smallest kind."""
+    """Return a minimal detector."""
     from detect.checkpoint import Checkpoint, model_card
 
     config = demo_config(Path("data"))

@@ -162,8 +162,8 @@ def evaluate_classifier(
     accelerator: str = "auto",
 ) -> None:
     """The same for a classifier."""
-    from detect.evaluation.classification import print_classification, write_classification
     from detect.prediction.classify import classify
+    from detect.report.classification import print_classification, write_classification
 
     device = _device(accelerator)
     _join_processes(device)

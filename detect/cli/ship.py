@@ -104,7 +104,7 @@ def _import(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from rich.console import Console
 
     from detect.foreign_weights.import_weights import import_weights
-    from detect.report.tables import table
+    from detect.terminal import table
 
     done = import_weights(options.project, options.file, options.out, options.names, options.style, options.frozen_eps)
     Console().print(table(("part", "tensors", "numbers", "meaning"), done.rows()))
@@ -121,7 +121,7 @@ def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.config import check_proposals
     from detect.export.compress import compare_cost, compress
     from detect.files.atomic import refuse_existing
-    from detect.report.tables import table
+    from detect.terminal import table
 
     refuse_training(overrides)
     refuse_existing(options.out)
@@ -136,5 +136,5 @@ def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     make_folder(options.out.parent)
     save_checkpoint(after, options.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    Console().print(table(("figure", "before", "after"), compare_cost(before, after, device, loader, dataset)))
+    Console().print(table(("metric", "before", "after"), compare_cost(before, after, device, loader, dataset)))
     print(options.out)

@@ -1,1 +1,1 @@
-"""Tools for data sets: check, mend, count, convert, download, draw. Training needs none of them."""
+"""Tools for data sets: check, repair, statistics, conversion, download, drawn shapes. Training needs none of them."""

@@ -1,4 +1,4 @@
-"""`detect data check`: the doctor of data, with the anchors of a config, and what he writes."""
+"""`detect data check`: check of a data set and of a config's anchors, with the output in the terminal and in files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rich.table import Table
 from detect.config import Config, load_config
 from detect.curation.doctor import anchor_recall
 from detect.curation.doctor.diagnosis import CHECKS, Finding, Report, sort
-from detect.curation.doctor.examine import Survey, check
-from detect.curation.doctor.mending import fix as mend_copy
+from detect.curation.doctor.examine import Survey, examine
 from detect.curation.doctor.page import write_page
+from detect.curation.doctor.repair.copy import LOG, write_repaired_copy
 from detect.data.dataset import Record
 from detect.data.transforms import Resize
 from detect.errors import UserError
@@ -27,8 +27,8 @@ from detect.models.box_head import BoxHeadOptions, build_features
 from detect.models.rpn import RPN, RPNOptions
 
 LOW = 0.9
-"""A ceiling below this at IoU 0.5 is worth a warning."""
-_CASES = 3  # of each rule, in the terminal
+"""Warn if the anchors match a smaller share of the ground truths with IoU 0.5."""
+_CASES = 3  # findings per rule in the terminal
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -43,35 +43,45 @@ def run_check(
     workers: int | None = None,
     console: Console | None = None,
 ) -> int:
-    """Checks a data set, prints what was found and writes what was asked for.
+    """Check a data set, print the findings and write the requested files.
 
     Args:
-        root: the data folder.
-        splits: some of its splits; by default all.
-        config: a YAML file; tiny boxes and anchors are then judged as its network sees them.
-        json_file: where to write all findings.
-        html: where to write a page for people.
-        fix: a new folder for a mended copy.
-        workers: threads that decode.
-        console: where to print; the terminal if not given.
+        root: data folder.
+        splits: names of the splits; by default all.
+        config: YAML file of an experiment; if given, its anchors are checked, and boxes are measured in its network's
+            input.
+        json_file: file for all findings.
+        html: file for a page with pictures.
+        fix: new folder for a repaired copy.
+        workers: decoding threads.
+        console: where to print; by default the terminal.
 
     Returns:
-        0 where there is nothing worse than a note, else 1.
+        0 if there are no findings other than notes, else 1.
 
     Raises:
         UserError: there is no such data set, split or config, or an output cannot be written.
     """
     console = console or Console()
     experiment = None if config is None else load_config(config)
-    resize = None if experiment is None else _resize(experiment)
-    report = check(root, splits, resize=resize, workers=workers)
+    resize = None if experiment is None else Resize.for_evaluation(experiment.data)
+    report = examine(root, splits, resize=resize, workers=workers)
     anchors = None if experiment is None or report.survey is None else anchor_report(report, experiment)
     if anchors and config and anchors["ceiling"]["all"]["0.5"] < LOW:
-        what = f"of {config.name} meet only {anchors['ceiling']['all']['0.5']:.1%} of the truths with IoU 0.5"
-        report = replace(report, findings=sort([*report.findings, Finding("anchors", config, f"the anchors {what}")]))
+        share = anchors["ceiling"]["all"]["0.5"]
+        what = f"the anchors of {config.name} match only {share:.1%} of the ground truths with IoU 0.5"
+        report = replace(report, findings=sort([*report.findings, Finding("anchors", config, what)]))
     print_report(report, console)
     if anchors:
         print_anchors(anchors, console)
+    _write_files(report, anchors, json_file, html)
+    if fix is not None:
+        log = write_repaired_copy(report, fix)
+        console.print(f"{fix}: a repaired copy with {len(log)} changes, listed in {fix / LOG}", markup=False)
+    return 0 if report.clean else 1
+
+
+def _write_files(report: Report, anchors: dict[str, Any] | None, json_file: Path | None, html: Path | None) -> None:
     try:
         if json_file is not None:
             document = report.as_dict() | ({"anchors": anchors} if anchors else {})
@@ -80,22 +90,13 @@ def run_check(
             write_page(html, report, anchors)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; choose another place for the file") from None
-    if fix is not None:
-        log = mend_copy(report, fix)
-        console.print(f"{fix}: a mended copy, {len(log)} changes, told in {fix / 'MENDED.txt'}", markup=False)
-    return 0 if report.clean else 1
-
-
-def _resize(config: Config) -> Resize:
-    """That of evaluation."""
-    return Resize(max(config.data.short_side), config.data.long_side)
 
 
 # -------------------------------------------------------------------------------------------------------------- anchors
 
 
 def anchors_of(config: Config) -> anchor_recall.Anchors | None:
-    """The anchors of a config; None for a detector that is given its proposals."""
+    """Return the anchors of a config, or None for a detector without an RPN."""
     options: RPNOptions | None = getattr(config.model, "rpn", None)
     if options is None:
         return None
@@ -116,34 +117,34 @@ def anchors_of(config: Config) -> anchor_recall.Anchors | None:
 
 
 def anchor_report(report: Report, config: Config) -> dict[str, Any] | None:
-    """What the anchors of a config can meet of all truths, and anchors that would meet more."""
+    """Return the recall ceiling of a config's anchors, and anchors with a higher one, or None if there are no boxes."""
     anchors, records = anchors_of(config), _records(report.survey)
     if anchors is None or not any(len(record.boxes) for record in records):
         return None
-    truths = anchor_recall.truths(records, _resize(config), config.data.canvases)
-    proposed = anchor_recall.propose(truths, anchors)
+    gt = anchor_recall.ground_truths(records, Resize.for_evaluation(config.data), config.data.canvases)
+    proposed = anchor_recall.propose(gt, anchors)
     count = sum(map(len, anchors.sizes)) * len(anchors.ratios)
-    shapes, mean = anchor_recall.kmeans(truths.boxes[:, 2:] - truths.boxes[:, :2], count)
+    shapes, mean = anchor_recall.kmeans(gt.boxes[:, 2:] - gt.boxes[:, :2], count)
     return {
-        "ceiling": anchor_recall.ceiling(truths, anchors),
-        "proposed": None if proposed == anchors else anchor_recall.ceiling(truths, proposed),
+        "ceiling": anchor_recall.ceiling(gt, anchors),
+        "proposed": None if proposed == anchors else anchor_recall.ceiling(gt, proposed),
         "yaml": None if proposed == anchors else anchor_recall.as_yaml(proposed),
         "kmeans": {"shapes": shapes.round(1).tolist(), "mean": mean},
     }
 
 
 def _records(survey: Survey) -> list[Record]:
-    """Every readable image once, with its good boxes."""
+    """Return each readable image once, with its valid boxes."""
     records: dict[Path, Record] = {}
-    for split, kept in survey.mended.items():
+    for split, kept in survey.repaired.items():
         order = np.argsort(kept.image, kind="stable")
         bounds = np.searchsorted(kept.image[order], np.arange(len(kept.paths) + 1))
-        for place, (width, height) in enumerate(survey.sizes(split).tolist()):
-            if width and kept.paths[place] not in records:
-                rows = order[bounds[place] : bounds[place + 1]]
-                records[kept.paths[place]] = Record(
-                    id=place,
-                    path=kept.paths[place],
+        for index, (width, height) in enumerate(survey.sizes(split).tolist()):
+            if width and kept.paths[index] not in records:
+                rows = order[bounds[index] : bounds[index + 1]]
+                records[kept.paths[index]] = Record(
+                    id=index,
+                    path=kept.paths[index],
                     width=width,
                     height=height,
                     boxes=kept.boxes[rows].astype(np.float32),
@@ -159,7 +160,7 @@ def _records(survey: Survey) -> list[Record]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Of each rule the count, the first cases and the advice."""
+    """Print count, first cases and advice of each rule."""
     for rule, findings in report.by_rule():
         check = CHECKS[rule]
         console.print(f"[{_STYLE[check.severity]}]{check.severity:8}[/] [bold]{rule}[/] × {len(findings):,}")
@@ -169,18 +170,18 @@ def print_report(report: Report, console: Console) -> None:
             )
         if len(findings) > _CASES:
             console.print(f"  and {len(findings) - _CASES:,} more", style="dim")
-        mended = " (--fix does)" if check.mended else ""
-        console.print(f"  → {escape(check.advice)}{mended}", style="dim", highlight=False, soft_wrap=True)
+        remedy = check.advice + (" (--fix does)" if check.repaired else "")
+        console.print(f"  → {escape(remedy)}", style="dim", highlight=False, soft_wrap=True)
     console.print(headline(report), markup=False, highlight=False, soft_wrap=True)
 
 
 def headline(report: Report) -> str:
-    """The data set and the counts in one line."""
+    """Return the data set and the counts in one line."""
     count = report.count()
     splits = ", ".join(f"{split} {number:,}" for split, number in report.splits.items())
-    found = ", ".join(f"{count[severity]:,} {severity}{'s' * (count[severity] != 1)}" for severity in _STYLE)
+    counts = ", ".join(f"{count[severity]:,} {severity}{'s' * (count[severity] != 1)}" for severity in _STYLE)
     data = f"{report.root} ({report.format or 'not read'}; {splits or 'no split'}): {report.boxes:,} boxes"
-    return f"{data}; {found}; {report.seconds:.1f} s"
+    return f"{data}; {counts}; {report.seconds:.1f} s"
 
 
 def _file(report: Report, path: Path) -> str:
@@ -189,13 +190,13 @@ def _file(report: Report, path: Path) -> str:
 
 
 def print_anchors(anchors: dict[str, Any], console: Console) -> None:
-    """What the anchors meet, beside what the proposed ones would."""
+    """Print the recall ceiling of the config's anchors and of the proposed ones."""
     table = Table(
-        title="Truths that some anchor meets, by IoU: the config's anchors → the proposed ones",
-        caption="A ceiling and no forecast of the AP: train with both.",
+        title="Ground truths matched by an anchor, by IoU: anchors of the config → proposed anchors",
+        caption="A ceiling of the recall, not a prediction of the AP: train with both.",
     )
-    for name in ("truths", "number", "0.5", "0.7", "mean IoU"):
-        table.add_column(name, justify="left" if name == "truths" else "right")
+    for name in ("ground truths", "number", "0.5", "0.7", "mean IoU"):
+        table.add_column(name, justify="left" if name == "ground truths" else "right")
     for name, row in anchors["ceiling"].items():
         better = (anchors["proposed"] or {}).get(name)
         cells = [f"{row[key]:.1%}" + (f" → {better[key]:.1%}" if better else "") for key in ("0.5", "0.7", "mean")]

@@ -1,12 +1,12 @@
-"""A detection data set from any format that `read` knows to COCO, VOC or YOLO, or to crops for a classifier.
+"""Conversion of a detection data set from any readable format to COCO, VOC or YOLO, or to crops for a classifier.
 
     to="coco"         OUT/annotations/instances_SPLIT.json, OUT/SPLIT/IMAGE
     to="voc"          OUT/JPEGImages/IMAGE, OUT/Annotations/IMAGE.xml, OUT/ImageSets/Main/SPLIT.txt
     to="yolo"         OUT/data.yaml, OUT/images/SPLIT/IMAGE, OUT/labels/SPLIT/IMAGE.txt
     to="imagefolder"  OUT/SPLIT/CLASS/IMAGE_k.jpg, by `detect.curation.crops`
 
-Image files are copied byte by byte. What is read of a data set are its boxes with class, area, `iscrowd` and
-`difficult`; masks, key points, poses and the like stay behind. What of the rest a format cannot hold is counted.
+Image files are copied byte by byte. Boxes are converted with class, area, `iscrowd` and `difficult`; masks, key points
+and poses are not read. Losses due to the limits of a format are counted.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from xml.etree.ElementTree import Element, ParseError, fromstring, tostring
 
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from detect.curation.crops import Crops, safe_name, to_imagefolder
 from detect.curation.writers import voc_boxes, write_coco, write_voc, write_yaml, write_yolo
@@ -35,30 +33,31 @@ from detect.data.defects import RULES
 from detect.data.read import image_ids, read_all
 from detect.errors import UserError, one_line
 from detect.files.atomic import new_folder, refuse_within
+from detect.terminal import track
 
 Format = Literal["coco", "voc", "yolo"]
 
-_NOT_READ = "boxes are all that is converted: masks, key points, poses and the like are not read"
+_NOT_READ = "only boxes are converted: masks, key points and poses are not read"
 _YOLO_SPLIT = re.compile(rf"(train|{'|'.join(VALIDATION)}|test)(\d{{4}})?")
 
 
 @dataclass(slots=True)
 class Conversion:
-    """What became of a data set."""
+    """Result of a conversion."""
 
     images: Counter[str] = field(default_factory=Counter)
-    """Images written, by split."""
+    """Images written per split."""
     boxes: Counter[str] = field(default_factory=Counter)
-    """Boxes written, by split."""
+    """Boxes written per split."""
     changed: Counter[str] = field(default_factory=Counter)
-    """What the new format cannot hold and what was mended on the way: how often, by what happened."""
+    """Counts of losses due to the new format and of repaired defects, by description."""
     unreadable: list[str] = field(default_factory=list)
     """Images left out, with the reason."""
     classes: tuple[str, ...] = ()
-    """The classes of the new data set, in its order."""
+    """Classes of the new data set, in its order."""
 
     def lines(self) -> list[str]:
-        """What to tell the user."""
+        """Return the lines to print."""
         written = [f"{split}: {self.images[split]} images, {self.boxes[split]} boxes" for split in self.images]
         changed = [f"{number} × {what}" for what, number in self.changed.items() if number]
         return [*written, f"{len(self.classes)} classes", *changed, _NOT_READ]
@@ -75,67 +74,62 @@ def convert(
     follow_links: bool = False,
     progress: bool = True,
 ) -> Conversion | Crops:
-    """Writes a data set, or some splits of it, in another format.
+    """Write a data set, or some of its splits, in another format.
 
     Args:
-        source: the folder of the data set.
-        out: the new folder; it appears complete or not at all.
-        to: the format.
-        names: the splits; by default all.
-        margin: for `imagefolder`, as for `to_imagefolder`; 0.1 if not given.
-        limit: take the first so many images of each split.
-        follow_links: read what links out of the source lead to.
-        progress: show bars.
+        source: folder of the data set.
+        out: new folder; it appears complete or not at all.
+        to: format of the new data set.
+        names: names of the splits; by default all.
+        margin: for `imagefolder`, as for `to_imagefolder`; by default 0.1.
+        limit: convert only this many images, the first ones, of each split.
+        follow_links: follow links that lead out of the source.
+        progress: show progress bars on a terminal.
 
     Returns:
-        What was written, and what was lost; its `lines()` tell it.
+        What was written and what was lost.
 
     Raises:
-        UserError: `source` cannot be read, `out` is not empty, lies in `source` or cannot be written, an option makes
-            no sense, or the format knows no such split or class.
+        UserError: `source` cannot be read, `out` is not empty, lies in `source` or cannot be written, an option is
+            invalid, or the format cannot represent a split or class.
     """
     refuse_within(source, out, "--out")
     if to == "imagefolder":
-        margin = 0.1 if margin is None else margin
-        return to_imagefolder(
-            source, Path(out), names, margin=margin, limit=limit, follow_links=follow_links, progress=progress
-        )
+        options: dict[str, Any] = {"limit": limit, "follow_links": follow_links, "progress": progress}
+        return to_imagefolder(source, Path(out), names, margin=0.1 if margin is None else margin, **options)
     if margin is not None:
         raise UserError(f"--margin: only crops (--to imagefolder) have one; leave it out with --to {to}")
     if limit is not None and limit < 1:
         raise UserError(f"--limit: {limit}; convert 1 image at least")
-    done = Conversion()
+    result = Conversion()
     by_split = read_all(source, names, follow_links=follow_links, progress=progress)
-    datasets = _agree([_first(dataset, limit, done) for dataset in by_split.values()])
-    if to == "yolo":
-        datasets = _yolo_splits(datasets, chosen=names is not None, done=done)
-    datasets = [_held(dataset, to, done) for dataset in datasets]
-    done.classes = _classes(datasets, to, done)
+    datasets = [_limit(dataset, limit, result) for dataset in by_split.values()]
+    datasets = _adapt(datasets, to, chosen=names is not None, result=result)
     try:
         with new_folder(Path(out)) as draft:
-            _write(datasets, draft, to, progress, done)
+            _write(datasets, draft, to, progress, result)
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror}; mend that or choose another --out") from error
-    return done
+        raise UserError(f"{error.filename or out}: {error.strerror}; fix that or choose another --out") from error
+    return result
 
 
 # ----------------------------------------------------------------------------------------------------------------- read
 
 
-def _first(dataset: Dataset, limit: int | None, done: Conversion) -> Dataset:
-    """The first images of a split; what was mended in all of it is counted."""
-    for defect in dataset.mended:
+def _limit(dataset: Dataset, limit: int | None, result: Conversion) -> Dataset:
+    """Return the first images of a split, and count the repaired defects of the whole split."""
+    for defect in dataset.repaired:
         if defect.rule in ("missing-image", "unreadable-image"):
-            done.unreadable.append(f"{defect.path}: {defect.detail}")
+            result.unreadable.append(f"{defect.path}: {defect.detail}")
         else:
-            done.changed[f"{defect.rule}: {RULES[defect.rule].action}"] += 1
+            result.changed[f"{defect.rule}: {RULES[defect.rule].action}"] += 1
     return replace(dataset, records=dataset.records[:limit])
 
 
-def _agree(datasets: Sequence[Dataset]) -> list[Dataset]:
-    """The splits with the same classes: those of all, sorted by id as the reader of COCO has them.
+def _unify_classes(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """Return the splits with the same classes, the union of all, sorted by id as by the COCO reader.
 
-    COCO lists the classes of each split, and two splits may disagree. Ids that do are counted anew.
+    COCO lists the classes per split, and the lists may differ. Contradictory ids are renumbered.
     """
     id_of: dict[str, int] = {}
     for dataset in datasets:
@@ -148,18 +142,28 @@ def _agree(datasets: Sequence[Dataset]) -> list[Dataset]:
 
 
 def _relabel(dataset: Dataset, classes: tuple[str, ...], category_ids: tuple[int, ...]) -> Dataset:
-    place = np.array([classes.index(name) for name in dataset.classes], dtype=np.int64)
-    records = tuple(replace(record, labels=place[record.labels]) for record in dataset.records)
+    label_of = np.array([classes.index(name) for name in dataset.classes], dtype=np.int64)
+    records = tuple(replace(record, labels=label_of[record.labels]) for record in dataset.records)
     return replace(dataset, classes=classes, category_ids=category_ids, records=records)
 
 
-# ----------------------------------------------------------------------------------------------- what a format can hold
+# ----------------------------------------------------------------------------------------------- limits of the format
 
 
-def _yolo_splits(datasets: Sequence[Dataset], *, chosen: bool, done: Conversion) -> list[Dataset]:
-    """The splits under YOLO's names. One without such a name is left out if the others have all of its images."""
+def _adapt(datasets: Sequence[Dataset], to: Format, *, chosen: bool, result: Conversion) -> list[Dataset]:
+    """Return the splits as the new format can store them; `chosen` says that the user named the splits."""
+    adapted = _unify_classes(datasets)
+    if to == "yolo":
+        adapted = _yolo_splits(adapted, chosen=chosen, result=result)
+    adapted = [_supported(dataset, to, result) for dataset in adapted]
+    result.classes = _classes(adapted, to, result)
+    return adapted
+
+
+def _yolo_splits(datasets: Sequence[Dataset], *, chosen: bool, result: Conversion) -> list[Dataset]:
+    """Rename the splits to YOLO's names. Another split is left out if the known ones have all of its images."""
     known = [dataset for dataset in datasets if _YOLO_SPLIT.fullmatch(dataset.split)]
-    there = {record.path for dataset in known for record in dataset.records}
+    images = {record.path for dataset in known for record in dataset.records}
     renamed: dict[str, Dataset] = {}
     for dataset in datasets:
         match = _YOLO_SPLIT.fullmatch(dataset.split)
@@ -169,38 +173,37 @@ def _yolo_splits(datasets: Sequence[Dataset], *, chosen: bool, done: Conversion)
                 both = f"the splits {renamed[name].split} and {dataset.split} would both be YOLO's {name}"
                 raise UserError(f"{dataset.root}: {both}; name one of them with --split")
             renamed[name] = dataset
-        elif chosen or not there or not all(record.path in there for record in dataset.records):
-            what = f"YOLO knows train, val and test, but no split {dataset.split}"
+        elif chosen or not images or not all(record.path in images for record in dataset.records):
+            what = f"YOLO has only train, val and test, not the split {dataset.split}"
             raise UserError(one_line(f"{dataset.root}: {what}; name others with --split"))
         else:
-            done.changed[f"split {dataset.split} is left out: YOLO has none, and the others have its images"] += 1
+            what = f"split {dataset.split} left out: YOLO has no such split, and the others have its images"
+            result.changed[what] += 1
     return [replace(dataset, split=name) for name, dataset in renamed.items()]
 
 
-def _held(dataset: Dataset, to: Format, done: Conversion) -> Dataset:
-    """The split with only those boxes that a format can hold; what it cannot hold is counted."""
+def _supported(dataset: Dataset, to: Format, result: Conversion) -> Dataset:
+    """Return the split with only the boxes that a format supports, and count what is lost."""
     crowd, difficult, areas = (_column(dataset, name) for name in ("crowd", "difficult", "areas"))
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in dataset.records)])
     kept = np.ones(len(boxes), dtype=bool)
     if to != "coco":
-        done.changed[f"crowd left out: {to.upper()} knows single objects only"] += int(crowd.sum())
+        result.changed[f"crowd left out: {to.upper()} has only single objects"] += int(crowd.sum())
         kept &= ~crowd
     if to == "voc":
         corners = voc_boxes(dataset)
         thin = ~(corners[:, :2] < corners[:, 2:]).all(axis=1)
-        done.changed["box left out: in VOC one no wider or no higher than a pixel has no area"] += int(
-            (thin & kept).sum()
-        )
+        what = "box left out: in VOC a box at most one pixel wide or high has no area"
+        result.changed[what] += int((thin & kept).sum())
         kept &= ~thin
     else:
-        count = int(difficult.sum())
-        done.changed[f"object is no longer marked difficult: {to.upper()} has no such mark"] += count
+        result.changed[f"difficult flag lost: {to.upper()} has none"] += int(difficult.sum())
     if to != "coco":
         own = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         other = ~np.isclose(areas, own, rtol=1e-5, atol=0) & kept
-        done.changed[f"area is now that of the box: {to.upper()} has no other"] += int(other.sum())
-    parts = np.split(kept, np.cumsum([len(record.boxes) for record in dataset.records]))
-    return replace(dataset, records=tuple(map(_select, dataset.records, parts)))
+        result.changed[f"area replaced by the area of the box: {to.upper()} has no areas"] += int(other.sum())
+    per_image = np.split(kept, np.cumsum([len(record.boxes) for record in dataset.records]))
+    return replace(dataset, records=tuple(map(_select, dataset.records, per_image)))
 
 
 def _column(dataset: Dataset, name: str) -> np.ndarray:
@@ -215,8 +218,8 @@ def _select(record: Record, kept: Bool[np.ndarray, " n"]) -> Record:
     return replace(record, **{name: getattr(record, name)[kept] for name in columns})
 
 
-def _classes(datasets: Sequence[Dataset], to: Format, done: Conversion) -> tuple[str, ...]:
-    """The classes that the reader of a format finds, in their order; what that changes is counted."""
+def _classes(datasets: Sequence[Dataset], to: Format, result: Conversion) -> tuple[str, ...]:
+    """Return the classes as the reader of the new format will find them, and count the changes."""
     classes = datasets[0].classes
     before = dict(zip(classes, datasets[0].category_ids, strict=True))
     after = before
@@ -227,20 +230,20 @@ def _classes(datasets: Sequence[Dataset], to: Format, done: Conversion) -> tuple
                 raise _class_refused(name, to, datasets[0])
     if to == "voc":
         used = {label for dataset in datasets for record in dataset.records for label in record.labels.tolist()}
-        found = sorted(classes[label] for label in used)
-        for name in found:
+        present = sorted(classes[label] for label in used)
+        for name in present:
             if not _is_xml(name):
                 raise _class_refused(name, to, datasets[0])
-        done.changed["class without an object is gone: VOC has no list of classes"] += len(classes) - len(found)
-        after = {name: id for id, name in enumerate(found, start=1)}
+        result.changed["class without objects lost: VOC has no list of classes"] += len(classes) - len(present)
+        after = {name: id for id, name in enumerate(present, start=1)}
     if datasets[0].format == "coco":
         changed = sum(before[name] != id for name, id in after.items())
-        done.changed[f"category gets another id: {to.upper()} counts them by itself"] += changed
+        result.changed[f"category gets a new id: {to.upper()} numbers its categories"] += changed
     return tuple(after)
 
 
 def _is_xml(name: str) -> bool:
-    """Whether a name comes back from an XML file as it is; the reader takes off what is blank around it."""
+    """Return whether a name survives in an XML file, whose reader strips white space."""
     element = Element("name")
     element.text = name
     try:
@@ -250,53 +253,49 @@ def _is_xml(name: str) -> bool:
 
 
 def _is_utf8(name: str) -> bool:
-    """Whether a name can be written at all: JSON may hold halves of letters."""
+    """Return whether a name can be encoded: JSON may contain lone surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _class_refused(name: str, to: Format, dataset: Dataset) -> UserError:
-    what = f"{to.upper()} cannot hold the class {name[:60]!a}"
-    return UserError(one_line(f"{dataset.root}: {what}; give it another name in the annotations"))
+    what = f"{to.upper()} cannot store the class {name[:60]!a}"
+    return UserError(one_line(f"{dataset.root}: {what}; rename it in the annotations"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- write
 
 
-def _write(datasets: Sequence[Dataset], draft: Path, to: Format, progress: bool, done: Conversion) -> None:
-    """Copies the images of all splits and writes their boxes."""
-    console = Console(stderr=True)
-    shown = progress and console.is_terminal
-    names = _Names(per_split=to != "voc")
+def _write(datasets: Sequence[Dataset], draft: Path, to: Format, progress: bool, result: Conversion) -> None:
+    """Copy the images of all splits and write their boxes."""
+    names = _FileNames(per_split=to != "voc")
     for dataset in datasets:
         folder = draft / {"coco": dataset.split, "voc": "JPEGImages", "yolo": f"images/{dataset.split}"}[to]
         folder.mkdir(parents=True, exist_ok=True)
         files = []
-        for record in track(dataset.records, f"Writing {dataset.split}", console=console, disable=not shown):
+        for record in track(dataset.records, f"Writing {dataset.split}", shown=progress):
             name, new = names.choose(record, dataset.split)
             files.append(name)
             if new:
                 shutil.copyfile(record.path, folder / name)
-                done.changed["image renamed: another has its name, or some systems forbid it"] += (
-                    name != record.path.name
-                )
-                turned = orientation(record.path) != 1
-                done.changed["image is stored turned (EXIF): its boxes are those of the upright image"] += turned
+                renamed, rotated = name != record.path.name, orientation(record.path) != 1
+                result.changed["image renamed: its name is taken or not allowed on some systems"] += renamed
+                result.changed["image is stored rotated (EXIF): its boxes refer to the upright image"] += rotated
         if to != "coco" and dataset.format == "coco":
             ids = zip(dataset.records, image_ids([Path(name) for name in files]), strict=True)
-            what = f"image gets another id: {to.upper()} has only the digits of its name"
-            done.changed[what] += sum(record.id != id for record, id in ids)
+            what = f"image gets a new id: {to.upper()} has only file names"
+            result.changed[what] += sum(record.id != id for record, id in ids)
         write = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}[to]
         write(draft, dataset.split, files, dataset)
-        done.images[dataset.split] = len(dataset)
-        done.boxes[dataset.split] = sum(len(record.boxes) for record in dataset.records)
+        result.images[dataset.split] = len(dataset)
+        result.boxes[dataset.split] = sum(len(record.boxes) for record in dataset.records)
     if to == "yolo":
         write_yaml(draft, [dataset.split for dataset in datasets], datasets[0].classes)
 
 
-class _Names:
-    """The names of the image files: as they were, but safe everywhere, and no two in a folder with the same stem.
+class _FileNames:
+    """Names of the image files: unchanged if possible, safe on all systems, and with unique stems per folder.
 
-    VOC has one folder for all splits, in which an image of several splits lies once.
+    VOC has one folder for all splits, which holds an image of several splits once.
     """
 
     def __init__(self, *, per_split: bool):
@@ -305,7 +304,7 @@ class _Names:
         self._chosen: dict[tuple[str, str], list[tuple[Record, str]]] = {}
 
     def choose(self, record: Record, split: str) -> tuple[str, bool]:
-        """The name of a record's image, and whether it is a new one."""
+        """Return the name of a record's image, and whether the file must be written."""
         folder = split if self._per_split else ""
         others = self._chosen.setdefault((folder, record.path.name), [])
         for other, name in others:
@@ -313,7 +312,7 @@ class _Names:
                 return name, False
         suffix = record.path.suffix if record.path.suffix.lower() in SUFFIXES else _suffix(record.path)
         first = safe_name(record.path.name.removesuffix(suffix)) or "image"
-        if first.lower().endswith(SUFFIXES):  # the list of VOC may hold names with their ending, which goes
+        if first.lower().endswith(SUFFIXES):  # the reader of VOC strips suffixes from the names in a list
             first = "_".join(first.rsplit(".", 1))
         stem, number = first, 1
         while (folder, stem.casefold()) in self._taken:
@@ -325,13 +324,13 @@ class _Names:
 
 
 def _same(one: Record, other: Record) -> bool:
-    """Whether two records are one image with the same boxes."""
+    """Return whether two records are the same image with the same boxes."""
     columns = ("boxes", "labels", "difficult")
     boxes = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in columns)
     return boxes and (one.path == other.path or filecmp.cmp(one.path, other.path, shallow=False))
 
 
 def _suffix(path: Path) -> str:
-    """The usual ending of a file's format, for one that has none."""
+    """Return the usual suffix of an image file that has none."""
     with Image.open(path) as image:
         return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(image.format or "", f".{image.format}".lower())

@@ -1,4 +1,4 @@
-"""Selective search over many images, by as many processes as there are cores, into a store."""
+"""Selective search over many images, in one process per core, into a proposal store."""
 
 from __future__ import annotations
 
@@ -26,29 +26,32 @@ from detect.terminal import progress_bar
 
 @dataclass
 class Outcome:
-    """What became of the images."""
+    """Result of a run."""
 
     added: int = 0
+    """Number of images whose proposals were added."""
     present: int = 0
-    """Had their proposals in the store, or are the same as another image."""
+    """Number of images that are already in the store or are equal to another image."""
     unreadable: list[str] = field(default_factory=list)
-    """For each image that could not be read, a line that says why."""
+    """One line for each image that could not be read, with the reason."""
 
 
 def propose(
     sources: Sequence[str], out: Path, mode: Mode = "fast", seed: int = 0, processes: int | None = None
 ) -> Outcome:
-    """Puts the proposals of all images into the store `out`, made if there is none.
+    """Add the proposals of all images to the store `out`, which is created if it does not exist.
 
-    Whatever ends it, the next call goes on: each image is in the store whole or not at all.
+    An interrupted call can be repeated: each image is in the store completely or not at all.
 
     Args:
         sources: data sets, folders, image files, or patterns such as `photos/*.jpg`.
-        mode, seed: of `selective_search`.
-        processes: how many work at a time; by default one for each core.
+        out: file of the store.
+        mode: as for `selective_search`.
+        seed: as for `selective_search`.
+        processes: number of processes; by default one per core.
 
     Raises:
-        UserError: a source holds no images, or `out` is no store or one of other parameters.
+        UserError: a source has no images, or `out` is no store or a store with other parameters.
     """
     if processes is not None and processes < 1:
         raise UserError(f"--processes: {processes}; give 1 or more")
@@ -72,8 +75,8 @@ def propose(
 
 
 def find_images(sources: Sequence[str]) -> list[Path]:
-    """The images of data sets, folders, files and patterns, each once, in order."""
-    found: dict[Path, None] = {}
+    """Return the images of data sets, folders, files and patterns, each once, in order."""
+    images: dict[Path, None] = {}
     for source in sources:
         path = Path(source)
         if path.is_dir():
@@ -84,22 +87,25 @@ def find_images(sources: Sequence[str]) -> list[Path]:
             paths = [Path(name) for name in sorted(glob(source, recursive=True)) if Path(name).is_file()]  # noqa: PTH207
         if not paths:
             raise UserError(f"{source}: no images; give a data set, a folder, a file or a pattern such as '*.jpg'")
-        found |= dict.fromkeys(paths)
-    return list(found)
+        images |= dict.fromkeys(paths)
+    return list(images)
 
 
 Result = Float32[np.ndarray, "n 4"] | str | None
-"""Proposals, why there are none, or nothing where none were wanted."""
+"""Proposals, or the reason why the image has none, or None for an image that is already in the store."""
 
 
 def _results(
     paths: Iterable[Path], store: ProposalStore, mode: Mode, seed: int, processes: int
 ) -> Iterator[tuple[Path, bytes, Result]]:
-    """Each image with its digest and its result, as they come; few are under way at a time, for results take memory."""
-    # Spawned: a fork of a process that has threads may hang.
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_begin)
+    """Yield each image with its digest and result, as they are completed.
+
+    Only a few jobs are submitted at a time, because results take memory.
+    """
+    # Spawned: a fork of a process with threads may hang.
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_init_process)
     running: dict[Future[Result], tuple[Path, bytes]] = {}
-    begun: set[bytes] = set()
+    started: set[bytes] = set()
 
     def finished(all_of_them: bool = False) -> Iterator[tuple[Path, bytes, Result]]:
         while running and (all_of_them or len(running) >= 3 * processes):
@@ -113,21 +119,21 @@ def _results(
             except OSError as error:
                 yield path, b"", one_line(f"{path}: {error.strerror}")
                 continue
-            if image in begun or image in store:
+            if image in started or image in store:
                 yield path, image, None
                 continue
-            begun.add(image)
+            started.add(image)
             running[pool.submit(_propose, path, mode, seed)] = path, image
             yield from finished()
         yield from finished(all_of_them=True)
     except BrokenProcessPool:
-        raise UserError("a process was killed, maybe for want of memory; start again with fewer --processes") from None
+        raise UserError("a process was killed, maybe for lack of memory; start again with fewer --processes") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    """A process that works for another: one thread, and Ctrl-C is for the one that it works for."""
+def _init_process() -> None:
+    """Ignore Ctrl-C, which the parent process handles, and use one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
 

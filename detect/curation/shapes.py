@@ -1,10 +1,11 @@
-"""A made detection data set: coloured shapes on textured ground, in COCO layout, in seconds and without any download.
+"""Synthetic detection data set: coloured shapes on textured ground, in COCO layout, without a download.
 
     make_shapes(Path("data/shapes"))  ->  data/shapes/{annotations/instances_<split>.json, images/<split>/*.jpg}
 
-Truths are what is visible of a shape, as people annotate photographs: the box is the tightest around the pixels that
-neither another shape nor the border hides, the area counts these pixels. At least `VISIBLE` of each shape is visible;
-one that would hide more of another, or of itself, is thrown anew. Shadows, lines and specks are no objects.
+Ground truths describe the visible part of a shape, as in annotated photographs: the box is the tightest one around the
+pixels that neither another shape nor the border hides, and the area counts these pixels. At least `VISIBLE` of each
+shape is visible; a shape that would hide more of another one, or of itself, is drawn again elsewhere. Shadows, lines
+and specks are no objects.
 """
 
 from __future__ import annotations
@@ -19,20 +20,26 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
-from rich.console import Console
-from rich.progress import track
 
 from detect.errors import UserError
 from detect.files.atomic import new_folder
+from detect.terminal import track
 
 SHAPES = ("circle", "square", "triangle", "ring")
-VISIBLE = 0.75  # of a shape, at least: with less, it is anybody's guess
-EMPTY = 0.06  # of the images
-MOST = 6  # shapes in an image
-DIAMETERS = (0.22, 0.6)  # of the shorter side; at 192 px from 42 to 115, COCO's medium and large, some small
-TILT = np.pi / 9  # to either side, in radians
-TRIES = 30  # to find a place for one more shape
-QUALITY = 92  # of the JPEGs
+VISIBLE = 0.75
+"""Smallest visible fraction of a shape; with less, its class is ambiguous."""
+EMPTY = 0.06
+"""Fraction of images without shapes."""
+MOST = 6
+"""Largest number of shapes in an image."""
+DIAMETERS = (0.22, 0.6)
+"""Range relative to the shorter side; at 192 pixels 42 … 115, COCO's medium and large, with some small."""
+TILT = np.pi / 9
+"""Largest rotation to either side, in radians."""
+TRIES = 30
+"""Attempts to place one more shape."""
+QUALITY = 92
+"""JPEG quality."""
 
 
 def make_shapes(
@@ -43,19 +50,18 @@ def make_shapes(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Makes a data set of drawn shapes and returns its folder.
+    """Make a data set of drawn shapes and return its folder.
 
     Args:
-        out: the new folder; it appears complete or not at all.
-        images: how many images each split gets, by the split's name. A single number is that of `train`, and `val`
-            gets a fifth of it.
-        size: the least and the greatest height and width in pixels; each side of each image is drawn from this range.
-        seed: an image depends on the seed, its split and its index only, not on how many others there are; the same
-            versions of NumPy and OpenCV give the same bytes.
-        progress: show a bar.
+        out: new folder; it appears complete or not at all.
+        images: number of images by the name of the split. A single number is that of `train`; `val` gets a fifth of it.
+        size: smallest and largest side in pixels; each height and width is drawn from this range.
+        seed: an image depends only on the seed, its split and its index, not on the number of images. The same versions
+            of NumPy and OpenCV give the same bytes.
+        progress: show a progress bar.
 
     Raises:
-        UserError: `out` is not empty or cannot be written; a count, a split's name, the size or the seed is wrong.
+        UserError: `out` is not empty or cannot be written, or a count, split name, size or the seed is invalid.
     """
     out = Path(out)
     if isinstance(images, int) and images < 1:
@@ -66,35 +72,35 @@ def make_shapes(
         with new_folder(out) as draft:
             (draft / "annotations").mkdir()
             for split, count in splits.items():
-                truths = _make_split(draft / "images" / split, split, count, size, seed, progress)
-                text = json.dumps(truths, separators=(",", ":"))
+                document = _make_split(draft / "images" / split, split, count, size, seed, progress)
+                text = json.dumps(document, separators=(",", ":"))
                 (draft / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror}; mend that or choose another folder") from error
+        raise UserError(f"{error.filename or out}: {error.strerror}; fix that or choose another folder") from error
     return out
 
 
 def _check(splits: dict[str, int], size: tuple[int, int], seed: int) -> None:
     if not splits or any(count < 0 for count in splits.values()):
-        raise UserError(f"images={splits}: name at least one split, and no negative number")
+        raise UserError(f"images={splits}: give at least one split, and no negative number")
     for split in splits:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
-            raise UserError(f"images: the split {split!r} names a file; use letters, digits, - and _")
+            raise UserError(f"images: the split name {split!r} becomes a file name; use letters, digits, - and _")
     if not 64 <= size[0] <= size[1] <= 4096:
-        raise UserError(f"size={size}: give the least and the greatest side, within 64 … 4096 pixels")
+        raise UserError(f"size={size}: give the smallest and the largest side, within 64 … 4096 pixels")
     if seed < 0:
         raise UserError(f"seed={seed}: give a number that is not negative")
 
 
 def _make_split(folder: Path, split: str, count: int, size: tuple[int, int], seed: int, progress: bool) -> dict:
-    """Writes the images of a split and returns its COCO dictionary."""
+    """Write the images of a split and return its COCO document."""
     folder.mkdir(parents=True)
     images: list[dict] = []
     annotations: list[dict] = []
     pool = ThreadPoolExecutor()
     try:
         made = pool.map(lambda index: _make_image(folder, split, index, size, seed), range(count))
-        bar = track(made, f"shapes {split}", count, console=Console(stderr=True), disable=not progress)
+        bar = track(made, f"shapes {split}", count, shown=progress)
         for number, (image, objects) in enumerate(bar, start=1):
             images.append({"id": number, **image})
             for one in objects:
@@ -110,7 +116,7 @@ def _make_split(folder: Path, split: str, count: int, size: tuple[int, int], see
 
 
 def _make_image(folder: Path, split: str, index: int, size: tuple[int, int], seed: int) -> tuple[dict, list[dict]]:
-    """Writes an image; what COCO says of it and of its objects, but for the ids."""
+    """Write an image and return its COCO entry and those of its objects, without ids."""
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
     pixels, labels, masks = draw_scene(rng, size)
     file = folder / f"{index:06}.jpg"
@@ -135,7 +141,7 @@ def _make_image(folder: Path, split: str, index: int, size: tuple[int, int], see
 def draw_scene(
     rng: np.random.Generator, size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "H W 3"], list[int], list[Bool[np.ndarray, "H W"]]]:
-    """One image (RGB) with the label and the visible pixels of each of its shapes."""
+    """Draw one RGB image, and return it with the label and the visible pixels of each shape."""
     height, width = (int(side) for side in rng.integers(size[0], size[1], 2, endpoint=True))
     canvas = _ground(rng, height, width)
     _draw_clutter(rng, canvas)
@@ -146,19 +152,21 @@ def draw_scene(
     for _ in range(count):
         for _ in range(TRIES):
             label = int(rng.integers(len(SHAPES)))
-            alpha, area = _throw(rng, label, height, width)
+            alpha, area = _random_shape(rng, label, height, width)
             mask = alpha >= 0.5
-            left = [*(below & ~mask for below in masks), mask]
-            if all(seen.sum() >= VISIBLE * whole for seen, whole in zip(left, [*areas, area], strict=True)):
+            visible = [*(below & ~mask for below in masks), mask]
+            if all(seen.sum() >= VISIBLE * whole for seen, whole in zip(visible, [*areas, area], strict=True)):
                 _paint(rng, canvas, alpha)
-                labels, masks, areas = [*labels, label], left, [*areas, area]
+                labels, masks, areas = [*labels, label], visible, [*areas, area]
                 break
-    canvas += rng.normal(0, 0.012, canvas.shape).astype(np.float32)  # the sensor's noise
+    canvas += rng.normal(0, 0.012, canvas.shape).astype(np.float32)  # sensor noise
     return (canvas.clip(0, 1) * 255).round().astype(np.uint8), labels, masks
 
 
-def _throw(rng: np.random.Generator, label: int, height: int, width: int) -> tuple[Float32[np.ndarray, "H W"], float]:
-    """A shape somewhere, of some size and rotation: how far it covers each pixel (0 … 1), and its whole area."""
+def _random_shape(
+    rng: np.random.Generator, label: int, height: int, width: int
+) -> tuple[Float32[np.ndarray, "H W"], float]:
+    """Return a shape of random position, size and rotation as its coverage of each pixel (0 … 1), and its full area."""
     shorter = min(height, width)
     radius = shorter * np.exp(rng.uniform(*np.log(DIAMETERS))) / 2
     angle = rng.uniform(-TILT, TILT)
@@ -166,7 +174,7 @@ def _throw(rng: np.random.Generator, label: int, height: int, width: int) -> tup
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     contours = [outline @ turn * radius + centre for outline in outlines(SHAPES[label])]
     area = abs(sum(cv2.contourArea(contour.astype(np.float32), oriented=True) for contour in contours))
-    # Drawn four times as large and averaged: OpenCV fattens what it fills by half a pixel, which then is an eighth.
+    # Drawn four times as large and averaged: OpenCV enlarges filled shapes by half a pixel, which becomes an eighth.
     fixed = [np.round((contour * 4 - 0.5) * 16).astype(np.int32) for contour in contours]  # 4 fractional bits
     large = np.zeros((4 * height, 4 * width), np.uint8)
     cv2.fillPoly(large, fixed, 255, shift=4)
@@ -175,7 +183,7 @@ def _throw(rng: np.random.Generator, label: int, height: int, width: int) -> tup
 
 
 def outlines(shape: str) -> list[Float[np.ndarray, "n 2"]]:
-    """The contours of a shape within the unit circle around the origin; a second contour runs backwards: a hole."""
+    """Return the contours of a shape within the unit circle around the origin; a second, reversed contour is a hole."""
     match shape:
         case "circle":
             return [_polygon(64)]
@@ -189,7 +197,7 @@ def outlines(shape: str) -> list[Float[np.ndarray, "n 2"]]:
 
 
 def _polygon(corners: int, first: float = -np.pi / 2) -> Float[np.ndarray, "n 2"]:
-    """Corners on the unit circle, the first of them at an angle, by default at the top."""
+    """Return corners on the unit circle; the first one is at the angle `first`, by default at the top."""
     angles = first + 2 * np.pi * np.arange(corners) / corners
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
@@ -198,7 +206,7 @@ def _polygon(corners: int, first: float = -np.pi / 2) -> Float[np.ndarray, "n 2"
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> Float32[np.ndarray, "H W 3"]:
-    """Two dull colours, mixed by a texture, under a change of light."""
+    """Return a ground of two dull colours, mixed by a texture, with a gradient of light."""
     hue, value = rng.random(), rng.uniform(0.35, 0.85)
     first = _colour(hue, rng.uniform(0.05, 0.3), value)
     second = _colour(hue + rng.uniform(-0.2, 0.2), rng.uniform(0.05, 0.3), value + rng.uniform(-0.25, 0.25))
@@ -209,7 +217,7 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> Float32[np.nda
 
 
 def _draw_clutter(rng: np.random.Generator, canvas: Float32[np.ndarray, "H W 3"]) -> None:
-    """Lines and specks, thinner than any shape."""
+    """Draw lines and specks, thinner than any shape."""
     height, width = canvas.shape[:2]
     shorter = min(height, width)
     for _ in range(rng.integers(0, 5)):
@@ -226,13 +234,13 @@ def _draw_clutter(rng: np.random.Generator, canvas: Float32[np.ndarray, "H W 3"]
 
 
 def _paint(rng: np.random.Generator, canvas: Float32[np.ndarray, "H W 3"], alpha: Float32[np.ndarray, "H W"]) -> None:
-    """Lays a shape over the canvas: its shadow, its texture of one bright colour, its darker rim."""
+    """Paint a shape on the canvas: its shadow, its texture in one bright colour, and its darker rim."""
     height, width = alpha.shape
     blur = max(1.0, min(height, width) / 80)
     shadow = cv2.GaussianBlur(alpha, (0, 0), blur)
     shadow = cv2.warpAffine(shadow, np.array([[1, 0, blur], [0, 1, 1.5 * blur]]), (width, height))
     rim = alpha - cv2.erode(alpha, np.ones((3, 3)))
-    # Only the pixels under the shape or its shadow change.
+    # Only the pixels of the shape and its shadow change.
     x, y, w, h = cv2.boundingRect(((alpha > 0) | (shadow > 0)).astype(np.uint8))
     part = np.s_[y : y + h, x : x + w]
     canvas, alpha = canvas[part], alpha[part]
@@ -247,7 +255,7 @@ def _paint(rng: np.random.Generator, canvas: Float32[np.ndarray, "H W 3"], alpha
 
 
 def _contrasting(rng: np.random.Generator, around: Float32[np.ndarray, "rgb=3"]) -> Float32[np.ndarray, "rgb=3"]:
-    """A bright colour far from the one around it; the farthest of a few where none is far enough."""
+    """Return a bright colour far from `around`, or the farthest of a few if none is far enough."""
     colours = [_colour(rng.random(), rng.uniform(0.65, 1), rng.uniform(0.6, 1)) for _ in range(6)]
     return next(
         (colour for colour in colours if np.linalg.norm(colour - around) > 0.5),
@@ -260,7 +268,7 @@ def _colour(hue: float, saturation: float, value: float) -> Float32[np.ndarray, 
 
 
 def _texture(rng: np.random.Generator, height: int, width: int, scale: float) -> Float32[np.ndarray, "H W"]:
-    """One of several patterns in 0 … 1, whose features are about `scale` pixels wide."""
+    """Return a random pattern in 0 … 1 with features of about `scale` pixels."""
     kind = rng.integers(4)
     if kind == 0:
         return _ramp(rng, height, width)
@@ -274,7 +282,7 @@ def _texture(rng: np.random.Generator, height: int, width: int, scale: float) ->
 
 
 def _along(rng: np.random.Generator, height: int, width: int) -> Float32[np.ndarray, "H W"]:
-    """How far each pixel lies along a random direction, in pixels."""
+    """Return the coordinate of each pixel along a random direction, in pixels."""
     angle = rng.uniform(0, 2 * np.pi)
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
     return np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y[:, None]
@@ -286,7 +294,7 @@ def _ramp(rng: np.random.Generator, height: int, width: int) -> Float32[np.ndarr
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int, scale: float) -> Float32[np.ndarray, "H W"]:
-    """Noise of three octaves in 0 … 1, the coarsest of `scale` pixels."""
+    """Return noise of three octaves in 0 … 1, the coarsest with a period of `scale` pixels."""
     total = np.zeros((height, width), np.float32)
     for octave in range(3):
         step = max(scale / 2**octave, 1.0)

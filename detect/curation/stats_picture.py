@@ -1,4 +1,4 @@
-"""A split on one sheet: classes, images and boxes as a picture of ten parts."""
+"""Statistics of a split as one picture with ten plots of classes, images and boxes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float64, Shaped
 
-from detect.curation.stats import AREAS, Objects, columns, cooccurrence, short
+from detect.curation.objects import AREAS, Objects, cooccurrence, objects_of, shorten
 from detect.data.dataset import Dataset
 from detect.errors import one_line
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 BARS, MATRIX = 40, 20
-"""The most classes in the bars and in the matrix; those with the most objects."""
+"""Largest number of classes in the bar chart and in the matrix; those with the most objects are shown."""
 GRID = 48
-"""Cells of a heat map on each side."""
+"""Number of cells on each side of a heat map."""
 INK, MUTED, PALE = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, TEAL, AMBER = "#2f6fde", "#1a9c8c", "#e8973a"
 MAP = "viridis"
 
 
-def draw_sheet(path: Path, dataset: Dataset) -> None:
-    """Draws the sheet of a split into an image file of 2400 × 1500 pixels. Crowds are left out."""
-    from matplotlib.figure import Figure  # late, for it takes a second
+def draw_statistics(path: Path, dataset: Dataset) -> None:
+    """Draw the statistics of a split, without crowds, into an image file of 2400 × 1500 pixels."""
+    from matplotlib.figure import Figure  # late, because it takes a second to import
 
-    objects = columns(dataset)
+    objects = objects_of(dataset)
     figure = Figure(figsize=(16, 10), facecolor="white")
     name = one_line(f"{dataset.root.resolve().name} · {dataset.split}")[:80]
     counts = f"{len(dataset):,} images · {len(objects.boxes):,} objects · {len(dataset.classes):,} classes"
     figure.suptitle(f"{name}\n{counts}", parse_math=False, color=INK)
     left = figure.add_gridspec(1, 1, left=0.11, right=0.25, top=0.9, bottom=0.06)
     right = figure.add_gridspec(3, 3, left=0.30, right=0.98, top=0.9, bottom=0.09, wspace=0.28, hspace=0.42)
-    parts = [figure.add_subplot(right[place]) for place in range(9)]
+    plots = [figure.add_subplot(right[cell]) for cell in range(9)]
     _draw_classes(figure.add_subplot(left[0]), dataset, objects)
     drawings = (
         _draw_image_sizes,
@@ -50,10 +50,10 @@ def draw_sheet(path: Path, dataset: Dataset) -> None:
         _draw_centres,
         _draw_cover,
     )
-    for axes, draw in zip(parts, drawings, strict=False):
+    for axes, draw in zip(plots, drawings, strict=False):
         draw(axes, objects)
-    _draw_cooccurrence(parts[-1], dataset, objects)
-    with warnings.catch_warnings():  # the font lacks some scripts, and draws a frame in their place
+    _draw_cooccurrence(plots[-1], dataset, objects)
+    with warnings.catch_warnings():  # the font lacks some scripts, and draws boxes instead
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure.savefig(path, dpi=150)
 
@@ -62,46 +62,46 @@ def draw_sheet(path: Path, dataset: Dataset) -> None:
 
 
 def _draw_classes(axes: Axes, dataset: Dataset, objects: Objects) -> None:
-    """Objects of each class, the most first; what does not fit is one grey bar."""
+    """Plot the number of objects per class in descending order, with one grey bar for the remaining classes."""
     chosen, counts = _most(dataset, objects, BARS)
-    names = [short(dataset.classes[label], 22) for label in chosen]
+    names = [shorten(dataset.classes[label], 22) for label in chosen]
     colours = [BLUE] * len(names)
     if rest := len(dataset.classes) - len(chosen):
         names.append(f"{rest} more classes")
         counts = np.append(counts, len(objects.boxes) - counts.sum())
         colours.append(MUTED)
-    places = np.arange(len(names))
-    axes.barh(places, counts, color=colours, height=0.72)
-    for place, count in zip(places, counts, strict=True):
-        axes.annotate(f" {count:,}", (count, place), va="center", fontsize="small", color=MUTED)
-    axes.set_yticks(places, names, fontsize="small", parse_math=False)
+    rows = np.arange(len(names))
+    axes.barh(rows, counts, color=colours, height=0.72)
+    for row, count in zip(rows, counts, strict=True):
+        axes.annotate(f" {count:,}", (count, row), va="center", fontsize="small", color=MUTED)
+    axes.set_yticks(rows, names, fontsize="small", parse_math=False)
     axes.set_ylim(max(len(names), 8) - 0.4, -0.6)
     axes.set_xlim(0, 1.18 * max(counts.max(initial=0), 1))
-    _style(axes, "objects of each class", "")
+    _style(axes, "objects per class", "")
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
 
 
 def _draw_cooccurrence(axes: Axes, dataset: Dataset, objects: Objects) -> None:
-    """Of the images with the class of the row, the share that also show that of the column."""
+    """Plot the share of the images with the class of the row that also have the class of the column."""
     chosen, _ = _most(dataset, objects, MATRIX)
     together = cooccurrence(dataset)[np.ix_(chosen, chosen)]
     shares = together / np.maximum(np.diag(together)[:, None], 1)
     np.fill_diagonal(shares, np.nan)
-    _style(axes, "also in the image", "", frame=True)
+    _style(axes, "co-occurrence of classes", "", frame=True)
     if len(chosen) < 2:
-        return _say(axes, "one class" if len(chosen) else "no class")
+        return _show_text(axes, "one class" if len(chosen) else "no class")
     picture = axes.imshow(shares, cmap=MAP, vmin=0, vmax=max(np.nanmax(shares), 1e-9), aspect="auto")
-    names = [short(dataset.classes[label], 14) for label in chosen]
+    names = [shorten(dataset.classes[label], 14) for label in chosen]
     size = "x-small" if len(chosen) <= 10 else 6
     axes.set_xticks(np.arange(len(names)), names, rotation=90, fontsize=size, parse_math=False)
     axes.set_yticks(np.arange(len(names)), names, fontsize=size, parse_math=False)
-    _bar(axes, picture, percent=True)
+    _colour_bar(axes, picture, percent=True)
     return None
 
 
 def _most(dataset: Dataset, objects: Objects, limit: int) -> tuple[Shaped[np.ndarray, " k"], Shaped[np.ndarray, " k"]]:
-    """The labels with the most objects and the number of these."""
+    """Return the labels with the most objects, and their numbers of objects."""
     counts = np.bincount(objects.labels, minlength=len(dataset.classes))
     chosen = np.argsort(-counts, kind="stable")[:limit]
     return chosen, counts[chosen]
@@ -113,7 +113,7 @@ def _most(dataset: Dataset, objects: Objects, limit: int) -> tuple[Shaped[np.nda
 def _draw_image_sizes(axes: Axes, objects: Objects) -> None:
     _style(axes, "sizes of the images", "width", "height")
     if not len(objects.sizes):
-        return _say(axes, "no image")
+        return _show_text(axes, "no image")
     sizes, counts = np.unique(objects.sizes, axis=0, return_counts=True)
     largest = sizes.max()
     axes.plot([0, 1.1 * largest], [0, 1.1 * largest], color=PALE, zorder=0)
@@ -130,7 +130,7 @@ def _draw_image_aspects(axes: Axes, objects: Objects) -> None:
 def _draw_counts(axes: Axes, objects: Objects) -> None:
     _style(axes, "objects in an image", "objects", "images")
     if not len(objects.sizes):
-        return _say(axes, "no image")
+        return _show_text(axes, "no image")
     largest = int(objects.counts.max())
     step = max(1, int(np.ceil((largest + 1) / 40)))
     axes.hist(objects.counts, (np.arange(0, largest + 1 + step, step) - 0.5).tolist(), color=BLUE, rwidth=0.9)
@@ -142,10 +142,10 @@ def _draw_counts(axes: Axes, objects: Objects) -> None:
 
 
 def _draw_sizes(axes: Axes, objects: Objects) -> None:
-    """Roots of the areas, coloured by COCO's three sizes."""
+    """Plot the square roots of the areas, coloured by COCO's three sizes."""
     _style(axes, "sizes of the objects", "√area, pixels", "objects")
     if not len(objects.areas):
-        return _say(axes, "no object")
+        return _show_text(axes, "no object")
     sizes = np.sqrt(np.maximum(objects.areas, 1e-2))
     bins = np.geomspace(min(sizes.min(), 16), max(sizes.max(), 192) * 1.01, 48)
     for (name, (low, high)), colour in zip(AREAS.items(), (AMBER, TEAL, BLUE), strict=True):
@@ -163,7 +163,7 @@ def _draw_sizes(axes: Axes, objects: Objects) -> None:
 def _draw_sides(axes: Axes, objects: Objects) -> None:
     _style(axes, "width and height of the boxes", "width", "height")
     if not len(objects.boxes):
-        return _say(axes, "no object")
+        return _show_text(axes, "no object")
     low, high = objects.sides.min() * 0.9, objects.sides.max() * 1.1
     bins = np.geomspace(low, high, 49)
     counts = np.histogram2d(objects.sides[:, 0], objects.sides[:, 1], [bins, bins])[0].T
@@ -180,32 +180,34 @@ def _draw_aspects(axes: Axes, objects: Objects) -> None:
 
 
 def _draw_centres(axes: Axes, objects: Objects) -> None:
-    _style(axes, "where the centres lie", "", frame=True)
+    _style(axes, "positions of the centres", "", frame=True)
     if not len(objects.boxes):
-        return _say(axes, "no object")
+        return _show_text(axes, "no object")
     centres = (objects.boxes[:, :2] + objects.boxes[:, 2:]) / 2 / objects.sizes[objects.image]
-    cells = int(np.clip(np.sqrt(len(centres)) / 2, 8, GRID))  # of some objects each, so that noise is no pattern
+    cells = int(
+        np.clip(np.sqrt(len(centres)) / 2, 8, GRID)
+    )  # large enough for several objects per cell, to average out noise
     edges = np.linspace(0, 1, cells + 1)
     counts = np.histogram2d(centres[:, 0], centres[:, 1], [edges, edges])[0]
-    _bar(axes, axes.imshow(counts.T, cmap=MAP, extent=(0, 1, 1, 0), aspect="auto", vmin=0))
-    _ends(axes)
+    _colour_bar(axes, axes.imshow(counts.T, cmap=MAP, extent=(0, 1, 1, 0), aspect="auto", vmin=0))
+    _label_edges(axes)
     return None
 
 
 def _draw_cover(axes: Axes, objects: Objects) -> None:
-    _style(axes, "objects over each place, mean of an image", "", frame=True)
+    _style(axes, "coverage: objects per image at each position", "", frame=True)
     if not len(objects.boxes):
-        return _say(axes, "no object")
-    picture = axes.imshow(cover(objects), cmap=MAP, extent=(0, 1, 1, 0), aspect="auto", vmin=0)
-    _bar(axes, picture)
-    _ends(axes)
+        return _show_text(axes, "no object")
+    picture = axes.imshow(coverage(objects), cmap=MAP, extent=(0, 1, 1, 0), aspect="auto", vmin=0)
+    _colour_bar(axes, picture)
+    _label_edges(axes)
     return None
 
 
-def cover(objects: Objects) -> Float64[np.ndarray, "GRID GRID"]:
-    """How many objects of an image lie over the middle of each cell, mean over the images.
+def coverage(objects: Objects) -> Float64[np.ndarray, "GRID GRID"]:
+    """Return the mean number of objects per image that cover the centre of each cell.
 
-    Each box adds 1 from its first cell on and takes it away after its last, so that running sums fill the boxes.
+    Each box adds 1 at its first cell and subtracts it after its last one, so that cumulative sums fill the boxes.
     """
     shares = objects.boxes / np.tile(objects.sizes[objects.image], 2)
     first, last = np.split(np.ceil(shares * GRID - 0.5).astype(np.int64), 2, axis=1)
@@ -219,10 +221,10 @@ def cover(objects: Objects) -> Float64[np.ndarray, "GRID GRID"]:
 
 
 def _draw_ratios(axes: Axes, ratios: Shaped[np.ndarray, " n"], title: str, of: str) -> None:
-    """Width through height on a logarithmic axis, so that 1:2 and 2:1 lie equally far from the square."""
+    """Plot width over height on a logarithmic axis, on which 1:2 and 2:1 are equally far from the square."""
     _style(axes, title, "width / height", of)
     if not len(ratios):
-        return _say(axes, f"no {of.removesuffix('s')}")
+        return _show_text(axes, f"no {of.removesuffix('s')}")
     bound = max(2.0, float(np.max(np.abs(np.log2(ratios)))) * 1.05)
     axes.hist(ratios, (2 ** np.linspace(-bound, bound, 49)).tolist(), color=BLUE, rwidth=0.9)
     axes.axvline(1, color=MUTED, linewidth=0.8, linestyle=":")
@@ -246,22 +248,22 @@ def _style(axes: Axes, title: str, x: str, y: str = "", *, frame: bool = False) 
         axes.grid(axis="y", color=PALE, linewidth=0.6)
 
 
-def _say(axes: Axes, text: str) -> None:
-    """In the place of a picture that has nothing to show."""
+def _show_text(axes: Axes, text: str) -> None:
+    """Show a text instead of an empty plot."""
     axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
 
 
 def _mark(axes: Axes, value: float, text: str) -> None:
-    """An upright line with its value beside its top."""
+    """Draw a vertical line with its value beside its upper end."""
     axes.axvline(value, color=AMBER, linewidth=1.2)
-    place, ground = axes.get_xaxis_transform(), {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+    transform, ground = axes.get_xaxis_transform(), {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
     text = f" {text.format(value)}"
-    axes.text(value, 0.97, text, transform=place, va="top", fontsize="small", color=AMBER, bbox=ground)
+    axes.text(value, 0.97, text, transform=transform, va="top", fontsize="small", color=AMBER, bbox=ground)
 
 
-def _bar(axes: Axes, picture: AxesImage, *, percent: bool = False) -> None:
-    """The scale of colours beside a picture."""
+def _colour_bar(axes: Axes, picture: AxesImage, *, percent: bool = False) -> None:
+    """Draw the colour bar of an image."""
     assert axes.figure is not None
     bar = axes.figure.colorbar(picture, ax=axes, pad=0.02, aspect=30, format="{x:.0%}" if percent else None)
     bar.outline.set_visible(False)
@@ -269,7 +271,7 @@ def _bar(axes: Axes, picture: AxesImage, *, percent: bool = False) -> None:
 
 
 def _round_ticks(axis: Axis) -> None:
-    """Ticks of a logarithmic axis that are plain numbers, a few to the decade."""
+    """Set the ticks of a logarithmic axis to plain numbers, a few per decade."""
     low, high = axis.get_view_interval()
     ticks = [step * 10**power for power in range(-3, 6) for step in (1, 2, 5)]
     shown = [tick for tick in ticks if low <= tick <= high]
@@ -278,6 +280,6 @@ def _round_ticks(axis: Axis) -> None:
     axis.set_major_formatter("{x:g}")
 
 
-def _ends(axes: Axes) -> None:
+def _label_edges(axes: Axes) -> None:
     axes.set_xticks([0, 1], ["left", "right"])
     axes.set_yticks([0, 1], ["top", "bottom"])

@@ -1,7 +1,7 @@
-"""A split of a data set to the files of COCO, VOC and YOLO: what the readers of the same formats take back unchanged.
+"""Writers of COCO, VOC and YOLO annotation files, which the readers of these formats read back unchanged.
 
-Boxes are written with the fewest decimals from which their reader gets the same float32 back, whole numbers as such.
-The images themselves are not touched here; `names` holds the name of each one's file.
+Boxes are written with the fewest decimals from which the reader recovers the same float32, whole numbers without a
+decimal point. The images are not written here; `names` holds the file name of each image.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import numpy as np
 import yaml
 from jaxtyping import Bool, Float32, Float64
 
+from detect.data.annotations import MIN_SIDE
 from detect.data.dataset import Dataset, Record
-from detect.data.defects import MIN_SIDE
 
 DIGITS = 17
-"""The most decimals: a float64 below 1 needs no more."""
+"""Largest number of decimals: a float64 below 1 needs no more."""
 
 OUTSIDE = 1e-9
-"""Pixels by which a box may reach out of its image, where the reader cuts it: the rounding of a float64."""
+"""Pixels by which a written box may exceed its image, where the reader clips it: the rounding of a float64."""
 
 Numbers: TypeAlias = Float64[np.ndarray, "m 2"]
-"""One number for the horizontal and one for the vertical axis of each box."""
+"""One number per box for the horizontal and one for the vertical axis."""
 
 
 def write_coco(root: Path, split: str, names: Sequence[str], dataset: Dataset) -> None:
-    """`annotations/instances_SPLIT.json`, whose images lie in the folder SPLIT."""
+    """Write `annotations/instances_SPLIT.json`; the images belong in the folder SPLIT."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for name, record, boxes in zip(names, dataset.records, _each(dataset, coco_boxes(dataset)), strict=True):
         images.append({"id": record.id, "file_name": name, "width": record.width, "height": record.height})
         for box, label, crowd, area in zip(boxes, record.labels, record.crowd, record.areas, strict=True):
             annotation = {
-                "id": len(annotations) + 1,  # 0 would be scored wrong by pycocotools
+                "id": len(annotations) + 1,  # pycocotools scores an id of 0 wrong
                 "image_id": record.id,
                 "category_id": dataset.category_ids[label],
                 "bbox": [_plain(number) for number in box],
@@ -53,7 +53,7 @@ def write_coco(root: Path, split: str, names: Sequence[str], dataset: Dataset) -
 
 
 def write_voc(root: Path, split: str, names: Sequence[str], dataset: Dataset) -> None:
-    """`ImageSets/Main/SPLIT.txt` and the XML file of each image in `Annotations`. Boxes as by `voc_boxes`."""
+    """Write `ImageSets/Main/SPLIT.txt` and an XML file per image in `Annotations`, with boxes by `voc_boxes`."""
     annotations, lists = root / "Annotations", root / "ImageSets" / "Main"
     annotations.mkdir(exist_ok=True)
     lists.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def write_voc(root: Path, split: str, names: Sequence[str], dataset: Dataset) ->
 
 
 def write_yolo(root: Path, split: str, names: Sequence[str], dataset: Dataset) -> None:
-    """The label file of each image in `labels/SPLIT`; the images lie in `images/SPLIT`."""
+    """Write a label file per image in `labels/SPLIT`; the images belong in `images/SPLIT`."""
     labels = root / "labels" / split
     labels.mkdir(parents=True)
     for name, record, boxes in zip(names, dataset.records, _each(dataset, yolo_boxes(dataset)), strict=True):
@@ -77,7 +77,7 @@ def write_yolo(root: Path, split: str, names: Sequence[str], dataset: Dataset) -
 
 
 def write_yaml(root: Path, splits: Sequence[str], classes: Sequence[str]) -> None:
-    """YOLO's `data.yaml`. Without `path` the folder is that of the file, wherever it is moved."""
+    """Write YOLO's `data.yaml`, without `path`: the data folder is then the folder of the file, also after a move."""
     document = {split: f"images/{split}" for split in splits} | {"nc": len(classes), "names": list(classes)}
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     (root / "data.yaml").write_text(text, encoding="utf-8")
@@ -87,7 +87,7 @@ def write_yaml(root: Path, splits: Sequence[str], classes: Sequence[str]) -> Non
 
 
 def coco_boxes(dataset: Dataset) -> Float64[np.ndarray, "m 4"]:
-    """Left, top, width and height of all boxes of a split."""
+    """Return left, top, width and height of all boxes of a split."""
     start, end, size = _columns(dataset)
 
     def write(digits: int) -> tuple[Numbers, Numbers]:
@@ -98,9 +98,9 @@ def coco_boxes(dataset: Dataset) -> Float64[np.ndarray, "m 4"]:
 
 
 def voc_boxes(dataset: Dataset) -> Float64[np.ndarray, "m 4"]:
-    """xmin, ymin, xmax and ymax of all boxes, which count from 1 and both belong to the box.
+    """Return xmin, ymin, xmax and ymax of all boxes of a split, counted from 1 and inclusive.
 
-    A box no wider or no higher than a pixel cannot be written so: see `detect.data.formats.voc`.
+    A box at most one pixel wide or high cannot be represented: see `detect.data.formats.voc`.
     """
     start, end, size = _columns(dataset)
 
@@ -114,12 +114,12 @@ def voc_boxes(dataset: Dataset) -> Float64[np.ndarray, "m 4"]:
 
 
 def yolo_boxes(dataset: Dataset) -> Float64[np.ndarray, "m 4"]:
-    """Centre, width and height of all boxes as fractions of the image's size."""
+    """Return centre, width and height of all boxes of a split, as fractions of the image's size."""
     start, end, size = _columns(dataset)
 
     def write(digits: int) -> tuple[Numbers, Numbers]:
         length = np.round((end - start) / size, digits)
-        # One digit more for the half: a box at the edge keeps its 0.
+        # One more digit for the half, so that a box at the edge keeps its 0.
         return np.round(start / size + length / 2, digits + 1), length
 
     def read(centre: Numbers, length: Numbers) -> tuple[Numbers, Numbers]:
@@ -129,7 +129,7 @@ def yolo_boxes(dataset: Dataset) -> Float64[np.ndarray, "m 4"]:
 
 
 def _columns(dataset: Dataset) -> tuple[Numbers, Numbers, Numbers]:
-    """Where all boxes of a split start and end on the two axes, and the sizes of their images."""
+    """Return the start and end of all boxes of a split on both axes, and the sizes of their images."""
     records = dataset.records
     boxes = np.concatenate([np.zeros((0, 4)), *(record.boxes for record in records)])
     sizes = np.array([(record.width, record.height) for record in records], dtype=np.float64).reshape(-1, 2)
@@ -143,33 +143,41 @@ def _fewest_digits(
     end: Numbers,
     size: Numbers,
 ) -> tuple[Numbers, Numbers]:
-    """What `write` gives for the smallest number of digits from which `read` makes the float32 box again, by axis."""
+    """Return the written numbers with the fewest digits from which `read` recovers the float32 box, per axis.
 
-    def holds(first: Numbers, second: Numbers) -> Bool[np.ndarray, "m 2"]:
+    Args:
+        write: returns the two written numbers per axis for a number of digits.
+        read: returns start and end for two written numbers.
+        start: start of each box.
+        end: end of each box.
+        size: size of each box's image.
+    """
+
+    def is_exact(first: Numbers, second: Numbers) -> Bool[np.ndarray, "m 2"]:
         low, high = read(first, second)
-        same = (_inside(low, size) == start) & (_inside(high, size) == end)
+        same = (_clip(low, size) == start) & (_clip(high, size) == end)
         return same & (low > -OUTSIDE) & (high < size + OUTSIDE) & (high - low >= MIN_SIDE)
 
     chosen = write(DIGITS)
     for digits in range(DIGITS - 1, -1, -1):
-        tried = write(digits)
-        good = holds(*tried)
-        chosen = np.where(good, tried[0], chosen[0]), np.where(good, tried[1], chosen[1])
+        candidate = write(digits)
+        exact = is_exact(*candidate)
+        chosen = np.where(exact, candidate[0], chosen[0]), np.where(exact, candidate[1], chosen[1])
     return chosen
 
 
-def _inside(numbers: Numbers, size: Numbers) -> Float32[np.ndarray, "m 2"]:
+def _clip(numbers: Numbers, size: Numbers) -> Float32[np.ndarray, "m 2"]:
     return np.clip(numbers, 0, size).astype(np.float32)
 
 
 def _each(dataset: Dataset, boxes: Float64[np.ndarray, "m 4"]) -> Iterator[Float64[np.ndarray, "n 4"]]:
-    """The boxes of each image."""
+    """Return an iterator over the boxes of each image."""
     ends = np.cumsum([len(record.boxes) for record in dataset.records])
     return iter(np.split(boxes, ends)[: len(dataset)])
 
 
 def _voc_tree(name: str, record: Record, boxes: Float64[np.ndarray, "n 4"], classes: Sequence[str]) -> Element:
-    """The XML of an image. Tools of VOC's time want a pose and `truncated`, which nobody knows here."""
+    """Return the XML of an image. Old tools need `pose` and `truncated`, which are unknown here."""
     tree = Element("annotation")
     _add(tree, folder="JPEGImages", filename=name)
     _add(SubElement(tree, "size"), width=record.width, height=record.height, depth=3)
@@ -192,5 +200,5 @@ def _plain(number: float) -> int | float:
 
 
 def _text(number: float) -> str:
-    """Without an exponent, and without a point where it is whole."""
+    """Format a number without an exponent, and without a decimal point if it is whole."""
     return np.format_float_positional(number, trim="-")

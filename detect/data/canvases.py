@@ -1,4 +1,4 @@
-"""Few canvases for images of many shapes: a batch has one size, and the network sees few sizes in all."""
+"""Canvases: all images of a batch share one size, and the network sees only a few sizes in total."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch.utils.data import Sampler
 
 from detect.data.transforms import Resize
 
-# The coarsest stride of the backbones: every feature map then divides the canvas.
-MULTIPLE = 32
+SIZE_DIVISIBILITY = 32
+"""Height and width of a canvas are multiples of this, the coarsest stride of the backbones."""
 
 Size = tuple[int, int]
+"""Height and width."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What a worker is asked for: an image, the canvas it shall fit, its scale, and the seed of its augmentation."""
+    """Request to a worker: the index of an image, its scale, its canvas and the seed of its augmentation."""
 
     index: int
     resize: Resize
@@ -27,14 +28,22 @@ class Item:
     seed: int
 
 
-def plan_canvases(sizes: Int[np.ndarray, "n 2"], most: int) -> list[Size]:
-    """At most `most` canvases, each a multiple of 32, for images of these heights and widths.
+def enclosing_canvas(sizes: Int[np.ndarray, "n 2"] | Sequence[Size]) -> Size:
+    """Return the smallest canvas that holds images of these heights and widths."""
+    height, width = -(-np.asarray(sizes).max(axis=0) // SIZE_DIVISIBILITY) * SIZE_DIVISIBILITY
+    return int(height), int(width)
 
-    Canvases start as the images' own sizes rounded up; the two whose union adds the least padding are merged until few
-    enough remain.
+
+def plan_canvases(sizes: Int[np.ndarray, "n 2"], max_canvases: int) -> list[Size]:
+    """Return at most `max_canvases` canvases that hold images of these heights and widths.
+
+    The canvases start as the image sizes, rounded up. Then the two canvases whose union adds the least padding are
+    merged, until few enough remain.
     """
-    rounded, counts = np.unique(-(-np.asarray(sizes) // MULTIPLE) * MULTIPLE, axis=0, return_counts=True)
-    while len(rounded) > most:
+    rounded, counts = np.unique(
+        -(-np.asarray(sizes) // SIZE_DIVISIBILITY) * SIZE_DIVISIBILITY, axis=0, return_counts=True
+    )
+    while len(rounded) > max_canvases:
         union = np.maximum(rounded[:, None], rounded[None])
         added = (union.prod(-1) - rounded.prod(-1)[:, None]) * counts[:, None]
         cost = (added + added.T).astype(float)
@@ -46,7 +55,7 @@ def plan_canvases(sizes: Int[np.ndarray, "n 2"], most: int) -> list[Size]:
 
 
 def assign_canvases(sizes: Int[np.ndarray, "n 2"], canvases: Sequence[Size]) -> Int[np.ndarray, " n"]:
-    """The smallest canvas that holds each image."""
+    """Return the index of the smallest canvas that holds each image."""
     limits = np.asarray(canvases)
     fits = (np.asarray(sizes)[:, None] <= limits).all(-1)
     return np.where(fits, limits.prod(-1), np.iinfo(np.int64).max).argmin(1)
@@ -55,20 +64,22 @@ def assign_canvases(sizes: Int[np.ndarray, "n 2"], canvases: Sequence[Size]) -> 
 class CanvasBatchSampler(Sampler[list[Item]]):
     """Batches of images that share a canvas and a scale.
 
-    In training the images are shuffled anew each epoch, each batch draws one of the scales, and the last batch of a
-    canvas is filled up with images of that canvas drawn again, so that every image is seen and every batch is full.
-    Several processes share such a batch, so that none waits for one whose canvas is larger, and W of them with batches
-    of b see what one with a batch of W · b does, whose run they may go on with.
-    In evaluation every image comes exactly once, on exactly one of the processes, at the first scale.
+    In training the images are shuffled in each epoch, and each batch draws one of the scales. The last batch of a
+    canvas is filled with randomly drawn images of the same canvas, so that every image is seen and every batch is full.
+    Several processes share each global batch, so that none waits for a larger canvas of another. W processes with
+    batch size b therefore see the same batches as one process with batch size W · b, and can resume its run.
+
+    In evaluation every image occurs exactly once, on exactly one process, at the first scale.
 
     Args:
         sizes: heights and widths of the image files.
-        batch_size: images a batch, on each process.
+        batch_size: batch size per process.
         resizes: the scales to draw from.
-        most_canvases: canvases for each scale.
-        training: see above.
-        seed: what is drawn depends on this, the epoch and nothing else.
-        rank, world_size: this process, and how many there are.
+        max_canvases: largest number of canvases per scale.
+        training: shuffle, draw scales and fill the batches.
+        seed: with the epoch, it determines everything that is drawn.
+        rank: index of this process.
+        world_size: number of processes.
     """
 
     def __init__(
@@ -76,7 +87,7 @@ class CanvasBatchSampler(Sampler[list[Item]]):
         sizes: Sequence[Size],
         batch_size: int,
         resizes: Sequence[Resize],
-        most_canvases: int,
+        max_canvases: int,
         training: bool,
         seed: int = 0,
         rank: int = 0,
@@ -84,34 +95,36 @@ class CanvasBatchSampler(Sampler[list[Item]]):
     ) -> None:
         self.batch_size, self.resizes, self.training = batch_size, tuple(resizes), training
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self._together = batch_size * world_size if training else batch_size
+        self._global_batch_size = batch_size * world_size if training else batch_size
         self.epoch = 0
-        self._begins = (0, 0)
+        self._resume_epoch, self._resume_batch = 0, 0
         resized = [np.array([resize.size(*size) for size in sizes]) for resize in self.resizes]
-        # Images are grouped as the first scale has them. At the other scales the same images share a canvas, so that
-        # there are never more of these than were asked for.
-        planned = assign_canvases(resized[0], plan_canvases(resized[0], most_canvases))
+        # Images are grouped by their canvas at the first scale. The groups are the same at the other scales, so that
+        # no scale has more canvases than requested.
+        planned = assign_canvases(resized[0], plan_canvases(resized[0], max_canvases))
         self.groups = np.unique(planned, return_inverse=True)[1]
         self.canvases = [
-            [_canvas(of_scale[self.groups == group]) for group in range(self.groups.max() + 1)] for of_scale in resized
+            [enclosing_canvas(at_scale[self.groups == group]) for group in range(self.groups.max() + 1)]
+            for at_scale in resized
         ]
 
     @property
     def sampler(self) -> CanvasBatchSampler:
-        """Itself: Lightning looks here for `set_epoch`."""
+        """This object: Lightning looks here for `set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the shuffle of that epoch."""
+        """Select the shuffle of an epoch."""
         self.epoch = epoch
 
-    def begin(self, epoch: int, batch: int) -> None:
-        """Goes on with that epoch at that batch of this process: the batches before it do not come again."""
-        self.epoch, self._begins = epoch, (epoch, batch)
+    def resume_at(self, epoch: int, batch: int) -> None:
+        """Resume within an epoch at this process's batch `batch`; the earlier batches are skipped."""
+        self.epoch = self._resume_epoch = epoch
+        self._resume_batch = batch
 
     def __len__(self) -> int:
-        """The batches of a whole epoch, also of one that is gone on with."""
-        batches = int(np.ceil(np.bincount(self.groups) / self._together).sum())
+        """Return the number of batches of a whole epoch, also if the epoch is resumed."""
+        batches = int(np.ceil(np.bincount(self.groups) / self._global_batch_size).sum())
         return batches if self.training else len(range(self.rank, batches, self.world_size))
 
     def __iter__(self) -> Iterator[list[Item]]:
@@ -122,28 +135,23 @@ class CanvasBatchSampler(Sampler[list[Item]]):
             for chunk in self._chunks(np.flatnonzero(self.groups == group), rng)
         ]
         if self.training:
-            batches = [batches[place] for place in rng.permutation(len(batches))]
+            batches = [batches[index] for index in rng.permutation(len(batches))]
         scales = rng.integers(len(self.resizes), size=len(batches)) if self.training else np.zeros(len(batches), int)
-        seeds = rng.integers(2**32, size=(len(batches), self._together))
-        done = self._begins[1] if self.epoch == self._begins[0] else 0
-        # Of a batch in training each process has its part; in evaluation batches are dealt out whole.
+        seeds = rng.integers(2**32, size=(len(batches), self._global_batch_size))
+        done = self._resume_batch if self.epoch == self._resume_epoch else 0
+        # In training each process takes its part of every batch; in evaluation it takes whole batches.
         first, step = (done, 1) if self.training else (self.rank, self.world_size)
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size) if self.training else slice(None)
-        for place in range(first, len(batches), step):
-            scale, (group, images) = scales[place], batches[place]
+        for index in range(first, len(batches), step):
+            scale, (group, images) = scales[index], batches[index]
             yield [
                 Item(int(image), self.resizes[scale], self.canvases[scale][group], int(seed))
-                for image, seed in zip(images[own], seeds[place, own], strict=False)
+                for image, seed in zip(images[own], seeds[index, own], strict=False)
             ]
 
     def _chunks(self, images: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        size = self._global_batch_size
         if self.training:
             images = rng.permutation(images)
-            images = np.concatenate([images, rng.choice(images, -len(images) % self._together)])
-        return [images[start : start + self._together] for start in range(0, len(images), self._together)]
-
-
-def _canvas(sizes: Int[np.ndarray, "n 2"]) -> Size:
-    """The smallest canvas that holds all images of these heights and widths."""
-    height, width = -(-sizes.max(axis=0) // MULTIPLE) * MULTIPLE
-    return int(height), int(width)
+            images = np.concatenate([images, rng.choice(images, -len(images) % size)])
+        return [images[start : start + size] for start in range(0, len(images), size)]

@@ -1,7 +1,7 @@
-"""Images with one label each, as loaders of batches of one size.
+"""Loaders of classification data.
 
-Training cuts a random stretch out of each image and brings it to `size` (Szegedy et al. 2015, "Going deeper with
-convolutions", §6); evaluation brings the short side to `resize` and takes the middle (Krizhevsky et al. 2012, §2).
+Training takes a random crop of each image, resized to `size` (Szegedy et al. 2015, "Going deeper with convolutions",
+§6). Evaluation resizes the short side to `resize` and takes the centre crop (Krizhevsky et al. 2012, §2).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from detect.errors import UserError
 from detect.structures import ClassificationBatch
 
 Sample = tuple[UInt8[np.ndarray, "size size 3"], int, int]
-"""One image, its label and its place in the split."""
+"""An image, its label and its index in the split."""
 _NO_BOXES = np.empty((0, 4), np.float32)
 
 
 class ClassificationData(LightningDataModule):
-    """Reads and checks each split when it is first asked for, before the first step.
+    """Splits of classification data; each is read and checked when it is first used, before the first step.
 
     Args:
-        options: see there.
-        classes: those of a trained model; by default those of the training split.
-        seed: shuffles, crops and augmentations follow from it.
+        options: location and transforms of the data.
+        classes: classes of a trained model; by default the classes of the training split.
+        seed: determines shuffles, crops and augmentations.
     """
 
     def __init__(self, options: ClassificationDataOptions, classes: Sequence[str] | None = None, seed: int = 0) -> None:
@@ -48,39 +48,39 @@ class ClassificationData(LightningDataModule):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the labels 0 … C-1."""
+        """Names of the labels 0 … C-1."""
         if self._classes is None:
             self._classes = self.split(self.options.train).classes
         return self._classes
 
     def split(self, name: str) -> ImageClasses:
-        """A split by its name, read once; its labels follow `classes`."""
+        """Return a split by its name; it is read once, and its labels follow `classes`."""
         if name not in self._splits:
-            # The training split decides on the classes: another one may lack some.
+            # The training split determines the classes, because another split may lack some.
             dataset = self._read(name, self._classes if name == self.options.train else self.classes)
-            self._splits[name] = self._splits[dataset.split] = dataset  # as it is asked for, and as its folder is named
+            self._splits[name] = self._splits[dataset.split] = dataset  # by the requested and the actual name
         return self._splits[name]
 
     @property
     def train(self) -> ImageClasses:
-        """The split to train on."""
+        """Training split."""
         return self.split(self.options.train)
 
     @property
     def val(self) -> ImageClasses | None:
-        """The split that chooses the best checkpoint."""
+        """Validation split, which selects the best checkpoint."""
         return None if self.options.val is None else self.split(self.options.val)
 
     def train_dataloader(self) -> data.DataLoader:
-        """Shuffled, cropped and augmented, in full batches: the last one is filled up with images drawn again."""
+        """Return shuffled, cropped and augmented batches; the last one is filled with randomly drawn images."""
         return self._loader(self.train, self.options.batch_size, self._augmentation)
 
     def val_dataloader(self) -> data.DataLoader | list:
-        """The validation split, or nothing."""
+        """Return the loader of the validation split, or an empty list."""
         return [] if self.val is None else self.eval_loader(self.val)
 
     def eval_loader(self, dataset: ImageClasses) -> data.DataLoader:
-        """The middle of each image of a split once, on one of the processes."""
+        """Return batches of centre crops, with each image of a split once, on one of the processes."""
         return self._loader(dataset, self.options.eval_batch_size, None)
 
     def _read(self, name: str, classes: Sequence[str] | None) -> ImageClasses:
@@ -94,8 +94,8 @@ class ClassificationData(LightningDataModule):
     ) -> data.DataLoader[ClassificationBatch]:
         side = self.options.size
         return make_loader(
-            _Loading(dataset, self.options, augmentation),
-            sizes=[(side, side)] * len(dataset),  # all have one size: there is one canvas, and no other scale
+            _ClassificationImages(dataset, self.options, augmentation),
+            sizes=[(side, side)] * len(dataset),  # all images have one size: one canvas and one scale
             resizes=[Resize(side, side)],
             canvases=1,
             batch_size=batch_size,
@@ -107,8 +107,8 @@ class ClassificationData(LightningDataModule):
         )
 
 
-class _Loading(data.Dataset):
-    """Decodes one image at a time and brings it to the network's size."""
+class _ClassificationImages(data.Dataset):
+    """Decoded images, cropped to the network's size."""
 
     def __init__(
         self, dataset: ImageClasses, options: ClassificationDataOptions, augmentation: Augmentation | None
@@ -120,7 +120,7 @@ class _Loading(data.Dataset):
         if isinstance(image, Path):
             image = decode(image)
         if self.augmentation is None or self.options.crop is None:
-            image = middle(image, size, self.options.resize)
+            image = centre_crop(image, size, self.options.resize)
         if self.augmentation is not None:
             try:
                 image, _, _ = self.augmentation(image, _NO_BOXES, item.seed)
@@ -130,16 +130,16 @@ class _Loading(data.Dataset):
                 height, width = image.shape[:2]
                 raise UserError(
                     f"data.augment: makes images of {height} × {width}, not {size} × {size} as data.size says; leave "
-                    "out what crops or resizes (data.crop does that)"
+                    "out the transforms that crop or resize (data.crop does that)"
                 )
         return image, int(self.dataset.labels[item.index]), item.index
 
 
-def middle(image: UInt8[np.ndarray, "h w 3"], size: int, short_side: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The middle `size` × `size` of an image whose short side is brought to `short_side`.
+def centre_crop(image: UInt8[np.ndarray, "h w 3"], size: int, short_side: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Return the centre `size` × `size` of an image whose short side is resized to `short_side`.
 
-    Cut first and resized afterwards, so that a long thin image does not become a huge one; papers do it the other way
-    round, which differs by the rounding to whole pixels of the file.
+    The image is cropped first and resized afterwards, so that a long thin image does not become a huge one. Papers do
+    it in the other order; the results differ by the rounding to whole pixels of the file.
     """
     height, width = image.shape[:2]
     side = max(1, round(min(height, width) * size / short_side))
@@ -148,7 +148,7 @@ def middle(image: UInt8[np.ndarray, "h w 3"], size: int, short_side: int) -> UIn
 
 
 def collate(samples: Sequence[Sample]) -> ClassificationBatch:
-    """One batch, channels last in memory, as cv2 gives them and as the network wants them."""
+    """Return a batch with channels last in memory: OpenCV decodes to it and the network expects it."""
     images, labels, ids = zip(*samples, strict=True)
     return ClassificationBatch(
         images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
@@ -158,9 +158,9 @@ def collate(samples: Sequence[Sample]) -> ClassificationBatch:
 
 
 def _steps(options: ClassificationDataOptions) -> list[Step]:
-    """The crop, at the network's size, before the other augmentations."""
+    """Return the random crop to the network's size, followed by the other augmentations."""
     if options.crop is None:
         return list(options.augment)
-    # Averaged when it shrinks, as in evaluation: albumentations alone would skip pixels.
+    # Area averaging when it shrinks, as in evaluation: the default of albumentations would skip pixels.
     arguments = {"scale": options.crop.scale, "ratio": options.crop.ratio, "area_for_downscale": "image"}
     return [{"RandomResizedCrop": {"size": (options.size, options.size), **arguments}}, *options.augment]

@@ -1,4 +1,4 @@
-"""What can be chosen of the data of classification."""
+"""Options of the data of a classifier."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detect.options import options
 
 def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
     if ends[0] > ends[1]:
-        raise ValueError("the first number is the least, the second the greatest")
+        raise ValueError("the first number is the minimum, the second the maximum")
     return ends
 
 
@@ -24,11 +24,11 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 @options
 class RandomCropOptions:
-    """The stretch of an image that training sees.
+    """Random crop of an image in training, resized to a square.
 
     Args:
-        scale: the least and the greatest share of the image's area.
-        ratio: the least and the greatest width over height, before it becomes a square.
+        scale: smallest and largest fraction of the image's area.
+        ratio: smallest and largest aspect ratio, width over height.
     """
 
     scale: Annotated[tuple[Share, Share], Range] = (0.08, 1.0)
@@ -37,24 +37,24 @@ class RandomCropOptions:
 
 @options
 class ClassificationDataOptions:
-    """Where images and their classes come from, and how they reach the network.
+    """Location of the images and their classes, and their way to the network.
 
     Args:
-        dataset: `folder`, one folder a class (ROOT/SPLIT/CLASS/*.jpg), or scikit-learn's `digits`, splits train and
-            test, which have no root.
-        root: the data folder.
-        train: the split to train on.
-        val: the split that chooses the best checkpoint, or null for none: the last one is then taken.
-        test: the split that is evaluated once at the end; null takes `val`.
-        size: pixels of a side of the square that the network sees.
-        resize: pixels of the short side in evaluation, of which the middle `size` are taken; at least `size`.
-        batch_size: images a training step, on each device.
-        eval_batch_size: images a step of evaluation, on each device.
-        workers: processes that load images, on each device; 0 loads in the main process.
-        crop: the stretch of an image that training draws; null takes the middle, as evaluation does.
-        augment: albumentations by name, applied in training to what has been cropped; they keep the size.
-        skip_unreadable: leave damaged images out (counted and told) instead of stopping.
-        follow_links: read what links out of the data folder lead to; they are then the user's own, not a stranger's.
+        dataset: `folder`, one folder per class (ROOT/SPLIT/CLASS/*.jpg), or `digits` of scikit-learn, with the splits
+            train and test and without a root.
+        root: data folder.
+        train: training split.
+        val: validation split, which selects the best checkpoint; null for none, and the last checkpoint is used.
+        test: split that is evaluated once at the end; null for `val`.
+        size: side of the network's square input, in pixels.
+        resize: short side in evaluation, in pixels, before the centre crop of `size`; at least `size`.
+        batch_size: training batch size per device.
+        eval_batch_size: evaluation batch size per device.
+        workers: data loading processes per device; 0 loads in the main process.
+        crop: random crop in training; null for the centre crop, as in evaluation.
+        augment: albumentations by name, applied in training after the crop; they must keep the size.
+        skip_unreadable: leave out damaged images (they are counted and reported) instead of stopping.
+        follow_links: follow links out of the data folder; only for links that you made yourself.
     """
 
     dataset: Literal["folder", "digits"] = "folder"
@@ -73,7 +73,7 @@ class ClassificationDataOptions:
     follow_links: bool = False
 
     @model_validator(mode="after")
-    def _middle_is_within(self) -> ClassificationDataOptions:
+    def _crop_fits(self) -> ClassificationDataOptions:
         if self.resize < self.size:
-            raise ValueError(f"resize is {self.resize}, less than size, {self.size}; the middle would not be there")
+            raise ValueError(f"resize is {self.resize}, less than size, {self.size}: the centre crop would not fit")
         return self

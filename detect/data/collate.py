@@ -1,4 +1,4 @@
-"""Padding: images of one batch onto one canvas, truths onto one length."""
+"""Collate function: pads the images of a batch to one canvas and their ground truths to one length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detect.structures import Batch, Images, Proposals, Targets
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image at the network's scale, with the boxes in its pixels."""
+    """One image at the network's scale, with boxes in pixels of this image."""
 
     id: int
     image: UInt8[np.ndarray, "h w 3"]
@@ -24,21 +24,23 @@ class Sample:
     labels: Int64[np.ndarray, " n"]
     crowd: Bool[np.ndarray, " n"]
     scale: tuple[float, float]
-    """Pixels here for each pixel of the file, along x and along y."""
+    """Pixels of this image per pixel of the file, along x and along y."""
     canvas: Size
     proposals: Float32[np.ndarray, "r 4"] | None = None
-    """Boxes of a store, best first."""
+    """Boxes from a proposal store, best first."""
 
 
 def collate(samples: Sequence[Sample], max_objects: int, max_proposals: int = 0) -> Batch:
-    """One padded batch. The truths' length is the next power of two, so that few lengths occur.
+    """Return a padded batch.
 
-    Proposals, of which the best `max_proposals` are taken, are padded to that length.
+    Ground truths are padded to the next power of two, so that only a few lengths occur. The best `max_proposals`
+    proposals are used, padded to that length.
 
-    Raises `UserError` when an image has more than `max_objects` truths: nothing is cut in silence.
+    Raises:
+        UserError: an image has more than `max_objects` ground truths. None are dropped silently.
     """
     count, (height, width) = len(samples), samples[0].canvas
-    # Channels last in memory, as cv2 gives them and as the network wants them.
+    # Channels last in memory: OpenCV decodes to it and the network expects it.
     pixels = np.zeros((count, height, width, 3), np.uint8)
     length = _padded_length(samples, max_objects)
     boxes, labels = np.zeros((count, length, 4), np.float32), np.zeros((count, length), np.int64)
@@ -55,12 +57,15 @@ def collate(samples: Sequence[Sample], max_objects: int, max_proposals: int = 0)
         targets=Targets(*(torch.from_numpy(array) for array in (boxes, labels, valid, crowd))),
         ids=torch.tensor([sample.id for sample in samples]),
         scales=torch.tensor([sample.scale for sample in samples], dtype=torch.float32),
-        proposals=_proposals(samples, max_proposals),
+        proposals=_pad_proposals(samples, max_proposals),
     )
 
 
-def _proposals(samples: Sequence[Sample], length: int) -> Proposals | None:
-    """All of a batch have them or none has. What selective search ranks has no scores: they are 1."""
+def _pad_proposals(samples: Sequence[Sample], length: int) -> Proposals | None:
+    """Return the padded proposals, or None if the samples have none.
+
+    Selective search ranks its proposals without scores; the scores are set to 1.
+    """
     lists = [sample.proposals[:length] for sample in samples if sample.proposals is not None]
     if not lists:
         return None

@@ -1,4 +1,4 @@
-"""The splits of a data folder as loaders of padded batches."""
+"""Loaders of detection data."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from detect.structures import Batch
 
 
 class DetectionData(LightningDataModule):
-    """Reads and checks the splits at once, so that a defect ends the program before the first step.
+    """Splits of a detection data set; each is read and checked when it is first used, before the first step.
 
     Args:
-        options: see there.
-        classes: those of a trained model; by default the data's own.
-        seed: shuffles and augmentations follow from it.
+        options: location and transforms of the data.
+        classes: classes of a trained model; by default the classes of the data.
+        seed: determines shuffles and augmentations.
     """
 
     def __init__(self, options: DataOptions, classes: Sequence[str] | None = None, seed: int = 0) -> None:
@@ -50,22 +50,22 @@ class DetectionData(LightningDataModule):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the labels 0 … C-1."""
+        """Names of the labels 0 … C-1."""
         if self._classes is None:
             self._classes = self.split(self.options.train).classes
         return self._classes
 
     def split(self, name: str) -> Dataset:
-        """A split by its name, read once; its labels follow `classes`."""
+        """Return a split by its name; it is read once, and its labels follow `classes`."""
         if name not in self._splits:
             dataset = self._read(name, classes=self._classes)
             self._digest(dataset)
-            self._splits[name] = self._splits[dataset.split] = dataset  # as it is asked for, and as the files name it
+            self._splits[name] = self._splits[dataset.split] = dataset  # by the requested and the actual name
         return self._splits[name]
 
     @property
     def train(self) -> Dataset:
-        """The split to train on. Raises `UserError` where it has no box."""
+        """Training split. Raises `UserError` if it has no box."""
         classes = self.classes
         dataset = self.split(self.options.train)
         assert dataset.classes == classes
@@ -74,44 +74,43 @@ class DetectionData(LightningDataModule):
 
     @property
     def val(self) -> Dataset | None:
-        """The split that chooses the best checkpoint."""
-        self.classes  # noqa: B018  the training split decides on them
+        """Validation split, which selects the best checkpoint."""
+        self.classes  # noqa: B018  determined by the training split, which must be read first
         return None if self.options.val is None else self.split(self.options.val)
 
     def train_dataloader(self) -> data.DataLoader:
-        """Shuffled, augmented, full batches."""
+        """Return shuffled, augmented, full batches."""
         return self._loader(self.train, self.options.batch_size, self._resizes, self._augmentation)
 
     def val_dataloader(self) -> data.DataLoader | list:
-        """The validation split, or nothing."""
+        """Return the loader of the validation split, or an empty list."""
         return [] if self.val is None else self.eval_loader(self.val)
 
     def eval_loader(self, dataset: Dataset) -> data.DataLoader:
-        """Each image of a split once, on one of the processes, as it is."""
-        largest = max(self._resizes, key=lambda one: one.short_side)
-        return self._loader(dataset, self.options.eval_batch_size, [largest], None)
+        """Return batches with each image of a split once, on one of the processes, without augmentation."""
+        return self._loader(dataset, self.options.eval_batch_size, [Resize.for_evaluation(self.options)], None)
 
     def proposals_of(self, dataset: Dataset) -> Iterator[Float32[np.ndarray, "n 4"]]:
-        """Those of each image that a detector gets, in pixels of the file, best first."""
+        """Yield the proposals of each image that the detector uses, xyxy in pixels of the file, best first."""
         assert self.options.proposals is not None
         with closing(ProposalStore(self.options.proposals)) as store:
             for record in dataset.records:
                 yield store.boxes(self._digests[record.path])[: self.options.max_proposals]
 
     def _digest(self, dataset: Dataset) -> None:
-        """Learns by what the store of proposals knows the images. Raises `UserError` where it lacks one."""
+        """Compute the digests that identify images in the proposal store; raise `UserError` if the store lacks some."""
         if self.options.proposals is None:
             return
         paths = [record.path for record in dataset.records]
         with ThreadPoolExecutor() as pool:
-            found = dict(zip(paths, pool.map(digest, paths), strict=True))
+            digests = dict(zip(paths, pool.map(digest, paths), strict=True))
         with closing(ProposalStore(self.options.proposals)) as store:
-            if lost := store.missing(found):
+            if missing := store.missing(digests):
                 raise UserError(
-                    f"{store.path}: has no proposals of {len(lost)} images of {dataset.root} {dataset.split}, first "
-                    f"{lost[0]}, new or changed; run detect propose {dataset.root} --out {store.path}"
+                    f"{store.path}: no proposals for {len(missing)} images of {dataset.root} {dataset.split}, first "
+                    f"{missing[0]}, new or changed; run detect propose {dataset.root} --out {store.path}"
                 )
-        self._digests |= found
+        self._digests |= digests
 
     def _loader(
         self, dataset: Dataset, batch_size: int, resizes: Sequence[Resize], augmentation: Augmentation | None
@@ -119,7 +118,7 @@ class DetectionData(LightningDataModule):
         if not len(dataset):
             raise UserError(f"{dataset.root}: the split {dataset.split} has no images; name another one")
         return make_loader(
-            _Loading(dataset, augmentation, self.options.proposals, self._digests),
+            DetectionImages(dataset, augmentation, self.options.proposals, self._digests),
             sizes=[(record.height, record.width) for record in dataset.records],
             resizes=resizes,
             canvases=self.options.canvases,
@@ -132,8 +131,15 @@ class DetectionData(LightningDataModule):
         )
 
 
-class _Loading(data.Dataset):
-    """Decodes, augments and resizes one image at a time, with its boxes and, from a store, its proposals."""
+class DetectionImages(data.Dataset):
+    """Decoded, augmented and resized images with their boxes and, if there is a store, their proposals.
+
+    Args:
+        dataset: the images and boxes.
+        augmentation: applied before resizing, or None.
+        proposals: path of the proposal store, or None.
+        digests: the digest of each image in the store.
+    """
 
     def __init__(
         self,
@@ -147,7 +153,7 @@ class _Loading(data.Dataset):
 
     @cached_property
     def store(self) -> ProposalStore | None:
-        """Opened by each worker for itself, when it is first asked."""
+        """Proposal store, opened by each worker separately when it is first used."""
         return None if self.proposals is None else ProposalStore(self.proposals)
 
     def __del__(self) -> None:
@@ -159,7 +165,7 @@ class _Loading(data.Dataset):
         image, proposals = decode(record.path), np.empty((0, 4), np.float32)
         if self.store is not None:
             proposals = self.store.boxes(self.digests[record.path])
-        # Both kinds of boxes go where the image goes.
+        # Ground truths and proposals are transformed together with the image.
         boxes, kept = np.concatenate([record.boxes, proposals]), np.arange(len(record.boxes) + len(proposals))
         if self.augmentation is not None:
             try:
@@ -168,20 +174,20 @@ class _Loading(data.Dataset):
                 raise UserError(f"{record.path}: {error}") from error
         height, width = _fit(item.resize.size(*image.shape[:2]), item.canvas)
         scale = (width / image.shape[1], height / image.shape[0])
-        boxes, truth = boxes * np.array(scale * 2, np.float32), kept < len(record.boxes)
+        boxes, is_gt = boxes * np.array(scale * 2, np.float32), kept < len(record.boxes)
         return Sample(
             id=record.id,
             image=resize(image, (height, width)),
-            boxes=boxes[truth],
-            labels=record.labels[kept[truth]],
-            crowd=record.crowd[kept[truth]],
+            boxes=boxes[is_gt],
+            labels=record.labels[kept[is_gt]],
+            crowd=record.crowd[kept[is_gt]],
             scale=scale,
             canvas=item.canvas,
-            proposals=None if self.store is None else boxes[~truth],
+            proposals=None if self.store is None else boxes[~is_gt],
         )
 
 
 def _fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """A size that augmentation has turned or stretched is shrunk into the canvas of its batch."""
+    """Shrink a size into the canvas of its batch; augmentation may have rotated or stretched the image."""
     shrink = min(1.0, canvas[0] / size[0], canvas[1] / size[1])
     return max(1, int(size[0] * shrink)), max(1, int(size[1] * shrink))

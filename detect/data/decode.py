@@ -1,7 +1,7 @@
-"""Image files to RGB: one function for training and prediction, so that both see the same pixels.
+"""Decoding of image files to RGB, by one function for training and prediction, so that both see the same pixels.
 
-The header is read first, by Pillow, and what is truncated or too large is refused before a pixel is decoded. OpenCV,
-the faster of the two, then decodes JPEG and PNG; Pillow decodes the rest.
+Pillow reads the header first, and a truncated or too large image is refused before a pixel is decoded. OpenCV, the
+faster of the two, then decodes JPEG and PNG; Pillow decodes the other formats.
 """
 
 from __future__ import annotations
@@ -17,37 +17,38 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from detect.errors import UserError
+from detect.errors import UserError, reason
 
 MAX_PIXELS = 2**27
-"""Width times height of the largest image that is decoded: 134 million, 400 MB as RGB."""
+"""Largest width × height that is decoded: 134 million pixels, 400 MB as RGB."""
 
 MAX_BYTES, MAX_BYTES_A_PIXEL = 2**28, 16
-"""Of an image file, which is read whole: so many, and so many more for each of its pixels."""
+"""Largest size of an image file, which is read whole: the first number, plus the second for each pixel."""
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""How the names of image files end, in lower case."""
+"""Suffixes of image files, in lower case."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _REMEDY = "restore the file or leave it out"
 _ORIENTATION = 0x0112
 _EOI = b"\xff\xd9"
 _IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"
-# In entropy-coded data FF is followed by 00 or by a restart marker; every other FF begins a segment.
+# In entropy-coded data FF is followed by 00 or a restart marker; every other FF starts a segment.
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 
-# Pillow warns of 90 million pixels and more. MAX_PIXELS, which refuses, stands in the place of that warning.
+# Pillow warns from 90 million pixels on. MAX_PIXELS replaces that warning.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of an image file, or of its bytes, as RGB.
+    """Decode an image file, or its bytes, to RGB pixels.
 
-    The EXIF orientation is applied, grey and palettes become RGB, alpha is dropped, 16 bits keep their upper 8. Colour
-    profiles are not applied, nor is EXIF that a PNG has behind its pixels. Of an animation this is the first frame.
+    The EXIF orientation is applied, greyscale and palette images become RGB, alpha is dropped, and 16-bit values keep
+    their upper 8 bits. Colour profiles are not applied, nor is EXIF data behind the pixels of a PNG. An animation is
+    decoded to its first frame.
 
-    Raises `UserError` with the file's name for what is missing, no image, truncated, damaged, or larger than
-    `max_pixels`.
+    Raises:
+        UserError: the file is missing, no image, truncated, damaged, or larger than `max_pixels`.
     """
     with _open(source) as file:
         name = _name(source)
@@ -55,8 +56,8 @@ def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
         _refuse_truncated(file, image.format, name)
         try:
             pixels = _pixels(file, image)
-        except Exception as error:  # decoders raise many kinds on hostile bytes, and each of them means the same
-            raise UserError(f"{name}: the image is damaged ({_one_line(error)}); {_REMEDY}") from None
+        except Exception as error:  # decoders raise many kinds of exceptions on hostile bytes, all with this meaning
+            raise UserError(f"{name}: the image is damaged ({reason(error, 120)}); {_REMEDY}") from None
     height, width = pixels.shape[:2]
     if (width, height) != image.size:
         raise UserError(f"{name}: the image is damaged (its header says {image.size}); {_REMEDY}")
@@ -64,22 +65,28 @@ def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of the image that `decode` gives, from the header alone. Raises `UserError` as `decode` does."""
+    """Return the width and height of the image that `decode` returns, from the header alone.
+
+    Raises:
+        UserError: as `decode`.
+    """
     with _open(path) as file:
         return _upright_size(_header(file, str(path), MAX_PIXELS))
 
 
 def orientation(path: Path) -> int:
-    """The EXIF orientation, 1 … 8, that `decode` applies: 5 … 8 swap width and height."""
+    """Return the EXIF orientation, 1 … 8, that `decode` applies; 5 … 8 swap width and height."""
     with _open(path) as file:
         return _orientation(_header(file, str(path), MAX_PIXELS))
 
 
 def check_image(path: Path) -> tuple[int, int]:
-    """Width and height of the image that `decode` gives, once the file is known to be whole.
+    """Return the width and height of the image that `decode` returns, after checking that the file is complete.
 
-    No pixel of a JPEG, PNG or WebP is decoded: their structure tells whether they are whole. Other formats, which are
-    rare, are decoded. Raises `UserError` for what is missing, no image, truncated or larger than `MAX_PIXELS`.
+    A JPEG, PNG or WebP is not decoded: its structure shows whether it is complete. Other, rare formats are decoded.
+
+    Raises:
+        UserError: the file is missing, no image, truncated or larger than `MAX_PIXELS`.
     """
     with _open(path) as file:
         image = _header(file, str(path), MAX_PIXELS)
@@ -94,15 +101,11 @@ def _name(source: Path | bytes) -> str:
     return f"image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
-
-
 def _open(source: Path | bytes) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     try:
-        if not Path(source).is_file():  # asked first, because opening a pipe would wait for ever
+        if not Path(source).is_file():  # checked first, because opening a pipe would block forever
             raise UserError(f"{source}: there is no such image file; check the path")
         return Path(source).open("rb")
     except OSError as error:
@@ -110,7 +113,7 @@ def _open(source: Path | bytes) -> BinaryIO:
 
 
 def _header(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
-    """The image as Pillow knows it before decoding; its pixels are not loaded."""
+    """Return Pillow's image with its header read and its pixels not loaded."""
     length = file.seek(0, io.SEEK_END)
     file.seek(0)
     try:
@@ -119,25 +122,25 @@ def _header(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         raise UserError(f"{name}: the image has more than {max_pixels} pixels; make it smaller") from None
     except MemoryError:
         raise
-    except Exception:  # a hostile header raises nearly anything
+    except Exception:  # a hostile header can raise nearly any exception
         raise UserError(f"{name}: this is no image, or its header is damaged; {_REMEDY}") from None
     width, height = image.size
     if width * height > max_pixels:
         raise UserError(f"{name}: the image has {width} × {height} pixels, more than {max_pixels}; make it smaller")
     if length > MAX_BYTES + MAX_BYTES_A_PIXEL * width * height:
-        raise UserError(f"{name}: {length >> 20} MiB are too many for {width} × {height} pixels; save it anew")
+        raise UserError(f"{name}: {length >> 20} MiB are too many for {width} × {height} pixels; save it again")
     if min(width, height) < 1:
         raise UserError(f"{name}: the image has {width} × {height} pixels; leave it out")
     return image
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":  # Pillow applies it by itself
+    if image.format == "TIFF":  # Pillow applies it itself
         return 1
     try:
-        # Not `image.getexif`: that of a PNG decodes its pixels, to see what stands behind them.
+        # Not `image.getexif`: for a PNG that decodes the pixels, to read the chunks behind them.
         value = Image.Image.getexif(image).get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF is common, and the image is good without it
+    except Exception:  # damaged EXIF data is common, and the image is usable without it
         return 1
     return value if value in range(1, 9) else 1
 
@@ -148,8 +151,8 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _upright(pixels: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """The pixels turned as EXIF says (CIPA DC-008, table 6): the value names the place of row 0 and of column 0."""
-    if orientation >= 5:  # row 0 is a side of the scene
+    """Apply the EXIF orientation (CIPA DC-008, table 6), which says where row 0 and column 0 of the scene are."""
+    if orientation >= 5:  # row 0 is the left or right side of the scene
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
@@ -159,8 +162,8 @@ def _upright(pixels: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.n
 
 
 def _pixels(file: BinaryIO, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """The decoded pixels as they are stored, before EXIF."""
-    if image.format in ("JPEG", "MPO", "PNG"):  # a JPEG of several pictures, as telephones make them, is called MPO
+    """Decode the pixels as stored, without the EXIF orientation."""
+    if image.format in ("JPEG", "MPO", "PNG"):  # MPO: a JPEG with several pictures, as phones write it
         file.seek(0)
         data = np.frombuffer(file.read(), dtype=np.uint8)
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -171,7 +174,7 @@ def _pixels(file: BinaryIO, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.stack([grey] * 3, axis=-1)
     if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no known range: save them as 8 or 16 bits")
+        raise ValueError(f"pixels of mode {image.mode} have no known range; save them with 8 or 16 bits")
     return np.asarray(image.convert("RGBA" if image.mode == "P" else "RGB"))[..., :3]
 
 
@@ -188,8 +191,8 @@ def _ends_with(file: BinaryIO, ending: bytes) -> bool:
 
 
 def _jpeg_is_whole(file: BinaryIO) -> bool:
-    """Whether the end-of-image marker follows the scans. A thumbnail's lies within a segment and does not count."""
-    if _ends_with(file, _EOI):  # all but a few files, and these need not be read whole
+    """Return whether an end-of-image marker follows the scans. That of a thumbnail is inside a segment and ignored."""
+    if _ends_with(file, _EOI):  # true for nearly all files, which then need not be read whole
         return True
     file.seek(0)
     data = file.read()
@@ -202,7 +205,7 @@ def _jpeg_is_whole(file: BinaryIO) -> bool:
 
 
 def _png_is_whole(file: BinaryIO) -> bool:
-    """Whether the chunks lead to an IEND; anything may follow it."""
+    """Return whether the chunks end with IEND; anything may follow it."""
     if _ends_with(file, _IEND):
         return True
     file.seek(8)
@@ -214,7 +217,7 @@ def _png_is_whole(file: BinaryIO) -> bool:
 
 
 def _webp_is_whole(file: BinaryIO) -> bool:
-    """Whether the file is as long as its RIFF header says."""
+    """Return whether the file is as long as its RIFF header says."""
     file.seek(4)
     return int.from_bytes(file.read(4), "little") + 8 <= file.seek(0, io.SEEK_END)
 

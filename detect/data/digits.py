@@ -1,8 +1,8 @@
-"""Scikit-learn's handwritten digits: 1,797 images of 8 × 8 pixels that need no download.
+"""Handwritten digits of scikit-learn: 1,797 images of 8 × 8 pixels that need no download.
 
-They are the test part of UCI's "Optical recognition of handwritten digits" (Alpaydin and Kaynak 1998): bitmaps of
-32 × 32, of which each 4 × 4 pixels were counted, 0 … 16. A fifth of them, 360, is the split `test` here, with the same
-share of each digit; the same people wrote both splits.
+They are the test set of UCI's "Optical recognition of handwritten digits" (Alpaydin and Kaynak 1998): bitmaps of
+32 × 32 pixels, in which each block of 4 × 4 pixels was counted, 0 … 16. A fifth of them, 360, is the split `test` here,
+stratified by digit; the same people wrote both splits.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ SPLITS = ("train", "test")
 
 
 def read_digits(split: str, classes: Sequence[str] | None = None) -> ImageClasses:
-    """The split `train` (1,437) or `test` (360) as grey RGB images of 8 × 8 in the set's order.
+    """Return the split `train` (1,437 images) or `test` (360) as grey RGB images of 8 × 8 pixels, in their order.
 
-    `classes` are as for `read_imagefolder`. Raises `UserError` for another split and for classes that are no digits.
+    Args:
+        split: `train` or `test`.
+        classes: as for `read_imagefolder`.
+
+    Raises:
+        UserError: there is no such split, or a digit is missing from `classes`.
     """
     if split not in SPLITS:
-        raise UserError(
-            f"{ROOT}: there is no split {split} but {' and '.join(SPLITS)}; name one of these, or null for none"
-        )
+        raise UserError(f"{ROOT}: there is no split {split}; name one of {', '.join(SPLITS)}, or null for none")
     counts, digits = load_digits(return_X_y=True)
     parts = train_test_split(np.arange(len(digits)), test_size=0.2, stratify=digits, random_state=0)
     chosen = np.sort(parts[SPLITS.index(split)])

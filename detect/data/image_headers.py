@@ -1,4 +1,4 @@
-"""Looking at the headers of many image files, with a progress bar."""
+"""Check of the headers of many image files, in threads and with a progress bar."""
 
 from __future__ import annotations
 
@@ -7,38 +7,43 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import track
+from typing import NamedTuple
 
 from detect.data.decode import check_image
-from detect.data.defects import is_file
 from detect.errors import UserError
-from detect.files.fence import Fence, OutsideError
+from detect.files.fence import Fence, OutsideError, is_file
+from detect.terminal import track
 
 _BAR_FROM = 200
-"""Images from which on the checks take long enough for a progress bar."""
-
-Look = tuple[tuple[int, int] | None, str, str]
-"""Width and height of an image; None where it cannot be read, with the rule that it falls under and the reason."""
+"""Number of images above which the check takes long enough for a progress bar."""
 
 
-def check_images(paths: Sequence[Path], progress: bool = True, fence: Fence | None = None) -> Iterator[Look]:
-    """What there is to say of each image, in their order; one outside of a fence is not opened."""
-    console = Console(stderr=True)
-    shown = progress and console.is_terminal and len(paths) > _BAR_FROM
-    # Closing the generator cancels what is not begun, so that an interrupt does not wait for all the images.
-    with ThreadPoolExecutor() as pool, closing(pool.map(partial(_look_at, fence), paths)) as results:  # type: ignore[type-var]
-        yield from track(results, "Checking images", total=len(paths), console=console, disable=not shown)
+class HeaderCheck(NamedTuple):
+    """Result of the check of one image file."""
+
+    size: tuple[int, int] | None
+    """Width and height, or None if the image cannot be read."""
+    rule: str = ""
+    """The rule, a key of `defects.RULES`, if the image cannot be read."""
+    detail: str = ""
+    """Why it cannot be read."""
 
 
-def _look_at(fence: Fence | None, path: Path) -> Look:
+def check_images(paths: Sequence[Path], progress: bool = True, fence: Fence | None = None) -> Iterator[HeaderCheck]:
+    """Yield the check of each image, in the given order. Images outside of the fence are not opened."""
+    shown = progress and len(paths) > _BAR_FROM
+    # Closing the generator cancels pending jobs, so that an interrupt does not wait for all images.
+    with ThreadPoolExecutor() as pool, closing(pool.map(partial(_check, fence), paths)) as results:  # type: ignore[type-var]
+        yield from track(results, "Checking images", total=len(paths), shown=shown)
+
+
+def _check(fence: Fence | None, path: Path) -> HeaderCheck:
     if fence is not None and not fence.admits(path):
-        return None, "path-outside-root", str(OutsideError())
+        return HeaderCheck(None, "path-outside-root", str(OutsideError()))
     if not is_file(path):
-        return None, "missing-image", "there is no such file"
+        return HeaderCheck(None, "missing-image", "there is no such file")
     try:
-        return check_image(path), "", ""
+        return HeaderCheck(check_image(path))
     except UserError as error:
-        # Without its remedy: the rule has one for all of them.
-        return None, "unreadable-image", str(error).removeprefix(f"{path}: ").rpartition("; ")[0]
+        # Without its remedy, because the rule has one of its own.
+        return HeaderCheck(None, "unreadable-image", str(error).removeprefix(f"{path}: ").rpartition("; ")[0])

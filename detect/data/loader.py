@@ -1,4 +1,4 @@
-"""Loaders of batches, for detectors and for classifiers."""
+"""Data loaders for detectors and classifiers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch.utils import data
 
 from detect.data.canvases import CanvasBatchSampler, Size
 from detect.data.transforms import Resize
+from detect.devices import is_distributed
 
 
 def make_loader(
@@ -33,31 +34,28 @@ def make_loader(
     trainer: Any = None,
     training: bool,
 ) -> data.DataLoader:
-    """Batches of images that share a canvas, on each process those that are its own (`CanvasBatchSampler`).
+    """Return a loader of batches of images that share a canvas, by `CanvasBatchSampler`.
 
     Args:
-        images: gives the sample of an `Item`.
+        images: data set that maps an `Item` to a sample.
         sizes: heights and widths of the image files.
-        batch_size, resizes, canvases, training, seed: as the sampler has them.
-        collate: makes a batch of samples.
-        workers: processes that load; 0 loads in this one.
-        trainer: Lightning's, which tells the epoch and the batch at which training begins.
+        batch_size: batch size per process.
+        resizes: scales to draw from.
+        canvases: largest number of canvases per scale.
+        collate: makes a batch from samples.
+        workers: data loading processes; 0 loads in this process.
+        seed: determines shuffles, scales and augmentations.
+        trainer: Lightning's trainer, which knows the epoch and batch at which training starts.
+        training: shuffle, draw scales and fill the batches.
     """
-    parallel = distributed.is_available() and distributed.is_initialized()
+    rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
     sampler = CanvasBatchSampler(
-        sizes=sizes,
-        batch_size=batch_size,
-        resizes=resizes,
-        most_canvases=canvases,
-        training=training,
-        seed=seed,
-        rank=distributed.get_rank() if parallel else 0,
-        world_size=distributed.get_world_size() if parallel else 1,
+        sizes, batch_size, resizes, canvases, training=training, seed=seed, rank=rank, world_size=world_size
     )
     if trainer is not None:
-        # Workers begin before Lightning tells the epoch: a run that goes on would repeat the first one's batches.
+        # Workers start before Lightning sets the epoch: a resumed run would repeat the batches of the first epoch.
         loop = trainer.fit_loop
-        sampler.begin(loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.completed)
+        sampler.resume_at(loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.completed)
     return data.DataLoader(
         images,
         batch_sampler=sampler,
@@ -65,33 +63,34 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0 and training,
         pin_memory=torch.cuda.is_available(),
-        # Its own, so that what the model draws depends neither on the workers nor on when they start.
+        # Separate, because the random numbers of the model must not depend on the workers or their start.
         generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=partial(_begin_worker, ending=_ending()),
+        worker_init_fn=partial(_init_worker, exiting=_exiting()),
     )
 
 
 @cache
-def _ending() -> Any:
-    """Whether this process is about to end, as its workers see it."""
-    ending = multiprocessing.RawValue(ctypes.c_bool, False)
-    atexit.register(setattr, ending, "value", True)
-    return ending
+def _exiting() -> Any:
+    """Return a flag in shared memory that is set when this process exits; its workers read it."""
+    exiting = multiprocessing.RawValue(ctypes.c_bool, False)
+    atexit.register(setattr, exiting, "value", True)
+    return exiting
 
 
-def _begin_worker(worker: int, ending: Any) -> None:
-    """Workers are parallel by themselves, and end with the process that they work for.
+def _init_worker(worker: int, exiting: Any) -> None:
+    """Limit OpenCV to one thread, and let the worker end with its parent process only.
 
-    Ctrl-C and a cluster's signals reach all processes of a run; the first one saves and then ends the others, whose
-    death before would be an error to it. When it ends it sends SIGTERM itself and waits: that must be heard.
+    Ctrl-C and a cluster's signals reach all processes of a run. The parent saves a checkpoint and then ends its
+    workers; if they died earlier, it would raise an error. On its exit it sends SIGTERM and waits, so the worker must
+    react to that signal then.
     """
     cv2.setNumThreads(0)
 
-    def hear(*_: object) -> None:
-        if ending.value:
+    def on_sigterm(*_: object) -> None:
+        if exiting.value:
             os._exit(0)
 
-    signal.signal(signal.SIGTERM, hear)
+    signal.signal(signal.SIGTERM, on_sigterm)
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

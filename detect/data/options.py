@@ -1,4 +1,4 @@
-"""What can be chosen of the data."""
+"""Options of the data of a detector."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from detect.options import options
 
 Side = Annotated[int, Field(gt=0, le=8192)]
-"""Pixels. The largest canvas then takes 200 MB; what is larger ends in memory that nobody has."""
+"""Pixels. The largest canvas takes 200 MB; a larger one would exceed any memory."""
 
 
 @options
 class DataOptions:
-    """Where images and boxes come from, and how they reach the network.
+    """Location of the images and boxes, and their way to the network.
 
     Args:
-        root: the data folder; COCO, VOC or YOLO is found out.
-        train: the split to train on.
-        val: the split that chooses the best checkpoint, or null for none: the last one is then taken.
-        test: the split that is evaluated once at the end; null takes `val`.
-        short_side: pixels of the short side; of several, training draws one a batch and evaluation takes the largest.
-        long_side: the most pixels of the long side.
-        batch_size: images a training step, on each device.
-        eval_batch_size: images a step of evaluation, on each device.
-        workers: processes that load images, on each device; 0 loads in the main process.
+        root: data folder; its format (COCO, VOC or YOLO) is detected.
+        train: training split.
+        val: validation split, which selects the best checkpoint; null for none, and the last checkpoint is used.
+        test: split that is evaluated once at the end; null for `val`.
+        short_side: pixels of the short side. Of several, training draws one per batch and evaluation uses the largest.
+        long_side: largest number of pixels of the long side.
+        batch_size: training batch size per device.
+        eval_batch_size: evaluation batch size per device.
+        workers: data loading processes per device; 0 loads in the main process.
         augment: albumentations by name, applied in training before resizing.
-        canvases: sizes of canvas for each short side; more of them pad less, fewer compile less.
-        max_objects: the most truths an image.
-        proposals: a store that `detect propose` has made, for detectors without an RPN.
-        max_proposals: the best so many of them an image.
-        skip_unreadable: leave missing and damaged images out (counted and told) instead of stopping.
-        follow_links: read what links out of the data folder lead to; they are then the user's own, not a stranger's.
+        canvases: number of canvas sizes per short side. More of them need less padding, fewer of them less compilation.
+        max_objects: largest number of ground truths per image.
+        proposals: proposal store written by `detect propose`, for detectors without an RPN.
+        max_proposals: number of proposals per image; the best are used.
+        skip_unreadable: leave out missing and damaged images (they are counted and reported) instead of stopping.
+        follow_links: follow links out of the data folder; only for links that you made yourself.
     """
 
     root: Path = Path("data")

@@ -1,4 +1,4 @@
-"""A folder of images and boxes, in any of the known formats, to a `Dataset`."""
+"""Reader of a data folder in any known format."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from jaxtyping import Int64
 
+from detect.data.annotations import Annotations, repair
 from detect.data.dataset import VALIDATION, Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
-from detect.data.defects import Annotations, Findings, as_json, mend
-from detect.data.formats import coco, voc, yolo
+from detect.data.defects import DefectLog, as_json
+from detect.data.formats import FORMATS
 from detect.data.image_headers import check_images
 from detect.errors import UserError, one_line
 from detect.files.fence import Fence, OutsideError
 
-_FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
-
 
 def splits(root: Path | str, follow_links: bool = False) -> tuple[str, ...]:
-    """The names of the splits that a data folder holds. Raises `UserError` where no known format is found."""
-    return _format(Path(root), follow_links)[1]
+    """Return the names of the splits of a data folder, or raise `UserError` if its format is unknown."""
+    return _detect_format(Path(root), follow_links)[1]
 
 
 def read(
@@ -37,33 +35,33 @@ def read(
     follow_links: bool = False,
     progress: bool = True,
 ) -> Dataset:
-    """One split of a data folder, with every box checked and every image looked at, in the order of its files.
+    """Read one split of a data folder, check every box and every image header, and keep the order of the files.
 
-    The format is found out: COCO (`annotations/instances_{split}.json`, or `{split}/_annotations.coco.json` as Roboflow
-    has it), VOC (`ImageSets/Main/{split}.txt`) or YOLO (`data.yaml`). A split's name may go without the year that the
-    files give it, `train` for `train2017`, and `val`, `valid` and `validation` mean the same, where there is only one.
+    The format is detected: COCO (`annotations/instances_{split}.json`, or Roboflow's `{split}/_annotations.coco.json`),
+    VOC (`ImageSets/Main/{split}.txt`) or YOLO (`data.yaml`). `train` also finds a split with a year, `train2017`, and
+    `val`, `valid` and `validation` are the same, as long as only one split matches.
 
     Args:
-        root: The data folder.
-        split: One of `splits(root)`.
-        classes: The classes of a trained model, whose order the labels then follow; by default the data's own.
-        skip_unreadable: Leave images out that are missing or damaged, and count them as mended.
-        follow_links: Read what links out of the folder lead to. The folder itself may be a link in any case.
-        progress: Show a progress bar on a terminal.
+        root: data folder.
+        split: one of `splits(root)`.
+        classes: classes of a trained model, which the labels follow; by default the classes of the data.
+        skip_unreadable: leave out missing and damaged images, and count them as repaired.
+        follow_links: follow links that lead out of the folder. The folder itself may always be a link.
+        progress: show a progress bar on a terminal.
 
     Raises:
-        UserError: Nothing is found under that name, or there are defects that `defects.RULES` refuses. Of these, one
-            line names the count, the first case and the remedy of each kind.
+        UserError: there is no such split, or it has defects that `defects.RULES` refuses. One line lists count, first
+            case and remedy of each kind of defect.
     """
     root = Path(root)
-    format, names = _format(root, follow_links)
+    format, names = _detect_format(root, follow_links)
     split = _resolve(root, split, names)
-    findings = Findings(root, split, skip_unreadable=skip_unreadable, follow_links=follow_links)
-    with _collector_paused():
-        annotations = _FORMATS[format].parse(root, split, classes, findings)
-    sizes = _check_images(annotations, findings, progress)
-    annotations = mend(annotations, sizes, findings)
-    findings.raise_refused()
+    log = DefectLog(root, split, skip_unreadable=skip_unreadable, follow_links=follow_links)
+    with _garbage_collection_paused():
+        annotations = FORMATS[format].parse(root, split, classes, log)
+    sizes = _check_images(annotations, log, progress)
+    annotations = repair(annotations, sizes, log)
+    log.raise_refused()
     return Dataset(
         root=root,
         split=split,
@@ -71,16 +69,20 @@ def read(
         classes=annotations.classes,
         category_ids=annotations.category_ids,
         records=_records(annotations, sizes),
-        mended=findings.mended,
+        repaired=log.repaired,
     )
 
 
 def read_all(
     root: Path | str, names: Sequence[str] | None = None, *, follow_links: bool = False, progress: bool = True
 ) -> dict[str, Dataset]:
-    """Some splits of a data folder, by default all, each once by its name in the files, without unreadable images.
+    """Read some splits of a data folder, by default all, without unreadable images.
 
-    Raises `UserError` as `read` does.
+    Returns:
+        Each split once, by its name in the files.
+
+    Raises:
+        UserError: as `read`.
     """
     chosen = splits(root, follow_links) if names is None else names
     datasets = [read(root, name, skip_unreadable=True, follow_links=follow_links, progress=progress) for name in chosen]
@@ -88,43 +90,44 @@ def read_all(
 
 
 def image_files(root: Path) -> list[Path]:
-    """The images that the splits of a data set list; in a folder of no known format, the image files below it.
+    """Return the images listed by a data set's splits, or all image files below a folder of unknown format.
 
-    Raises `UserError` where one lies behind a link that leads out of the folder.
+    Raises:
+        UserError: an image lies behind a link that leads out of the folder.
     """
-    found = _listed_images(root)
-    if found is None:
-        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = _listed_images(root)
+    if paths is None:
+        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     fence = Fence(root)
-    if outside := [path for path in found if not fence.admits(path)]:
-        raise UserError(f"{outside[0]}: {OutsideError()}; name the folder that it leads to as a source of its own")
-    return found
+    if outside := [path for path in paths if not fence.admits(path)]:
+        raise UserError(f"{outside[0]}: {OutsideError()}; name the folder that it leads to as a separate source")
+    return paths
 
 
 def _listed_images(root: Path) -> list[Path] | None:
-    for module in _FORMATS.values():
+    for module in FORMATS.values():
         if names := module.splits(root):
-            listed = (module.parse(root, name, None, Findings(root, name)).paths for name in names)
+            listed = (module.parse(root, name, None, DefectLog(root, name)).paths for name in names)
             return list(dict.fromkeys(path for paths in listed for path in paths))
     return None
 
 
-def _format(root: Path, follow_links: bool) -> tuple[str, tuple[str, ...]]:
-    """The format of a data folder and the names of its splits."""
+def _detect_format(root: Path, follow_links: bool) -> tuple[str, tuple[str, ...]]:
+    """Return the format of a data folder and the names of its splits."""
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; check the path of the data")
-    for name, module in _FORMATS.items():
+    for name, module in FORMATS.items():
         if names := module.splits(root, follow_links):
             return name, names
-    wanted = ", ".join(module.LOOKED_FOR for module in _FORMATS.values())
-    there = sorted(path.name for path in root.iterdir())
-    listing = ", ".join(there[:10]) + (" …" if len(there) > 10 else "") or "nothing"
+    wanted = ", ".join(module.LOOKED_FOR for module in FORMATS.values())
+    entries = sorted(path.name for path in root.iterdir())
+    listing = ", ".join(entries[:10]) + (" …" if len(entries) > 10 else "") or "nothing"
     raise UserError(one_line(f"{root}: no data set of a known format: looked for {wanted}; there is {listing}"))
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Parsing makes millions of objects and not one cycle: looking for cycles would take more time than parsing."""
+def _garbage_collection_paused() -> Iterator[None]:
+    """Pause the garbage collector, whose search for cycles among millions of new objects takes longer than parsing."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -135,9 +138,9 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _resolve(root: Path, split: str, names: tuple[str, ...]) -> str:
-    """The split's name in the files: `split` itself, or the only one that adds a year to it or to its other names."""
-    same = VALIDATION if split in VALIDATION else (split,)
-    dated = re.compile(f"({'|'.join(map(re.escape, same))})(\\d{{4}})?")
+    """Return the name of the split in the files: `split`, or the only synonym of it, possibly with a year."""
+    synonyms = VALIDATION if split in VALIDATION else (split,)
+    dated = re.compile(f"({'|'.join(map(re.escape, synonyms))})(\\d{{4}})?")
     candidates = [split] if split in names else [name for name in names if dated.fullmatch(name)]
     if len(candidates) != 1:
         remedy = f"name one of {', '.join(names)}, or null for none"
@@ -145,31 +148,30 @@ def _resolve(root: Path, split: str, names: tuple[str, ...]) -> str:
     return candidates[0]
 
 
-def _check_images(annotations: Annotations, findings: Findings, progress: bool) -> Int64[np.ndarray, "i 2"]:
-    """Width and height of each image, 0 where it cannot be read; what is wrong with the images becomes defects."""
+def _check_images(annotations: Annotations, log: DefectLog, progress: bool) -> Int64[np.ndarray, "i 2"]:
+    """Return width and height of each image, 0 if it cannot be read, and log the defects of the images."""
     paths = annotations.paths
     sizes = np.zeros((len(paths), 2), dtype=np.int64)
-    for place, (size, rule, detail) in enumerate(check_images(paths, progress, findings.fence)):
+    for index, (size, rule, detail) in enumerate(check_images(paths, progress, log.fence)):
         if size is None:
-            source = annotations.sources[place]
-            findings.add(rule, paths[place], f"{detail}, its boxes are in {source}")
+            log.add(rule, paths[index], f"{detail}, its boxes are in {annotations.sources[index]}")
         else:
-            sizes[place] = size
-            _compare_sizes(annotations, place, size, findings)
+            sizes[index] = size
+            _compare_sizes(annotations, index, size, log)
     return sizes
 
 
-def _compare_sizes(annotations: Annotations, place: int, size: tuple[int, int], findings: Findings) -> None:
-    declared, path = annotations.declared[place], annotations.paths[place]
+def _compare_sizes(annotations: Annotations, index: int, size: tuple[int, int], log: DefectLog) -> None:
+    declared, path = annotations.declared[index], annotations.paths[index]
     if declared is None or tuple(declared) == size:
         return
-    said = " × ".join(f"{side:g}" if isinstance(side, float) else as_json(side) for side in declared)
-    detail = f"{path.name} is {size[0]} × {size[1]}, not {said}"
+    stated = " × ".join(f"{side:g}" if isinstance(side, float) else as_json(side) for side in declared)
+    detail = f"{path.name} is {size[0]} × {size[1]}, not {stated}"
     if not all(isinstance(side, (int, float)) for side in declared):
-        detail += ": wanted are whole numbers"
+        detail += ": whole numbers are expected"
     if tuple(declared) == size[::-1] and orientation(path) >= 5:
-        detail += ": its EXIF orientation swaps them, and its boxes may be meant for the image before that"
-    findings.add("size-mismatch", annotations.sources[place], detail)
+        detail += ": its EXIF orientation swaps them, and its boxes may refer to the image before the rotation"
+    log.add("size-mismatch", annotations.sources[index], detail)
 
 
 def _records(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> tuple[Record, ...]:
@@ -180,18 +182,18 @@ def _records(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> tuple
     crowd, difficult = annotations.crowd[order], annotations.difficult[order]
     bounds = np.searchsorted(annotations.image[order], np.arange(len(sizes) + 1))
     records = []
-    for place, path in enumerate(annotations.paths):
-        width, height = map(int, sizes[place])
+    for index, path in enumerate(annotations.paths):
+        width, height = map(int, sizes[index])
         if not width:  # it could not be read, and the user chose to leave it out
             continue
-        own = slice(bounds[place], bounds[place + 1])
+        own = slice(bounds[index], bounds[index + 1])
         columns = (boxes[own], labels[own], crowd[own], difficult[own], areas[own])
-        records.append(Record(ids[place], path, width, height, *columns))
+        records.append(Record(ids[index], path, width, height, *columns))
     return tuple(records)
 
 
 def image_ids(paths: Sequence[Path]) -> list[int]:
-    """Ids for images that have none: the digits of their names where these tell them apart, else 1, 2, …"""
+    """Return ids for images without ids: the digits of their names if these are unique, else 1 … n."""
     digits = [re.sub(r"[^0-9]", "", path.stem) for path in paths]
     if all(0 < len(digit) <= 18 for digit in digits) and len(set(map(int, digits))) == len(digits):
         return list(map(int, digits))

@@ -1,4 +1,4 @@
-"""What is taken for what: the matrix of found against true classes, for any threshold on the score."""
+"""Confusion matrix of predicted and true classes, for any score threshold."""
 
 from __future__ import annotations
 
@@ -6,67 +6,70 @@ import numba
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from detect.evaluation.matching import LIMIT, Found, Truths, overlap
+from detect.evaluation.flat import FlatDetections, FlatGroundTruths, overlap
+from detect.evaluation.matching import MAX_DETECTIONS
 from detect.ops.threads import in_threads
 
-EDGES = np.arange(101) / 100
-"""Thresholds on the score."""
+SCORE_THRESHOLDS = np.arange(101) / 100
+"""0.00, 0.01 … 1.00."""
 
 
-def bins(scores: Float64[np.ndarray, " D"]) -> Int64[np.ndarray, " D"]:
-    """The last of `EDGES` that a score reaches; compared as float32, in which 0.7 is 0.7."""
-    return np.clip(np.searchsorted(EDGES.astype(np.float32), scores.astype(np.float32), side="right") - 1, 0, None)
+def score_bins(scores: Float64[np.ndarray, " D"]) -> Int64[np.ndarray, " D"]:
+    """Return the index of the highest of `SCORE_THRESHOLDS` that each score reaches.
+
+    Scores are compared as float32, so that a float32 0.7 reaches 0.70.
+    """
+    thresholds = SCORE_THRESHOLDS.astype(np.float32)
+    return np.clip(np.searchsorted(thresholds, scores.astype(np.float32), side="right") - 1, 0, None)
 
 
-def confusion(truths: Truths, found: Found, iou: float = 0.5) -> dict[str, list[int]]:
-    """How often each class was found where each class was true, by the score.
+def confusion(
+    ground_truths: FlatGroundTruths, detections: FlatDetections, iou_threshold: float = 0.5
+) -> dict[str, list[int]]:
+    """Count predicted and true classes by score.
 
-    In each image the detections come best first, and each takes the free truth that it overlaps most, of whatever
-    class, if by `iou` at least. One that takes none found background, or is left out if so much of it lies in a crowd.
-    A detection takes the same truth whatever worse ones there are, so that the matrix at a threshold is the sum of the
-    events of higher scores.
+    In each image, detections are matched in descending order of their scores, each to the free ground truth of any
+    class with the highest IoU, if that is at least `iou_threshold`. An unmatched detection counts as background, or is
+    ignored if the same share of it lies in a crowd region. Detections with lower scores do not change the match, so the
+    matrix at a score threshold is the sum over the score bins from there on.
 
     Returns:
-        Columns of equal length: the `bin` of the score, the label that was `found`, the `true` label (C is background)
-        and the `count` of such detections.
+        Columns of equal length: `bin` of the score, `predicted` label, `true` label (C is background), and `count` of
+        such detections.
     """
-    true = np.full(len(found.labels), -1, np.int64)
+    true = np.full(len(detections.labels), -1, np.int64)
 
     def work(first: int, last: int) -> None:
-        _confuse(
-            *(first, last, found.starts, found.boxes, found.ranks < LIMIT),
-            *(truths.starts, truths.boxes, truths.labels, truths.crowd, iou, truths.classes, true),
-        )
+        _confuse(first, last, detections.arrays, ground_truths.arrays, iou_threshold, ground_truths.num_classes, true)
 
-    in_threads(truths.images, work)
+    in_threads(ground_truths.num_images, work)
     kept = true >= 0
-    classes = truths.classes + 1
-    keys = (bins(found.scores[kept]) * classes + found.labels[kept]) * classes + true[kept]
+    classes = ground_truths.num_classes + 1
+    keys = (score_bins(detections.scores[kept]) * classes + detections.labels[kept]) * classes + true[kept]
     events, counts = np.unique(keys, return_counts=True)
-    columns = {"bin": events // classes**2, "found": events // classes % classes, "true": events % classes}
+    columns = {"bin": events // classes**2, "predicted": events // classes % classes, "true": events % classes}
     return {name: column.tolist() for name, column in {**columns, "count": counts}.items()}
 
 
 @numba.njit(cache=True, nogil=True)
-def _confuse(
-    first, last, starts, boxes, considered, truth_starts, truths, classes, crowd, iou, background, true
-):  # fmt: skip
-    """Fills in the class of the truth that each detection takes, or `background`: int64 [D]; the left out stay."""
+def _confuse(first, last, detections, ground_truths, iou_threshold, background, true):
+    """Fill in the class of the matched ground truth, or `background`: int64 [D]; ignored detections stay -1."""
+    crowd = ground_truths.crowd
     for image in range(first, last):
-        begin, end = truth_starts[image], truth_starts[image + 1]
+        begin, end = ground_truths.starts[image], ground_truths.starts[image + 1]
         taken = np.zeros(end - begin, np.bool_)
-        for d in range(starts[image], starts[image + 1]):
-            if not considered[d]:
+        for d in range(detections.starts[image], detections.starts[image + 1]):
+            if detections.ranks[d] >= MAX_DETECTIONS:
                 continue
-            best, mine, excused = iou, -1, False
+            best, matched, ignored = iou_threshold, -1, False
             for g in range(begin, end):
-                shared = overlap(boxes[d], truths[g], crowd[g])
+                iou = overlap(detections.boxes[d], ground_truths.boxes[g], crowd[g])
                 if crowd[g]:
-                    excused |= shared >= iou
-                elif not taken[g - begin] and shared >= best:
-                    best, mine = shared, g
-            if mine >= 0:
-                taken[mine - begin] = True
-                true[d] = classes[mine]
-            elif not excused:
+                    ignored |= iou >= iou_threshold
+                elif not taken[g - begin] and iou >= best:
+                    best, matched = iou, g
+            if matched >= 0:
+                taken[matched - begin] = True
+                true[d] = ground_truths.labels[matched]
+            elif not ignored:
                 true[d] = background

@@ -1,10 +1,10 @@
-"""What AP would be if parts of the detector were perfect: a ladder from what it is to what it could be.
+"""AP with oracles that correct one part of the detector after another.
 
 As in Hoiem et al. 2012 ("Diagnosing Error in Object Detectors") and Borji & Iranmanesh 2019 ("Empirical Upper Bound in
-Object Detection and More"), an oracle mends one kind of mistake, with the overlaps that TIDE calls near (0.1) and right
-(0.5). Other than TIDE's, whose oracles each start from the detections as they are, these stand on one another: what a
-rung adds is its share of all that is lost, at every IoU from 0.50 to 0.95, and the last one ends at 1. The shares
-depend on the order, which is that of a detector: what it is, where it is, once only, nothing else, all of them.
+Object Detection and More"), an oracle corrects one kind of error, with TIDE's IoU thresholds for background (0.1) and
+foreground (0.5). TIDE applies each oracle to the original detections. Here each oracle is applied on top of the
+previous ones: its gain is its share of the total loss over the IoU thresholds 0.50 … 0.95, and the last AP is 1. The
+gains depend on the order, which follows a detector: class, box, duplicates, background, misses.
 """
 
 from __future__ import annotations
@@ -16,129 +16,142 @@ import numba
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from detect.evaluation.matching import Found, Truths, arrange, match, mean, overlap, tables
-from detect.evaluation.tide import BACKGROUND, FOREGROUND
+from detect.evaluation.coco import mean_of_known
+from detect.evaluation.flat import FlatDetections, FlatGroundTruths, overlap, sort_detections
+from detect.evaluation.matching import match, precision_recall
+from detect.evaluation.tide import BACKGROUND_IOU, FOREGROUND_IOU
 from detect.ops.threads import in_threads
 
-_MEANING = {
-    "as it is": "the detections as they are",
-    "labels perfect": "what lies on a truth (IoU ≥ 0.5), and on none of its own class, takes the class of that truth",
-    "boxes perfect": "and each, best first, takes the box of the free truth of its class it overlaps most (IoU ≥ 0.1)",
-    "no duplicates": "and of the detections of one truth only the best is left",
-    "no background": "and those that belong to no truth are gone",
-    "nothing missed": "and the truths that are still missing are found, with score 1",
+_MEANINGS = {
+    "no oracle": "the detections as they are",
+    "perfect classes": "a detection with IoU ≥ 0.5 to an object, but not to one of its class, gets that object's class",
+    "perfect boxes": "a detection gets the box of the best free object of its class with IoU ≥ 0.1",
+    "no duplicates": "only the best detection of each object is kept",
+    "no background": "detections without an object are removed",
+    "no misses": "missed objects are added with score 1",
 }
 
 
-def oracles(truths: Truths, found: Found) -> list[dict[str, Any]]:
-    """The ladder: `name`, `AP`, `AP50` (None without truths) and `meaning` of each rung, each on top of the one before.
+def oracles(ground_truths: FlatGroundTruths, detections: FlatDetections) -> list[dict[str, Any]]:
+    """Compute AP after each oracle.
 
-    The last rung is 1 but where an image holds more truths of a class than COCO looks at detections.
+    The last AP is 1, except where an image has more objects of a class than COCO's limit of detections.
+
+    Returns:
+        `name`, `AP`, `AP50` (None without ground truths) and `meaning` of each step.
     """
-    rungs = [found]
-    labels = _perfect_labels(truths, found)
-    rungs.append(_arranged(truths, found, labels=labels))
-    target, first = _owners(truths, rungs[-1])
-    placed = np.where((target >= 0)[:, None], truths.boxes[target], found.boxes) if len(truths.boxes) else found.boxes
-    rungs.append(_arranged(truths, rungs[-1], boxes=placed))
-    rungs.append(_arranged(truths, rungs[-1], kept=first | (target < 0)))
-    kept = first[first | (target < 0)]
-    rungs.append(_arranged(truths, rungs[-1], kept=kept))
-    missing = ~truths.crowd
-    missing[target[target >= 0]] = False
-    rungs.append(_with_truths(truths, rungs[-1], missing))
+    steps = [detections]
+    steps.append(_changed(ground_truths, detections, labels=_perfect_labels(ground_truths, detections)))
+    matched, is_first = _match_nearest(ground_truths, steps[-1])
+    boxes = detections.boxes
+    if len(ground_truths.boxes):
+        boxes = np.where((matched >= 0)[:, None], ground_truths.boxes[matched], boxes)
+    steps.append(_changed(ground_truths, steps[-1], boxes=boxes))
+    unique = is_first | (matched < 0)
+    steps.append(_changed(ground_truths, steps[-1], kept=unique))
+    steps.append(_changed(ground_truths, steps[-1], kept=is_first[unique]))
+    missed = ~ground_truths.crowd
+    missed[matched[matched >= 0]] = False
+    steps.append(_with_missed(ground_truths, steps[-1], missed))
     return [
-        {"name": name, **_figures(truths, rung), "meaning": meaning}
-        for (name, meaning), rung in zip(_MEANING.items(), rungs, strict=True)
+        {"name": name, **_metrics(ground_truths, step), "meaning": meaning}
+        for (name, meaning), step in zip(_MEANINGS.items(), steps, strict=True)
     ]
 
 
-def _figures(truths: Truths, found: Found) -> dict[str, float | None]:
-    precision = tables(truths, found, match(truths, found)).precision
-    return {"AP": mean(precision), "AP50": mean(precision[0])}
+def _metrics(ground_truths: FlatGroundTruths, detections: FlatDetections) -> dict[str, float | None]:
+    precision = precision_recall(ground_truths, detections, match(ground_truths, detections)).precision
+    return {"AP": mean_of_known(precision), "AP50": mean_of_known(precision[0])}
 
 
-def _perfect_labels(truths: Truths, found: Found) -> Int64[np.ndarray, " D"]:
-    labels = found.labels.copy()
+def _perfect_labels(ground_truths: FlatGroundTruths, detections: FlatDetections) -> Int64[np.ndarray, " D"]:
+    labels = detections.labels.copy()
 
     def work(first: int, last: int) -> None:
-        _relabel(
-            *(first, last, found.starts, found.boxes, found.labels),
-            *(truths.starts, truths.boxes, truths.labels, truths.crowd, FOREGROUND, labels),
-        )
+        _relabel(first, last, detections.arrays, ground_truths.arrays, labels)
 
-    in_threads(truths.images, work)
+    in_threads(ground_truths.num_images, work)
     return labels
 
 
-def _owners(truths: Truths, found: Found) -> tuple[Int32[np.ndarray, " D"], Bool[np.ndarray, " D"]]:
-    """The truth that each detection stands for, or -1, and whether it is the best one of that truth."""
-    target, is_first = np.full(len(found.labels), -1, np.int32), np.zeros(len(found.labels), bool)
+def _match_nearest(
+    ground_truths: FlatGroundTruths, detections: FlatDetections
+) -> tuple[Int32[np.ndarray, " D"], Bool[np.ndarray, " D"]]:
+    """Return the ground truth of each detection, or -1, and whether the detection is the first one of it."""
+    matched, is_first = np.full(len(detections.labels), -1, np.int32), np.zeros(len(detections.labels), bool)
 
     def work(first: int, last: int) -> None:
-        _own(
-            *(first, last, found.starts, found.boxes, found.labels),
-            *(truths.starts, truths.boxes, truths.labels, truths.crowd, BACKGROUND, target, is_first),
-        )
+        _nearest(first, last, detections.arrays, ground_truths.arrays, matched, is_first)
 
-    in_threads(truths.images, work)
-    return target, is_first
+    in_threads(ground_truths.num_images, work)
+    return matched, is_first
 
 
-def _arranged(truths: Truths, found: Found, kept: Bool[np.ndarray, " D"] | None = None, **changed: np.ndarray) -> Found:
-    """Detections with other boxes or labels, which keep their order, or some of them."""
-    found = replace(found, **changed)
-    chosen = np.arange(len(found.labels)) if kept is None else np.flatnonzero(kept)
-    columns = (column[chosen] for column in (found.image_of, found.boxes, found.scores, found.labels, found.places))
-    return arrange(*columns, images=truths.images, classes=truths.classes)
+def _changed(
+    ground_truths: FlatGroundTruths,
+    detections: FlatDetections,
+    kept: Bool[np.ndarray, " D"] | None = None,
+    **columns: np.ndarray,
+) -> FlatDetections:
+    """Return the detections with other columns, or a subset of them; equal scores keep their order."""
+    detections = replace(detections, **columns)
+    chosen = np.arange(len(detections.labels)) if kept is None else np.flatnonzero(kept)
+    return _sorted(ground_truths, *(column[chosen] for column in _columns(detections)))
 
 
-def _with_truths(truths: Truths, found: Found, missing: Bool[np.ndarray, " G"]) -> Found:
-    """The detections and, with score 1, the missing truths."""
-    count = int(missing.sum())
-    columns = zip(
-        (found.image_of, found.boxes, found.scores, found.labels, found.places),
-        (truths.image_of[missing], truths.boxes[missing], np.ones(count), truths.labels[missing], np.zeros(count, int)),
-        strict=True,
-    )
-    return arrange(*map(np.concatenate, columns), images=truths.images, classes=truths.classes)
+def _with_missed(
+    ground_truths: FlatGroundTruths, detections: FlatDetections, missed: Bool[np.ndarray, " G"]
+) -> FlatDetections:
+    """Return the detections and, with score 1, the missed ground truths."""
+    count = int(missed.sum())
+    image_of, boxes = ground_truths.image_of[missed], ground_truths.boxes[missed]
+    added = (image_of, boxes, np.ones(count), ground_truths.labels[missed], np.zeros(count, int))
+    return _sorted(ground_truths, *map(np.concatenate, zip(_columns(detections), added, strict=True)))
 
 
-@numba.njit(cache=True, nogil=True)
-def _relabel(first, last, starts, boxes, labels, truth_starts, truths, classes, crowd, iou, out):
-    """Changes `out` int64 [D] where a detection overlaps no truth of its class by `iou`, but one of another."""
-    for image in range(first, last):
-        for d in range(starts[image], starts[image + 1]):
-            best, mine, right = iou, -1, False
-            for g in range(truth_starts[image], truth_starts[image + 1]):
-                shared = 0.0 if crowd[g] else overlap(boxes[d], truths[g], False)
-                right |= classes[g] == labels[d] and shared >= iou
-                if shared >= best:
-                    best, mine = shared, g
-            if mine >= 0 and not right:
-                out[d] = classes[mine]
+def _columns(detections: FlatDetections) -> tuple[np.ndarray, ...]:
+    return detections.image_of, detections.boxes, detections.scores, detections.labels, detections.indices
+
+
+def _sorted(ground_truths: FlatGroundTruths, *columns: np.ndarray) -> FlatDetections:
+    return sort_detections(*columns, num_images=ground_truths.num_images, num_classes=ground_truths.num_classes)
 
 
 @numba.njit(cache=True, nogil=True)
-def _own(first, last, starts, boxes, labels, truth_starts, truths, classes, crowd, iou, target, is_first):
-    """Fills in the truth of each detection, a free one if there is one, best first: int32 and bool [D]."""
+def _relabel(first, last, detections, ground_truths, labels):
+    """Change `labels` int64 [D] where a detection is on a ground truth of another class and on none of its own."""
     for image in range(first, last):
-        begin, end = truth_starts[image], truth_starts[image + 1]
+        for d in range(detections.starts[image], detections.starts[image + 1]):
+            best, matched, correct = FOREGROUND_IOU, -1, False
+            for g in range(ground_truths.starts[image], ground_truths.starts[image + 1]):
+                iou = 0.0 if ground_truths.crowd[g] else overlap(detections.boxes[d], ground_truths.boxes[g], False)
+                correct |= ground_truths.labels[g] == detections.labels[d] and iou >= FOREGROUND_IOU
+                if iou >= best:
+                    best, matched = iou, g
+            if matched >= 0 and not correct:
+                labels[d] = ground_truths.labels[matched]
+
+
+@numba.njit(cache=True, nogil=True)
+def _nearest(first, last, detections, ground_truths, matched, is_first):
+    """Fill in the ground truth of each detection, a free one if there is one: int32 [D] and bool [D]."""
+    for image in range(first, last):
+        begin, end = ground_truths.starts[image], ground_truths.starts[image + 1]
         taken = np.zeros(end - begin, np.bool_)
-        for d in range(starts[image], starts[image + 1]):
-            free, busy = iou, iou
-            of_free, of_busy = -1, -1
+        for d in range(detections.starts[image], detections.starts[image + 1]):
+            best_free, best_taken = BACKGROUND_IOU, BACKGROUND_IOU
+            free_gt, taken_gt = -1, -1
             for g in range(begin, end):
-                if crowd[g] or classes[g] != labels[d]:
+                if ground_truths.crowd[g] or ground_truths.labels[g] != detections.labels[d]:
                     continue
-                shared = overlap(boxes[d], truths[g], False)
+                iou = overlap(detections.boxes[d], ground_truths.boxes[g], False)
                 if taken[g - begin]:
-                    if shared >= busy:
-                        busy, of_busy = shared, g
-                elif shared >= free:
-                    free, of_free = shared, g
-            if of_free >= 0:
-                target[d], is_first[d] = of_free, True
-                taken[of_free - begin] = True
+                    if iou >= best_taken:
+                        best_taken, taken_gt = iou, g
+                elif iou >= best_free:
+                    best_free, free_gt = iou, g
+            if free_gt >= 0:
+                matched[d], is_first[d] = free_gt, True
+                taken[free_gt - begin] = True
             else:
-                target[d] = of_busy
+                matched[d] = taken_gt

@@ -1,24 +1,28 @@
-"""What the errors cost: TIDE (Bolya et al. 2020, "TIDE: A General Toolbox for Identifying Object Detection Errors").
+"""Loss of AP by kind of error: TIDE.
 
-Each wrong detection has one kind of error, each missed truth that no mended detection could find is one more, and the
-price of a kind is how far AP at IoU 0.5 rises when an oracle mends that kind alone (§2.3). The figures are those of the
-authors' package, tidecv 1.0.1, and follow it where it leaves the paper:
+Bolya et al. 2020, "TIDE: A General Toolbox for Identifying Object Detection Errors". Each wrong detection has one kind
+of error. A missed ground truth that no corrected detection could match is an error of its own kind. The dAP of a kind
+is the gain in AP at IoU 0.5 if an oracle corrects this kind alone (§2.3). The numbers are those of the authors'
+package, tidecv 1.0.1, which differs from the paper and from COCO:
 
-- The best 100 detections of an image are looked at, of all classes together. COCO takes 100 of each class.
-- A class without truths in which something was detected counts, with an AP of 0. COCO leaves it out. Hence `ap50` may
-  lie below COCO's AP50.
-- The kinds are tested in the order Loc, Cls, Dupe, Bkg, Both, and overlaps at the bounds 0.1 and 0.5 are Loc.
-- A detection ignored in a crowd is classified and can be mended into a hit as if it were wrong.
-- Cls and Loc share the truths: of all detections that could be mended into finding one, only the best is, even
-  if it is of the other kind, and the others vanish. Where the truth was found already, a mended detection vanishes.
-- A price below 0, which rounding of the recalls can make, becomes 0; those of FalsePos and FalseNeg do not.
+- The 100 highest scores of an image are evaluated, over all classes. COCO evaluates 100 per class.
+- A class with detections but without ground truths counts with an AP of 0; COCO leaves it out. Hence `ap50` can be
+  lower than COCO's AP50.
+- The kinds are tested in the order Loc, Cls, Dupe, Bkg, Both, and IoUs of exactly 0.1 and 0.5 are Loc.
+- A detection ignored in a crowd region is classified, and can be corrected to a true positive, like a wrong one.
+- Cls and Loc share the ground truths: of all detections that could be corrected to match one, only the best is, even
+  if it has the other kind of error, and the others are removed. A corrected detection whose ground truth is matched
+  already is removed.
+- A negative dAP, which rounding of the recalls can cause, becomes 0, except for FalsePos and FalseNeg.
+
+Letters: I images, D detections, d detections of one image or those evaluated, G ground truths, C classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -26,241 +30,280 @@ from jaxtyping import Bool, Float64, Int8, Int32, Int64
 
 from detect.data.dataset import Dataset
 from detect.evaluation.coco import Prediction
-from detect.evaluation.matching import Found, Truths, found_in, overlap, truths_of
+from detect.evaluation.flat import (
+    FlatDetections,
+    FlatGroundTruths,
+    flatten_detections,
+    flatten_ground_truths,
+    overlap,
+)
 from detect.ops.threads import in_threads
 
-FOREGROUND = 0.5
-BACKGROUND = 0.1
-PER_IMAGE = 100
-GRID = np.arange(101) / 100
-"""tidecv's recalls, which are not to the last bit COCO's."""
+FOREGROUND_IOU = 0.5
+BACKGROUND_IOU = 0.1
+MAX_PER_IMAGE = 100
+RECALL_THRESHOLDS = np.arange(101) / 100
+"""tidecv's recall thresholds, which differ from COCO's in the last bit."""
 
-KINDS = ("right", "Cls", "Loc", "Both", "Dupe", "Bkg", "ignored")
-"""What a detection can be. It is ignored within a crowd, and beyond the best 100 of its image."""
-RIGHT, CLS, LOC, BOTH, DUPE, BKG, IGNORED = range(7)
-STATES = ("found", "missed", "crowd")
-"""What a truth can be."""
+KINDS = ("correct", "Cls", "Loc", "Both", "Dupe", "Bkg", "ignored")
+"""Kinds of detections. A detection in a crowd region, or beyond the 100 highest scores of its image, is ignored."""
+CORRECT, CLS, LOC, BOTH, DUPE, BKG, IGNORED = range(7)
+STATES = ("matched", "missed", "crowd")
+"""States of ground truths."""
 
 _MAIN = {
-    "Cls": ("classification", "on a truth (IoU ≥ 0.5), but of another class"),
-    "Loc": ("localization", "of the right class, but the box is off (IoU 0.1 … 0.5)"),
-    "Both": ("both", "of another class, and the box is off (IoU 0.1 … 0.5)"),
-    "Dupe": ("duplicate", "right, but a better detection has found that truth before"),
-    "Bkg": ("background", "on nothing (IoU ≤ 0.1 with every truth)"),
-    "Miss": ("missed", "a truth that no detection finds, and none nearly finds"),
+    "Cls": ("classification", "on an object (IoU ≥ 0.5), but of another class"),
+    "Loc": ("localization", "of the right class, but poorly localized (IoU 0.1 … 0.5)"),
+    "Both": ("both", "of another class and poorly localized (IoU 0.1 … 0.5)"),
+    "Dupe": ("duplicate", "correct, but a detection with a higher score matches the same object"),
+    "Bkg": ("background", "not on an object (IoU ≤ 0.1 with all)"),
+    "Miss": ("missed", "an object without a correct, Cls or Loc detection"),
 }
 _SPECIAL = {
-    "FalsePos": ("false positives", "all wrong detections put behind the right ones"),
-    "FalseNeg": ("false negatives", "all truths that were not found left out"),
+    "FalsePos": ("false positives", "all wrong detections ranked after the correct ones"),
+    "FalseNeg": ("false negatives", "all missed objects left out"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Prices in AP at IoU 0.5 as fractions, counts, and what each detection and each truth is."""
+    """Errors of a detector: dAP at IoU 0.5 in 0 … 1, counts, and the kind of each detection and ground truth."""
 
     ap50: float | None
-    """TIDE's own; None where there is neither a truth nor a detection."""
-    prices: dict[str, float | None]
-    """Of Cls, Loc, Both, Dupe, Bkg, Miss, FalsePos and FalseNeg."""
+    """TIDE's AP50; None without ground truths and detections."""
+    delta_ap: dict[str, float | None]
+    """dAP of Cls, Loc, Both, Dupe, Bkg, Miss, FalsePos and FalseNeg."""
     counts: dict[str, int]
-    """Of wrong detections, or of truths; other than tidecv's, without the detections that crowds excuse."""
+    """Number of wrong detections or of ground truths of each kind. Unlike tidecv's, without ignored detections."""
     kinds: dict[int, Int8[np.ndarray, " d"]]
-    """By image id, the place in `KINDS` of each detection, in the order of its `Prediction`."""
+    """By image id, the index into `KINDS` of each detection, in the order of its `Prediction`."""
     states: dict[int, Int8[np.ndarray, " n"]]
-    """By image id, the place in `STATES` of each truth, in the order of its `Record`."""
+    """By image id, the index into `STATES` of each ground truth, in the order of its `Record`."""
 
     def summary(self) -> dict[str, Any]:
-        """The prices and counts with what they mean, for the report."""
+        """Return AP50 and, for each kind of error, its name, meaning, dAP and count."""
 
-        def rows(of: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
+        def rows(kinds: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
             return [
-                {"name": name, "short": key, "meaning": text, "dAP": self.prices[key], "count": self.counts[key]}
-                for key, (name, text) in of.items()
+                {"name": name, "short": kind, "meaning": text, "dAP": self.delta_ap[kind], "count": self.counts[kind]}
+                for kind, (name, text) in kinds.items()
             ]
 
         return {"AP50": self.ap50, "main": rows(_MAIN), "special": rows(_SPECIAL)}
 
 
 def tide(dataset: Dataset, predictions: Sequence[Prediction]) -> Errors:
-    """Takes the errors of a detector apart.
+    """Analyse the errors of a detector.
 
     Raises:
-        ValueError: an unknown image, or one that was predicted twice.
+        ValueError: an image is not in the data set, or was predicted twice.
     """
-    truths, found = truths_of(dataset), found_in(dataset, predictions)
-    verdict = _judge(truths, found)
-    ap50, prices = _prices(truths, found, verdict)
-    kinds = np.where(verdict.excused, IGNORED, verdict.kinds).astype(np.int8)
-    counts = {name: int(np.sum(kinds == code)) for code, name in enumerate(KINDS) if RIGHT < code < IGNORED}
-    missing = ~truths.crowd & ~verdict.found
-    counts["Miss"] = int(np.sum(missing & ~verdict.reachable))
-    counts |= {"FalsePos": sum(counts[name] for name in KINDS[CLS:IGNORED]), "FalseNeg": int(np.sum(missing))}
+    ground_truths, detections = flatten_ground_truths(dataset), flatten_detections(dataset, predictions)
+    outcome = _classify_errors(ground_truths, detections)
+    ap50, delta_ap = _delta_ap(ground_truths, detections, outcome)
+    kinds = np.where(outcome.ignored, IGNORED, outcome.kinds).astype(np.int8)
+    counts = {name: int(np.sum(kinds == code)) for code, name in enumerate(KINDS) if CORRECT < code < IGNORED}
+    missed = ~ground_truths.crowd & ~outcome.matched
+    counts["Miss"] = int(np.sum(missed & ~_reachable(outcome)))
+    counts |= {"FalsePos": sum(counts[name] for name in KINDS[CLS:IGNORED]), "FalseNeg": int(np.sum(missed))}
     in_order = np.empty_like(kinds)
-    in_order[found.starts[found.image_of] + found.places] = kinds
-    states = np.where(truths.crowd, 2, ~verdict.found).astype(np.int8)
-    ids = sorted(record.id for record in dataset.records)  # none at all still make one, empty, split
+    in_order[detections.starts[detections.image_of] + detections.indices] = kinds
+    states = np.where(ground_truths.crowd, 2, ~outcome.matched).astype(np.int8)
+    ids = sorted(record.id for record in dataset.records)
+    # Not strict: without images np.split still returns one array, an empty one.
     return Errors(
-        *(ap50, prices, counts),
-        kinds=dict(zip(ids, np.split(in_order, found.starts[1:-1]), strict=False)),
-        states=dict(zip(ids, np.split(states, truths.starts[1:-1]), strict=False)),
+        *(ap50, delta_ap, counts),
+        kinds=dict(zip(ids, np.split(in_order, detections.starts[1:-1]), strict=False)),
+        states=dict(zip(ids, np.split(states, ground_truths.starts[1:-1]), strict=False)),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    kinds: Int8[np.ndarray, " D"]
-    """Of each detection; IGNORED beyond the limit alone."""
-    excused: Bool[np.ndarray, " D"]
-    """Wrong, but in a crowd of its class."""
-    targets: Int32[np.ndarray, " D"]
-    """The truth that a Cls or Loc would have found; else -1."""
-    found: Bool[np.ndarray, " G"]
-    reachable: Bool[np.ndarray, " G"]
-    """Not found, but the target of a detection."""
+class _Outcome(NamedTuple):
+    """Outcome of each detection and ground truth."""
+
+    kinds: np.ndarray
+    """Index into `KINDS` of each detection: int8 [D]; IGNORED only beyond `MAX_PER_IMAGE`."""
+    ignored: np.ndarray
+    """Wrong detections in a crowd region of their class: bool [D]."""
+    targets: np.ndarray
+    """Ground truth that a Cls or Loc would match if it were corrected, else -1: int32 [D]."""
+    matched: np.ndarray
+    """Ground truths that a detection matches: bool [G]."""
 
 
-def _judge(truths: Truths, found: Found) -> _Verdict:
-    kinds = np.full(len(found.labels), IGNORED, np.int8)
-    excused, targets = np.zeros(len(kinds), bool), np.full(len(kinds), -1, np.int32)
-    is_found = np.zeros(len(truths.labels), bool)
+def _classify_errors(ground_truths: FlatGroundTruths, detections: FlatDetections) -> _Outcome:
+    count = len(detections.labels)
+    outcome = _Outcome(
+        kinds=np.full(count, IGNORED, np.int8),
+        ignored=np.zeros(count, bool),
+        targets=np.full(count, -1, np.int32),
+        matched=np.zeros(len(ground_truths.labels), bool),
+    )
 
     def work(first: int, last: int) -> None:
-        _classify(
-            *(first, last, found.starts, found.boxes, found.labels),
-            *(truths.starts, truths.boxes, truths.labels, truths.crowd, kinds, excused, targets, is_found),
-        )
+        _classify(first, last, detections.arrays, ground_truths.arrays, outcome)
 
-    in_threads(truths.images, work)
-    reachable = np.zeros(len(is_found), bool)
-    reachable[targets[targets >= 0]] = True
-    return _Verdict(kinds, excused, targets, is_found, reachable & ~is_found)
+    in_threads(ground_truths.num_images, work)
+    return outcome
 
 
-def _prices(truths: Truths, found: Found, verdict: _Verdict) -> tuple[float | None, dict[str, float | None]]:
-    """AP at IoU 0.5, and how far each oracle lifts it."""
-    truth_labels = np.where(truths.crowd, -1, truths.labels)
-    positives = np.bincount(truth_labels[~truths.crowd], minlength=truths.classes)
-    looked_at = np.flatnonzero(verdict.kinds != IGNORED)
-    kinds, labels, scores = verdict.kinds[looked_at], found.labels[looked_at], found.scores[looked_at]
-    excused, target = verdict.excused[looked_at], verdict.targets[looked_at]
-    right = kinds == RIGHT
-    ap50 = _mean_ap(labels, scores, right, ~excused, positives)
+def _reachable(outcome: _Outcome) -> Bool[np.ndarray, " G"]:
+    """Return the missed ground truths that a corrected detection would match."""
+    reachable = np.zeros(len(outcome.matched), bool)
+    reachable[outcome.targets[outcome.targets >= 0]] = True
+    return reachable & ~outcome.matched
+
+
+def _delta_ap(
+    ground_truths: FlatGroundTruths, detections: FlatDetections, outcome: _Outcome
+) -> tuple[float | None, dict[str, float | None]]:
+    """Return AP at IoU 0.5 and the gain of each oracle."""
+    gt_labels = np.where(ground_truths.crowd, -1, ground_truths.labels)
+    positives = ground_truths.class_counts()
+    evaluated = np.flatnonzero(outcome.kinds != IGNORED)
+    kinds, labels, scores = outcome.kinds[evaluated], detections.labels[evaluated], detections.scores[evaluated]
+    counted, targets = ~outcome.ignored[evaluated], outcome.targets[evaluated]
+    correct = kinds == CORRECT
+    ap50 = _mean_ap(labels, scores, correct, counted, positives)
     if ap50 is None:
         return None, dict.fromkeys([*_MAIN, *_SPECIAL])
-    # The best detection that points at a truth nobody found would find it; the others that point there would vanish.
-    order = np.argsort(-scores, kind="stable")
-    order = order[target[order] >= 0]
-    order = order[~verdict.found[target[order]]]
-    chosen = order[np.unique(target[order], return_index=True)[1]]
-    mended = np.zeros(len(kinds), bool)
-    mended[chosen] = True
-    # In tidecv's oracles the wrong detections come before the right ones of the same score.
-    last = np.argsort(right, kind="stable")
+    corrected = _corrected(scores, targets, outcome.matched)
+    # In tidecv's oracles the wrong detections come before the correct ones of the same score.
+    order = np.argsort(correct, kind="stable")
 
-    def lift(labels: np.ndarray, scores: np.ndarray, right: np.ndarray, kept: np.ndarray, wanted: np.ndarray) -> float:
-        ap = _mean_ap(labels[last], scores[last], right[last], kept[last], wanted)
+    def gain(
+        labels: np.ndarray, scores: np.ndarray, correct: np.ndarray, kept: np.ndarray, wanted: np.ndarray
+    ) -> float:
+        ap = _mean_ap(labels[order], scores[order], correct[order], kept[order], wanted)
         return (ap or 0.0) - ap50
 
-    prices: dict[str, float | None] = {}
+    delta_ap: dict[str, float | None] = {}
     for name in KINDS[CLS:IGNORED]:
         of_kind = kinds == KINDS.index(name)
-        now_right = of_kind & mended
-        mended_labels = np.where(now_right, truth_labels[target], labels) if len(truth_labels) else labels
-        kept = np.where(of_kind, now_right, ~excused)
-        prices[name] = max(lift(mended_labels, scores, right | now_right, kept, positives), 0.0)
+        now_correct = of_kind & corrected
+        new_labels = np.where(now_correct, gt_labels[targets], labels) if len(gt_labels) else labels
+        kept = np.where(of_kind, now_correct, counted)
+        delta_ap[name] = max(gain(new_labels, scores, correct | now_correct, kept, positives), 0.0)
 
-    def without(left_out: Bool[np.ndarray, " G"]) -> Int64[np.ndarray, " C"]:
-        return positives - np.bincount(truth_labels[left_out & ~truths.crowd], minlength=truths.classes)
+    def positives_without(left_out: Bool[np.ndarray, " G"]) -> Int64[np.ndarray, " C"]:
+        return positives - np.bincount(gt_labels[left_out & ~ground_truths.crowd], minlength=len(positives))
 
-    prices["Miss"] = max(lift(labels, scores, right, ~excused, without(~verdict.found & ~verdict.reachable)), 0.0)
-    prices["FalsePos"] = lift(labels, right.astype(float), right, ~excused, positives)
-    prices["FalseNeg"] = lift(labels, scores, right, ~excused, without(~verdict.found))
-    return ap50, prices
+    missed = ~outcome.matched
+    unreachable = positives_without(missed & ~_reachable(outcome))
+    delta_ap["Miss"] = max(gain(labels, scores, correct, counted, unreachable), 0.0)
+    delta_ap["FalsePos"] = gain(labels, correct.astype(float), correct, counted, positives)
+    delta_ap["FalseNeg"] = gain(labels, scores, correct, counted, positives_without(missed))
+    return ap50, delta_ap
+
+
+def _corrected(
+    scores: Float64[np.ndarray, " d"], targets: Int32[np.ndarray, " d"], matched: Bool[np.ndarray, " G"]
+) -> Bool[np.ndarray, " d"]:
+    """Return the detections that a correction turns into true positives: the best one of each missed ground truth."""
+    order = np.argsort(-scores, kind="stable")
+    order = order[targets[order] >= 0]
+    order = order[~matched[targets[order]]]
+    corrected = np.zeros(len(scores), bool)
+    corrected[order[np.unique(targets[order], return_index=True)[1]]] = True
+    return corrected
 
 
 def _mean_ap(
     labels: Int64[np.ndarray, " d"],
     scores: Float64[np.ndarray, " d"],
-    right: Bool[np.ndarray, " d"],
+    correct: Bool[np.ndarray, " d"],
     kept: Bool[np.ndarray, " d"],
     positives: Int64[np.ndarray, " C"],
 ) -> float | None:
-    """The mean AP of the classes that have truths or detections; detections of equal scores stay in their order."""
+    """Return the mean AP of the classes that have ground truths or detections; equal scores keep their order."""
     chosen = np.flatnonzero(kept)
     chosen = chosen[np.lexsort((-scores[chosen], labels[chosen]))]
     counts = np.bincount(labels[chosen], minlength=len(positives))
     starts = np.concatenate([[0], np.cumsum(counts)])
     known = (counts > 0) | (positives > 0)
-    return float(_average_precisions(right[chosen], starts, positives, GRID)[known].mean()) if known.any() else None
+    return float(_average_precisions(correct[chosen], starts, positives)[known].mean()) if known.any() else None
 
 
 @numba.njit(cache=True, nogil=True)
-def _average_precisions(right, starts, positives, grid):
-    """AP of each class, its detections from `starts[c]` on, best first; 0 without truths: float64 [C]."""
+def _average_precisions(correct, starts, positives):
+    """Return the AP of each class, 0 without ground truths: float64 [C].
+
+    Class c has the detections `starts[c] … starts[c + 1] - 1`, highest scores first.
+    """
     out = np.zeros(len(positives))
-    precisions, recalls = np.empty(len(right)), np.empty(len(right))
+    precisions, recalls = np.empty(len(correct)), np.empty(len(correct))
     for c in range(len(positives)):
         first, last = starts[c], starts[c + 1]
         if positives[c] == 0:
             continue
         hits = 0
         for d in range(first, last):
-            hits += right[d]
+            hits += correct[d]
             precisions[d], recalls[d] = hits / (d - first + 1), hits / positives[c]
         for d in range(last - 1, first, -1):
             precisions[d - 1] = max(precisions[d - 1], precisions[d])
         d = first
-        for recall in grid:
+        for recall in RECALL_THRESHOLDS:
             while d < last and recalls[d] < recall:
                 d += 1
             if d < last:
-                out[c] += precisions[d] / len(grid)
+                out[c] += precisions[d] / len(RECALL_THRESHOLDS)
     return out
 
 
 @numba.njit(cache=True, nogil=True)
-def _classify(
-    first, last, starts, boxes, labels, truth_starts, truths, classes, crowd, kinds, excused, targets, found
-):  # fmt: skip
-    """Fills in `kinds`, `excused` and `targets` [D] and `found` [G] for the images `first` … `last` - 1."""
+def _classify(first, last, detections, ground_truths, outcome):
+    """Fill in `outcome` for the images `first` … `last` - 1."""
     for image in range(first, last):
-        begin, end = truth_starts[image], truth_starts[image + 1]
-        start, stop = starts[image], min(starts[image + 1], starts[image] + PER_IMAGE)
-        iou = np.zeros((stop - start, end - begin))
+        begin, end = ground_truths.starts[image], ground_truths.starts[image + 1]
+        start, stop = (
+            detections.starts[image],
+            min(detections.starts[image + 1], detections.starts[image] + MAX_PER_IMAGE),
+        )
+        ious = np.zeros((stop - start, end - begin))
         for d in range(start, stop):
-            best, mine = 0.0, -1
+            best, matched = 0.0, -1
             for g in range(begin, end):
-                iou[d - start, g - begin] = overlap(boxes[d], truths[g], crowd[g])
-                free = not (crowd[g] or found[g]) and classes[g] == labels[d]
-                if free and iou[d - start, g - begin] > best:
-                    best, mine = iou[d - start, g - begin], g
-            if best >= FOREGROUND:
-                kinds[d], found[mine] = RIGHT, True
+                iou = overlap(detections.boxes[d], ground_truths.boxes[g], ground_truths.crowd[g])
+                ious[d - start, g - begin] = iou
+                free = not (ground_truths.crowd[g] or outcome.matched[g])
+                if free and ground_truths.labels[g] == detections.labels[d] and iou > best:
+                    best, matched = iou, g
+            if best >= FOREGROUND_IOU:
+                outcome.kinds[d], outcome.matched[matched] = CORRECT, True
         for d in range(start, stop):
-            if kinds[d] == RIGHT:
-                continue
-            same, other, of_found = 0.0, 0.0, 0.0
-            of_same, of_other = -1, -1
-            for g in range(begin, end):
-                shared = iou[d - start, g - begin]
-                if crowd[g]:
-                    excused[d] |= classes[g] == labels[d] and shared > FOREGROUND
-                elif classes[g] != labels[d]:
-                    if shared > other:
-                        other, of_other = shared, g
-                else:
-                    if shared > same:
-                        same, of_same = shared, g
-                    if found[g]:
-                        of_found = max(of_found, shared)
-            if BACKGROUND <= same <= FOREGROUND:
-                kinds[d], targets[d] = LOC, of_same
-            elif other >= FOREGROUND:
-                kinds[d], targets[d] = CLS, of_other
-            elif of_found >= FOREGROUND:
-                kinds[d] = DUPE
-            elif max(same, other) <= BACKGROUND:
-                kinds[d] = BKG
-            else:
-                kinds[d] = BOTH
+            if outcome.kinds[d] != CORRECT:
+                _classify_wrong(d, begin, detections.labels[d], ious[d - start], ground_truths, outcome)
+
+
+@numba.njit(cache=True, nogil=True)
+def _classify_wrong(d, begin, label, ious, ground_truths, outcome):
+    """Fill in `outcome` of a wrong detection from its IoU with each ground truth of its image, from `begin` on."""
+    same, other, duplicate = (
+        0.0,
+        0.0,
+        0.0,
+    )  # highest IoU with one of its class, of another, and a matched one of its own
+    same_gt, other_gt = -1, -1
+    for i in range(len(ious)):
+        g, iou = begin + i, ious[i]
+        if ground_truths.crowd[g]:
+            outcome.ignored[d] |= ground_truths.labels[g] == label and iou > FOREGROUND_IOU
+        elif ground_truths.labels[g] != label:
+            if iou > other:
+                other, other_gt = iou, g
+        else:
+            if iou > same:
+                same, same_gt = iou, g
+            if outcome.matched[g]:
+                duplicate = max(duplicate, iou)
+    if BACKGROUND_IOU <= same <= FOREGROUND_IOU:
+        outcome.kinds[d], outcome.targets[d] = LOC, same_gt
+    elif other >= FOREGROUND_IOU:
+        outcome.kinds[d], outcome.targets[d] = CLS, other_gt
+    elif duplicate >= FOREGROUND_IOU:
+        outcome.kinds[d] = DUPE
+    elif max(same, other) <= BACKGROUND_IOU:
+        outcome.kinds[d] = BKG
+    else:
+        outcome.kinds[d] = BOTH

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from detect.checkpoint import Checkpoint
-from detect.data.canvases import MULTIPLE
+from detect.data.canvases import enclosing_canvas
 from detect.data.dataset import Dataset
 from detect.errors import UserError
 from detect.models import FasterRCNNOptions, FastRCNNOptions, TwoStage
@@ -121,8 +121,7 @@ def time_heads(models: Sequence[TwoStage], regions: int, size: tuple[int, int], 
     height, width = size
     corners = torch.rand(1, regions, 2, 2, generator=generator).sort(dim=2).values * torch.tensor([width, height])
     boxes = corners.flatten(2).to(device)
-    canvas = [-(-side // MULTIPLE) * MULTIPLE for side in size]
-    pixels = torch.rand(1, 3, *canvas, generator=generator) * 255
+    pixels = torch.rand(1, 3, *enclosing_canvas([size]), generator=generator) * 255
     features = models[0].features(Images(pixels, torch.tensor([[height, width]])).to(device))
     seconds: list[list[float]] = [[] for _ in models]
     for _ in range(1 + repeats):

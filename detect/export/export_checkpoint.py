@@ -22,6 +22,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from detect.checkpoint import Checkpoint, load_checkpoint, model_card, save_safetensors
+from detect.data.transforms import Resize
 from detect.errors import UserError
 from detect.export.equality import Equality, check_equality
 from detect.export.exportable import Exportable
@@ -29,7 +30,7 @@ from detect.export.sample_images import Image
 from detect.files.atomic import atomic_write
 from detect.models import RCNN
 from detect.prediction.onnx_detector import OUTPUTS, OnnxDetector
-from detect.prediction.predictor import Predictor, eval_resize
+from detect.prediction.predictor import Predictor
 from detect.prediction.prepare import fold_norms
 from detect.prediction.result import Result
 from detect.prediction.sources import Frame
@@ -97,7 +98,7 @@ def trace(checkpoint: Checkpoint) -> ExportedProgram:
     model = copy.deepcopy(checkpoint.model).eval().requires_grad_(False)
     fold_norms(model)
     model.to_memory_format(torch.contiguous_format)
-    resizing = eval_resize(checkpoint.config.data)
+    resizing = Resize.for_evaluation(checkpoint.config.data)
     # The tracer would take a dimension of 1 for constant, and equal dimensions for always equal.
     images = torch.zeros(2, 3 * resizing.short_side // 2, resizing.short_side, 3, dtype=torch.uint8)
     shapes = (dict.fromkeys(range(3), Dim.DYNAMIC),)
@@ -153,7 +154,7 @@ def _write_safetensors(checkpoint: Checkpoint, path: Path) -> None:
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the metadata of an exported file: JSON by key."""
-    resizing = eval_resize(checkpoint.config.data)
+    resizing = Resize.for_evaluation(checkpoint.config.data)
     card = model_card(checkpoint.config, checkpoint.classes, checkpoint.category_ids) | {
         "short_side": resizing.short_side,
         "long_side": resizing.long_side,

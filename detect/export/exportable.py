@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from detect.data.canvases import MULTIPLE
+from detect.data.canvases import SIZE_DIVISIBILITY, enclosing_canvas
 from detect.data.transforms import Resize, resize
 from detect.models import Detector
 from detect.structures import Images, to_file_pixels
@@ -52,7 +52,7 @@ def letterbox(images: Tensor, short_side: int, long_side: int) -> tuple[Tensor, 
         Pixels uint8 [B, 3, h, w]; sizes on the canvas, int64 [B, 2]; and `scales` as in a `Batch`, float32 [B, 2].
     """
     height, width = Resize(short_side, long_side).size(*images.shape[1:3])
-    canvas = [-(-side // MULTIPLE) * MULTIPLE for side in (height, width)]
+    canvas = enclosing_canvas([(height, width)])
     pixels = np.zeros((len(images), *canvas, 3), np.uint8)
     for row, image in enumerate(images.contiguous().numpy()):
         pixels[row, :height, :width] = resize(image, (height, width))
@@ -67,7 +67,7 @@ def letterbox(images: Tensor, short_side: int, long_side: int) -> tuple[Tensor, 
 @letterbox.register_fake
 def _(images: Tensor, short_side: int, long_side: int) -> tuple[Tensor, Tensor, Tensor]:
     context = torch.library.get_ctx()
-    height, width = (context.new_dynamic_size(min=1) * MULTIPLE for _ in range(2))
+    height, width = (context.new_dynamic_size(min=1) * SIZE_DIVISIBILITY for _ in range(2))
     count = images.shape[0]  # len() would be a constant
     pixels = images.new_empty(count, height, width, 3).permute(0, 3, 1, 2)
     return pixels, images.new_empty(count, 2, dtype=torch.int64), images.new_empty(count, 2, dtype=torch.float32)

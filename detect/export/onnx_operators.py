@@ -16,7 +16,7 @@ from onnxscript import BOOL, DOUBLE, FLOAT, INT32, INT64, UINT8, ir, opset18, sc
 import detect.export.exportable
 import detect.ops.nms
 import detect.ops.roi_align  # noqa: F401  these imports register the operators
-from detect.data.canvases import MULTIPLE
+from detect.data.canvases import SIZE_DIVISIBILITY
 
 OPSET = 18
 op: Any = opset18  # its annotations allow neither numbers for tensors nor untyped values
@@ -64,7 +64,7 @@ def letterbox(images: UINT8, short_side: int, long_side: int) -> tuple[UINT8, IN
     )
     # The shape inference of ONNX loses the rank in a loop.
     resized = op.Reshape(resized, op.Concat(op.Shape(images, start=0, end=1), after, _ints(3), axis=0))
-    margin = op.Mod(op.Neg(after), _ints(MULTIPLE))
+    margin = op.Mod(op.Neg(after), _ints(SIZE_DIVISIBILITY))
     pads = op.Concat(_ints(0, 0, 0, 0, 0), margin, _ints(0), axis=0)
     pairs = op.Concat(op.Shape(images, start=0, end=1), _ints(2), axis=0)
     ratio = op.Gather(_float(op.Div(_double(after), sides)), [1, 0])

@@ -80,7 +80,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     except FileExistsError:
         raise UserError(f"{draft}: another run is writing it, or was killed; in that case remove it") from None
     except OSError as error:
-        raise UserError(f"{out}: cannot be created ({error.strerror}); mend that or choose another place") from None
+        raise UserError(f"{out}: cannot be created ({error.strerror}); fix that or choose another place") from None
     try:
         yield draft
         if out.is_dir():

@@ -1,4 +1,4 @@
-"""What is read of a data folder that a stranger made: files below its root, of bounded size."""
+"""Bounded and fenced reading of a data folder from an untrusted source: only files below its root, of limited size."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import yaml
 
 MAX_BYTES = {".json": 2**31, ".xml": 2**24, ".txt": 2**26, ".yaml": 2**20}
-"""Bytes of the largest annotation file of each kind; parsing takes several times as much memory. LVIS has 2**30."""
+"""Largest size of an annotation file of each kind. Parsing takes several times as much memory; LVIS has 2**30 bytes."""
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml where it is there: a thousand names take Python a second."""
+"""libyaml if it is available: pure Python takes a second for a thousand names."""
 
 _MAX_DEPTH = 16
 
@@ -25,11 +25,11 @@ class OutsideError(Exception):
 
 
 class Fence:
-    """Around a data folder: what is behind a link that leads out of it is not read.
+    """Fence around a data folder: files behind links that lead out of the folder are not read.
 
     Args:
-        root: the folder. It may itself be a link, or lie behind one: that is where its owner keeps it.
-        follow_links: follow links wherever they lead, as those that the user has made.
+        root: data folder. It may itself be a link or lie behind one, as its owner arranged it.
+        follow_links: follow all links, because the user made them.
     """
 
     def __init__(self, root: Path, follow_links: bool = False) -> None:
@@ -37,10 +37,10 @@ class Fence:
         self._folders: dict[str, bool] = {}
 
     def admits(self, path: Path) -> bool:
-        """Whether the file or folder, as links lead to it, is below the root; it need not be there."""
+        """Return whether the file or folder, with links resolved, lies below the root. It need not exist."""
         if self._follow_links:
             return True
-        folder = os.path.dirname(path)  # noqa: PTH120  many images share theirs, and are asked for one by one
+        folder = os.path.dirname(path)  # noqa: PTH120  cached: many images share a folder
         if folder not in self._folders:
             self._folders[folder] = self._is_below(folder)
         if self._folders[folder] and not os.path.islink(path):  # noqa: PTH114
@@ -48,9 +48,12 @@ class Fence:
         return self._is_below(path)
 
     def read(self, path: Path) -> bytes:
-        """The content of an annotation file.
+        """Return the content of an annotation file.
 
-        Raises `OutsideError`; `ValueError` where it is no file, or larger than `MAX_BYTES`; `OSError`.
+        Raises:
+            OutsideError: a link leads out of the root.
+            ValueError: the path is no regular file, or the file is larger than `MAX_BYTES`.
+            OSError: the file cannot be read.
         """
         if not self.admits(path):
             raise OutsideError
@@ -59,25 +62,33 @@ class Fence:
     def _is_below(self, path: str | Path) -> bool:
         try:
             real = os.path.realpath(path)
-        except (OSError, ValueError):  # no file can have this name
+        except (OSError, ValueError):  # not a valid file name
             return False
         return real == self._root or real.startswith(os.path.join(self._root, ""))  # noqa: PTH118
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a file. Raises `ValueError` where it is no file or larger than `most` bytes, and `OSError`."""
+    """Return the content of a file of at most `most` bytes.
+
+    Raises:
+        ValueError: the path is no regular file, or the file is larger.
+        OSError: the file cannot be read.
+    """
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # to open a pipe would wait for ever
-        raise ValueError("it is a pipe or a device, and no file")
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # opening a pipe would block forever
+        raise ValueError("it is a pipe or a device, not a file")
     if status.st_size > most:
         raise ValueError(f"it has {status.st_size / 2**20:,.0f} MiB, at most {most / 2**20:,.0f} are read")
     return path.read_bytes()
 
 
 def is_yaml_bomb(text: str, aliases: int) -> bool:
-    """Whether YAML has more aliases than that, of which a few lines make gigabytes, or nesting that takes hours.
+    """Return whether YAML has more than `aliases` aliases or is nested too deeply.
 
-    Raises `yaml.YAMLError` for what is no YAML.
+    A few lines of aliases can expand to gigabytes, and deep nesting can take hours to parse.
+
+    Raises:
+        yaml.YAMLError: the text is not valid YAML.
     """
     depth = 0
     for event in yaml.parse(text, LOADER):
@@ -86,3 +97,28 @@ def is_yaml_bomb(text: str, aliases: int) -> bool:
         if depth > _MAX_DEPTH or aliases < 0:
             return True
     return False
+
+
+def inside(root: Path, folder: Path, name: str) -> Path | None:
+    """Return the path of `name` in `folder`, or None if the name leads out of `root`.
+
+    Only the name is checked; `Fence` checks links.
+    """
+    path = Path(name)
+    if "\0" in name or ".." in path.parts:
+        return None
+    if not path.is_absolute():
+        return folder / path
+    # The root may have been given under another name: with `..` or through a link.
+    bases = root.absolute(), Path(os.path.realpath(root))
+    return next((root / path.relative_to(base) for base in bases if path.is_relative_to(base)), None)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether the file exists. Unlike `Path.is_file` it never raises, for example for a too long name."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether the folder exists; like `is_file` it never raises."""
+    return os.path.isdir(path)  # noqa: PTH112

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from detect.config import Config, config_to_yaml
 from detect.data.dataset import Dataset
-from detect.evaluation.coco import coco_results, evaluate_coco
+from detect.evaluation.coco import Engine, coco_results, evaluate_coco
 from detect.evaluation.evaluator import Evaluator
 from detect.evaluation.voc import evaluate_voc
 from detect.files.atomic import write_text
@@ -20,9 +20,6 @@ from detect.prediction.onnx_detector import OnnxDetector, predict_dataset
 from detect.report.pictures import write_pictures
 from detect.report.write import Origin, write_report
 from detect.terminal import track
-
-Engine = Literal["pycocotools", "fast"]
-"""Implementation of the COCO metrics."""
 
 
 @torch.no_grad()

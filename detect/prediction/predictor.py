@@ -18,8 +18,7 @@ from torch import Tensor
 
 from detect.allocator import keep_pages
 from detect.checkpoint import Checkpoint
-from detect.data.canvases import MULTIPLE, Size
-from detect.data.options import DataOptions
+from detect.data.canvases import Size, enclosing_canvas
 from detect.data.transforms import Resize, resize
 from detect.devices import choose_device, multiplies_bf16
 from detect.errors import UserError
@@ -35,11 +34,6 @@ PADDING = 1.25
 """Images share a batch if its canvas is at most this many times as large as the canvas of each image alone."""
 
 
-def eval_resize(data: DataOptions) -> Resize:
-    """Return how images are resized in evaluation and prediction."""
-    return Resize(max(data.short_side), data.long_side)
-
-
 class Predictor:
     """Prediction with a trained detector; `predict` may be called from several threads at once.
 
@@ -50,7 +44,7 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.classes, self.category_ids = checkpoint.classes, checkpoint.category_ids
-        self._resize = eval_resize(checkpoint.config.data)
+        self._resize = Resize.for_evaluation(checkpoint.config.data)
         self._prepared: dict[tuple[torch.device, Precision, bool], Detector] = {}
         self._lock = Lock()
 
@@ -254,20 +248,17 @@ def _with_score(model: Detector, score: float | None) -> Detector:
 
 def _share_canvas(sizes: Sequence[Size]) -> bool:
     """Return whether images of these sizes may share a batch."""
-    canvas = _canvas(sizes)
-    return all(canvas[0] * canvas[1] <= PADDING * height * width for height, width in (_canvas([one]) for one in sizes))
-
-
-def _canvas(sizes: Sequence[Size]) -> Size:
-    """Return the size of the smallest canvas that contains images of these sizes."""
-    height, width = (-(-max(side) // MULTIPLE) * MULTIPLE for side in zip(*sizes, strict=True))
-    return height, width
+    canvas = enclosing_canvas(sizes)
+    return all(
+        canvas[0] * canvas[1] <= PADDING * height * width
+        for height, width in (enclosing_canvas([one]) for one in sizes)
+    )
 
 
 def _on_canvas(pixels: Sequence[UInt8[np.ndarray, "_h _w 3"]]) -> Images:
     """Return images on one canvas, channels last in memory."""
     sizes = [(image.shape[0], image.shape[1]) for image in pixels]
-    canvas = np.zeros((len(pixels), *_canvas(sizes), 3), np.uint8)
+    canvas = np.zeros((len(pixels), *enclosing_canvas(sizes), 3), np.uint8)
     for row, (image, (height, width)) in enumerate(zip(pixels, sizes, strict=True)):
         canvas[row, :height, :width] = image
     return Images(torch.from_numpy(canvas).permute(0, 3, 1, 2), torch.tensor(sizes))

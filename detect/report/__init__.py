@@ -1,1 +1,1 @@
-"""The report of an evaluation as one HTML page."""
+"""Results for people: tables, pictures, and the report as an HTML page."""

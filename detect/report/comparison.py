@@ -1,9 +1,9 @@
-"""Detectors side by side: a table, a file, and a picture of accuracy against time."""
+"""A comparison of several detectors: a file, tables for the terminal, and a plot of accuracy against time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from math import cos, pi, sin
 from pathlib import Path
@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from detect.report.tables import table
+from detect.files.atomic import write_text
+from detect.terminal import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
 Row = dict[str, Any]
 
-SIZE = 7.0
-"""Of a marker, in points."""
+MARKER_SIZE = 7.0
+"""Diameter of a marker in points."""
 
 
 def read_comparison(file: Path) -> dict[str, Any] | None:
-    """What `write_comparison` has written; None where there is no such file."""
+    """Return the content of a file of `write_comparison`; None if there is no such file."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -33,23 +35,20 @@ def read_comparison(file: Path) -> dict[str, Any] | None:
 
 
 def write_comparison(file: Path, rows: Sequence[Row], finished: bool, about: Mapping[str, Any]) -> None:
-    """Writes the rows and what they were measured on, whole or not at all."""
-    draft = file.with_name(f".{file.name}.part")
-    content = {"rows": rows, "finished": finished, **about}
-    draft.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
-    draft.replace(file)
+    """Write the rows and what they were measured on, atomically."""
+    write_text(file, json.dumps({"rows": rows, "finished": finished, **about}, indent=2, allow_nan=False))
 
 
 def print_comparison(rows: Sequence[Row], about: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the figures in per cent, then what they cost, and under them what was measured and how."""
+    """Print the metrics in per cent, the costs, and the conditions of the measurement."""
     console = console or Console()
     recall = next(name for name in rows[0] if name.startswith("recall@"))
     keys = ("config", "detector", "AP", "AP50", "VOC07", recall)
-    figures = [
+    metrics = [
         (*(row[key] for key in keys), _seconds(row["training_seconds"]), _bytes(row["peak_memory_bytes"]))
         for row in rows
     ]
-    console.print(table(("config", "detector", "AP", "AP50", "VOC07", "recall", "training", "memory"), figures))
+    console.print(table(("config", "detector", "AP", "AP50", "VOC07", "recall", "training", "memory"), metrics))
     console.print()
     costs = [_costs(row) for row in rows]
     console.print(table(("config", "image", "proposals", "features", "heads", "post", "disk", "store"), costs))
@@ -59,10 +58,10 @@ def print_comparison(rows: Sequence[Row], about: Mapping[str, Any], console: Con
     for line in (
         f"{about['data']} {about['split']}, {about['images']} images. VOC07: mAP at 11 recalls.",
         f"recall: of the best {limit} proposals at IoU {iou}. training: seconds. memory: {about['memory']}.",
-        f"image: seconds at a batch of one, the median over {about['timed_images']} images after a warm-up, and how it "
-        "divides; without decoding, resizing and copying. Proposals from a store were searched anew.",
-        "disk: the checkpoint's file, in which training by gradients leaves the optimiser's state. store: the proposals"
-        " of an image.",
+        f"image: seconds at batch size 1, median of {about['timed_images']} images after a warm-up, and its stages, "
+        "without decoding, resizing and copying. Stored proposals were computed again.",
+        "disk: the checkpoint file, with the optimizer state of a detector trained by gradients. store: the proposals "
+        "of one image.",
         f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {machine['device']}.",
     ):
         console.print(line, markup=False, highlight=False)
@@ -87,13 +86,13 @@ def _seconds(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
 
 
-# ---- the picture -----------------------------------------------------------------------------------------------------
+# ---- the plot --------------------------------------------------------------------------------------------------------
 
 
 def draw_comparison(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Draws AP50 and AP of each detector against its seconds an image, each named at its AP50, into an image file."""
+    """Draw AP50 and AP of each detector against its seconds per image to an image file, each named at its AP50."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # late, for it takes a second
+    from matplotlib.figure import Figure  # here, because the import takes a second
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")
@@ -101,19 +100,19 @@ def draw_comparison(path: Path, rows: Sequence[Row], title: str) -> None:
     figure.suptitle(title, fontsize="medium")
     axes = figure.subplots()
     for number, row in enumerate(rows):
-        place, colour = row["test_seconds_per_image"], f"C{number % 10}"
-        figures = [row[name] or 0.0 for name in ("AP50", "AP")]
-        axes.plot([place, place], figures, color=colour, linewidth=0.8, alpha=0.5)
-        axes.plot(place, figures[0], "o", color=colour, markersize=SIZE)
-        axes.plot(place, figures[1], "o", color=colour, markersize=SIZE, markerfacecolor="white")
+        seconds, colour = row["test_seconds_per_image"], f"C{number % 10}"
+        ap50, ap = (row[name] or 0.0 for name in ("AP50", "AP"))
+        axes.plot([seconds, seconds], [ap50, ap], color=colour, linewidth=0.8, alpha=0.5)
+        axes.plot(seconds, ap50, "o", color=colour, markersize=MARKER_SIZE)
+        axes.plot(seconds, ap, "o", color=colour, markersize=MARKER_SIZE, markerfacecolor="white")
     for name, fill in (("AP50", "0.4"), ("AP", "white")):
-        axes.plot([], [], "o", color="0.4", markerfacecolor=fill, markersize=SIZE, label=name)
+        axes.plot([], [], "o", color="0.4", markerfacecolor=fill, markersize=MARKER_SIZE, label=name)
     times = [row["test_seconds_per_image"] for row in rows]
     low, high = min(times), max(times)
-    # A decade at least, so that a small difference does not look like a large one.
+    # At least a decade, so that a small difference does not look large.
     margin = max(1.6, (10 * low / high) ** 0.5)
     axes.set(xscale="log", xlim=(low / margin, high * margin), ylim=(0, 1.05))
-    axes.set(xlabel="seconds an image", ylabel="average precision")
+    axes.set(xlabel="seconds per image", ylabel="average precision")
     ticks = [digit * 10.0**power for power, digit in product(range(-6, 6), (1, 2, 5))]
     axes.set_xticks([tick for tick in ticks if low / margin <= tick <= high * margin])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
@@ -128,58 +127,76 @@ def draw_comparison(path: Path, rows: Sequence[Row], title: str) -> None:
 def name_points(
     axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], colours: Sequence[str]
 ) -> list[Bbox]:
-    """Writes each point's name where it covers neither a name, a line, a marker, the legend nor the axes' border.
+    """Label each point without covering labels, lines, markers, the legend or the border of the axes.
 
-    The place nearest to the point is taken, and one further away is joined to it by a line. Returns the names' boxes in
-    pixels of the canvas.
+    A label is placed as near to its point as possible, and connected with it by a line if it is far away.
+
+    Args:
+        axes: the plot; its layout is fixed from now on.
+        points: x and y in data coordinates.
+        names: label of each point.
+        colours: colour of each label.
+
+    Returns:
+        Boxes of the labels in pixels of the canvas.
     """
-    from matplotlib.transforms import Bbox
-
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # what is laid out now stays
-    area, pixel = axes.get_window_extent(), figure.dpi / 72
-    legend = axes.get_legend()
-    taken = [] if legend is None else [legend.get_window_extent()]
-    for line in axes.get_lines():
-        ends, half = (
-            axes.transData.transform(line.get_xydata()),
-            pixel * (SIZE if line.get_marker() == "o" else 1) / 2,
-        )
-        if len(ends):
-            taken.append(Bbox([ends.min(axis=0) - half, ends.max(axis=0) + half]))
+    figure.set_layout_engine("none")  # keep the layout computed so far
+    pixel = figure.dpi / 72  # pixels per point
+    taken = _occupied(axes, pixel)
     boxes: list[Bbox] = []
-    for (x, y), name, colour in zip(points, names, colours, strict=True):
+    for point, name, colour in zip(points, names, colours, strict=True):
         style: dict[str, Any] = {"fontsize": "small", "va": "center", "color": colour, "parse_math": False}
-        text = axes.annotate(name, (x, y), (0, 0), textcoords="offset points", **style)
-        box = text.get_window_extent()
-        column, row = axes.transData.transform((x, y))
-
-        width, height = box.width / pixel, box.height / pixel
-        # On rings around the point, at this distance from the text, and on each of them first at the right.
-        places = [
-            (cos(angle) * distance - width / 2 + cos(angle) * width / 2, sin(angle) * (distance + height / 2))
-            for distance in range(6, 150, 6)
-            for angle in (step * pi / 8 for step in range(16))
-        ]
-        moved = [box.translated(pixel * right, pixel * up) for right, up in places]
-        covered = [
-            sum(_common(one, other) for other in [*taken, *boxes]) + one.width * one.height - _common(one, area)
-            for one in moved
-        ]
-        # A hundredth of a pixel, for what is rounded.
-        best = next((place for place, pixels in enumerate(covered) if pixels < 0.01), covered.index(min(covered)))
-        text.set_position(places[best])
-        boxes.append(moved[best])
-        right = (min(max(column, boxes[-1].x0), boxes[-1].x1) - column) / pixel
-        up = (min(max(row, boxes[-1].y0), boxes[-1].y1) - row) / pixel
-        if right**2 + up**2 > (2 * SIZE) ** 2:
+        text = axes.annotate(name, point, (0, 0), textcoords="offset points", **style)
+        boxes.append(_place(axes, text, [*taken, *boxes], pixel))
+        x, y = axes.transData.transform(point)
+        right = (min(max(x, boxes[-1].x0), boxes[-1].x1) - x) / pixel
+        up = (min(max(y, boxes[-1].y0), boxes[-1].y1) - y) / pixel
+        if right**2 + up**2 > (2 * MARKER_SIZE) ** 2:
             arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
-            axes.annotate("", (x, y), (right, up), textcoords="offset points", arrowprops=arrow)
+            axes.annotate("", point, (right, up), textcoords="offset points", arrowprops=arrow)
     return boxes
 
 
-def _common(a: Bbox, b: Bbox) -> float:
-    """The area that two boxes share."""
+def _occupied(axes: Axes, pixel: float) -> list[Bbox]:
+    """Return the boxes of the legend and of the lines with their markers."""
+    from matplotlib.transforms import Bbox
+
+    legend = axes.get_legend()
+    boxes = [] if legend is None else [legend.get_window_extent()]
+    for line in axes.get_lines():
+        ends = axes.transData.transform(line.get_xydata())
+        half = pixel * (MARKER_SIZE if line.get_marker() == "o" else 1) / 2
+        if len(ends):
+            boxes.append(Bbox([ends.min(axis=0) - half, ends.max(axis=0) + half]))
+    return boxes
+
+
+def _place(axes: Axes, text: Annotation, taken: Sequence[Bbox], pixel: float) -> Bbox:
+    """Move a label to the nearest offset where it covers least, and return its box."""
+    box, area = text.get_window_extent(), axes.get_window_extent()
+    offsets = list(_offsets(box.width / pixel, box.height / pixel))
+    moved = [box.translated(pixel * right, pixel * up) for right, up in offsets]
+    covered = [
+        sum(_shared_area(one, other) for other in taken) + one.width * one.height - _shared_area(one, area)
+        for one in moved
+    ]
+    # A hundredth of a pixel allows for rounding.
+    best = next((index for index, pixels in enumerate(covered) if pixels < 0.01), covered.index(min(covered)))
+    text.set_position(offsets[best])
+    return moved[best]
+
+
+def _offsets(width: float, height: float) -> Iterator[tuple[float, float]]:
+    """Yield offsets of a label on rings around its point, the nearest first, on each ring from the right."""
+    for distance in range(6, 150, 6):
+        for step in range(16):
+            angle = step * pi / 8
+            right = cos(angle) * distance - width / 2 + cos(angle) * width / 2
+            yield right, sin(angle) * (distance + height / 2)
+
+
+def _shared_area(a: Bbox, b: Bbox) -> float:
     return max(0.0, min(a.x1, b.x1) - max(a.x0, b.x0)) * max(0.0, min(a.y1, b.y1) - max(a.y0, b.y0))

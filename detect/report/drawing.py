@@ -1,4 +1,4 @@
-"""Boxes and their names on pictures. Nothing here needs torch."""
+"""Drawing of boxes and labels on images. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito, "Color universal design" (2008): to be told apart with any kind of colour vision.
+# Okabe and Ito, "Color universal design" (2008): distinguishable with any kind of colour vision.
 COLOURS = (
     (230, 159, 0),
     (86, 180, 233),
@@ -19,10 +19,11 @@ COLOURS = (
     (0, 114, 178),
 )
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+_MAX_LETTERS = 32
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Rectangle = tuple[int, int, int, int]
-"""Left, top, right, bottom in whole pixels; right and bottom are outside."""
+"""Left, top, right, bottom in whole pixels; right and bottom are exclusive."""
 
 
 def draw_boxes(
@@ -31,14 +32,14 @@ def draw_boxes(
     labels: Int[np.ndarray, " n"],
     texts: Sequence[str],
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """A copy of the picture with the boxes drawn in the colour of their class, and beside each its text.
+    """Return a copy of the image with the boxes in the colours of their classes, and a text at each box.
 
     Args:
         image: RGB.
-        boxes: xyxy in pixels of the image, the most important first: they are drawn last, and their texts get the best
-            places.
-        labels: the class of each box, which chooses the colour.
-        texts: what to write at each box, such as name and score. Of a long one the start and the end are written.
+        boxes: xyxy in pixels of the image, most important first: they are drawn on top, and their texts are placed
+            first.
+        labels: class of each box, which determines its colour.
+        texts: text of each box, such as class name and score. The middle of long texts is left out.
     """
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
@@ -48,25 +49,25 @@ def draw_boxes(
     corners = [whole_pixels(box, canvas.size) for box in boxes]
     colours = [COLOURS[label % len(COLOURS)] for label in labels.tolist()]
     for (left, top, right, bottom), colour in reversed(list(zip(corners, colours, strict=True))):
-        # Black beneath the colour makes the line stand out from any background.
+        # A black outline makes the line visible on any background.
         pen.rectangle((left - 1, top - 1, right, bottom), outline=BLACK, width=width + 2)
         pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=min(width, right - left, bottom - top))
-    whole, taken = np.array(corners, int).reshape(-1, 4), np.empty((len(corners), 4), int)
+    rectangles, taken = np.array(corners, int).reshape(-1, 4), np.empty((len(corners), 4), int)
     for i, text in enumerate(texts):
-        text = _fitting(text, font, canvas.size[0])
-        taken[i] = _place(i, whole, text_size(text, font), taken[:i], canvas.size)
+        text = _shortened(text, font, canvas.size[0])
+        taken[i] = _place(i, rectangles, text_size(text, font), taken[:i], canvas.size)
         _write(pen, taken[i].tolist(), text, font, colours[i])
     return np.array(canvas)
 
 
 def font_for(size: tuple[int, int]) -> Font:
-    """Letters to be read on a picture of this width and height."""
+    """Return a font that is legible on an image of this width and height."""
     side = max(size)
     return ImageFont.load_default(round(max(10, min(12, side / 16), side / 60)))
 
 
 def whole_pixels(box: Float[np.ndarray, " 4"], size: tuple[int, int]) -> Rectangle:
-    """The pixels within the image of this width and height that a box touches, at least one."""
+    """Return the pixels that a box covers in an image of this width and height, at least one."""
     corners = []
     for low, high, end in zip(box[:2].tolist(), box[2:].tolist(), size, strict=True):
         first = int(np.clip(np.floor(low), 0, end - 1))
@@ -75,22 +76,22 @@ def whole_pixels(box: Float[np.ndarray, " 4"], size: tuple[int, int]) -> Rectang
     return left, top, right, bottom
 
 
-def _fitting(text: str, font: Font, width: int) -> str:
-    """The text; of one too long for the picture, or of more than 32 letters, the start and the end, a score's place."""
-    text = " ".join(text.split())  # Pillow places no text of two lines
-    most, end = min(len(text), 32), text[-5:]
-    fitting = text if len(text) <= 32 else f"{text[: most - 6]}…{end}"
-    while most > 6 and text_size(fitting, font)[0] > width:
-        most -= 1
-        fitting = f"{text[: most - 6]}…{end}"
-    return fitting
-
-
 def text_size(text: str, font: Font) -> tuple[int, int]:
-    """Width and height of a label; the height is the same for all texts."""
+    """Return width and height of a label in pixels; the height does not depend on the text."""
     left, _, right, _ = font.getbbox(text)
     _, top, _, bottom = font.getbbox("Äg", anchor="ls")
     return round(right - left) + 6, round(bottom - top) + 4
+
+
+def _shortened(text: str, font: Font, width: int) -> str:
+    """Return the text, cut in the middle to fit the width and 32 letters; the end, where scores are, is kept."""
+    text = " ".join(text.split())  # Pillow anchors single lines only
+    length, end = min(len(text), _MAX_LETTERS), text[-5:]
+    result = text if len(text) <= _MAX_LETTERS else f"{text[: length - 6]}…{end}"
+    while length > 6 and text_size(result, font)[0] > width:
+        length -= 1
+        result = f"{text[: length - 6]}…{end}"
+    return result
 
 
 def _place(
@@ -100,10 +101,17 @@ def _place(
     taken: Int[np.ndarray, "m 4"],
     size: tuple[int, int],
 ) -> Int[np.ndarray, " 4"]:
-    """Where the label of box `i` hides least: above the box, below it, inside at the top, inside at the bottom.
+    """Return where the label of box `i` hides least: above or below the box, or inside at its top or bottom.
 
-    It starts at the box's left or ends at its right. That no other label is hidden comes first; then the boxes count,
-    a pixel of its own half as much as one of another.
+    The label starts at the left side of the box or ends at its right side. Labels already placed are avoided first,
+    then boxes; a pixel of its own box counts half.
+
+    Args:
+        i: index of the box.
+        boxes: all boxes, as rectangles.
+        text: width and height of the label.
+        taken: rectangles of the labels already placed.
+        size: width and height of the image.
     """
     (left, top, right, bottom), (width, height) = boxes[i].tolist(), text
     corners = [
@@ -113,13 +121,13 @@ def _place(
         if y >= 0 and y + height <= size[1]
     ] or [(max(0, min(left, size[0] - width)), 0)]
     places = np.array([(x, y, x + width, y + height) for x, y in corners])
-    of_boxes = _common(places, boxes)
+    of_boxes = _shared_pixels(places, boxes)
     hidden = of_boxes.sum(axis=1) - 0.5 * of_boxes[:, i]
-    return places[np.lexsort((hidden, _common(places, taken).sum(axis=1)))[0]]
+    return places[np.lexsort((hidden, _shared_pixels(places, taken).sum(axis=1)))[0]]
 
 
-def _common(some: Int[np.ndarray, "p 4"], others: Int[np.ndarray, "q 4"]) -> Int[np.ndarray, "p q"]:
-    """The pixels that each rectangle shares with each of the others."""
+def _shared_pixels(some: Int[np.ndarray, "p 4"], others: Int[np.ndarray, "q 4"]) -> Int[np.ndarray, "p q"]:
+    """Return the intersection of each rectangle with each of the others, in pixels."""
     sides = np.minimum(some[:, None, 2:], others[:, 2:]) - np.maximum(some[:, None, :2], others[:, :2])
     return np.maximum(sides, 0).prod(axis=-1)
 

@@ -1,4 +1,4 @@
-"""The images from which most is to be learned, small enough to travel in a report."""
+"""Selection of the images that a report shows, with thumbnails small enough to embed."""
 
 from __future__ import annotations
 
@@ -19,136 +19,147 @@ from detect.errors import UserError
 from detect.evaluation.coco import Prediction, by_image
 from detect.evaluation.tide import KINDS, STATES, Errors
 
-SHOWN = 0.3
-"""Detections of a lower score are not drawn."""
-COUNTED = 0.5
-"""Wrong detections of a lower score are no mistakes of their image."""
-LIMIT = 60
-OVERALL = 40
-"""So many images are the worst of all; then come those that show what the others do not."""
-PAIRED = 24
-"""So many images are shown of each pair of detectors."""
-SIDE = 400
-"""Pixels of the longest side of a thumbnail."""
+DRAWN_SCORE = 0.3
+"""Lowest score of the detections that are drawn."""
+ERROR_SCORE = 0.5
+"""Lowest score of wrong detections that count as errors of their image."""
+MAX_IMAGES = 60
+MAX_WORST = 40
+"""Images with the most errors; the others show classes and kinds of error that these do not."""
+MAX_PER_PAIR = 24
+"""Images for each pair of detectors in a comparison."""
+THUMBNAIL_SIDE = 400
+"""Longest side of a thumbnail in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """An image, what was found in it, and what of that is wrong."""
+class ImageErrors:
+    """One image with its detections and their errors."""
 
     record: Record
     prediction: Prediction
     kinds: Int8[np.ndarray, " d"]
-    """Of each detection, in `KINDS`."""
+    """Index into `KINDS` of each detection."""
     states: Int8[np.ndarray, " n"]
-    """Of each truth, in `STATES`."""
+    """Index into `STATES` of each ground truth."""
 
     @property
     def missed(self) -> Bool[np.ndarray, " n"]:
-        """The truths that were not found."""
+        """Missed ground truths."""
         return self.states == STATES.index("missed")
 
     @property
     def wrong(self) -> Bool[np.ndarray, " d"]:
-        """The detections that are mistakes."""
-        wrong = (self.kinds != KINDS.index("right")) & (self.kinds != KINDS.index("ignored"))
-        return wrong & (self.prediction.scores >= COUNTED)
+        """Wrong detections of score `ERROR_SCORE` or more."""
+        wrong = (self.kinds != KINDS.index("correct")) & (self.kinds != KINDS.index("ignored"))
+        return wrong & (self.prediction.scores >= ERROR_SCORE)
 
     @property
-    def mistakes(self) -> int:
-        """How many there are of both."""
+    def num_errors(self) -> int:
+        """Number of missed ground truths and wrong detections."""
         return int(self.missed.sum() + self.wrong.sum())
 
     @property
-    def share(self) -> float:
-        """Right answers among all: 1 where every truth was found and nothing else."""
-        right = int(np.sum(self.states == STATES.index("found")))
-        return right / (right + self.mistakes) if right + self.mistakes else 1.0
+    def share_correct(self) -> float:
+        """Matched ground truths among these and the errors; 1 for an image without objects and detections."""
+        matched = int(np.sum(self.states == STATES.index("matched")))
+        return matched / (matched + self.num_errors) if matched + self.num_errors else 1.0
 
     @property
-    def shows(self) -> set[tuple[str, int]]:
-        """The classes and the kinds of error that this is an example of."""
+    def groups(self) -> set[tuple[str, int]]:
+        """Classes and kinds of error that this image is an example of."""
         labels = [*self.record.labels[self.missed].tolist(), *self.prediction.labels[self.wrong].tolist()]
         kinds = self.kinds[self.wrong].tolist()
         return {("class", label) for label in labels} | {("kind", kind) for kind in kinds}
 
 
-def judge(dataset: Dataset, predictions: Sequence[Prediction], errors: Errors) -> list[Judged]:
-    """Every image, in the order of the data set."""
-    found = by_image(predictions, dataset)
-    nothing = Prediction(-1, np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
+def errors_by_image(dataset: Dataset, predictions: Sequence[Prediction], errors: Errors) -> list[ImageErrors]:
+    """Return the errors of each image, in the order of the data set."""
+    predicted = by_image(predictions, dataset)
     no_kinds = np.empty(0, np.int8)
     return [
-        Judged(record, found.get(record.id, nothing), errors.kinds.get(record.id, no_kinds), errors.states[record.id])
+        ImageErrors(
+            record,
+            predicted.get(record.id, Prediction.empty(record.id)),
+            errors.kinds.get(record.id, no_kinds),
+            errors.states[record.id],
+        )
         for record in dataset.records
     ]
 
 
-def gallery(judged: Sequence[Judged]) -> list[dict[str, Any]]:
-    """At most `LIMIT` images as the report wants them, those with the most mistakes first.
+def gallery(images: Sequence[ImageErrors]) -> list[dict[str, Any]]:
+    """Select at most `MAX_IMAGES` images for the report, most errors first.
 
-    A mistake is a truth that was not found, or a wrong detection of score `COUNTED` or more. The first `OVERALL` are
-    the worst of all; later ones are there if they show a class or a kind of error that fewer than two before them show.
+    An error is a missed ground truth, or a wrong detection of score `ERROR_SCORE` or more. The first `MAX_WORST` images
+    are those with the most errors. Others follow if they show a class or a kind of error that fewer than two of the
+    images before them show.
     """
-    chosen: list[Judged] = []
+    chosen: list[ImageErrors] = []
     shown: Counter[tuple[str, int]] = Counter()
-    for one in sorted(judged, key=lambda one: -one.mistakes):
-        shows = one.shows
-        needed = any(shown[group] < 2 for group in shows)
-        if shows and (len(chosen) < OVERALL or (needed and len(chosen) < LIMIT)):
-            chosen.append(one)
-            shown.update(shows)
+    for image in sorted(images, key=lambda image: -image.num_errors):
+        groups = image.groups
+        is_new = any(shown[group] < 2 for group in groups)
+        if groups and (len(chosen) < MAX_WORST or (is_new and len(chosen) < MAX_IMAGES)):
+            chosen.append(image)
+            shown.update(groups)
     return [
-        picture(one.record) | {"truths": truths_of(one), "detections": detections_of(one), "mistakes": one.mistakes}
-        for one in chosen
+        thumbnail(image.record)
+        | {
+            "ground_truths": ground_truth_rows(image),
+            "detections": detection_rows(image),
+            "errors": image.num_errors,
+        }
+        for image in chosen
     ]
 
 
-def differing(runs: Sequence[Sequence[Judged]]) -> list[dict[str, Any]]:
-    """For each run but the first, the `PAIRED` images in which it differs from the first one most, as the page wants.
-
-    What differs is the share of right answers: of the truths found and the mistakes made, how many are truths found.
-    """
+def largest_differences(runs: Sequence[Sequence[ImageErrors]]) -> list[dict[str, Any]]:
+    """Select, for each run but the first, the `MAX_PER_PAIR` images in which `share_correct` differs most from it."""
     images = []
     for number, run in enumerate(runs[1:], start=1):
-        gains = np.array([one.share - first.share for one, first in zip(run, runs[0], strict=True)])
-        for place in np.argsort(-np.abs(gains), kind="stable")[:PAIRED]:
-            sides = [judged[place] for judged in runs]
-            if gains[place]:
+        gains = np.array([one.share_correct - first.share_correct for one, first in zip(run, runs[0], strict=True)])
+        for index in np.argsort(-np.abs(gains), kind="stable")[:MAX_PER_PAIR]:
+            of_runs = [image_errors[index] for image_errors in runs]
+            if gains[index]:
                 images.append(
-                    picture(sides[0].record)
-                    | {"truths": truths_of(sides[0]), "detections": [detections_of(side) for side in sides]}
-                    | {"scores": [side.share for side in sides], "run": number}
+                    thumbnail(of_runs[0].record)
+                    | {
+                        "ground_truths": ground_truth_rows(of_runs[0]),
+                        "detections": [detection_rows(one) for one in of_runs],
+                        "share_correct": [one.share_correct for one in of_runs],
+                        "run": number,
+                    }
                 )
     return images
 
 
-def picture(record: Record) -> dict[str, Any]:
-    """An image's name, id, size and, as the address of a small JPEG, its thumbnail; None where it cannot be read."""
-    shown = {"name": record.path.name, "id": record.id, "width": record.width, "height": record.height}
+def thumbnail(record: Record) -> dict[str, Any]:
+    """Return an image's name, id and size, and a small JPEG as a data URL; None if the image cannot be read."""
+    entry = {"name": record.path.name, "id": record.id, "width": record.width, "height": record.height}
     try:
         image = Image.fromarray(decode(record.path))
     except UserError:
-        return shown | {"thumbnail": None}
-    image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+        return entry | {"thumbnail": None}
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BICUBIC)
     with io.BytesIO() as file:
         image.save(file, "JPEG", quality=80)
-        return shown | {"thumbnail": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"}
+        return entry | {"thumbnail": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"}
 
 
-def truths_of(one: Judged) -> list[list[Any]]:
-    """Each truth as x1, y1, x2, y2 in pixels of the file, label and state."""
-    columns = zip(_corners(one.record.boxes), one.record.labels.tolist(), one.states.tolist(), strict=True)
+def ground_truth_rows(image: ImageErrors) -> list[list[Any]]:
+    """Return each ground truth as x1, y1, x2, y2 in pixels of the file, label, state."""
+    columns = zip(_corners(image.record.boxes), image.record.labels.tolist(), image.states.tolist(), strict=True)
     return [[*box, label, STATES[state]] for box, label, state in columns]
 
 
-def detections_of(one: Judged) -> list[list[Any]]:
-    """Each detection of score `SHOWN` or more as x1, y1, x2, y2, label, score, kind; best first."""
-    scores = one.prediction.scores.astype(np.float64)
-    chosen = np.flatnonzero(scores >= SHOWN)
+def detection_rows(image: ImageErrors) -> list[list[Any]]:
+    """Return each detection of score `DRAWN_SCORE` or more as x1, y1, x2, y2, label, score, kind; best first."""
+    scores = image.prediction.scores.astype(np.float64)
+    chosen = np.flatnonzero(scores >= DRAWN_SCORE)
     chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
-    boxes, labels = _corners(one.prediction.boxes[chosen]), one.prediction.labels[chosen].tolist()
-    columns = zip(boxes, labels, scores[chosen].round(4).tolist(), one.kinds[chosen].tolist(), strict=True)
+    boxes, labels = _corners(image.prediction.boxes[chosen]), image.prediction.labels[chosen].tolist()
+    columns = zip(boxes, labels, scores[chosen].round(4).tolist(), image.kinds[chosen].tolist(), strict=True)
     return [[*box, label, score, KINDS[kind]] for box, label, score, kind in columns]
 
 

@@ -1,10 +1,10 @@
-"""An evaluation, or a comparison of several, as one HTML page that needs nothing else.
+"""An evaluation, or a comparison of several, as one self-contained HTML page.
 
-The page is put together from the files of the folder `web`: one shell (`page.html`) around the body of each kind of
-page, one style sheet, and plain scripts that build everything else in the browser from the data. The data stand in the
-page as JSON, and their text becomes text on the page, never markup. The page's Content-Security-Policy allows its own
-style and script, known by their hashes, and images within the page; whatever else got into it would neither run nor
-load.
+The page consists of the files in the folder `web`: a shell (`page.html`) around the body of each kind of page, a style
+sheet, and JavaScript modules that build everything else in the browser from the data. The modules are joined to one
+script, in the order below. The data are embedded as JSON, and their text becomes text on the page, never markup. The
+page's Content-Security-Policy allows its own style and script, identified by their hashes, and embedded images;
+anything injected neither runs nor loads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import base64
 import hashlib
 import html
 import json
+import re
 from importlib import resources
 from string import Template
 from typing import Any
@@ -22,38 +23,40 @@ SECTIONS = ("findings.js", "curves.js", "confusion.js", "calibration.js", "galle
 REPORT = (*SHARED, *SECTIONS, "report.js")
 COMPARISON = (*SHARED, "comparison.js")
 
+_MODULE_SYNTAX = re.compile(r"^import [^;]*;\n|^export ", re.MULTILINE)
+
 
 def render_report(data: dict[str, Any]) -> str:
-    """The page of one evaluation.
+    """Return the page of one evaluation.
 
     Args:
-        data: what the page shows; shares are fractions in 0 … 1, what is unknown is None, boxes are xyxy in pixels.
-            `title`, `subject` and `figures` must be there. A section whose key (`classes`, `curves`, `thresholds`,
-            `confusion`, `errors`, `slices`, `calibration`, `proposals`, `oracles`, `gallery`, `training`, `config`) is
-            missing, None or empty is left out.
+        data: what the page shows; shares are fractions in 0 … 1, unknown values are None, boxes are xyxy in pixels.
+            `title`, `subject` and `metrics` are required. A section is left out if its key (`classes`, `curves`,
+            `thresholds`, `confusion`, `errors`, `slices`, `calibration`, `proposals`, `oracles`, `gallery`, `training`,
+            `config`) is missing, None or empty.
 
     Raises:
-        ValueError: a number that is not finite, which JSON does not know.
+        ValueError: a number is not finite, which JSON cannot express.
     """
     return _page("report.html", REPORT, data)
 
 
 def render_comparison(data: dict[str, Any]) -> str:
-    """The page of several evaluations on the same images, each against the first.
+    """Return the page that compares evaluations on the same images with the first of them.
 
     Args:
-        data: `title`, `runs` (name, subject and figures of each), `pairs` (differences to the first run with their
-            intervals; `run` is the place in `runs`) and `images` (where they differ most; `run` as in `pairs`).
+        data: `title`, `runs` (name, subject and metrics of each), `pairs` (differences from the first run with their
+            intervals; `run` is the index in `runs`) and `images` (those that differ most; `run` as in `pairs`).
 
     Raises:
-        ValueError: a number that is not finite, which JSON does not know.
+        ValueError: a number is not finite, which JSON cannot express.
     """
     return _page("comparison.html", COMPARISON, data)
 
 
-def _page(body: str, scripts: tuple[str, ...], data: dict[str, Any]) -> str:
+def _page(body: str, modules: tuple[str, ...], data: dict[str, Any]) -> str:
     style = _read("page.css")
-    script = '"use strict";\n' + "\n".join(_read(name) for name in scripts)
+    script = "\n".join(_MODULE_SYNTAX.sub("", _read(name)) for name in modules)
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -73,15 +76,15 @@ def _read(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """The source expression by which a Content-Security-Policy knows an inline style or script."""
+    """Return the source expression of an inline style or script for the Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _json(data: dict[str, Any]) -> str:
-    r"""JSON that may stand within `<script>`.
+    r"""Return JSON that is safe within `<script>`.
 
-    There `</script>` would end it, `<!--` would begin a comment, and U+2028 and U+2029 are line ends to older readers.
-    Within JSON's strings each of them can be written as `\u…`, and outside of strings none occurs.
+    There `</script>` would end it, `<!--` would begin a comment, and older parsers take U+2028 and U+2029 for line
+    ends. These characters occur only within JSON strings, where each can be written as `\u…`.
     """
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":

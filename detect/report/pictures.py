@@ -1,4 +1,4 @@
-"""Pictures of truths and detections side by side, for people to look at."""
+"""Images with ground truths and detections side by side."""
 
 from __future__ import annotations
 
@@ -22,54 +22,65 @@ def draw_pair(
     prediction: Prediction,
     classes: Sequence[str],
     *,
-    score: float = 0.5,
+    score_threshold: float = 0.5,
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """The truths on the left and the detections of at least `score` on the right, under a line that says so.
+    """Draw the ground truths on the left and the detections on the right, with titles.
 
-    Small images are drawn two or three times as large, so that lines and names stay fine; large ones are reduced to
-    1600 pixels. Of an image twice as wide as high, the detections are below the truths.
+    Small images are enlarged two or three times to keep lines and text fine; large ones are reduced to 1600 pixels.
+    For an image more than twice as wide as high, the detections are below the ground truths.
 
     Args:
-        image: the RGB pixels of the record.
-        classes: the name of each label.
+        image: RGB pixels of the record.
+        record: ground truths.
+        prediction: detections.
+        classes: class names by label.
+        score_threshold: lowest score of the detections to draw.
     """
     height, width = image.shape[:2]
     scale = _scale(max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    drawn_on = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) if scale != 1 else image
+    scaled = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) if scale != 1 else image
 
-    left = draw_boxes(drawn_on, record.boxes * scale, record.labels, _truth_names(record, classes))
+    left = draw_boxes(scaled, record.boxes * scale, record.labels, _ground_truth_names(record, classes))
 
-    shown = np.flatnonzero(prediction.scores >= score)
+    shown = np.flatnonzero(prediction.scores >= score_threshold)
     shown = shown[np.argsort(-prediction.scores[shown], kind="stable")]
     labels, scores = prediction.labels[shown], prediction.scores[shown]
-    names = [f"{classes[label]} {value:.2f}" for label, value in zip(labels, scores, strict=True)]
-    right = draw_boxes(drawn_on, prediction.boxes[shown] * scale, labels, names)
+    names = [f"{classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+    right = draw_boxes(scaled, prediction.boxes[shown] * scale, labels, names)
 
-    titles = f"truths: {len(record.labels)}", f"detections of score {score:g} and more: {len(shown)}"
+    titles = f"ground truth: {len(record.labels)}", f"detections, score ≥ {score_threshold:g}: {len(shown)}"
     return _side_by_side(left, right, titles)
 
 
 def write_pictures(
-    out: Path, dataset: Dataset, predictions: Sequence[Prediction], count: int = 12, score: float = 0.5
+    out: Path, dataset: Dataset, predictions: Sequence[Prediction], count: int = 12, score_threshold: float = 0.5
 ) -> list[Path]:
-    """Writes `draw_pair` of `count` images, evenly spaced over the data set, as JPEGs into the folder `out`.
+    """Write `draw_pair` of `count` images, evenly spaced over the data set, as JPEGs to the folder `out`.
 
-    Each file bears its image's name, and its id where two have the same. Returns the files in the data set's order.
+    Args:
+        out: folder, created if it is missing.
+        dataset: images and ground truths.
+        predictions: at most one per image.
+        count: number of images.
+        score_threshold: lowest score of the detections to draw.
+
+    Returns:
+        The files in the order of the data set, named like their images, with the id where two names are equal.
 
     Raises:
         UserError: an image cannot be read.
-        ValueError: an unknown image, or one that was predicted twice.
+        ValueError: an image is not in the data set, or was predicted twice.
     """
-    found = by_image(predictions, dataset)
-    nothing = Prediction(-1, np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
+    predicted = by_image(predictions, dataset)
     chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
-    records = [dataset.records[place] for place in chosen]
+    records = [dataset.records[index] for index in chosen]
     stems = Counter(record.path.stem.lower() for record in records)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for record in records:
-        pair = draw_pair(decode(record.path), record, found.get(record.id, nothing), dataset.classes, score=score)
+        prediction = predicted.get(record.id, Prediction.empty(record.id))
+        pair = draw_pair(decode(record.path), record, prediction, dataset.classes, score_threshold=score_threshold)
         stem = record.path.stem
         paths.append(out / f"{stem if stems[stem.lower()] == 1 else f'{stem}_{record.id}'}.jpg")
         # Full resolution of the colours (4:4:4) keeps thin coloured lines sharp.
@@ -81,13 +92,12 @@ def _scale(longest: int) -> float:
     return min(3, round(1000 / longest)) if longest <= 1000 else min(1, 1600 / longest)
 
 
-def _truth_names(record: Record, classes: Sequence[str]) -> list[str]:
+def _ground_truth_names(record: Record, classes: Sequence[str]) -> list[str]:
     marks = ("", " (difficult)", " (crowd)", " (crowd)")
+    columns = (record.labels, record.crowd, record.difficult)
     return [
         classes[label] + marks[2 * crowd + difficult]
-        for label, crowd, difficult in zip(
-            record.labels.tolist(), record.crowd.tolist(), record.difficult.tolist(), strict=True
-        )
+        for label, crowd, difficult in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 
@@ -100,8 +110,8 @@ def _side_by_side(
     head = 2 * text_size("", font)[1]
     panel = max(width, *(text_size(title, font)[0] + 2 for title in titles)), head + height
     step = (0, panel[1] + gap) if width > 2 * height else (panel[0] + gap, 0)
-    sheet = Image.new("RGB", (panel[0] + step[0], panel[1] + step[1]), WHITE)
-    for (x, y), picture, title in (((0, 0), left, titles[0]), (step, right, titles[1])):
-        sheet.paste(Image.fromarray(picture), (x, y + head))
-        ImageDraw.Draw(sheet).text((x + 4, y + head // 2), title, fill=BLACK, font=font, anchor="lm")
-    return np.array(sheet)
+    canvas = Image.new("RGB", (panel[0] + step[0], panel[1] + step[1]), WHITE)
+    for (x, y), image, title in (((0, 0), left, titles[0]), (step, right, titles[1])):
+        canvas.paste(Image.fromarray(image), (x, y + head))
+        ImageDraw.Draw(canvas).text((x + 4, y + head // 2), title, fill=BLACK, font=font, anchor="lm")
+    return np.array(canvas)

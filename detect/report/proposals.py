@@ -1,4 +1,4 @@
-"""How well proposals cover the truths, as tables and as a picture."""
+"""Recall of proposals, as tables and as a picture."""
 
 from __future__ import annotations
 
@@ -10,45 +10,46 @@ import numpy as np
 from rich.console import Console
 
 from detect.proposals.recall import THRESHOLDS, ProposalRecall
-from detect.report.tables import table
+from detect.terminal import table
 
-SHOWN = (0.5, 0.7, 0.8)
-"""The IoUs whose recalls are shown."""
+IOU_THRESHOLDS = (0.5, 0.7, 0.8)
+"""IoU thresholds at which recall is shown, here and on the report's page."""
 
 
 def print_recall(recall: ProposalRecall, classes: Sequence[str], console: Console | None = None) -> None:
-    """Prints recall, AR and (M)ABO of the first k proposals for each limit k, and the ABO of each class.
+    """Print recall, AR, ABO and MABO of the first k proposals for each limit k, and the ABO of each class.
 
-    Recall is the share of the truths that some proposal covers with the IoU; for AR, as COCO has it, each proposal
-    stands for one truth at most.
+    Recall is the share of the ground truths that have a proposal with the IoU. For AR, as in COCO, each proposal
+    matches one ground truth at most.
 
     Args:
-        classes: the name of each label.
-        console: where to print; the terminal if not given.
+        recall: proposals of a split.
+        classes: class names by label.
+        console: where to print; by default the terminal.
     """
     console = console or Console()
-    titles = ("proposals", *(f"recall@{iou:g}" for iou in SHOWN), "AR", "ABO", "MABO")
-    console.print(table(titles, [(limit, *_figures(recall, place)) for place, limit in enumerate(recall.limits)]))
+    titles = ("proposals", *(f"recall@{iou:g}" for iou in IOU_THRESHOLDS), "AR", "ABO", "MABO")
+    console.print(table(titles, [(limit, *_metrics(recall, index)) for index, limit in enumerate(recall.limits)]))
     console.print()
     rows = [(classes[label], value) for label, value in recall.abo().items()]
     console.print(table(("class", f"ABO@{recall.limits[-1]}"), rows))
 
 
 def draw_recall(path: Path, recall: ProposalRecall, title: str) -> None:
-    """Draws recall and MABO against the number of proposals, and recall against the IoU, into an image file."""
-    from matplotlib.figure import Figure  # late, for it takes a second
+    """Draw recall and MABO against the number of proposals, and recall against the IoU, to an image file."""
+    from matplotlib.figure import Figure  # here, because the import takes a second
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
-    lines = {f"recall at IoU {iou:g}": partial(recall.covered, iou) for iou in SHOWN} | {"MABO": recall.mabo}
+    lines = {f"recall at IoU {iou:g}": partial(recall.covered, iou) for iou in IOU_THRESHOLDS} | {"MABO": recall.mabo}
     for name, line in lines.items():
-        figures = np.array([line(place) for place in range(len(recall.limits))], float)
-        left.plot(recall.limits, figures, marker=".", label=name)
-    left.set(xscale="log", xlabel="proposals an image", ylim=(0, 1))
-    for place, limit in enumerate(recall.limits):
-        figures = np.array([recall.covered(iou, place) for iou in THRESHOLDS], float)
-        right.plot(THRESHOLDS, figures, marker=".", label=f"{limit} proposals")
+        values = np.array([line(index) for index in range(len(recall.limits))], float)
+        left.plot(recall.limits, values, marker=".", label=name)
+    left.set(xscale="log", xlabel="proposals per image", ylim=(0, 1))
+    for index, limit in enumerate(recall.limits):
+        values = np.array([recall.covered(iou, index) for iou in THRESHOLDS], float)
+        right.plot(THRESHOLDS, values, marker=".", label=f"{limit} proposals")
     right.set(xlabel="IoU", ylabel="recall", ylim=(0, 1))
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -56,6 +57,6 @@ def draw_recall(path: Path, recall: ProposalRecall, title: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _figures(recall: ProposalRecall, place: int) -> list[float | None]:
-    recalls = [recall.covered(iou, place) for iou in SHOWN]
-    return [*recalls, recall.average_recall(place), recall.mean_overlap(place), recall.mabo(place)]
+def _metrics(recall: ProposalRecall, index: int) -> list[float | None]:
+    recalls = [recall.covered(iou, index) for iou in IOU_THRESHOLDS]
+    return [*recalls, recall.average_recall(index), recall.mean_overlap(index), recall.mabo(index)]

@@ -1,4 +1,4 @@
-"""`report.html`: all that an evaluation knows, or in what several differ, in one file that a person opens."""
+"""`report.html`: a page with all results of one evaluation, or with the differences between several."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from typing import Any
 from detect.data.dataset import Dataset
 from detect.evaluation.coco import Prediction
 from detect.evaluation.tide import tide
+from detect.files.atomic import write_text
 from detect.proposals.recall import ProposalRecall
-from detect.report.breakdown import analyse, compare
-from detect.report.gallery import differing, gallery, judge
+from detect.report.breakdown import analyse, compare_runs
+from detect.report.gallery import errors_by_image, gallery, largest_differences
 from detect.report.page import render_comparison, render_report
+from detect.report.proposals import IOU_THRESHOLDS
 from detect.report.saved import Evaluation
 
 VERSIONS = ("detect", "torch", "torchvision", "lightning", "pycocotools", "numpy")
-COVERED = (0.5, 0.7, 0.8)
-"""The IoUs at which the recall of proposals is shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the detections of a report come from; None for what is not known."""
+    """Origin of the detections of a report; None for what is unknown."""
 
     title: str
     checkpoint: Path | None = None
     config: str | None = None
-    """The whole experiment, as YAML."""
+    """Configuration of the experiment as YAML."""
     run: Path | None = None
-    """The folder of the training, which has its curves."""
+    """Folder of the training run, which contains its curves."""
     command: str | None = None
 
 
@@ -45,9 +45,8 @@ def write_report(
     origin: Origin,
     recall: ProposalRecall | None = None,
 ) -> None:
-    """Writes the page; `recall` is that of the proposals, where there were any."""
-    data = report_data(dataset, predictions, origin, recall)
-    file.write_text(render_report(data), encoding="utf-8")
+    """Write the page of one evaluation; `recall` is that of the proposals, if there were any."""
+    write_text(file, render_report(report_data(dataset, predictions, origin, recall)))
 
 
 def report_data(
@@ -56,7 +55,7 @@ def report_data(
     origin: Origin,
     recall: ProposalRecall | None = None,
 ) -> dict[str, Any]:
-    """What the page shows, as plain numbers, strings, lists and dictionaries."""
+    """Return the data of the page as numbers, strings, lists and dictionaries."""
     errors = tide(dataset, predictions)
     return {
         "title": origin.title,
@@ -65,49 +64,50 @@ def report_data(
         **analyse(dataset, predictions),
         "errors": errors.summary(),
         "proposals": _proposals(recall),
-        "gallery": gallery(judge(dataset, predictions, errors)),
+        "gallery": gallery(errors_by_image(dataset, predictions, errors)),
         "training": training_curves(origin.run / "metrics.csv") if origin.run else None,
     }
 
 
 def write_comparison_report(file: Path, runs: Sequence[Evaluation], command: str | None = None) -> None:
-    """Writes the page on what sets detectors apart on the same images; the first one is the reference."""
+    """Write the page that compares several detectors on the same images with the first of them."""
     dataset = runs[0].dataset
     title = f"{dataset.root.absolute().name} {dataset.split}: {', '.join(run.name for run in runs)}"
-    figures, pairs = compare(dataset, [run.predictions for run in runs])
+    metrics, pairs = compare_runs(dataset, [run.predictions for run in runs])
     subjects = [_subject(dataset, run.predictions, Origin(title, run.checkpoint, command=command)) for run in runs]
+    errors = [errors_by_image(dataset, run.predictions, tide(dataset, run.predictions)) for run in runs]
     data = {
         "title": title,
         "runs": [
-            {"name": run.name, "subject": subject, "figures": own}
-            for run, subject, own in zip(runs, subjects, figures, strict=True)
+            {"name": run.name, "subject": subject, "metrics": own}
+            for run, subject, own in zip(runs, subjects, metrics, strict=True)
         ],
         "pairs": pairs,
-        "images": differing([judge(dataset, run.predictions, tide(dataset, run.predictions)) for run in runs]),
+        "images": largest_differences(errors),
     }
-    file.write_text(render_comparison(data), encoding="utf-8")
+    write_text(file, render_comparison(data))
 
 
 def _subject(dataset: Dataset, predictions: Sequence[Prediction], origin: Origin) -> dict[str, Any]:
-    """What was judged, when and with what."""
+    """Return what was evaluated, when, and with which versions."""
     crowds = sum(int(record.crowd.sum()) for record in dataset.records)
     return {
         "images": len(dataset),
-        "truths": sum(len(record.labels) for record in dataset.records) - crowds,
+        "ground_truths": sum(len(record.labels) for record in dataset.records) - crowds,
         "crowds": crowds,
         "detections": sum(len(prediction.scores) for prediction in predictions),
         "classes": len(dataset.classes),
         "root": str(dataset.root),
         "split": dataset.split,
         "checkpoint": str(origin.checkpoint) if origin.checkpoint else None,
-        "made": date.today().isoformat(),
+        "date": date.today().isoformat(),
         "versions": {name: version(name) for name in VERSIONS},
         "command": origin.command,
     }
 
 
 def training_curves(file: Path) -> dict[str, Any] | None:
-    """The columns of a run's `metrics.csv` over the steps; None where there is no such file."""
+    """Return the columns of a run's `metrics.csv` over the steps; None if there is no such file."""
     try:
         with file.open(newline="", encoding="utf-8") as lines:
             rows = list(csv.DictReader(lines))
@@ -123,20 +123,20 @@ def training_curves(file: Path) -> dict[str, Any] | None:
 
 
 def _group(name: str) -> str:
-    """Losses, figures (AP, AR@100 …) and rates go into pictures of their own."""
+    """Return the chart that a column belongs to: losses, metrics (AP, AR@100 …) or learning rates."""
     if name.startswith("lr-"):
         return "learning rate"
-    return "figures" if name.startswith(("AP", "AR", "VOC", "recall", "ABO", "MABO")) else "losses"
+    return "metrics" if name.startswith(("AP", "AR", "VOC", "recall", "ABO", "MABO")) else "losses"
 
 
 def _proposals(recall: ProposalRecall | None) -> dict[str, Any] | None:
     if recall is None or not len(recall.labels):
         return None
-    places = range(len(recall.limits))
+    limits = range(len(recall.limits))
     return {
         "limits": list(recall.limits),
-        "recall": {f"{iou:.2f}": [recall.covered(iou, place) for place in places] for iou in COVERED},
-        "AR": [recall.average_recall(place) for place in places],
+        "recall": {f"{iou:.2f}": [recall.covered(iou, index) for index in limits] for iou in IOU_THRESHOLDS},
+        "AR": [recall.average_recall(index) for index in limits],
         "ABO": recall.mean_overlap(),
         "MABO": recall.mabo(),
     }

@@ -80,15 +80,15 @@ def test_findings_in_all_three_forms(tmp_path):
     assert page.count("data:image/jpeg") == 8 and "clipped × 4" in page
 
 
-def test_a_mended_copy(tmp_path):
+def test_a_repaired_copy(tmp_path):
     root = coco(tmp_path / "data", boxes=[(8, 8, 30, 20), (80, 8, 30, 20)])
-    code, text = run(root, fix=tmp_path / "mended")
-    assert code == 1 and "a mended copy, 3 changes" in text
-    assert run(tmp_path / "mended")[0] == 0
+    code, text = run(root, fix=tmp_path / "repaired")
+    assert code == 1 and "a repaired copy with 3 changes" in text
+    assert run(tmp_path / "repaired")[0] == 0
 
 
 class _Links(HTMLParser):
-    """What a page would fetch or run."""
+    """Links and scripts of a page."""
 
     def __init__(self):
         super().__init__()
@@ -140,7 +140,7 @@ def test_the_anchors_of_a_config(tmp_path):
     assert anchors["proposed"]["all"]["mean"] > anchors["ceiling"]["all"]["mean"]
     assert "anchor_ratios" in text and "anchor_ratios" in (tmp_path / "f.html").read_text()
     assert code == ("anchors" in text.split("train 3")[0])
-    # The proposal, pasted into the config, gives what it promised.
+    # The proposed YAML, pasted into the config, gives the reported result.
 
     values = yaml.safe_load(CONFIG)
     values["model"]["rpn"] |= yaml.safe_load(anchors["yaml"])["model"]["rpn"]

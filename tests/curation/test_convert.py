@@ -1,4 +1,4 @@
-"""COCO, VOC and YOLO to one another: what comes back through the readers, and what is told to be lost."""
+"""Conversion between COCO, VOC and YOLO: what the readers return, and which losses are reported."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def save_image(path, size=(41, 31), turn=1):
 
 
 def save_coco(root, split, images, annotations=(), categories=CATEGORIES):
-    """`images` are (id, file name); `annotations` are (image, category, bbox, other fields)."""
+    """Write a COCO split of images (id, file name) and annotations (image, category, bbox, other fields)."""
     entries = [
         {"id": place, "image_id": image, "category_id": category, "bbox": bbox, "area": bbox[2] * bbox[3], "iscrowd": 0}
         | fields
@@ -40,7 +40,7 @@ def save_coco(root, split, images, annotations=(), categories=CATEGORIES):
 
 @pytest.fixture
 def plain(tmp_path):
-    """A data set that all formats hold whole but for category ids: decimals, edges, an empty image and a turned one."""
+    """Data set that all formats can store, except category ids: decimals, edges, an empty and a rotated image."""
     root = tmp_path / "plain"
     for split, name in [("train", "1.png"), ("train", "2 b.png"), ("val", "3.jpg")]:
         save_image(root / split / name, turn=6 if name == "3.jpg" else 1)
@@ -81,7 +81,7 @@ def test_every_way_around(plain, tmp_path, first, second):
         before = read(plain, split)
         for folder in ("one", "two", "three"):
             after = read(tmp_path / folder, split)
-            assert after.mended == ()
+            assert after.repaired == ()
             check_same(before, after)
     assert set(splits(tmp_path / "two")) == {"train", "val"}
 
@@ -90,7 +90,7 @@ def test_coco_keeps_ids_areas_and_crowds(plain, tmp_path):
     boxes = [(12, 90, [1, 2, 3, 4], {"area": 5.5}), (11, 3, [0, 0, 20, 20], {"iscrowd": 1})]
     save_coco(plain, "train", [(12, "1.png"), (11, "2 b.png")], boxes)
     done = convert(plain, tmp_path / "out", "coco", progress=False)
-    turned = "image is stored turned (EXIF): its boxes are those of the upright image"
+    turned = "image is stored rotated (EXIF): its boxes refer to the upright image"
     assert +done.changed == {turned: 1}
     assert done.classes == ("cat", "traffic light", "b<&>é")
     before, after = read(plain, "train"), read(tmp_path / "out", "train")
@@ -99,7 +99,7 @@ def test_coco_keeps_ids_areas_and_crowds(plain, tmp_path):
     assert after.records[1].crowd.tolist() == [True] and after.records[0].areas.tolist() == [5.5]
 
 
-def test_what_voc_cannot_hold_is_told(plain, tmp_path):
+def test_losses_of_voc_are_reported(plain, tmp_path):
     boxes = [
         (12, 90, [1, 2, 3, 4], {"area": 5.5}),
         (12, 90, [1, 2, 1, 4], {}),
@@ -108,30 +108,30 @@ def test_what_voc_cannot_hold_is_told(plain, tmp_path):
     save_coco(plain, "train", [(12, "1.png"), (11, "2 b.png")], boxes)
     done = convert(plain, tmp_path / "out", "voc", ["train"], progress=False)
     assert +done.changed == {
-        "crowd left out: VOC knows single objects only": 1,
-        "box left out: in VOC one no wider or no higher than a pixel has no area": 1,
-        "area is now that of the box: VOC has no other": 1,
-        "class without an object is gone: VOC has no list of classes": 2,
-        "category gets another id: VOC counts them by itself": 1,
-        "image gets another id: VOC has only the digits of its name": 2,
+        "crowd left out: VOC has only single objects": 1,
+        "box left out: in VOC a box at most one pixel wide or high has no area": 1,
+        "area replaced by the area of the box: VOC has no areas": 1,
+        "class without objects lost: VOC has no list of classes": 2,
+        "category gets a new id: VOC numbers its categories": 1,
+        "image gets a new id: VOC has only file names": 2,
     }
     after = read(tmp_path / "out", "train")
-    assert after.classes == done.classes == ("b<&>é",) and after.mended == ()
+    assert after.classes == done.classes == ("b<&>é",) and after.repaired == ()
     np.testing.assert_array_equal(after.records[0].boxes, [[1, 2, 4, 6]])
     assert len(after.records[1].boxes) == 0
     lines = done.lines()
-    assert lines[:2] == ["train: 2 images, 1 boxes", "1 classes"] and lines[-1].startswith("boxes are all")
-    assert "1 × crowd left out: VOC knows single objects only" in lines
+    assert lines[:2] == ["train: 2 images, 1 boxes", "1 classes"] and lines[-1].startswith("only boxes are")
+    assert "1 × crowd left out: VOC has only single objects" in lines
 
 
-def test_what_yolo_cannot_hold_is_told(plain, tmp_path):
+def test_losses_of_yolo_are_reported(plain, tmp_path):
     boxes = [(1, 90, [1, 2, 0.5, 4], {"area": 5.5}), (1, 3, [0, 0, 20, 20], {"iscrowd": 1})]
     save_coco(plain, "train", [(1, "1.png"), (2, "2 b.png")], boxes)
     done = convert(plain, tmp_path / "out", "yolo", ["train"], progress=False)
     assert +done.changed == {
-        "crowd left out: YOLO knows single objects only": 1,
-        "area is now that of the box: YOLO has no other": 1,
-        "category gets another id: YOLO counts them by itself": 3,
+        "crowd left out: YOLO has only single objects": 1,
+        "area replaced by the area of the box: YOLO has no areas": 1,
+        "category gets a new id: YOLO numbers its categories": 3,
     }
     after = read(tmp_path / "out", "train")
     np.testing.assert_array_equal(after.records[0].boxes, np.float32([[1, 2, 1.5, 6]]))
@@ -148,7 +148,7 @@ def test_difficult(plain, tmp_path):
     check_same(read(tmp_path / "voc", "train"), read(tmp_path / "again", "train"))
     for to in ("coco", "yolo"):
         done = convert(tmp_path / "voc", tmp_path / to, to, progress=False)
-        assert done.changed[f"object is no longer marked difficult: {to.upper()} has no such mark"] == 1
+        assert done.changed[f"difficult flag lost: {to.upper()} has none"] == 1
 
 
 def test_an_image_of_two_splits_lies_once_in_voc(plain, tmp_path):
@@ -175,7 +175,8 @@ def test_names_that_collide_or_are_unsafe(tmp_path):
         done = convert(tmp_path / "in", tmp_path / to, to, progress=False)
         after = read(tmp_path / to, "train")
         assert (
-            after.mended == () and done.changed["image renamed: another has its name, or some systems forbid it"] == 8
+            after.repaired == ()
+            and done.changed["image renamed: its name is taken or not allowed on some systems"] == 8
         )
         order = np.argsort([record.boxes[0, 0] for record in after.records])
         stems = [after.records[place].path.name for place in order]
@@ -213,7 +214,7 @@ def test_limit(plain, tmp_path, to):
     assert [record.path.name for record in read(tmp_path / "out", "train").records] == ["1.png"]
 
 
-def test_what_was_mended_and_left_out_is_told(plain, tmp_path):
+def test_repairs_and_omissions_are_reported(plain, tmp_path):
     boxes = [(1, 3, [-5, 2, 20, 4], {}), (1, 3, [5, 2, 0, 4], {}), (2, 3, [5, 2, 2, 4], {})]
     save_coco(plain, "train", [(1, "1.png"), (2, "2 b.png")], boxes)
     (plain / "train" / "2 b.png").write_bytes(b"no image")
@@ -249,7 +250,7 @@ def test_a_margin_of_nothing(plain, tmp_path):
 
 def test_an_empty_split_that_yolo_does_not_know(tmp_path):
     save_coco(tmp_path / "in", "more", [])
-    with pytest.raises(UserError, match="YOLO knows train, val and test, but no split more"):
+    with pytest.raises(UserError, match="YOLO has only train, val and test, not the split more"):
         convert(tmp_path / "in", tmp_path / "out", "yolo", progress=False)
 
 
@@ -259,10 +260,10 @@ def test_an_empty_split_that_yolo_does_not_know(tmp_path):
         ({"to": "coco", "limit": 0}, "--limit: 0"),
         ({"to": "coco", "margin": 0.0}, "--margin: only crops"),
         ({"to": "coco", "names": ["test"]}, "there is no split test"),
-        ({"to": "yolo", "names": ["more"]}, "YOLO knows train, val and test, but no split more"),
-        ({"to": "yolo"}, "YOLO knows train, val and test, but no split more"),
+        ({"to": "yolo", "names": ["more"]}, "YOLO has only train, val and test, not the split more"),
+        ({"to": "yolo"}, "YOLO has only train, val and test, not the split more"),
         ({"to": "yolo", "names": ["val", "val2017"]}, "the splits val and val2017 would both be YOLO's val"),
-        ({"to": "voc", "names": ["val2017"]}, r"VOC cannot hold the class 'a\\x00b'"),
+        ({"to": "voc", "names": ["val2017"]}, r"VOC cannot store the class 'a\\x00b'"),
     ],
 )
 def test_mistakes_leave_nothing_behind(plain, tmp_path, options, message):
@@ -278,12 +279,12 @@ def test_mistakes_leave_nothing_behind(plain, tmp_path, options, message):
 def test_classes_that_xml_changes(tmp_path, name):
     save_image(tmp_path / "in" / "train" / "1.png")
     save_coco(tmp_path / "in", "train", [(1, "1.png")], [(1, 1, [1, 2, 3, 4], {})], [{"id": 1, "name": name}])
-    with pytest.raises(UserError, match="VOC cannot hold the class") as error:
+    with pytest.raises(UserError, match="VOC cannot store the class") as error:
         convert(tmp_path / "in", tmp_path / "out", "voc", progress=False)
     assert str(error.value).isprintable()
     for to in ("coco", "yolo"):
-        if name == "\ud800" and to == "yolo":  # half a letter, which no file in UTF-8 can hold
-            with pytest.raises(UserError, match=r"YOLO cannot hold the class '\\ud800'"):
+        if name == "\ud800" and to == "yolo":  # a lone surrogate, which UTF-8 cannot encode
+            with pytest.raises(UserError, match=r"YOLO cannot store the class '\\ud800'"):
                 convert(tmp_path / "in", tmp_path / to, to, progress=False)
         else:
             convert(tmp_path / "in", tmp_path / to, to, progress=False)
@@ -303,7 +304,7 @@ def test_a_disk_that_takes_no_more(plain, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr("detect.curation.convert.shutil.copyfile", full)
-    with pytest.raises(UserError, match=r"1\.png: No space left on device; mend that or choose another --out"):
+    with pytest.raises(UserError, match=r"1\.png: No space left on device; fix that or choose another --out"):
         convert(plain, tmp_path / "out", "coco", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["plain"]
 
@@ -374,5 +375,5 @@ def test_nothing_is_written_into_the_data_set(plain, to):
 
 def test_where_no_folder_can_be_made(plain, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/out: cannot be created \(Not a directory\); mend that or choose another"):
+    with pytest.raises(UserError, match=r"file/out: cannot be created \(Not a directory\); fix that or choose another"):
         convert(plain, tmp_path / "file" / "out", "voc", progress=False)

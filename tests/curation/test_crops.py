@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detect.cli import main
-from detect.curation.crops import cut_out, folder_names, to_imagefolder
+from detect.curation.crops import crop, folder_names, to_imagefolder
 from detect.curation.shapes import make_shapes
 from detect.data.decode import decode
 from detect.data.formats.imagefolder import read_imagefolder
@@ -25,7 +25,7 @@ def shapes(tmp_path_factory) -> Path:
 
 
 def coco(root: Path, boxes: list[list[float]], names=("a", "b"), files=("1.png",), crowd: int = 0) -> Path:
-    """Grey images of 60 × 80 (height × width), each with the same boxes of the first class; the last may be a crowd."""
+    """Write grey images of 60 × 80 (height × width) with the same boxes of the first class; the last may be crowds."""
     (root / "annotations").mkdir(parents=True)
     images, annotations = [], []
     for number, file in enumerate(files, start=1):
@@ -44,7 +44,7 @@ def coco(root: Path, boxes: list[list[float]], names=("a", "b"), files=("1.png",
 
 
 def check_crops(dataset, out: Path, margin: float) -> int:
-    """Compares every crop with the pixels of its image; returns how many there are."""
+    """Compare every crop with the pixels of its image, and return the number of crops."""
     count = 0
     for record in dataset.records:
         image = decode(record.path)
@@ -53,10 +53,10 @@ def check_crops(dataset, out: Path, margin: float) -> int:
             if (box[2:] - box[:2]).min() < 16:
                 assert not file.exists()
                 continue
-            crop, expected = decode(file), cut_out(image, box, margin)
-            assert crop.shape == expected.shape
+            written, expected = decode(file), crop(image, box, margin)
+            assert written.shape == expected.shape
             # Colour is stored at half the resolution.
-            assert np.abs(crop.mean(axis=2) - expected.mean(axis=2)).mean() < 4
+            assert np.abs(written.mean(axis=2) - expected.mean(axis=2)).mean() < 4
             count += 1
     return count
 
@@ -72,12 +72,12 @@ def test_every_shape_becomes_an_image_of_its_class(shapes, tmp_path):
     assert len(train) + len(val) == count and set(train.classes) == set(splits["train"].classes)
 
 
-def test_cut_out_by_hand():
+def test_crop_by_hand():
     image = np.arange(20 * 30 * 3, dtype=np.uint32).reshape(20, 30, 3).astype(np.uint8)
     box = np.array([5, 4, 15, 14], np.float32)
-    np.testing.assert_array_equal(cut_out(image, box, 0.0), image[4:14, 5:15])
-    np.testing.assert_array_equal(cut_out(image, box, 0.25), image[1:17, 2:18])  # 2.5 pixels: what the box touches
-    np.testing.assert_array_equal(cut_out(image, box, 9.0), image)
+    np.testing.assert_array_equal(crop(image, box, 0.0), image[4:14, 5:15])
+    np.testing.assert_array_equal(crop(image, box, 0.25), image[1:17, 2:18])  # 2.5 pixels: all touched pixels
+    np.testing.assert_array_equal(crop(image, box, 9.0), image)
 
 
 def test_small_boxes_and_crowds_are_counted(tmp_path):
@@ -102,12 +102,12 @@ def test_limit_and_split(shapes, tmp_path):
     assert found and found <= {record.path.stem for record in records}
 
 
-def test_unreadable_images_are_told(tmp_path):
+def test_unreadable_images_are_reported(tmp_path):
     root = coco(tmp_path / "in", [[0, 0, 20, 20]], files=("1.png", "2.png", "3.png"))
     (root / "train" / "1.png").write_bytes(b"no image")
     damaged = root / "train" / "2.png"
     content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 255  # whole, but its checksum does not hold
+    content[len(content) // 2] ^= 255  # complete, but its checksum is wrong
     damaged.write_bytes(content)
     done = to_imagefolder(root, tmp_path / "out", progress=False)
     assert "1.png: this is no image" in done.unreadable[0]
@@ -150,8 +150,8 @@ def test_the_command(tmp_path, capsys):
     [
         (["--split", "test"], "there is no split test"),
         (["--limit", "0"], "--limit: 0; convert 1 image at least"),
-        (["--margin", "-1"], "--margin: -1; give a share"),
-        (["--margin", "nan"], "--margin: nan; give a share"),
+        (["--margin", "-1"], "--margin: -1; give a fraction"),
+        (["--margin", "nan"], "--margin: nan; give a fraction"),
     ],
 )
 def test_mistakes_leave_nothing_behind(shapes, tmp_path, capsys, arguments, message):
@@ -160,9 +160,9 @@ def test_mistakes_leave_nothing_behind(shapes, tmp_path, capsys, arguments, mess
     assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
-def test_a_data_set_without_a_box_to_cut_out(tmp_path):
+def test_a_data_set_without_a_box_to_crop(tmp_path):
     root = coco(tmp_path / "in", [[0, 0, 5, 5]])
-    with pytest.raises(UserError, match="has no box to cut out whose sides are 16 pixels or more"):
+    with pytest.raises(UserError, match="has no box to crop with sides of 16 pixels or more"):
         to_imagefolder(root, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 

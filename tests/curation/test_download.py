@@ -10,8 +10,10 @@ import zipfile
 import pytest
 
 from detect.curation import download as module
-from detect.curation.download import SOURCES, Archive, Source, download, new_folder
+from detect.curation.download import download
+from detect.curation.download_sources import SOURCES, Archive, Source
 from detect.errors import UserError
+from detect.files.atomic import new_folder
 
 FILES = {
     "VOCdevkit/VOC/JPEGImages/1.jpg": b"\xff\xd8 no photograph" * 9000,
@@ -42,7 +44,7 @@ def make_zip(files=FILES, compression=zipfile.ZIP_STORED):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`; `cut` holds how many bytes each of the next answers gives before the connection ends."""
+    """Server of `files`; `cut` lists the number of bytes after which the next connections end."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -91,7 +93,7 @@ def server(monkeypatch):
 
 
 def sources(server, content, file="voc.tar", limit=10**6, **changes):
-    """One data set `voc` of one archive, which the server has."""
+    """Return one data set `voc` with one archive, which the server has."""
     server.files[file] = content
     given = {
         "url": f"{server.url}/{file}",
@@ -112,7 +114,7 @@ def assert_complete(root):
 
 
 def assert_refused(root, given, *words, left=()):
-    """One line with each of the words, and nothing but `left` in the folder."""
+    """Check that the error is one line with all words, and that only `left` is in the folder."""
     with pytest.raises(UserError) as caught:
         download("voc", root, sources=given, progress=False)
     assert "\n" not in str(caught.value)
@@ -160,7 +162,7 @@ def test_present_is_not_fetched_again(server, tmp_path, capsys):
     (tmp_path / "voc" / "mine").touch()
     assert download("voc", tmp_path, sources=given) == tmp_path / "voc"
     assert server.requests == []
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_a_cut_connection_goes_on_where_it_stopped(server, tmp_path):
@@ -186,7 +188,7 @@ def test_a_server_without_ranges_starts_again(server, tmp_path):
 
 
 def test_progress_is_what_makes_another_try(server, tmp_path):
-    server.cut = [10] * 8  # more cuts than tries, but each brought something
+    server.cut = [10] * 8  # more interruptions than retries, but each connection sent data
     download("voc", tmp_path, sources=sources(server, make_tar()), progress=False)
     assert len(server.requests) == 9
 
@@ -267,7 +269,7 @@ def test_a_server_may_not_fill_the_disk(server, tmp_path):
     assert_refused(tmp_path, given, "where at most 1000 were expected")
 
 
-def test_without_checksum_the_computed_one_is_told(server, tmp_path, capsys):
+def test_without_checksum_the_computed_one_is_reported(server, tmp_path, capsys):
     content = make_zip()
     download("voc", tmp_path, sources=sources(server, content, "voc.zip", size=None, checksum=None))
     assert hashlib.sha256(content).hexdigest() in capsys.readouterr().err
@@ -350,7 +352,7 @@ def test_a_damaged_zip(server, tmp_path):
 
 
 def test_an_archive_without_the_folder(server, tmp_path):
-    assert_refused(tmp_path, sources(server, make_tar({"other": b""})), "holds no VOCdevkit/VOC")
+    assert_refused(tmp_path, sources(server, make_tar({"other": b""})), "it has no folder VOCdevkit/VOC")
 
 
 # --------------------------------------------------------------------------------------------------------------- folder
@@ -373,7 +375,7 @@ def test_new_folder_over_a_file(tmp_path):
 
 def test_root_is_a_file(server, tmp_path):
     (tmp_path / "root").touch()
-    with pytest.raises(UserError, match=r"cannot be created .*; mend that or choose another"):
+    with pytest.raises(UserError, match=r"cannot be created .*; fix that or choose another"):
         download("voc", tmp_path / "root", sources=sources(server, make_tar()), progress=False)
 
 

@@ -28,7 +28,7 @@ def shapes(tmp_path_factory) -> Path:
 
 
 def stored(path: Path) -> dict[tuple[str, bytes], np.ndarray]:
-    """All that a store holds, by the images' names and digests: two splits may have a name in common."""
+    """Return the content of a store by name and digest of the image; two splits may have a name in common."""
     with closing(ProposalStore(path)) as store:
         rows = store._database.execute("SELECT name, image FROM proposals").fetchall()
         return {(name, image): store.boxes(image) for name, image in rows}
@@ -44,7 +44,7 @@ def test_sources_are_data_sets_folders_files_and_patterns(shapes, tmp_path):
     assert find_images([str(tmp_path / "**" / "*.png")]) == [files[1]]
     listed = {record.path for split in ("train", "val") for record in read(shapes, split, progress=False).records}
     (shapes / "stray.jpg").touch()
-    assert set(find_images([str(shapes)])) == listed  # of a data set, what its annotations list
+    assert set(find_images([str(shapes)])) == listed  # a data set has the images that its annotations list
     (tmp_path / "empty").mkdir()
     for nothing in (tmp_path / "gone.jpg", tmp_path / "empty", tmp_path / "*.bmp"):
         with pytest.raises(UserError, match="no images; give a data set, a folder"):
@@ -132,7 +132,7 @@ def test_what_is_wrong_with_the_truths_is_told_before_the_work(shapes, tmp_path,
 def test_truths_as_proposals_have_full_recall(shapes, tmp_path):
     dataset = read(shapes, "val", progress=False)
     with closing(ProposalStore(tmp_path / "store", {})) as store:
-        with pytest.raises(UserError, match="has no proposals of"):
+        with pytest.raises(UserError, match="no proposals for"):
             store_recall(store, dataset)
         for record in dataset.records:
             store.add(digest(record.path), record.path.name, record.boxes.round())

@@ -116,7 +116,7 @@ def test_areas_of_the_outlines(shape, area):
 def test_a_drawn_shape_covers_its_area():
     ratios = []
     for index in range(60):
-        alpha, area = shapes._throw(np.random.default_rng(index), index % len(SHAPES), 200, 200)
+        alpha, area = shapes._random_shape(np.random.default_rng(index), index % len(SHAPES), 200, 200)
         mask = alpha >= 0.5
         if not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()):
             ratios.append(mask.sum() / area)
@@ -124,18 +124,18 @@ def test_a_drawn_shape_covers_its_area():
     assert np.abs(np.array(ratios) - 1).max() < 0.06
 
 
-def test_what_is_hidden_is_thrown_anew(monkeypatch):
-    """Two equal discs at one place: the second would hide the first, so the scene keeps one."""
+def test_what_is_hidden_is_random_shapen_anew(monkeypatch):
+    """Of two equal discs at the same position the second would hide the first, so the scene has one."""
     disc = cv2.circle(np.zeros((64, 64), np.float32), (32, 32), 10, 1.0, -1)
-    monkeypatch.setattr(shapes, "_throw", lambda *args: (disc, float(disc.sum())))
+    monkeypatch.setattr(shapes, "_random_shape", lambda *args: (disc, float(disc.sum())))
     monkeypatch.setattr(shapes, "EMPTY", 0.0)
     for index in range(5):
         assert len(draw_scene(np.random.default_rng(index), (64, 64))[1]) == 1
 
 
-def test_what_the_border_hides_is_thrown_anew(monkeypatch):
+def test_what_the_border_hides_is_random_shapen_anew(monkeypatch):
     disc = cv2.circle(np.zeros((64, 64), np.float32), (32, 32), 10, 1.0, -1)
-    monkeypatch.setattr(shapes, "_throw", lambda *args: (disc, float(disc.sum()) / VISIBLE + 1))
+    monkeypatch.setattr(shapes, "_random_shape", lambda *args: (disc, float(disc.sum()) / VISIBLE + 1))
     monkeypatch.setattr(shapes, "EMPTY", 0.0)
     assert draw_scene(np.random.default_rng(0), (64, 64))[1] == []
 
@@ -149,7 +149,7 @@ def test_what_the_border_hides_is_thrown_anew(monkeypatch):
         ({"images": {"train": -1}}, "no negative"),
         ({"images": {"../up": 1}}, "'../up'"),
         ({"size": (20, 64)}, "64"),
-        ({"size": (128, 64)}, "least"),
+        ({"size": (128, 64)}, "smallest"),
         ({"seed": -1}, "seed=-1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The figures of a data set, against what a person counts."""
+"""Statistics of a data set, compared with counts by hand."""
 
 import json
 import warnings
@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from detect.curation.stats import columns, cooccurrence, print_statistics, statistics, stats
-from detect.curation.stats_picture import cover, draw_sheet
+from detect.curation.objects import cooccurrence, objects_of
+from detect.curation.stats import print_statistics, statistics, stats
+from detect.curation.stats_picture import coverage, draw_statistics
 from detect.data.dataset import Dataset, Defect, Record
 from detect.errors import UserError
 
@@ -31,8 +32,8 @@ def record(boxes=(), labels=(), *, size=(100, 50), crowd=None, areas=None, diffi
     )
 
 
-def dataset(records=(), classes=("cat", "dog", "owl"), mended=()) -> Dataset:
-    return Dataset(Path("set"), "train", "coco", tuple(classes), tuple(range(len(classes))), tuple(records), mended)
+def dataset(records=(), classes=("cat", "dog", "owl"), repaired=()) -> Dataset:
+    return Dataset(Path("set"), "train", "coco", tuple(classes), tuple(range(len(classes))), tuple(records), repaired)
 
 
 BY_HAND = dataset(
@@ -41,11 +42,11 @@ BY_HAND = dataset(
         record([[0, 0, 20, 40], [0, 0, 10, 40]], [0, 0], size=(200, 400), areas=[1024, 9216], difficult=[True, False]),
         record(size=(100, 100)),
     ],
-    mended=(Defect("clipped", Path("a"), ""), Defect("clipped", Path("b"), "")),
+    repaired=(Defect("clipped", Path("a"), ""), Defect("clipped", Path("b"), "")),
 )
 
 
-def test_figures_by_hand():
+def test_statistics_by_hand():
     found = statistics(BY_HAND)
     assert found["images"] == 3 and found["images_without_objects"] == 1
     assert found["objects"] == 4 and found["crowds"] == 1 and found["difficult"] == 1
@@ -83,19 +84,19 @@ def test_nothing_at_all(classes):
     assert found["image_width"] is found["box_size"] is None and found["images_with_both"] == []
 
 
-def test_cover_by_hand():
-    """A box over the left half of one image, none on the other; and one that covers no middle of a cell."""
+def test_coverage_by_hand():
+    """A box covers the left half of one image, and another box covers the centre of no cell."""
     halves = dataset([record([[0, 0, 50, 50]], [0]), record([[0, 0, 0.5, 0.5]], [0])])
-    covered = cover(columns(halves))
+    covered = coverage(objects_of(halves))
     cells = len(covered)
     np.testing.assert_array_equal(covered[:, : cells // 2], 0.5)
     np.testing.assert_array_equal(covered[:, cells // 2 :], 0)
 
 
-def printed(figures, width=80) -> list[list[str]]:
+def printed(splits, width=80) -> list[list[str]]:
     console = Console(width=width, record=True, force_terminal=False)
     with console.capture() as captured:
-        print_statistics(figures, console)
+        print_statistics(splits, console)
     return [line.split() for line in captured.get().splitlines()]
 
 
@@ -136,11 +137,11 @@ def test_three_hundred_classes_and_hostile_names():
     [dataset(classes=()), dataset([record([[1, 1, 3, 4]], [0])], ["cat"]), many()],
     ids=["nothing", "one", "many"],
 )
-def test_the_sheet(tmp_path, given):
+def test_the_picture(tmp_path, given):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_sheet(tmp_path / "sheet.png", given)
-    with Image.open(tmp_path / "sheet.png") as image:
+        draw_statistics(tmp_path / "picture.png", given)
+    with Image.open(tmp_path / "picture.png") as image:
         assert image.size == (2400, 1500) and len(image.convert("L").getcolors()) > 20
 
 

@@ -1,4 +1,4 @@
-"""Numbers that come back as they were, whatever the format."""
+"""Written numbers are read back unchanged in every format."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def from_yolo(numbers):
 
 
 def drawn(thinnest: float, count: int = 4000):
-    """Boxes wherever float32 has numbers, on quarters of a pixel, whole, and along the edges of the image."""
+    """Return boxes at random float32 positions, on quarters of a pixel, on whole pixels, and along the image edges."""
     rng = np.random.default_rng(0)
     size = np.array([WIDTH, HEIGHT])
     kinds = [

@@ -17,21 +17,21 @@ def random_sizes(count: int, seed: int = 0) -> list[tuple[int, int]]:
 
 def sampler(count: int, **options) -> CanvasBatchSampler:
     return CanvasBatchSampler(
-        random_sizes(count), **({"batch_size": 3, "resizes": RESIZES, "most_canvases": 3} | options)
+        random_sizes(count), **({"batch_size": 3, "resizes": RESIZES, "max_canvases": 3} | options)
     )
 
 
 def test_canvases_by_hand():
     sizes = np.array([[64, 100], [60, 97], [64, 128], [128, 64], [33, 1]])
-    # Rounded up: 64×128 three times, 128×64, 64×32. Two canvases: the upright ones add the least to each other.
-    assert plan_canvases(sizes, most=2) == [(64, 128), (128, 64)]
-    assert plan_canvases(sizes, most=9) == [(64, 32), (64, 128), (128, 64)]
-    assert plan_canvases(sizes, most=1) == [(128, 128)]
+    # Rounded up: 64×128 three times, 128×64, 64×32. For two canvases, merging the last two adds the least padding.
+    assert plan_canvases(sizes, max_canvases=2) == [(64, 128), (128, 64)]
+    assert plan_canvases(sizes, max_canvases=9) == [(64, 32), (64, 128), (128, 64)]
+    assert plan_canvases(sizes, max_canvases=1) == [(128, 128)]
 
 
 def test_one_image_has_one_canvas_and_no_image_has_none():
-    assert plan_canvases(np.array([[1, 33]]), most=4) == [(32, 64)]
-    assert plan_canvases(np.zeros((0, 2), int), most=4) == []
+    assert plan_canvases(np.array([[1, 33]]), max_canvases=4) == [(32, 64)]
+    assert plan_canvases(np.zeros((0, 2), int), max_canvases=4) == []
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])
@@ -48,7 +48,7 @@ def test_every_image_gets_the_smallest_of_few_canvases_that_hold_it(most):
 @pytest.mark.parametrize("most", [1, 3])
 def test_batches_share_a_scale_and_one_of_few_canvases(training, most):
     sizes = random_sizes(40)
-    batches = list(sampler(40, training=training, most_canvases=most))
+    batches = list(sampler(40, training=training, max_canvases=most))
     seen = {}
     for batch in batches:
         assert len({(item.canvas, item.resize) for item in batch}) == 1
@@ -107,8 +107,8 @@ def test_an_epoch_goes_on_with_the_batch_that_comes_next(world_size):
         one.set_epoch(3)
         whole = list(one)
         for done in range(len(whole) + 1):
-            other.begin(3, done)
-            other.set_epoch(3)  # as Lightning does, after the workers have begun
+            other.resume_at(3, done)
+            other.set_epoch(3)  # as Lightning does after the start of the workers
             assert list(other) == whole[done:] and len(other) == len(whole)
         other.set_epoch(4)
         one.set_epoch(4)

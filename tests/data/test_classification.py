@@ -7,14 +7,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from detect.data.classification import ClassificationData, collate, middle
+from detect.data.classification import ClassificationData, centre_crop, collate
 from detect.data.classification_options import ClassificationDataOptions
 from detect.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory) -> Path:
-    """Two classes of noise: 7 images to train on, 5 to validate with."""
+    """Two classes of noise: 7 training images and 5 validation images."""
     root, rng = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
     for split, counts in (("train", {"a": 4, "b": 3}), ("val", {"a": 3, "b": 2})):
         for name, count in counts.items():
@@ -41,7 +41,7 @@ def epochs(source: ClassificationData, count: int) -> list:
 
 @pytest.fixture(scope="module")
 def two_epochs(noise) -> dict[int, list]:
-    """Two epochs, by the number of workers."""
+    """Batches of two epochs, by the number of workers."""
     return {workers: epochs(data(noise, workers=workers), 2) for workers in (0, 2)}
 
 
@@ -55,7 +55,7 @@ def test_workers_change_nothing(two_epochs):
 def test_two_workers_repeat_no_crop_in_two_epochs(two_epochs):
     batches = [batch for epoch in two_epochs[2] for batch in epoch]
     seen = Counter(image.numpy().tobytes() for batch in batches for image in batch.images)
-    assert len(seen) == 16 and set(seen.values()) == {1}  # the image that fills the last batch up is cut anew, too
+    assert len(seen) == 16 and set(seen.values()) == {1}  # the image that fills the last batch gets a new crop, too
 
 
 def test_training_shows_every_image_in_another_order_in_full_batches(two_epochs):
@@ -89,16 +89,16 @@ def test_evaluation_shows_the_middle_of_every_image_once(noise):
     assert [batch.ids.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
     assert [label for batch in batches for label in batch.labels.tolist()] == [0, 0, 0, 1, 1]
     pixels = cv2.imread(str(noise / "val" / "a" / "0.png"))[..., ::-1]
-    # 16 of a short side of 20 are 24 of 30, from row 3 and column 8 on.
+    # 16 pixels of a short side of 20 are 24 pixels of 30, starting at row 3 and column 8.
     expected = cv2.resize(pixels[3:27, 8:32], (16, 16), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(batches[0].images[0].permute(1, 2, 0), expected)
 
 
 def test_middle_by_hand():
     image = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7, 1).repeat(3, axis=2)
-    np.testing.assert_array_equal(middle(image, 3, 5), image[1:4, 2:5])
-    np.testing.assert_array_equal(middle(image, 5, 5), image[:, 1:6])
-    assert middle(np.zeros((1, 9000, 3), np.uint8), 8, 16).shape == (8, 8, 3)
+    np.testing.assert_array_equal(centre_crop(image, 3, 5), image[1:4, 2:5])
+    np.testing.assert_array_equal(centre_crop(image, 5, 5), image[:, 1:6])
+    assert centre_crop(np.zeros((1, 9000, 3), np.uint8), 8, 16).shape == (8, 8, 3)
 
 
 def test_without_a_crop_training_sees_the_middle_too(noise):

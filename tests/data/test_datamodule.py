@@ -45,7 +45,7 @@ def epochs(source: DetectionData, count: int) -> list:
 
 @pytest.fixture(scope="module")
 def two_epochs(shapes) -> dict[int, list]:
-    """Two epochs, by the number of workers."""
+    """Batches of two epochs, by the number of workers."""
     return {workers: epochs(data(shapes, augment=ROTATE, workers=workers), 2) for workers in (0, 1, 2)}
 
 
@@ -58,7 +58,7 @@ def test_workers_change_nothing(two_epochs, workers):
 
 
 def test_a_process_ends_although_its_workers_are_amid_an_epoch(shapes):
-    """They are deaf to the signal that Python ends them by, so that a cluster's does not kill them before a save."""
+    """Workers ignore the signal that Python ends them with, so that a cluster's signal cannot kill them early."""
     script = f"""
 from detect.data.datamodule import DetectionData
 from detect.data.options import DataOptions
@@ -107,7 +107,7 @@ def test_evaluation_shows_every_image_once_as_it_is(shapes):
 
 
 def coco(root: Path, annotations: list[dict], size=(40, 60)) -> Path:
-    """A data set of one black image."""
+    """Write a data set of one black image."""
     (root / "annotations").mkdir(parents=True)
     (root / "train").mkdir()
     cv2.imwrite(str(root / "train" / "1.png"), np.zeros((*size, 3), np.uint8))
@@ -141,7 +141,7 @@ def test_crowds_and_labels_follow_their_boxes(tmp_path):
 def test_a_turned_image_is_shrunk_into_its_canvas(tmp_path):
     source = data(coco(tmp_path, [{"bbox": [0, 0, 60, 40], "category_id": 4}]), augment=({"Transpose": {"p": 1.0}},))
     sample = source.train_dataloader().dataset[Item(0, Resize(40, 60), canvas=(32, 64), seed=0)]
-    # Upright it is 60 × 40, and 32 × 21 on a canvas of 32 × 64.
+    # Transposed it is 60 × 40, and 32 × 21 on a canvas of 32 × 64.
     assert sample.image.shape[:2] == (32, 21) and sample.scale == (21 / 40, 32 / 60)
     np.testing.assert_allclose(sample.boxes, [[0, 0, 21, 32]], atol=1e-3)
 
@@ -203,12 +203,12 @@ def test_a_split_without_images_is_a_mistake(shapes):
         source.eval_loader(source.split("none"))
 
 
-# ---- proposals of a store --------------------------------------------------------------------------------------------
+# ---- proposals from a store ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def stored(shapes, tmp_path) -> Path:
-    """The truths and the whole image, as proposals of the training and validation images."""
+    """Proposal store with the ground truths and the whole image for each training and validation image."""
     source = data(shapes)
     with closing(ProposalStore(tmp_path / "store", {})) as store:
         for record in (*source.split("train").records, *source.split("val").records):
@@ -223,11 +223,11 @@ def test_proposals_go_where_the_image_goes(shapes, stored, workers):
     for batch in source.train_dataloader():
         assert batch.proposals.boxes.shape == (2, 50, 4) and batch.proposals.valid.dtype == torch.bool
         for row in range(2):
-            truths = batch.targets.boxes[row][batch.targets.valid[row]]
+            gt_boxes = batch.targets.boxes[row][batch.targets.valid[row]]
             proposals = batch.proposals.boxes[row][batch.proposals.valid[row]]
-            assert len(proposals) == len(truths) + 1
-            # Up to the rounding of the truths to whole pixels of the file.
-            torch.testing.assert_close(proposals[:-1], truths, atol=0.75, rtol=0)
+            assert len(proposals) == len(gt_boxes) + 1
+            # Up to the rounding of the ground truths to whole pixels of the file.
+            torch.testing.assert_close(proposals[:-1], gt_boxes, atol=0.75, rtol=0)
             height, width = batch.images.sizes[row].tolist()
             torch.testing.assert_close(proposals[-1], torch.tensor([0.0, 0, width, height]), atol=1e-3, rtol=0)
 
@@ -242,10 +242,10 @@ def test_the_best_proposals_are_taken_and_none_without_a_store(shapes, stored):
 
 def test_a_store_that_lacks_an_image_is_refused_at_once(shapes, stored, tmp_path):
     copy = shutil.copytree(shapes, tmp_path / "copy")
-    assert data(copy, proposals=stored).train  # the files may lie elsewhere
+    assert data(copy, proposals=stored).train  # the path of a file does not matter
     image = sorted((copy / "images" / "train").iterdir())[3]
     cv2.imwrite(str(image), cv2.imread(str(image))[::-1])
-    message = rf"has no proposals of 1 images of .*copy train, first .*{image.name}, new or changed; run detect propose"
+    message = rf"no proposals for 1 images of .*copy train, first .*{image.name}, new or changed; run detect propose"
     with pytest.raises(UserError, match=message):
         data(copy, proposals=stored).train  # noqa: B018
     with pytest.raises(UserError, match="gone: there is no such file"):

@@ -1,4 +1,4 @@
-"""Every kind of file comes out as the same RGB, and no file, however hostile, comes out as anything but a UserError."""
+"""Every image format decodes to the same RGB, and every hostile file raises a UserError."""
 
 import io
 import os
@@ -50,7 +50,7 @@ def test_the_smallest_images(size, format, save):
     path = save(encode(Image.new("RGB", size, (255, 0, 0)), format))
     pixels = decode(path)
     assert pixels.shape == (size[1], size[0], 3) and pixels.dtype == np.uint8 and pixels.flags.c_contiguous
-    assert (pixels[0, 0] > [200, -1, -1]).all() and (pixels[0, 0] < [256, 20, 20]).all()  # red comes first
+    assert (pixels[0, 0] > [200, -1, -1]).all() and (pixels[0, 0] < [256, 20, 20]).all()  # RGB order
     assert image_size(path) == check_image(path) == size
 
 
@@ -126,7 +126,7 @@ def test_of_several_pictures_the_first_counts(save):
         assert decode(path).shape == RGB.shape and check_image(path) == (32, 24)
 
 
-# The stored picture of an upright "F"-like mark (row by row) for each value, from the EXIF standard's own drawing.
+# The stored rows of an upright mark like an F for each orientation, from the drawing in the EXIF standard.
 F = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0, 0]], dtype=np.uint8)
 STORED = {
     1: F,
@@ -206,7 +206,7 @@ def test_max_pixels_is_the_largest_size_allowed():
         decode(PNG, max_pixels=767)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest drops the filter of the module
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest resets the filter of the module
 def test_our_limit_stands_in_the_place_of_pillows(save):
     large = bytearray(JPEG)
     start = large.index(b"\xff\xc0") + 5
@@ -232,7 +232,7 @@ def test_missing_folder_and_empty(tmp_path, save):
 
 
 def test_random_bytes_never_come_through(save):
-    """Noise, noise behind a good signature, and good files with a few bytes changed: a picture or a UserError."""
+    """Noise, noise behind a valid signature, and files with a changed byte decode or raise a UserError."""
     rng = np.random.default_rng(0)
     noise = [rng.bytes(200) for _ in range(30)]
     signatures = (JPEG[:20], PNG[:33], b"GIF89a", b"BM", b"II*\0", b"RIFF")
@@ -260,6 +260,6 @@ def test_the_header_of_a_png_is_all_that_is_looked_at(save, monkeypatch):
 def test_a_file_of_many_bytes_for_few_pixels_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(path)
-    os.truncate(path, 2**40)  # which takes no place on the disk
+    os.truncate(path, 2**40)  # sparse: it needs no disk space
     with pytest.raises(UserError, match=r"a\.png: 1048576 MiB are too many for 4 × 4 pixels"):
         decode(path)

@@ -1,4 +1,4 @@
-"""Every rule, on the smallest file that breaks it."""
+"""Every rule, on the smallest file that violates it."""
 
 import json
 from datetime import date
@@ -9,17 +9,7 @@ import pytest
 from PIL import Image
 
 from detect.data.dataset import Dataset
-from detect.data.defects import (
-    RULES,
-    Annotations,
-    Findings,
-    as_json,
-    choose_classes,
-    inside,
-    mend,
-    refuse_without_boxes,
-    summary,
-)
+from detect.data.defects import RULES, DefectLog, as_json, refuse_without_boxes, summary
 from detect.data.read import read
 from detect.errors import UserError
 
@@ -32,7 +22,7 @@ def without(field):
 
 @pytest.fixture
 def save(tmp_path):
-    """Writes a COCO folder with one image, 40 × 30, and the given entries, and gives its path."""
+    """Return a function that writes a COCO folder with one image, 40 × 30, and the given entries."""
 
     def write(*annotations, images=({"id": 1, "file_name": "a.png", "width": 40, "height": 30},)):
         (tmp_path / "annotations").mkdir()
@@ -45,9 +35,9 @@ def save(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("id", [1, 0])  # pycocotools scores an id of 0 wrong, but never sees it
+@pytest.mark.parametrize("id", [1, 0])  # pycocotools scores an id of 0 wrong, but ids are renumbered
 def test_a_good_file_has_no_defect(save, id):
-    assert read(save(GOOD | {"id": id}), "train").mended == ()
+    assert read(save(GOOD | {"id": id}), "train").repaired == ()
 
 
 @pytest.mark.parametrize(
@@ -72,44 +62,44 @@ def test_a_good_file_has_no_defect(save, id):
         ("unknown-image", GOOD | {"image_id": 2}, None, None),
     ],
 )
-def test_mended(save, rule, entry, box, area):
+def test_repaired(save, rule, entry, box, area):
     dataset = read(save(entry), "train")
-    assert RULES[rule].verdict == "mended"
-    assert [defect.rule for defect in dataset.mended] == [rule]
-    assert dataset.mended[0].path.name == "instances_train.json" and "annotation" in dataset.mended[0].detail
-    (record,) = dataset.records  # an image stays when its boxes go
+    assert RULES[rule].verdict == "repaired"
+    assert [defect.rule for defect in dataset.repaired] == [rule]
+    assert dataset.repaired[0].path.name == "instances_train.json" and "annotation" in dataset.repaired[0].detail
+    (record,) = dataset.records  # the image is kept without the box
     np.testing.assert_array_equal(record.boxes, np.array([] if box is None else [box]).reshape(-1, 4))
     np.testing.assert_array_equal(record.areas, [] if area is None else [area])
 
 
 def test_duplicate_annotation_ids_are_kept_and_counted(save):
     dataset = read(save(GOOD, GOOD | {"bbox": [5, 5, 5, 5]}, GOOD), "train")
-    assert [defect.rule for defect in dataset.mended] == ["duplicate-annotation-id"] * 2
+    assert [defect.rule for defect in dataset.repaired] == ["duplicate-annotation-id"] * 2
     assert len(dataset.records[0].boxes) == 3
 
 
 def test_identical_boxes_are_no_defect(save):
     dataset = read(save(GOOD, GOOD | {"id": 2}), "train")
-    assert dataset.mended == () and len(dataset.records[0].boxes) == 2
+    assert dataset.repaired == () and len(dataset.records[0].boxes) == 2
 
 
 def test_a_size_other_than_the_images(save):
     image = {"id": 1, "file_name": "a.png", "width": 30, "height": 40}
     dataset = read(save(GOOD, images=[image]), "train")
     assert (dataset.records[0].width, dataset.records[0].height) == (40, 30)
-    (defect,) = dataset.mended
+    (defect,) = dataset.repaired
     assert (defect.rule, defect.detail) == ("size-mismatch", "a.png is 40 × 30, not 30 × 40")
 
 
 def test_a_size_that_is_text_is_shown_as_text(save):
     dataset = read(save(GOOD, images=[{"id": 1, "file_name": "a.png", "width": "40", "height": 30}]), "train")
-    (defect,) = dataset.mended
+    (defect,) = dataset.repaired
     assert defect.rule == "size-mismatch"
-    assert defect.detail == 'a.png is 40 × 30, not "40" × 30: wanted are whole numbers'
+    assert defect.detail == 'a.png is 40 × 30, not "40" × 30: whole numbers are expected'
 
 
 def test_a_size_that_is_not_given_is_no_defect(save):
-    assert read(save(images=[{"id": 1, "file_name": "a.png", "width": None}]), "train").mended == ()
+    assert read(save(images=[{"id": 1, "file_name": "a.png", "width": None}]), "train").repaired == ()
 
 
 @pytest.mark.parametrize(
@@ -119,10 +109,10 @@ def test_a_size_that_is_not_given_is_no_defect(save):
         ("nan-box", [GOOD | {"bbox": [1, 2, float("inf"), 4]}], None, "annotation 1 of image 1"),
         ("nan-box", [GOOD | {"bbox": [1e308, 2, 1e308, 4]}], None, "annotation 1 of image 1"),
         ("unknown-category", [GOOD | {"category_id": 2}], None, "annotation 1 of image 1: category 2"),
-        ("broken-file", [without("bbox")], None, r"annotations\[0\]: bbox is missing, wanted is four numbers \[x, y"),
-        ("broken-file", [GOOD | {"bbox": [1, "2", 3]}], None, r'bbox is \[1, "2", 3\], wanted is four numbers'),
-        ("broken-file", [], [{"id": "7", "file_name": "a.png"}], r'images\[0\]: id is "7", wanted is a whole number'),
-        ("broken-file", [[7, None]], None, r"annotations\[0\] is \[7, null\], no object"),
+        ("broken-file", [without("bbox")], None, r"annotations\[0\]: bbox is missing, expected four numbers \[x, y"),
+        ("broken-file", [GOOD | {"bbox": [1, "2", 3]}], None, r'bbox is \[1, "2", 3\], expected four numbers'),
+        ("broken-file", [], [{"id": "7", "file_name": "a.png"}], r'images\[0\]: id is "7", expected a whole number'),
+        ("broken-file", [[7, None]], None, r"annotations\[0\] is \[7, null\], not an object"),
         ("duplicate-image", [], [{"id": 1, "file_name": "a.png"}] * 2, "image a.png"),
         ("duplicate-image", [], [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "./a.png"}], "images 1 and 2"),
         ("path-outside-root", [], [{"id": 1, "file_name": "../a.png"}], r"image 1 is \.\./a\.png"),
@@ -140,7 +130,7 @@ def test_refused(save, rule, entries, images, place):
 
 
 def test_missing_annotation_is_refused(tmp_path):
-    """Only VOC has a file for each image; its own tests hold the case."""
+    """Only VOC has a file per image; the tests of VOC cover the case."""
     assert RULES["missing-annotation"].verdict == "refused"
 
 
@@ -160,11 +150,11 @@ def test_unreadable_images_are_refused_or_left_out(save, damage):
     assert str(error.value).endswith(f"instances_train.json {remedy}") and "restore the file" not in str(error.value)
     dataset = read(root, "train", skip_unreadable=True)
     assert [record.id for record in dataset.records] == [2] and len(dataset.records[0].boxes) == 1
-    assert sorted(defect.rule for defect in dataset.mended) == ["missing-image", "unreadable-image"]
+    assert sorted(defect.rule for defect in dataset.repaired) == ["missing-image", "unreadable-image"]
     assert "the image is left out" in summary(dataset)
 
 
-def test_all_that_is_refused_is_told_at_once(save):
+def test_all_refused_defects_are_reported_at_once(save):
     bad = GOOD | {"bbox": [float("nan")] * 4}
     with pytest.raises(UserError) as error:
         read(save(bad, bad | {"id": 2}, GOOD | {"id": 3, "category_id": 9}), "train")
@@ -210,7 +200,7 @@ def test_a_split_without_a_box_to_train_on(save, entries, why):
     assert str(error.value).startswith(str(dataset.root)) and "\n" not in str(error.value)
 
 
-def test_images_that_were_left_out_are_told_when_no_box_remains(save):
+def test_images_that_were_left_out_are_reported_when_no_box_remains(save):
     root = save(GOOD, images=[{"id": 1, "file_name": "b.png"}])
     with pytest.raises(
         UserError, match=r"of 0 images, .*1 × missing-image, first .*b\.png: .*\(the image is left out\); "
@@ -224,111 +214,17 @@ def test_one_box_is_enough_to_train_on(save):
 
 def test_every_rule_says_what_is_done():
     for name, (verdict, action) in RULES.items():
-        assert verdict in ("refused", "mended") and len(action) > 20, name
+        assert verdict in ("refused", "repaired") and len(action) > 20, name
 
 
-def test_findings():
-    findings = Findings(Path("data"), "train")
-    findings.raise_refused()
-    findings.add("clipped", Path("a.xml"), "object 1")
-    findings.raise_refused()
-    assert [defect.rule for defect in findings.mended] == ["clipped"]
+def test_defect_log():
+    log = DefectLog(Path("data"), "train")
+    log.raise_refused()
+    log.add("clipped", Path("a.xml"), "object 1")
+    log.raise_refused()
+    assert [defect.rule for defect in log.repaired] == ["clipped"]
     with pytest.raises(UserError, match=r"^data, split train: 1 × broken-file, first b\.xml: line \?1 \("):
-        findings.stop("broken-file", Path("b.xml"), "line \x1b1")
-
-
-def test_choose_classes():
-    names = {3: "cat", 7: "dog"}
-    assert choose_classes({}, None) == ((), (), {})
-    assert choose_classes(names, None) == (("cat", "dog"), (3, 7), {3: 0, 7: 1})
-    assert choose_classes(names, ("ox", "dog", "ant")) == (("ox", "dog", "ant"), (8, 7, 9), {7: 1})
-
-
-@pytest.mark.parametrize(
-    ("name", "good"),
-    [
-        ("a.jpg", True),
-        ("b/a.jpg", True),
-        ("./a.jpg", True),
-        ("../a.jpg", False),
-        ("b/../a.jpg", False),
-        ("/a.jpg", False),
-    ],
-)
-def test_inside(name, good):
-    root = Path("data")
-    assert inside(root, root / "images", name) == (root / "images" / name if good else None)
-
-
-def test_an_absolute_name_is_inside_whatever_the_root_is_called(tmp_path, monkeypatch):
-    real, link = tmp_path / "real", tmp_path / "link"
-    (real / "images").mkdir(parents=True)
-    link.symlink_to(real)
-    monkeypatch.chdir(real)
-    for root in (real, link, Path("../real"), Path("../link"), Path()):
-        for name in (real / "images" / "a.jpg", root.absolute() / "images" / "a.jpg"):
-            found = inside(root, root / "images", str(name))
-            assert found == (None if ".." in name.parts else root / "images" / "a.jpg")
-        assert inside(root, root, str(tmp_path / "a.jpg")) is None
-
-
-def raw(boxes, image, count, normalised=False):
-    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    zeros = np.zeros(len(boxes), dtype=np.int64)
-    return Annotations(
-        classes=("cat",),
-        category_ids=(1,),
-        paths=[Path(f"{number}.jpg") for number in range(count)],
-        sources=[Path(f"{number}.txt") for number in range(count)],
-        declared=[None] * count,
-        ids=None,
-        boxes=boxes,
-        image=np.array(image, dtype=np.int64),
-        labels=zeros,
-        crowd=zeros.astype(bool),
-        difficult=zeros.astype(bool),
-        areas=np.full(len(boxes), np.nan),
-        places=[f"line {number}" for number in range(len(boxes))],
-        normalised=normalised,
-    )
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_mend_no_boxes(count):
-    findings = Findings(Path(), "train")
-    assert mend(raw([], [], count), np.full((count, 2), 10), findings).boxes.shape == (0, 4)
-    assert findings.mended == ()
-
-
-def test_mend_keeps_the_columns_together():
-    findings = Findings(Path(), "train")
-    boxes = [[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 2, 2], [0, 0, 1, 1], [-1, 0, 3, 1]]
-    mended = mend(raw(boxes, [1, 0, 0, 2, 1], 3), np.array([[10, 10], [20, 20], [0, 0]]), findings)
-    np.testing.assert_array_equal(mended.boxes, [[0, 0, 1, 1], [0, 0, 2, 2], [0, 0, 3, 1]])
-    np.testing.assert_array_equal(mended.areas, [1, 4, 3])
-    assert mended.image.tolist() == [1, 0, 1] and mended.places == ["line 0", "line 2", "line 4"]
-    assert [(defect.rule, defect.path.name) for defect in findings.mended] == [
-        ("zero-area", "0.txt"),
-        ("clipped", "1.txt"),
-    ]
-
-
-def test_mended_boxes_hold_what_a_record_promises():
-    """Any numbers at all: boxes inside the image, of positive area, or gone."""
-    rng = np.random.default_rng(0)
-    corners = rng.choice([-1e300, -5, -1e-9, 0, 1e-9, 0.5, 3, 7.3, 9.9999999, 10, 10.0001, 1e300], (500, 4))
-    findings = Findings(Path(), "train")
-    mended = mend(raw(corners, np.zeros(500), 1), np.array([[10, 10]]), findings).boxes.astype(np.float32)
-    assert 0 < len(mended) < 500
-    assert (mended >= 0).all() and (mended <= 10).all() and (mended[:, 2:] > mended[:, :2]).all()
-
-
-def test_normalised_boxes_are_scaled_by_their_image():
-    mended = mend(
-        raw([[0, 0, 0.5, 1]] * 2, [0, 1], 2, normalised=True), np.array([[10, 20], [40, 8]]), Findings(Path(), "x")
-    )
-    np.testing.assert_array_equal(mended.boxes, [[0, 0, 5, 20], [0, 0, 20, 8]])
-    assert not mended.normalised
+        log.stop("broken-file", Path("b.xml"), "line \x1b1")
 
 
 def test_summary(save):

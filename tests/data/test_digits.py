@@ -27,7 +27,7 @@ def test_pixels_are_the_counts_in_their_order():
         found = [known[image.tobytes()] for image in counts]
         assert found == sorted(found) and digits[found].tolist() == dataset.labels.tolist()
         places += found
-    assert sorted(places) == list(range(1797))  # no two of the images are alike
+    assert sorted(places) == list(range(1797))  # all images are different
 
 
 def test_labels_follow_the_classes_of_a_model():
@@ -38,7 +38,7 @@ def test_labels_follow_the_classes_of_a_model():
 
 
 def test_a_wrong_split_and_wrong_classes():
-    with pytest.raises(UserError, match=r"digits: there is no split val but train and test; name one of these"):
+    with pytest.raises(UserError, match=r"digits: there is no split val; name one of train, test"):
         read_digits("val")
     with pytest.raises(UserError, match=r"digits: 2, 3, 4, 5, 6 … is not among the 2 classes"):
         read_digits("test", ("0", "1"))

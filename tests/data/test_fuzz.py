@@ -1,4 +1,4 @@
-"""Damaged files are read or refused in one line: a few hundred of the cases of tools/benchmarks/fuzz_readers.py."""
+"""Damaged files are read or refused with one line: a few hundred cases of tools/benchmarks/fuzz_readers.py."""
 
 import importlib.util
 import sys
@@ -13,7 +13,7 @@ PATH = Path(__file__).parents[2] / "tools" / "benchmarks" / "fuzz_readers.py"
 def fuzz():
     spec = importlib.util.spec_from_file_location("fuzz_readers", PATH)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
+    sys.modules[spec.name] = module  # required by dataclasses
     spec.loader.exec_module(module)
     return module
 
@@ -29,7 +29,7 @@ def test_what_is_not_damaged_is_read(fuzz, reader):
             assert reader.outcome(fuzz.Case(layout, file, text.encode(), "none")) == ("read", "")
 
 
-def test_what_is_refused_is_told_in_a_line(fuzz, reader):
+def test_a_refusal_is_one_line(fuzz, reader):
     kind, words = reader.outcome(fuzz.Case("yolo", "data.yaml", b"names: [", "cut"))
     assert kind == "refused" and "data.yaml: it is no YAML" in words
 
@@ -52,7 +52,7 @@ def test_the_cases_are_the_same_each_time(fuzz):
 
 
 def test_a_watcher_that_hears(fuzz, reader, tmp_path, monkeypatch):
-    """The checks of the tool itself: it notices a file outside, a warning, a crash, and a message of two lines."""
+    """The tool detects a read outside of the folder and a message of two lines."""
     (tmp_path / "secret").touch()
     case = fuzz.Case(
         "coco", "annotations/instances_train.json", fuzz.FILES["coco"]["annotations/instances_train.json"].encode(), ""

@@ -1,4 +1,4 @@
-"""Which format a folder has, and the images that come with it; the formats have tests of their own."""
+"""Detection of the format, names of splits and the check of images; the formats have separate tests."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_the_size_is_that_after_exif(tmp_path):
     Image.new("RGB", (8, 6)).save(tmp_path / "0.png", exif=exif)
     dataset = read(tmp_path, "train")
     assert (dataset.records[0].width, dataset.records[0].height) == (6, 8)
-    (defect,) = dataset.mended
+    (defect,) = dataset.repaired
     assert defect.rule == "size-mismatch" and "EXIF" in defect.detail
 
 
@@ -104,21 +104,21 @@ def needs(name):
 
 @needs("bccd")
 @pytest.mark.parametrize(
-    ("split", "images", "boxes", "mended"), [("train", 205, 2804, 1), ("val", 87, 1137, 1), ("test", 72, 945, 0)]
+    ("split", "images", "boxes", "repaired"), [("train", 205, 2804, 1), ("val", 87, 1137, 1), ("test", 72, 945, 0)]
 )
-def test_bccd(split, images, boxes, mended):
-    """Two of its 4,888 boxes are clicks without an extent."""
+def test_bccd(split, images, boxes, repaired):
+    """Two of the 4,888 boxes are clicks without an extent."""
     dataset = read(DATA / "bccd", split)
     assert dataset.classes == ("Platelets", "RBC", "WBC")
     assert len(dataset) == images and sum(len(record.boxes) for record in dataset.records) == boxes
-    assert [defect.rule for defect in dataset.mended] == ["zero-area"] * mended
+    assert [defect.rule for defect in dataset.repaired] == ["zero-area"] * repaired
     assert all((record.boxes[:, 2:] <= [record.width, record.height]).all() for record in dataset.records)
 
 
 @needs("voc2007")
 def test_voc2007():
     dataset = read(DATA / "voc2007", "val")
-    assert len(dataset) == 500 and len(dataset.classes) == 20 and dataset.mended == ()
+    assert len(dataset) == 500 and len(dataset.classes) == 20 and dataset.repaired == ()
     assert sum(len(record.boxes) for record in dataset.records) == 1421
     assert np.concatenate([record.boxes for record in dataset.records]).min() == 0
     assert "person 446" in summary(dataset)

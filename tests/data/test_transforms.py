@@ -17,8 +17,8 @@ def picture(height: int, width: int) -> np.ndarray:
         (600, 800, (300, 400)),  # the short side decides
         (800, 600, (400, 300)),
         (300, 900, (167, 500)),  # the long side decides: 500 / 900 · 300 = 166.7
-        (150, 150, (300, 300)),  # grows
-        (1, 9000, (1, 500)),  # never to nothing
+        (150, 150, (300, 300)),  # enlarged
+        (1, 9000, (1, 500)),  # never 0
     ],
 )
 def test_the_size_follows_the_short_side_unless_the_long_one_is_too_long(height, width, expected):
@@ -64,9 +64,9 @@ def test_an_image_without_boxes_is_augmented_too():
     assert out.shape == (8, 10, 3) and boxes.shape == (0, 4) and kept.shape == (0,)
 
 
-def test_the_places_of_the_boxes_that_remain_are_told():
+def test_the_indices_of_the_remaining_boxes_are_returned():
     crop = Augmentation([{"Crop": {"x_min": 10, "y_min": 0, "x_max": 20, "y_max": 20, "p": 1.0}}])
-    boxes = np.array([[1, 1, 5, 5], [12, 3, 30, 9], [8, 0, 14, 4]], np.float32)  # outside, cut right, cut left
+    boxes = np.array([[1, 1, 5, 5], [12, 3, 30, 9], [8, 0, 14, 4]], np.float32)  # outside, clipped right, clipped left
     image, out, kept = crop(picture(20, 40), boxes, seed=0)
     assert image.shape == (20, 10, 3) and kept.tolist() == [1, 2]
     np.testing.assert_allclose(out, [[2, 3, 10, 9], [0, 0, 4, 4]], atol=1e-4)

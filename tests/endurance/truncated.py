@@ -85,7 +85,7 @@ def main() -> int:
         except UserError as error:
             refused = f"{len(planted)} × unreadable-image" in str(error)
         data = read(root, "train", skip_unreadable=True, progress=False)
-        found = {defect.path.name for defect in data.mended}
+        found = {defect.path.name for defect in data.repaired}
         peers = {
             f"torchvision {torchvision.__version__}": lambda path: decode_image(read_file(str(path))),
             f"OpenCV {cv2.__version__}": lambda path: cv2.imread(str(path)),

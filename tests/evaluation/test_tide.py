@@ -1,4 +1,4 @@
-"""TIDE's errors; `tide_errors.json` keeps what tidecv says, made by tools/fixtures/tide_errors.py."""
+"""TIDE's errors, compared with those of tidecv in `tide_errors.json`, written by tools/fixtures/tide_errors.py."""
 
 import importlib.util
 import json
@@ -10,19 +10,19 @@ import pytest
 from detect.evaluation.tide import KINDS, STATES, tide
 
 HERE = Path(__file__).parent
-RECIPE = HERE.parents[1] / "tools" / "fixtures" / "tide_errors.py"
+SCRIPT = HERE.parents[1] / "tools" / "fixtures" / "tide_errors.py"
 SQUARE = (10, 10, 50, 50)
 
 
-def _recipe():
-    spec = importlib.util.spec_from_file_location(RECIPE.stem, RECIPE)
+def _script():
+    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[RECIPE.stem] = module  # for its dataclass
+    sys.modules[SCRIPT.stem] = module  # for its dataclass
     spec.loader.exec_module(module)
     return module
 
 
-recipe = _recipe()
+script = _script()
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def errors_of(dataset_of, prediction_of):
     def corners(x, y, width, height):
         return (x, y, x + width, y + height)
 
-    def judge(case):
+    def errors(case):
         images = {
             image: [
                 (corners(*box), label, "crowd" if crowd else "")
-                for of, *box, label, crowd in case.truths.tolist()
+                for of, *box, label, crowd in case.ground_truths.tolist()
                 if of == image
             ]
             for image in range(case.images)
@@ -50,34 +50,34 @@ def errors_of(dataset_of, prediction_of):
         ]
         return tide(dataset, predictions)
 
-    return judge
+    return errors
 
 
-def assert_says_the_same(errors, expected):
+def assert_equals_tidecv(errors, expected):
     if expected is None:
-        assert not errors.ap50 and not any(errors.prices.values())  # None or 0
+        assert not errors.ap50 and not any(errors.delta_ap.values())  # None or 0
         return
     assert 100 * errors.ap50 == pytest.approx(expected["AP50"], abs=1e-6)
-    for name, price in expected["prices"].items():
-        assert 100 * errors.prices[name] == pytest.approx(price, abs=1e-6), name
+    for name, value in expected["dAP"].items():
+        assert 100 * errors.delta_ap[name] == pytest.approx(value, abs=1e-6), name
     assert {name: errors.counts[name] for name in expected["counts"]} == expected["counts"]
 
 
-def test_the_prices_and_the_counts_are_tidecvs(errors_of):
+def test_dap_and_counts_equal_tidecv(errors_of):
     expected = json.loads((HERE / "tide_errors.json").read_text())
-    assert len(expected) == recipe.CASES
+    assert len(expected) == script.CASES
     for seed, one in enumerate(expected):
-        assert_says_the_same(errors_of(recipe.draw(seed)), one)
+        assert_equals_tidecv(errors_of(script.draw(seed)), one)
     known = [one for one in expected if one]
-    assert all(max(one["prices"][name] for one in known) > 1 for name in known[0]["prices"])  # each plays a part
+    assert all(max(one["dAP"][name] for one in known) > 1 for name in known[0]["dAP"])  # each kind matters somewhere
 
 
-@pytest.mark.filterwarnings("ignore")  # of tidecv's own making
-def test_the_living_tidecv_says_so_too(errors_of):
+@pytest.mark.filterwarnings("ignore")  # from tidecv itself
+def test_the_installed_tidecv_agrees(errors_of):
     pytest.importorskip("tidecv", exc_type=ImportError)
     for seed in range(1000, 1020):
-        case = recipe.draw(seed)
-        assert_says_the_same(errors_of(case), recipe.tidecv_says(case))
+        case = script.draw(seed)
+        assert_equals_tidecv(errors_of(case), script.tidecv_errors(case))
 
 
 def test_without_images_there_are_no_errors(dataset_of):
@@ -95,21 +95,21 @@ def test_kinds_and_states_by_hand(dataset_of, prediction_of):
             3: [(SQUARE, 0, "")],
         }
     )
-    found = [
-        ((310, 210, 330, 230), 0, 0.2),  # in the crowd
-        (SQUARE, 0, 0.8),  # a better one is there
+    boxes = [
+        ((310, 210, 330, 230), 0, 0.2),  # in the crowd region
+        (SQUARE, 0, 0.8),  # duplicate of the last one
         ((0, 100, 30, 130), 0, 0.7),
         (right, 0, 0.6),  # of another class
         ((10, 10, 50, 22), 0, 0.5),  # IoU 0.3
-        ((10, 10, 50, 22), 1, 0.4),  # and of another class
+        ((10, 10, 50, 22), 1, 0.4),  # also of another class
         (SQUARE, 0, 0.9),
     ]
-    errors = tide(dataset, [prediction_of(4, found), prediction_of(2, [(SQUARE, 0, 0.3)])])
+    errors = tide(dataset, [prediction_of(4, boxes), prediction_of(2, [(SQUARE, 0, 0.3)])])
     kinds = {image: [KINDS[code] for code in codes] for image, codes in errors.kinds.items()}
-    assert kinds == {2: ["Bkg"], 3: [], 4: ["ignored", "Dupe", "Bkg", "Cls", "Loc", "Both", "right"]}
+    assert kinds == {2: ["Bkg"], 3: [], 4: ["ignored", "Dupe", "Bkg", "Cls", "Loc", "Both", "correct"]}
     states = {image: [STATES[code] for code in codes] for image, codes in errors.states.items()}
-    assert states == {2: [], 3: ["missed"], 4: ["found", "missed", "crowd", "missed"]}
-    # The missed one of class 1 is pointed at by a Cls, hence no Miss.
+    assert states == {2: [], 3: ["missed"], 4: ["matched", "missed", "crowd", "missed"]}
+    # The missed object of class 1 is the target of a Cls, hence no Miss.
     assert errors.counts == {
         **{"Cls": 1, "Loc": 1, "Both": 1, "Dupe": 1, "Bkg": 2, "Miss": 2},
         **{"FalsePos": 6, "FalseNeg": 3},
@@ -119,8 +119,8 @@ def test_kinds_and_states_by_hand(dataset_of, prediction_of):
     assert [row["count"] for row in summary["special"]] == [6, 3]
 
 
-def test_what_lies_beyond_100_detections_is_ignored(dataset_of, prediction_of):
-    found = [((100, 100, 140, 140), 0, 0.9)] * 60 + [((100, 100, 140, 140), 1, 0.9)] * 40 + [(SQUARE, 0, 0.5)]
-    errors = tide(dataset_of({1: [(SQUARE, 0, "")]}), [prediction_of(1, found)])
+def test_detections_beyond_the_first_100_are_ignored(dataset_of, prediction_of):
+    boxes = [((100, 100, 140, 140), 0, 0.9)] * 60 + [((100, 100, 140, 140), 1, 0.9)] * 40 + [(SQUARE, 0, 0.5)]
+    errors = tide(dataset_of({1: [(SQUARE, 0, "")]}), [prediction_of(1, boxes)])
     assert errors.kinds[1].tolist() == [KINDS.index("Bkg")] * 100 + [KINDS.index("ignored")]
     assert errors.ap50 == 0 and errors.counts["Miss"] == 1

@@ -8,7 +8,7 @@ from detect.cli.evaluate import _device
 from detect.curation.shapes import make_shapes
 from detect.data.datamodule import DetectionData
 from detect.data.options import DataOptions
-from detect.evaluation.coco import FIGURES
+from detect.evaluation.coco import METRICS
 from detect.models import (
     BoxHeadOptions,
     Detector,
@@ -63,7 +63,7 @@ def test_perfect_detections_have_perfect_metrics(model, data, monkeypatch):
     monkeypatch.setattr(model, "detect", Oracle(data))
     metrics, evaluator = run(model, data)
     assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == metrics["VOC"]["mAP"] == pytest.approx(1.0)
-    assert list(metrics)[:12] == list(FIGURES)
+    assert list(metrics)[:12] == list(METRICS)
     assert metrics["AR@100"] == pytest.approx(1.0) and metrics["ABO"] == pytest.approx(1.0, abs=1e-4)
     assert [prediction.image_id for prediction in evaluator.predictions] == [1, 2, 3, 4, 5]
 

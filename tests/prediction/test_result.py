@@ -233,10 +233,10 @@ def test_a_long_name_is_shortened_before_the_score():
     ends = [np.nonzero((picture == COLOURS[0]).all(axis=-1))[1].max() for picture in (short, long)]
     assert 200 < ends[1] <= ends[0] + 8
     font = ImageFont.load_default(10)
-    text = drawing._fitting("a" * 60 + " 0.50", font, 90)
+    text = drawing._shortened("a" * 60 + " 0.50", font, 90)
     assert text.startswith("aaaa") and text.endswith("a… 0.50") and 80 < drawing.text_size(text, font)[0] <= 90
-    assert drawing._fitting("aaa 0.50", font, 90) == drawing._fitting(" aaa\n 0.50", font, 90) == "aaa 0.50"
-    assert drawing._fitting("aaa 0.50", font, 9) == "… 0.50"  # even this does not fit
+    assert drawing._shortened("aaa 0.50", font, 90) == drawing._shortened(" aaa\n 0.50", font, 90) == "aaa 0.50"
+    assert drawing._shortened("aaa 0.50", font, 9) == "… 0.50"  # nothing would fit
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.png"])

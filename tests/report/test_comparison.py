@@ -64,7 +64,7 @@ def test_the_tables_fit_a_terminal():
     assert any("data/[voc] test, 100 images" in line for line in lines) and max(map(len, lines)) <= 80
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_writing_and_reading(tmp_path):
     file = tmp_path / "compare.json"
     assert read_comparison(file) is None
     write_comparison(file, [ROW], True, ABOUT)
@@ -76,14 +76,14 @@ def test_what_is_written_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [[ROW], [NOTHING], [ROW, NOTHING, {**ROW, "test_seconds_per_image": 1e-3}]])
-def test_a_picture(tmp_path, rows):
+def test_the_plot(tmp_path, rows):
     draw_comparison(tmp_path / "a.png", rows, "a data set")
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (1050, 750) and len(image.convert("L").getcolors()) > 20
 
 
 @pytest.mark.parametrize("points", [[(0.5, 0.5)] * 8, [(0.001 * step, 1.0) for step in range(6)], [(1.0, 0.0)] * 4])
-def test_no_name_covers_another_nor_the_border(points):
+def test_no_label_covers_another_or_the_border(points):
     figure = Figure()
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""The page as text, and, where playwright and Chromium are installed, as a person has it in the browser."""
+"""The page as text and, if playwright and Chromium are installed, in the browser."""
 
 import base64
 import hashlib
@@ -6,51 +6,54 @@ import json
 import re
 import shutil
 from collections import Counter
+from itertools import product
 
 import pytest
 
-from detect.report.page import render_comparison, render_report
+from detect.report.page import COMPARISON, REPORT, _read, render_comparison, render_report
 
 HOSTILE = ("<script>alert(1)</script>", "</script><!-- & \u2028", '"><img src=x onerror=alert(1)>')
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw=="
-EDGES = [step / 100 for step in range(101)]
+SCORES = [step / 100 for step in range(101)]
 NAMES = ["cat", "dog", "eel"]
-TRUTHS = [40, 30, 50]
-# By class, at the edges 0.00 … 1.00: all found at 0, nothing at 1; cats are found best, eels worst.
-HITS = [[round(truths * (1 - edge**power)) for edge in EDGES] for truths, power in zip(TRUTHS, (4, 2, 1), strict=True)]
-FALSE = [[round(wrong * (1 - edge) ** 2) for edge in EDGES] for wrong in (10, 60, 90)]
-# bin, found, true, count; 3 is the background.
+OBJECTS = [40, 30, 50]
+# By class, at the scores 0.00 … 1.00: all objects are detected at 0, none at 1; cats are detected best, eels worst.
+TRUE_POSITIVES = [
+    [round(objects * (1 - score**power)) for score in SCORES] for objects, power in zip(OBJECTS, (4, 2, 1), strict=True)
+]
+FALSE_POSITIVES = [[round(wrong * (1 - score) ** 2) for score in SCORES] for wrong in (10, 60, 90)]
+# bin, predicted, true, count; 3 is the background.
 EVENTS = [(90, 0, 0, 30), (40, 0, 0, 5), (70, 1, 1, 20), (70, 1, 0, 3), (30, 2, 1, 4), (55, 2, 2, 25), (20, 2, 3, 12)]
 SECTIONS = ["classes", "curves", "confusion", "errors", "slices", "calibration"]
 SECTIONS += ["proposals", "oracles", "gallery", "training", "config"]
 
 
 def report(names=NAMES):
-    """Everything that a report can have, with three classes."""
-    numbers = {"images": 2, "truths": 120, "crowds": 1, "detections": 200, "classes": 3}
-    origin = {"root": "animals", "split": "test", "checkpoint": None, "made": "today", "command": "detect eval"}
-    figures = ["AP", "AP50", "AP75", "APs", "AR100", "VOC"]
+    """Return data for all sections of a report, with three classes."""
+    numbers = {"images": 2, "ground_truths": 120, "crowds": 1, "detections": 200, "classes": 3}
+    origin = {"root": "animals", "split": "test", "checkpoint": None, "date": "today", "command": "detect eval"}
+    metrics = ["AP", "AP50", "AP75", "APs", "AR100", "VOC"]
     values = [0.6, 0.9, 0.7, None, 0.8, 0.85]
-    falling = [[1 - 0.2 * label - recall / 2 for recall in EDGES] for label in range(3)]
+    falling = [[1 - 0.2 * label - recall / 2 for recall in SCORES] for label in range(3)]
     precision = {"0.50": falling, "0.75": falling, "0.50:0.95": falling}
     return {
         "title": "animals test",
         "subject": numbers | origin | {"versions": {"detect": "0.1.0"}},
         "config": "model:\n  name: <b>rcnn</b>\n",
-        "figures": [
+        "metrics": [
             {
                 "name": name,
-                "meaning": f"what {name} is",
+                "meaning": f"meaning of {name}",
                 "value": value,
                 "interval": None if value is None else [0.5, 0.9],
             }
-            for name, value in zip(figures, values, strict=True)
+            for name, value in zip(metrics, values, strict=True)
         ],
         "classes": [
             {
                 "name": name,
-                "truths": TRUTHS[label],
-                "detections": HITS[label][0] + FALSE[label][0],
+                "ground_truths": OBJECTS[label],
+                "detections": TRUE_POSITIVES[label][0] + FALSE_POSITIVES[label][0],
                 "AP": (0.7, 0.3, 0.5)[label],
                 "AP_interval": [0.2, 0.8],
                 "AP50": 0.9,
@@ -61,22 +64,29 @@ def report(names=NAMES):
             for label, name in enumerate(names)
         ],
         "curves": {
-            "recall": EDGES,
+            "recall": SCORES,
             "precision": precision,
             "mean": dict.fromkeys(precision, falling[1]),
             "scores": {"0.50": [[0.875] * 101] * 3},
         },
-        "thresholds": {"edges": EDGES, "hits": HITS, "false": FALSE, "truths": TRUTHS},
+        "thresholds": {
+            "scores": SCORES,
+            "true_positives": TRUE_POSITIVES,
+            "false_positives": FALSE_POSITIVES,
+            "ground_truths": OBJECTS,
+        },
         "confusion": {
-            "edges": EDGES,
-            "events": dict(zip(("bin", "found", "true", "count"), map(list, zip(*EVENTS, strict=True)), strict=True)),
-            "truths": TRUTHS,
+            "scores": SCORES,
+            "events": dict(
+                zip(("bin", "predicted", "true", "count"), map(list, zip(*EVENTS, strict=True)), strict=True)
+            ),
+            "ground_truths": OBJECTS,
         },
         "errors": {
             "AP50": 0.9,
             "main": [
-                {"name": "missed", "short": "Miss", "meaning": "not found", "dAP": 0.06, "count": 7},
-                {"name": "background", "short": "Bkg", "meaning": "nothing there", "dAP": 0.02, "count": 1},
+                {"name": "missed", "short": "Miss", "meaning": "not detected", "dAP": 0.06, "count": 7},
+                {"name": "background", "short": "Bkg", "meaning": "no object", "dAP": 0.02, "count": 1},
             ],
             "special": [{"name": "false positives", "short": "FalsePos", "meaning": "all", "dAP": 0.03, "count": None}],
         },
@@ -85,7 +95,14 @@ def report(names=NAMES):
                 "name": "size",
                 "meaning": "area in pixels",
                 "rows": [
-                    {"name": name, "truths": 60, "AP": ap, "AP50": ap, "AR": ap, "AP_interval": [ap - 0.1, ap + 0.1]}
+                    {
+                        "name": name,
+                        "ground_truths": 60,
+                        "AP": ap,
+                        "AP50": ap,
+                        "AR": ap,
+                        "AP_interval": [ap - 0.1, ap + 0.1],
+                    }
                     for name, ap in (("small", 0.2), ("large", 0.8))
                 ],
             }
@@ -101,8 +118,8 @@ def report(names=NAMES):
         },
         "proposals": {"limits": [100, 1000], "recall": {"0.50": [0.8, 0.9]}, "AR": [0.5, 0.6], "ABO": 0.7, "MABO": 0.6},
         "oracles": [
-            {"name": "as it is", "AP": 0.6, "AP50": 0.9, "meaning": "the detector"},
-            {"name": "tight boxes", "AP": 0.85, "AP50": 0.9, "meaning": "boxes of the truths"},
+            {"name": "no oracle", "AP": 0.6, "AP50": 0.9, "meaning": "the detector"},
+            {"name": "perfect boxes", "AP": 0.85, "AP50": 0.9, "meaning": "boxes of the objects"},
         ],
         "gallery": [
             {
@@ -111,9 +128,9 @@ def report(names=NAMES):
                 "width": 100,
                 "height": 80,
                 "thumbnail": PIXEL,
-                "truths": [[10, 10, 40, 40, 0, "found"], [60, 10, 90, 40, 1, "missed"]],
-                "detections": [[10, 10, 40, 41, 0, 0.6, "right"], [50, 50, 70, 70, 2, 0.9, "Bkg"]],
-                "mistakes": 2,
+                "ground_truths": [[10, 10, 40, 40, 0, "matched"], [60, 10, 90, 40, 1, "missed"]],
+                "detections": [[10, 10, 40, 41, 0, 0.6, "correct"], [50, 50, 70, 70, 2, 0.9, "Bkg"]],
+                "errors": 2,
             },
             {
                 "name": "second.jpg",
@@ -121,16 +138,16 @@ def report(names=NAMES):
                 "width": 80,
                 "height": 100,
                 "thumbnail": None,
-                "truths": [[10, 10, 40, 40, 0, "found"], [0, 0, 80, 10, 0, "crowd"]],
-                "detections": [[10, 10, 40, 39, 0, 0.95, "right"], [12, 10, 40, 39, 0, 0.4, "Dupe"]],
-                "mistakes": 1,
+                "ground_truths": [[10, 10, 40, 40, 0, "matched"], [0, 0, 80, 10, 0, "crowd"]],
+                "detections": [[10, 10, 40, 39, 0, 0.95, "correct"], [12, 10, 40, 39, 0, 0.4, "Dupe"]],
+                "errors": 1,
             },
         ],
         "training": {
             "x": "step",
             "series": [
                 {"name": "loss", "group": "losses", "points": [[0, 2.0], [10, 1.0]]},
-                {"name": "AP", "group": "figures", "points": [[10, 0.6]]},
+                {"name": "AP", "group": "metrics", "points": [[10, 0.6]]},
             ],
         },
     }
@@ -138,55 +155,68 @@ def report(names=NAMES):
 
 def comparison():
     data = report()
-    figures = [
+    metrics = [
         {"name": "AP", "meaning": "average precision", "value": 0.6},
         {"name": "AP50", "meaning": "", "value": 0.9},
     ]
     image = data["gallery"][0]
-    other = [[10, 10, 40, 41, 0, 0.4, "right"]]
+    other = [[10, 10, 40, 41, 0, 0.4, "correct"]]
     return {
         "title": "two runs",
-        "runs": [{"name": name, "subject": data["subject"], "figures": figures} for name in ("old", "new", "odd")],
+        "runs": [{"name": name, "subject": data["subject"], "metrics": metrics} for name in ("old", "new", "odd")],
         "pairs": [
             {
                 "run": run,
-                "figures": [
+                "metrics": [
                     {"name": "AP", "difference": difference, "interval": interval, "p": 0.01},
                     {"name": "AP50", "difference": None, "interval": None, "p": None},
                 ],
                 "classes": [
-                    {"name": name, "truths": 40, "difference": gain, "interval": [gain - 0.01, gain + 0.01]}
+                    {"name": name, "ground_truths": 40, "difference": gain, "interval": [gain - 0.01, gain + 0.01]}
                     for name, gain in zip(NAMES, (0.02, -0.03, 0.05), strict=True)
                 ],
             }
             for run, difference, interval in ((1, 0.04, [0.01, 0.07]), (2, -0.01, [-0.03, 0.01]))
         ],
         "images": [
-            image | {"detections": [image["detections"], other, other], "scores": [0.5, 1.0, 1.0], "run": run}
+            image | {"detections": [image["detections"], other, other], "share_correct": [0.5, 1.0, 1.0], "run": run}
             for run in (1, 1, 2)
         ],
     }
 
 
-def without_anything(**subject):
-    """A report of which only the head is there."""
+def empty_report(**subject):
+    """Return data for the head of a report only."""
     data = report()
     nothing = dict.fromkeys(SECTIONS) | {"thresholds": None, "classes": [], "oracles": [], "gallery": []}
-    figures = [figure | {"value": None, "interval": None} for figure in data["figures"]]
-    return {"title": "empty", "subject": data["subject"] | subject, "figures": figures} | nothing
+    metrics = [metric | {"value": None, "interval": None} for metric in data["metrics"]]
+    return {"title": "empty", "subject": data["subject"] | subject, "metrics": metrics} | nothing
 
 
 def embedded(page):
-    """The text of the data within the page, and the tags around it, as a browser would cut them out."""
+    """Return the embedded data as text, as a browser would read it."""
     return re.search(r'<script type="application/json" id="data">(.*?)</script', page, re.DOTALL)[1]
 
 
 @pytest.mark.parametrize(("render", "data"), [(render_report, report()), (render_comparison, comparison())])
-def test_the_data_stand_in_the_page_unchanged(render, data):
+def test_the_data_are_embedded_unchanged(render, data):
     data["title"] = HOSTILE[1]
     text = embedded(render(data))
     assert json.loads(text) == data
     assert not re.search("[<>&\u2028\u2029]", text)
+
+
+@pytest.mark.parametrize("modules", [REPORT, COMPARISON])
+def test_modules_of_a_page_share_no_name(modules):
+    """They are joined to one script."""
+    names = Counter(
+        name
+        for module in modules
+        for name in re.findall(
+            r"^(?:export )?(?:async )?(?:function|class|const|let) (\w+)", _read(module), re.MULTILINE
+        )
+    )
+    assert len(names) > 20 and set(names.values()) == {1}
 
 
 def test_the_title_is_escaped():
@@ -195,15 +225,15 @@ def test_the_title_is_escaped():
     assert HOSTILE[0] not in page
 
 
-def test_a_number_that_json_does_not_know_is_refused():
+def test_a_number_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="JSON"):
         render_report(report() | {"oracles": [{"AP": float("nan")}]})
 
 
 @pytest.mark.parametrize(("render", "data"), [(render_report, report()), (render_comparison, comparison())])
-def test_the_page_needs_nothing_else_and_allows_nothing_else(render, data):
+def test_the_page_is_self_contained_and_allows_nothing_else(render, data):
     page = render(data)
-    assert set(re.findall(r"https?://[^\s\"'<]*", page)) == {"http://www.w3.org/2000/svg"}  # a name, never loaded
+    assert set(re.findall(r"https?://[^\s\"'<]*", page)) == {"http://www.w3.org/2000/svg"}  # a namespace, never loaded
     assert not re.search(r"<link|<iframe|@import|url\(|\bimport\b.*from|fetch\(|<script[^>]*src|<img", page)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|style=", page)
     policy = re.search('Content-Security-Policy" content="([^"]*)"', page)[1]
@@ -218,7 +248,7 @@ def test_the_page_needs_nothing_else_and_allows_nothing_else(render, data):
 
 @pytest.fixture(scope="module")
 def tab():
-    """One tab for all tests, which saves starting a process for each."""
+    """Return one tab for all tests, which saves starting a process for each."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
@@ -231,11 +261,11 @@ def tab():
 
 @pytest.fixture
 def show(tab, tmp_path):
-    """Opens a page from its file; in the end nothing must have gone wrong, and nothing have been asked for."""
-    complaints, requests = [], []
+    """Return a function that opens a page from a file; afterwards check for errors and for requests of the page."""
+    problems, requests = [], []
     listeners = {
-        "console": lambda message: complaints.append(message.text),
-        "pageerror": lambda error: complaints.append(str(error)),
+        "console": lambda message: problems.append(message.text),
+        "pageerror": lambda error: problems.append(str(error)),
         "request": lambda request: requests.append(request.url),
     }
     for event, listener in listeners.items():
@@ -253,58 +283,58 @@ def show(tab, tmp_path):
     for event, listener in listeners.items():
         tab.remove_listener(event, listener)
     tab.goto("about:blank")
-    assert complaints == []
-    # The images within the page count as requests.
+    assert problems == []
+    # Embedded images count as requests.
     assert {url for url in requests if not url.startswith("data:image/")} == {(tmp_path / "page.html").as_uri()}
 
 
 def column(page, heading, table="#class-table"):
-    """A column's cells from top to bottom."""
+    """Return the cells of a column from top to bottom."""
     headings = [text.lstrip("↑↓ ") for text in page.locator(f"{table} thead th").all_inner_texts()]
-    place = [heading == text.removesuffix(" %") for text in headings].index(True)
+    index = [heading == text.removesuffix(" %") for text in headings].index(True)
     rows = page.locator(f"{table} tbody tr:visible")
-    return rows.evaluate_all("(rows, place) => rows.map((row) => row.children[place].innerText)", place)
+    return rows.evaluate_all("(rows, index) => rows.map((row) => row.children[index].innerText)", index)
 
 
-def move(page, place):
-    """Puts the slider on an edge."""
-    page.locator("#score").evaluate("(node, at) => { node.value = at; node.dispatchEvent(new Event('input')); }", place)
-    page.wait_for_function("at => document.querySelector('#score-value').value === (at / 100).toFixed(2)", arg=place)
+def move(page, index):
+    """Move the slider to a score."""
+    page.locator("#score").evaluate("(node, at) => { node.value = at; node.dispatchEvent(new Event('input')); }", index)
+    page.wait_for_function("at => document.querySelector('#score-value').value === (at / 100).toFixed(2)", arg=index)
 
 
-def reach(page, place):
-    """Scrolls to a place and waits until it is drawn: what is out of sight follows the slider later."""
+def reach(page, selector):
+    """Scroll to an element and wait until it is drawn: elements out of sight follow the slider later."""
     frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
-    page.locator(place).evaluate(f"node => {{ node.scrollIntoView(); return {frames}; }}")
+    page.locator(selector).evaluate(f"node => {{ node.scrollIntoView(); return {frames}; }}")
 
 
 def share(part, whole):
     return f"{100 * part / whole:.1f}" if whole else "–"
 
 
-def test_the_head_says_what_was_judged_and_how_well(show):
+def test_the_head_shows_the_data_and_the_metrics(show):
     page = show(render_report(report()))
     assert page.locator("#title").inner_text() == "animals test"
-    subject = "2 images of test of animals · 120 objects and 1 crowd region of 3 classes · 200 detections · today"
+    subject = "animals, test: 2 images · 120 objects and 1 crowd region in 3 classes · 200 detections · today"
     assert page.locator("#subject").inner_text() == subject
     tiles = page.locator(".tile .value").all_inner_texts()
     assert tiles == ["60.0 %", "90.0 %", "70.0 %", "–", "80.0 %", "85.0 %"]
     assert page.locator(".tile .interval").first.inner_text() == "50.0 … 90.0"
     assert page.locator("#findings p").all_inner_texts() == [
-        "AP lacks 40.0 points: 30.0 because boxes do not fit tightly enough for higher IoU, "
-        "and 10.0 at IoU 0.50 already.",
-        "At IoU 0.50 most is lost to missed objects (dAP 6.0), then to boxes where nothing is (dAP 2.0).",
-        "By size (area in pixels), “small” does worst: AP 20.0 %, against 80.0 % for “large”.",
-    ]  # and nothing of the classes, whose intervals touch
+        "AP is 40.0 points below 100: 10.0 are lost at IoU 0.50, 30.0 at higher thresholds, where boxes are not tight "
+        "enough.",
+        "At IoU 0.50 most is lost to missed objects (dAP 6.0) and then to detections on background (dAP 2.0).",
+        "By size (area in pixels), AP is lowest for “small”: 20.0 %, compared with 80.0 % for “large”.",
+    ]  # none about the classes, whose intervals touch
     assert [node.get_attribute("id") for node in page.locator("section[data-name]").all()] == SECTIONS
 
 
-def test_what_is_not_known_is_not_said(show):
-    """Too few objects, touching intervals, kinds of mistake that cost nothing: no sentence."""
+def test_findings_without_evidence_are_left_out(show):
+    """Too few objects, touching intervals, kinds of error without a loss: no sentence."""
     data = report()
-    data["figures"] = [{"name": "AP", "meaning": "", "value": 0.6, "interval": None}]
+    data["metrics"] = [{"name": "AP", "meaning": "", "value": 0.6, "interval": None}]
     data["errors"]["main"] = [{"name": "missed", "short": "Miss", "meaning": "", "dAP": 0.0, "count": 0}]
-    data["slices"][0]["rows"][0]["truths"] = 3
+    data["slices"][0]["rows"][0]["ground_truths"] = 3
     assert show(render_report(data)).locator("#findings p").count() == 0
 
 
@@ -325,12 +355,11 @@ def test_the_table_sorts_by_its_headings(show):
 def test_many_classes_can_be_filtered(show, classes):
     data = report()
     data["classes"] = [data["classes"][0] | {"name": f"class {label}"} for label in range(classes)]
-    for name in ("hits", "false"):
-        data["thresholds"][name] = [HITS[0]] * classes
-    for table in (*data["curves"]["precision"], "scores"):
-        place = data["curves"]["scores"] if table == "scores" else data["curves"]["precision"]
-        place["0.50" if table == "scores" else table] = [EDGES] * classes
-    data["thresholds"]["truths"] = data["confusion"]["truths"] = [40] * classes
+    for name in ("true_positives", "false_positives"):
+        data["thresholds"][name] = [TRUE_POSITIVES[0]] * classes
+    data["curves"]["precision"] = {iou: [SCORES] * classes for iou in data["curves"]["precision"]}
+    data["curves"]["scores"] = {"0.50": [SCORES] * classes}
+    data["thresholds"]["ground_truths"] = data["confusion"]["ground_truths"] = [40] * classes
     page = show(render_report(data))
     page.get_by_placeholder("Filter by name").fill("SS 41")
     assert column(page, "Class") == ["class 41"]
@@ -341,34 +370,34 @@ def test_many_classes_can_be_filtered(show, classes):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@pytest.mark.parametrize("place", [30, 85])
-def test_the_slider_moves_all_figures(show, place):
+@pytest.mark.parametrize("index", [30, 85])
+def test_the_slider_updates_all_sections(show, index):
     page = show(render_report(report()))
-    move(page, place)
-    hits, wrong = ([row[place] for row in table] for table in (HITS, FALSE))
+    move(page, index)
+    hits, wrong = ([row[index] for row in table] for table in (TRUE_POSITIVES, FALSE_POSITIVES))
     reach(page, "#class-table")
     assert column(page, "Precision") == [share(h, h + w) for h, w in zip(hits, wrong, strict=True)]
-    assert column(page, "Recall") == [share(h, t) for h, t in zip(hits, TRUTHS, strict=True)]
-    assert column(page, "F1") == [share(2 * h, h + w + t) for h, w, t in zip(hits, wrong, TRUTHS, strict=True)]
+    assert column(page, "Recall") == [share(h, t) for h, t in zip(hits, OBJECTS, strict=True)]
+    assert column(page, "F1") == [share(2 * h, h + w + t) for h, w, t in zip(hits, wrong, OBJECTS, strict=True)]
     all_hits, all_wrong = sum(hits), sum(wrong)
     overall = [(all_hits, all_hits + all_wrong), (all_hits, 120), (2 * all_hits, all_hits + all_wrong + 120)]
     assert page.locator("#overall dd").all_inner_texts() == [f"{share(*pair)} %" for pair in overall]
 
     reach(page, "#curves")
     chart = page.locator("#curve-chart svg").bounding_box()
-    for mark, h, w, t in zip(page.locator("#curve-chart .mark").all(), hits, wrong, TRUTHS, strict=True):
+    for mark, h, w, t in zip(page.locator("#curve-chart .mark").all(), hits, wrong, OBJECTS, strict=True):
         box = mark.bounding_box()
         x, y = box["x"] + box["width"] / 2 - chart["x"], box["y"] + box["height"] / 2 - chart["y"]
         assert (x - 46) / (chart["width"] - 46 - 12) == pytest.approx(h / t, abs=0.01)  # the chart's margins
         assert 1 - (y - 10) / (320 - 10 - 40) == pytest.approx(h / (h + w), abs=0.01)
 
     matrix = Counter()
-    for edge, found, true, number in EVENTS:
-        matrix[true, found] += number * (edge >= place)
+    for score_bin, predicted, true, number in EVENTS:
+        matrix[true, predicted] += number * (score_bin >= index)
     for true in range(3):
-        matrix[true, 3] = TRUTHS[true] - sum(matrix[true, found] for found in range(3))
+        matrix[true, 3] = OBJECTS[true] - sum(matrix[true, predicted] for predicted in range(3))
     reach(page, "#confusion-matrix")
-    expected = [str(matrix[true, found]) for true in range(4) for found in range(4) if matrix[true, found]]
+    expected = [str(matrix[cell]) for cell in product(range(4), range(4)) if matrix[cell]]
     assert [
         text for text in page.locator(".matrix g:not(.axes) > text").all_text_contents() if "%" not in text
     ] == expected
@@ -376,25 +405,25 @@ def test_the_slider_moves_all_figures(show, place):
     assert page.locator("#confusion-lists div:nth-child(2) b").all_inner_texts() == [str(n) for n in missed if n]
 
 
-def test_best_f1_is_found(show):
+def test_the_button_selects_the_best_f1(show):
     page = show(render_report(report()))
     page.locator("#best").click()
     f1 = [
         2 * sum(h) / (sum(h) + sum(w) + 120)
-        for h, w in zip(zip(*HITS, strict=True), zip(*FALSE, strict=True), strict=True)
+        for h, w in zip(zip(*TRUE_POSITIVES, strict=True), zip(*FALSE_POSITIVES, strict=True), strict=True)
     ]
     assert page.locator("#overall dd").nth(2).inner_text() == f"{100 * max(f1):.1f} %"
 
 
-def test_curves_answer_to_pointer_and_keys(show):
+def test_curves_respond_to_pointer_and_keys(show):
     page = show(render_report(report()))
     chart = page.locator("#curve-chart svg")
     reach(page, "#curve-chart")
     box = chart.bounding_box()
     page.mouse.move(box["x"] + 46 + (box["width"] - 58) / 2, box["y"] + 100)
-    told = page.locator("#tooltip").inner_text().splitlines()
-    assert told[:3] == ["Recall 50.0 %", "cat: 75.0 %", "dog: 55.0 %"]
-    assert told[-3:] == [f"{name}: score 0.875" for name in NAMES]
+    lines = page.locator("#tooltip").inner_text().splitlines()
+    assert lines[:3] == ["Recall 50.0 %", "cat: 75.0 %", "dog: 55.0 %"]
+    assert lines[-3:] == [f"{name}: score 0.875" for name in NAMES]
     page.mouse.move(5, 5)
     assert page.locator("#tooltip").is_hidden()
     page.locator("#curve-class").select_option("dog")
@@ -402,21 +431,21 @@ def test_curves_answer_to_pointer_and_keys(show):
     chart.press("ArrowRight")
     assert page.locator("#tooltip").inner_text().splitlines()[0] == "Recall 1.0 %"
     page.locator("#curve-iou").select_option("0.75")
-    assert page.locator("#curve-chart .mark").count() == 0  # the slider's figures are those at IoU 0.50
+    assert page.locator("#curve-chart .mark").count() == 0  # the slider applies to IoU 0.50
 
 
-def test_the_confusion_matrix_answers_to_keys(show):
+def test_the_confusion_matrix_responds_to_keys(show):
     page = show(render_report(report()))
     move(page, 30)
     reach(page, "#confusion-matrix")
     matrix = page.locator(".matrix")
     matrix.press("ArrowRight")
-    assert page.locator("#tooltip").inner_text().splitlines() == ["cat → cat", "35 of 40, 87.5 % of the objects of cat"]
+    assert page.locator("#tooltip").inner_text().splitlines() == ["cat → cat", "35 of 40, 87.5 % of the cat objects"]
     for _ in range(3):
         matrix.press("ArrowRight")
     assert page.locator("#tooltip").inner_text().splitlines() == [
         "cat → missed",
-        "2 of 40, 5.0 % of the objects of cat",
+        "2 of 40, 5.0 % of the cat objects",
     ]
 
 
@@ -427,9 +456,9 @@ def shown(page):
 def test_the_gallery_follows_filters_and_slider(show):
     page = show(render_report(report()))
     reach(page, "#gallery")
-    assert page.locator("#gallery .mistakes").all_inner_texts() == [
-        "1 right, 1 wrong, 1 missed",
-        "1 right, 0 wrong, 0 missed",
+    assert page.locator("#gallery .errors").all_inner_texts() == [
+        "1 correct, 1 wrong, 1 missed",
+        "1 correct, 0 wrong, 0 missed",
     ]
     assert shown(page) == ["first.jpg", "second.jpg"]
     page.locator("#gallery-kind").select_option("Dupe")
@@ -442,20 +471,20 @@ def test_the_gallery_follows_filters_and_slider(show):
     assert shown(page) == []
     page.locator("#gallery-kind").select_option("Miss")
     assert shown(page) == []
-    move(page, 61)  # above the score of what found the cat
+    move(page, 61)  # above the score of the detected cat
     assert shown(page) == ["first.jpg"]
     assert page.locator("#gallery-count").inner_text() == "1 of 2 images"
 
 
-def test_truths_and_detections_can_be_hidden(show):
+def test_ground_truths_and_detections_can_be_hidden(show):
     page = show(render_report(report()))
     reach(page, "#gallery")
     layers = lambda: [  # noqa: E731
         node.get_attribute("class") for node in page.locator("figure:first-child .picture path:not(.halo)").all()
     ]
-    assert layers() == ["box found", "box right", "box wrong", "box missed"]
-    page.locator("#show-truths").uncheck()
-    assert layers() == ["box right", "box wrong"]
+    assert layers() == ["box matched", "box correct", "box wrong", "box missed"]
+    page.locator("#show-ground-truths").uncheck()
+    assert layers() == ["box correct", "box wrong"]
     page.locator("#show-detections").uncheck()
     assert layers() == []
 
@@ -465,10 +494,10 @@ def test_the_dialog_by_keyboard(show):
     move(page, 30)
     page.get_by_role("button", name="Enlarge first.jpg").press("Enter")
     assert page.locator("#viewer-name").inner_text() == "first.jpg (1 of 2)"
-    assert page.locator("#viewer .mistake .box-name").all_text_contents() == ["eel 0.90 Bkg", "missed: dog"]
+    assert page.locator("#viewer .error .box-name").all_text_contents() == ["eel 0.90 Bkg", "missed: dog"]
     page.keyboard.press("ArrowRight")
     assert page.locator("#viewer-name").inner_text() == "second.jpg (2 of 2)"
-    assert "Wrong: 1 second box (Dupe)" in page.locator("#viewer-summary").inner_text()
+    assert "Wrong: 1 duplicate (Dupe)" in page.locator("#viewer-summary").inner_text()
     page.keyboard.press("ArrowRight")
     assert page.locator("#viewer-name").inner_text() == "first.jpg (1 of 2)"
     page.keyboard.press("ArrowLeft")
@@ -490,7 +519,7 @@ def test_light_and_dark(show, system):
     assert colour() == first
 
 
-def test_text_of_the_data_stays_text(show):
+def test_text_of_the_data_is_never_markup(show):
     data = report(names=HOSTILE)
     data["title"] = data["subject"]["root"] = data["config"] = HOSTILE[2]
     data["subject"]["versions"] = {HOSTILE[0]: HOSTILE[2]}
@@ -509,19 +538,19 @@ def test_text_of_the_data_stays_text(show):
     assert page.locator("script").count() == 2
 
 
-def test_it_prints_with_everything_unfolded(show):
+def test_printing_opens_collapsed_parts(show):
     page = show(render_report(report()))
     page.evaluate("addEventListener('afterprint', () => 0); window.seen = []")
     page.evaluate("addEventListener('beforeprint', () => seen.push(document.querySelector('#config-text').open))")
     assert page.pdf(format="A4").startswith(b"%PDF")
     assert page.evaluate("seen") == [True]
-    assert page.locator("#gallery .mistakes").first.text_content() == "1 right, 1 wrong, 1 missed"
+    assert page.locator("#gallery .errors").first.text_content() == "1 correct, 1 wrong, 1 missed"
     page.emulate_media(media="print")
     assert page.locator("#threshold, #theme, #contents, .controls.row").locator("visible=true").count() == 0
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_reaches_over_the_side(show, width):
+def test_nothing_overflows_the_width(show, width):
     page = show(render_report(report(names=["x" * 300, "long " * 60, "y"])), width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page = show(render_comparison(comparison()), width=width)
@@ -531,13 +560,16 @@ def test_nothing_reaches_over_the_side(show, width):
 @pytest.mark.parametrize(
     ("subject", "sentence"),
     [
-        ({"images": 0, "truths": 0, "detections": 0, "classes": 0}, "There are no images: nothing was measured."),
-        ({"truths": 0}, "There are no objects in these images: nothing can be found, and AP is not defined."),
-        ({"truths": 7, "detections": 0}, "Nothing was detected: all 7 objects are missed."),
+        (
+            {"images": 0, "ground_truths": 0, "detections": 0, "classes": 0},
+            "There are no images, so nothing was evaluated.",
+        ),
+        ({"ground_truths": 0}, "The images contain no objects, so AP is undefined."),
+        ({"ground_truths": 7, "detections": 0}, "There are no detections: all 7 objects are missed."),
     ],
 )
-def test_a_report_of_nothing(show, subject, sentence):
-    page = show(render_report(without_anything(**subject)))
+def test_an_empty_report(show, subject, sentence):
+    page = show(render_report(empty_report(**subject)))
     assert page.locator("#findings p").all_inner_texts() == [sentence]
     assert [node.get_attribute("id") for node in page.locator("section[data-name]").all()] == ["config"]
     assert page.locator("#threshold").count() == 0
@@ -547,7 +579,7 @@ def test_a_report_of_nothing(show, subject, sentence):
     ("missing", "gone"),
     [
         (SECTIONS[1::2], SECTIONS[1::2]),
-        (SECTIONS[2::2], SECTIONS[2:-1:2]),  # of the last the versions stay
+        (SECTIONS[2::2], SECTIONS[2:-1:2]),  # the versions of the last one stay
         (["classes"], ["classes", "curves", "confusion"]),
         (["thresholds"], []),
     ],
@@ -560,12 +592,17 @@ def test_sections_may_be_missing(show, missing, gone):
 
 
 def test_one_class_without_detections(show):
-    """All arrays are there, with nothing in them: rows of null, counts of 0."""
+    """All arrays exist and are empty: rows of null, counts of 0."""
     data = report()
     data["classes"] = [data["classes"][0] | {"AP": 0.0, "detections": 0}]
-    data["thresholds"] = {"edges": EDGES, "hits": [[0] * 101], "false": [[0] * 101], "truths": [40]}
-    data["confusion"]["events"] = {name: [] for name in ("bin", "found", "true", "count")}
-    data["confusion"]["truths"] = [40]
+    data["thresholds"] = {
+        "scores": SCORES,
+        "true_positives": [[0] * 101],
+        "false_positives": [[0] * 101],
+        "ground_truths": [40],
+    }
+    data["confusion"]["events"] = {name: [] for name in ("bin", "predicted", "true", "count")}
+    data["confusion"]["ground_truths"] = [40]
     data["curves"]["precision"] = {"0.50": [[None] * 101]}
     data["curves"]["mean"] = {"0.50": [None] * 101}
     data["curves"]["scores"] = {"0.50": [[None] * 101]}
@@ -581,11 +618,10 @@ def test_one_class_without_detections(show):
 def test_a_comparison(show):
     page = show(render_comparison(comparison()))
     assert page.locator("#findings p").all_inner_texts() == [
-        "“new” is better than “old” by 4.0 points of AP (95 % of the difference: +1.0 … +7.0).",
-        "These images cannot tell “odd” and “old” apart: AP differs by −1.0 points "
-        "(95 % of the difference: −3.0 … +1.0).",
+        "“new” is better than “old” by 4.0 points of AP (95 % interval +1.0 … +7.0).",
+        "No significant difference between “odd” and “old”: −1.0 points of AP (95 % interval −3.0 … +1.0).",
     ]
-    rows = page.locator("#figure-table tbody tr").all_inner_texts()
+    rows = page.locator("#metric-table tbody tr").all_inner_texts()
     assert [row.split() for row in rows] == [
         ["AP", "60.0", "60.0", "+4.0", "+1.0", "…", "+7.0", "1.0"],
         ["AP50", "90.0", "90.0", "–", "–", "–"],
@@ -594,7 +630,7 @@ def test_a_comparison(show):
     assert column(page, "Class") == ["eel", "cat", "dog"]
     reach(page, "#gallery")
     assert page.locator("#gallery-pictures figure").count() == 2
-    assert page.locator(".side").all_inner_texts()[:2] == ["old: 50.0 % right", "new: 100.0 % right"]
+    assert page.locator(".side").all_inner_texts()[:2] == ["old: 50.0 % correct", "new: 100.0 % correct"]
     page.locator(".enlarge").first.press("Enter")
     assert page.locator("#viewer figure").count() == 2
     page.keyboard.press("ArrowRight")
@@ -602,7 +638,7 @@ def test_a_comparison(show):
     page.keyboard.press("Escape")
     page.locator("#pair").select_option("odd")
     assert page.locator("#gallery-pictures figure").count() == 1
-    assert page.locator("#figure-table tbody tr").first.inner_text().split()[3] == "−1.0"
+    assert page.locator("#metric-table tbody tr").first.inner_text().split()[3] == "−1.0"
 
 
 def test_a_comparison_of_nothing(show):

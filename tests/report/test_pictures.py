@@ -18,7 +18,7 @@ def holds(picture, colour) -> bool:
     return bool((picture == colour).all(axis=-1).any())
 
 
-def test_without_boxes_the_picture_stays_as_it_is():
+def test_without_boxes_the_image_does_not_change():
     image = grey(30, 40)
     drawn = draw_boxes(image, NO_BOXES, NO_LABELS, [])
     np.testing.assert_array_equal(drawn, image)
@@ -54,7 +54,7 @@ def test_a_name_stays_inside_the_picture(box):
     named = draw_boxes(image, np.array([box], np.float32), np.array([3]), ["a class"])
     rows, columns = np.nonzero((blank != named).any(axis=-1))
     assert rows.size > 200
-    assert 0 < np.ptp(rows) < 20  # it is whole: no side was cut
+    assert 0 < np.ptp(rows) < 20  # no side is cut off
     assert 25 < np.ptp(columns) < 70
 
 
@@ -64,31 +64,32 @@ def test_the_smallest_pictures():
         assert drawn.shape == (height, width, 3)
 
 
-def test_names_avoid_each_other():
+def test_labels_avoid_each_other():
     boxes = np.array([[20, 50, 120, 100], [20, 50, 120, 100], [20, 50, 120, 100]], np.float32)
     labels = np.array([0, 1, 2])
     drawn = draw_boxes(grey(150, 200), boxes, labels, ["first", "second", "third"])
     areas = [(drawn == COLOURS[label]).all(axis=-1).sum() for label in labels]
-    assert min(areas) > 200  # none lies beneath another
+    assert min(areas) > 200  # none covers another
 
 
-def test_a_pair_shows_truths_left_and_detections_right(dataset_of, prediction_of):
+def test_a_pair_shows_ground_truths_left_and_detections_right(dataset_of, prediction_of):
     dataset = dataset_of({1: [((100, 100, 300, 250), 0, "")]})
-    found = prediction_of(1, [((100, 100, 300, 250), 1, 0.9), ((10, 10, 60, 60), 0, 0.4)])
-    pair = draw_pair(grey(300, 400), dataset.records[0], found, dataset.classes)
+    prediction = prediction_of(1, [((100, 100, 300, 250), 1, 0.9), ((10, 10, 60, 60), 0, 0.4)])
+    pair = draw_pair(grey(300, 400), dataset.records[0], prediction, dataset.classes)
     assert pair.dtype == np.uint8
-    left, right = pair[:, :800], pair[:, -800:]  # 400 pixels, drawn twice as large
+    left, right = pair[:, :800], pair[:, -800:]  # 400 pixels, enlarged twice
     assert holds(left, COLOURS[0])
     assert not holds(left, COLOURS[1])
     assert holds(right, COLOURS[1])
     assert not holds(right, COLOURS[0])  # its score is too low
     assert holds(pair[:10], WHITE)
     assert holds(
-        draw_pair(grey(300, 400), dataset.records[0], found, dataset.classes, score=0.4)[:, -1200:], COLOURS[0]
+        draw_pair(grey(300, 400), dataset.records[0], prediction, dataset.classes, score_threshold=0.4)[:, -1200:],
+        COLOURS[0],
     )
 
 
-def test_a_huge_picture_is_reduced_and_a_wide_one_has_its_detections_below(dataset_of, prediction_of):
+def test_a_large_image_is_reduced_and_a_wide_one_has_its_detections_below(dataset_of, prediction_of):
     dataset = dataset_of({1: [((1000, 500, 2000, 900), 0, "")]})
     pair = draw_pair(grey(1000, 3200), dataset.records[0], prediction_of(1, []), dataset.classes)
     panel = (pair.shape[0] - 16) // 2
@@ -98,24 +99,24 @@ def test_a_huge_picture_is_reduced_and_a_wide_one_has_its_detections_below(datas
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 30), (30, 20), (2, 900), (900, 2)])
-def test_the_titles_are_whole_beside_the_smallest_pictures(dataset_of, prediction_of, height, width):
+def test_titles_are_not_cut_off_with_the_smallest_images(dataset_of, prediction_of, height, width):
     dataset = dataset_of({1: []})
     few, many = (
-        draw_pair(grey(height, width), dataset.records[0], prediction_of(1, []), dataset.classes, score=score)
-        for score in (0.5, 0.51234)  # the longer text needs a wider sheet, or ends before the side of it
+        draw_pair(grey(height, width), dataset.records[0], prediction_of(1, []), dataset.classes, score_threshold=score)
+        for score in (0.5, 0.51234)  # the longer title needs a wider picture, unless it fits
     )
     assert few.shape[1] < many.shape[1] or width == 900
     assert holds(few[:, -1:], WHITE) and not holds(few[:, -2:], BLACK)
 
 
-def test_long_names_are_shortened_in_the_middle():
+def test_long_labels_are_shortened_in_the_middle():
     boxes = np.array([[100, 40, 190, 80]], np.float32)
     short, long = (draw_boxes(grey(100, 900), boxes, np.array([0]), [name]) for name in ("a" * 32, "a" * 99 + " 0.50"))
     ends = [np.nonzero((drawn == COLOURS[0]).all(axis=-1))[1].max() for drawn in (short, long)]
     assert 250 < ends[1] <= ends[0] + 8
 
 
-def test_a_large_picture_keeps_its_size(dataset_of, prediction_of):
+def test_an_image_of_medium_size_is_not_scaled(dataset_of, prediction_of):
     dataset = dataset_of({1: []})
     pair = draw_pair(grey(700, 1100), dataset.records[0], prediction_of(1, []), dataset.classes)
     assert pair.shape[1] == 2 * 1100 + 11
@@ -137,7 +138,7 @@ def test_pictures_are_spread_evenly_and_the_same_each_time(tmp_path, dataset_of,
     paths = write_pictures(tmp_path / "new" / "out", dataset, predictions, count=4)
     assert [path.name for path in paths] == ["0.jpg", "3.jpg", "6.jpg", "9.jpg"]
     with Image.open(paths[0]) as picture:
-        assert picture.size[0] > 2 * 90  # the title is longer than the image
+        assert picture.size[0] > 2 * 90  # the title is wider than the image
     bytes_before = paths[0].read_bytes()
     assert write_pictures(tmp_path / "new" / "out", dataset, predictions, count=4) == paths
     assert paths[0].read_bytes() == bytes_before
@@ -151,7 +152,7 @@ def test_more_pictures_than_images_or_none(tmp_path, dataset_of):
     assert write_pictures(tmp_path, dataset_of({}), []) == []
 
 
-def test_images_of_one_name_are_told_apart_by_their_ids(tmp_path, dataset_of):
+def test_files_of_images_with_the_same_name_have_their_ids(tmp_path, dataset_of):
     dataset = on_disk(tmp_path, dataset_of, 3)
     (tmp_path / "other").mkdir()
     same = tmp_path / "other" / "0.JPG"
@@ -160,6 +161,6 @@ def test_images_of_one_name_are_told_apart_by_their_ids(tmp_path, dataset_of):
     assert [path.name for path in write_pictures(tmp_path, dataset, [])] == ["0_0.jpg", "1.jpg", "0_2.jpg"]
 
 
-def test_an_image_that_is_gone(tmp_path, dataset_of):
+def test_a_missing_image_is_an_error(tmp_path, dataset_of):
     with pytest.raises(UserError, match=r"1\.jpg"):
         write_pictures(tmp_path, dataset_of({1: []}), [])

@@ -1,4 +1,4 @@
-"""Evaluations read back, and the pages made of them."""
+"""Evaluations read back, and the pages written from them."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 from detect.cli import main
 from detect.data.read import read
 from detect.errors import UserError
-from detect.evaluation.coco import FIGURES, Prediction, coco_results, coco_truth, evaluate_coco
+from detect.evaluation.coco import METRICS, Prediction, coco_ground_truth, coco_results, evaluate_coco
 from detect.evaluation.voc import evaluate_voc
 from detect.report.saved import read_evaluations
 from detect.report.write import Origin, report_data, training_curves
@@ -20,7 +20,7 @@ CLASSES = ("square", "circle")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """A data set of six images with two truths each."""
+    """Write a data set of six images with two objects each."""
     root = tmp_path_factory.mktemp("data") / "set"
     (root / "images").mkdir(parents=True)
     (root / "annotations").mkdir()
@@ -41,7 +41,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def evaluate(root: Path, folder: Path, shift: float) -> Path:
-    """The folder of an evaluation, as `detect eval` leaves it, in which every box is found `shift` pixels aside."""
+    """Write the folder of an evaluation, as `detect eval` does, with every box shifted by `shift` pixels."""
     dataset = read(root, "test", classes=CLASSES)
     predictions = [
         Prediction(record.id, record.boxes + np.float32(shift), np.full(2, 0.75, np.float32), record.labels)
@@ -55,7 +55,7 @@ def evaluate(root: Path, folder: Path, shift: float) -> Path:
     return folder
 
 
-def test_figures_are_those_of_the_evaluation_to_the_last_bit(root, tmp_path):
+def test_metrics_equal_the_evaluation_to_the_last_bit(root, tmp_path):
     evaluate(root, tmp_path / "run" / "eval", 1.3)
     (run,) = read_evaluations([tmp_path / "run"], None)
     before = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())
@@ -64,21 +64,21 @@ def test_figures_are_those_of_the_evaluation_to_the_last_bit(root, tmp_path):
     assert (run.name, run.dataset.classes, run.checkpoint) == ("run", CLASSES, Path("best.ckpt"))
 
 
-def test_names_are_as_long_as_needed(root, tmp_path):
+def test_names_are_as_short_as_possible(root, tmp_path):
     one, two = (evaluate(root, tmp_path / name / "eval", 1) for name in ("one", "two"))
     assert [run.name for run in read_evaluations([one, two], None)] == ["one/eval", "two/eval"]
-    with pytest.raises(UserError, match="is there twice"):
+    with pytest.raises(UserError, match="is given twice"):
         read_evaluations([one, one], None)
 
 
-def test_what_cannot_be_compared(root, tmp_path):
+def test_evaluations_that_cannot_be_compared(root, tmp_path):
     one, two = (evaluate(root, tmp_path / name, 1) for name in ("one", "two"))
     with pytest.raises(UserError, match=r"none: no predictions\.json"):
         read_evaluations([one, tmp_path / "none"], None)
     metrics = json.loads((two / "metrics.json").read_text())
     metrics["evaluation"]["split"] = "val"
     (two / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(UserError, match=r"two is of .*, split val, but .*one of another"):
+    with pytest.raises(UserError, match=r"two is of .*, split val, but .*one is not"):
         read_evaluations([one, two], None)
     (two / "metrics.json").write_text("[")
     with pytest.raises(UserError, match=r"two: no metrics\.json.* --truth"):
@@ -87,9 +87,9 @@ def test_what_cannot_be_compared(root, tmp_path):
 
 def test_the_command_on_files(root, tmp_path, capsys):
     results = evaluate(root, tmp_path / "eval", 1.3) / "predictions.json"
-    truth = root / "annotations" / "instances_test.json"
+    ground_truth = root / "annotations" / "instances_test.json"
     out = tmp_path / "report"
-    arguments = ["report", "--truth", str(truth), "--predictions", str(results), "--out", str(out)]
+    arguments = ["report", "--truth", str(ground_truth), "--predictions", str(results), "--out", str(out)]
     assert main([*arguments, "--images", str(root / "images")]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["AP"] == json.loads((results.parent / "metrics.json").read_text())["AP"]
@@ -103,10 +103,10 @@ def test_the_command_compares(root, tmp_path, capsys):
     one, two = (evaluate(root, tmp_path / name, shift) for name, shift in (("one", 6), ("two", 1)))
     assert main(["report", "--compare", str(one), str(two), "--out", str(tmp_path / "out")]) == 0
     assert "set test: one, two" in (tmp_path / "out" / "report.html").read_text()
-    truth = tmp_path / "truth.json"
-    truth.write_text(json.dumps(coco_truth(read(root, "test"))))
+    ground_truth = tmp_path / "truth.json"
+    ground_truth.write_text(json.dumps(coco_ground_truth(read(root, "test"))))
     files = [str(folder / "predictions.json") for folder in (one, two)]
-    assert main(["report", "--compare", *files, "--truth", str(truth), "--out", str(tmp_path / "files")]) == 0
+    assert main(["report", "--compare", *files, "--truth", str(ground_truth), "--out", str(tmp_path / "files")]) == 0
     assert "one/predictions" in (tmp_path / "files" / "report.html").read_text()
 
 
@@ -120,7 +120,7 @@ def test_the_command_compares(root, tmp_path, capsys):
         (["--truth", "a.json", "--predictions", "b.json", "--images", "nowhere"], "nowhere: there is no such folder"),
     ],
 )
-def test_mistakes_are_one_line_and_nothing_is_begun(tmp_path, capsys, monkeypatch, arguments, message):
+def test_errors_are_one_line_and_nothing_is_written(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert main(["report", *arguments, "--out", "out"]) == 2
     error = capsys.readouterr().err
@@ -136,18 +136,18 @@ def test_the_data_of_a_report(root, tmp_path):
     data = report_data(run.dataset, run.predictions, origin)
     json.dumps(data, allow_nan=False)
     expected = {rule: run.metrics[rule]["mAP"] for rule in ("VOC07", "VOC")} | {
-        name: run.metrics[name] for name in FIGURES
+        name: run.metrics[name] for name in METRICS
     }
-    found = {figure["name"]: figure["value"] for figure in data["figures"]}
-    assert found.keys() == expected.keys()
-    for name, figure in found.items():
-        assert figure == (None if expected[name] is None else pytest.approx(expected[name], rel=1e-12))
+    values = {metric["name"]: metric["value"] for metric in data["metrics"]}
+    assert values.keys() == expected.keys()
+    for name, value in values.items():
+        assert value == (None if expected[name] is None else pytest.approx(expected[name], rel=1e-12))
     subject = data["subject"]
-    assert (subject["images"], subject["truths"], subject["detections"], subject["split"]) == (6, 12, 12, "test")
+    assert (subject["images"], subject["ground_truths"], subject["detections"], subject["split"]) == (6, 12, 12, "test")
     assert data["proposals"] is None and data["config"] == "a: 1"
     assert data["training"]["series"] == [
         {"name": "lr-SGD", "group": "learning rate", "points": [[9, 0.1]]},
         {"name": "loss", "group": "losses", "points": [[9, 2.5]]},
-        {"name": "AP", "group": "figures", "points": [[19, 0.25]]},
+        {"name": "AP", "group": "metrics", "points": [[19, 0.25]]},
     ]
     assert training_curves(tmp_path / "none.csv") is None

@@ -2,9 +2,10 @@ import io
 
 from rich.console import Console
 
-from detect.evaluation.coco import FIGURES, evaluate_coco
+from detect.evaluation.coco import METRICS, evaluate_coco
 from detect.evaluation.voc import evaluate_voc
-from detect.report.tables import COCO_MEANING, print_metrics
+from detect.report.meanings import COCO_MEANINGS
+from detect.report.tables import print_metrics
 
 SQUARE = (10, 10, 50, 50)
 
@@ -19,15 +20,15 @@ def row(lines, name) -> list[str]:
     return next(line.split() for line in lines if line.split()[:1] == [name])
 
 
-def test_nothing_is_printed_of_nothing():
+def test_without_metrics_nothing_is_printed():
     assert printed({}) == []
 
 
-def test_every_figure_of_coco_has_a_meaning():
-    assert tuple(COCO_MEANING) == FIGURES
+def test_every_coco_metric_has_a_meaning():
+    assert tuple(COCO_MEANINGS) == METRICS
 
 
-def test_all_figures_of_one_class(dataset_of, prediction_of):
+def test_all_metrics_of_one_class(dataset_of, prediction_of):
     dataset = dataset_of({1: [(SQUARE, 0, "")]})
     predictions = [prediction_of(1, [((10, 10, 50, 42), 0, 0.9)])]
     recall = {"AR@100": 0.25, "recall@0.5@100": 0.5, "ABO": 0.625, "MABO": None}
@@ -37,7 +38,7 @@ def test_all_figures_of_one_class(dataset_of, prediction_of):
     assert row(lines, "VOC07")[:2] == ["VOC07", "100.0"]
     assert "recall@0.5@100   50.0  recall of the best 100 proposals at IoU 0.5" in [line.rstrip() for line in lines]
     assert row(lines, "MABO")[1] == "–"
-    assert row(lines, "class") == ["class", "truths", "AP", "AP50", "AP75", "AR100", "VOC07", "VOC"]
+    assert row(lines, "class") == ["class", "objects", "AP", "AP50", "AP75", "AR100", "VOC07", "VOC"]
     assert row(lines, "cat") == ["cat", "1", "70.0", "100.0", "100.0", "70.0", "100.0", "100.0"]
     assert row(lines, "dog") == ["dog", "0", "–", "–", "–", "–", "–", "–"]
 

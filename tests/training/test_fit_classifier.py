@@ -213,7 +213,7 @@ def test_other_classes_are_no_run_to_go_on_with(whole, config, images, tmp_path)
             r"^train_stages: 3: the net",
         ),
         ({"backbone": LeNetOptions(weights="gone.pth")}, {}, {}, r"^gone\.pth: no such file"),
-        ({}, {"val": "test"}, {}, "there is no split test but train, val"),
+        ({}, {"val": "test"}, {}, "there is no split test, only train, val"),
     ],
     ids=["small", "one cell", "alternating", "processes", "stages", "weights", "split"],
 )

@@ -1,1 +1,1 @@
-"""The doctor of data: what `detect data check` looks for, tells and mends."""
+"""The checks of `detect data check`, and the repair of a data set."""

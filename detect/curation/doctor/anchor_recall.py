@@ -1,9 +1,9 @@
-"""How many truths the anchors of a network can meet at all, and which anchors would fit the data better.
+"""Recall ceiling of a network's anchors on a data set, and anchors that fit the data better.
 
-A truth that no anchor overlaps well is never learnt well: recall ends there, whatever the training. For an anchor of
-a given shape, the overlap with a truth falls with the distance of their centres along either axis, so the best anchor
-of that shape is the one in the nearest cell that may be used, and only one cell a level and shape needs to be looked
-at. The result is exact.
+A ground truth that no anchor overlaps well is never learnt well, which limits the recall of any training. For an anchor
+of a given shape, the IoU with a ground truth falls with the distance of the centres along either axis. The best anchor
+of that shape is therefore in the nearest usable cell, and only one cell per level and shape must be considered. The
+result is exact.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from detect.data.transforms import Resize
 
 THRESHOLDS = (0.5, 0.7)
 SIZES = {"small, up to 32²": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large, from 96²": (96.0**2, np.inf)}
-"""COCO's, by the area of the box in pixels of the file."""
+"""COCO's size ranges, by the area of the box in pixels of the file."""
 SHAPES = {
     "wider than 3 : 1": (0.0, 1 / 3),
     "wide, 3 : 2 to 3 : 1": (1 / 3, 2 / 3),
@@ -29,31 +29,31 @@ SHAPES = {
     "tall, 2 : 3 to 1 : 3": (3 / 2, 3.0),
     "taller than 1 : 3": (3.0, np.inf),
 }
-"""By height over width."""
-_MOST = 2000  # boxes that anchors are fitted to; of more, a sample tells the same
+"""Ranges of height over width."""
+_MOST = 2000  # boxes for the fit of anchors; a random sample of more boxes gives the same result
 
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """The anchors of a network, as its generator lays them out on a canvas."""
+    """Anchors of a network, as its generator places them on a canvas."""
 
     sizes: tuple[tuple[float, ...], ...]
-    """Square roots of the areas in pixels of the canvas, of each level."""
+    """Square roots of the areas, in pixels of the canvas, per level."""
     ratios: tuple[float, ...]
     """Height over width, the same on every level."""
     strides: tuple[int, ...]
-    """Pixels a cell, of each level."""
+    """Stride of each level, in pixels."""
     offset: float = 0.0
-    """Where in its cell an anchor is centred: 0 its corner, 0.5 its middle."""
+    """Centre of an anchor in its cell: 0 for the corner, 0.5 for the middle."""
     rounded: bool = True
     """Whether the corners of a shape around the origin are rounded to whole pixels."""
     fitted: bool = False
-    """Whether cells are ⌊side of the canvas / cells⌋ apart and not a stride."""
+    """Whether the cells are spaced by ⌊side of the canvas / number of cells⌋ instead of by the stride."""
     border: float | None = None
-    """Pixels by which an anchor may reach out of the image to be trained on; None for any."""
+    """Pixels by which an anchor used in training may exceed the image; None for no limit."""
 
     def shapes(self, level: int) -> Float64[np.ndarray, "k 4"]:
-        """The anchors of a level around the origin, xyxy: for each ratio every size."""
+        """Return the anchors of a level around the origin, xyxy: all sizes for each ratio."""
         ratios, sizes = np.repeat(self.ratios, len(self.sizes[level])), np.tile(self.sizes[level], len(self.ratios))
         height, width = sizes * np.sqrt(ratios), sizes / np.sqrt(ratios)
         shapes = np.stack([-width, -height, width, height], axis=1) / 2
@@ -61,48 +61,48 @@ class Anchors:
 
 
 @dataclass(frozen=True, slots=True)
-class Truths:
-    """The boxes of a data set as the network sees them: `n` of them, each with the sizes of its image."""
+class GroundTruths:
+    """Boxes of a data set in the coordinates of the network: `n` boxes, each with the sizes of its image."""
 
     boxes: Float64[np.ndarray, "n 4"]
     """xyxy in pixels of the canvas."""
     images: Float64[np.ndarray, "n 2"]
-    """Height and width of each box's image there."""
+    """Height and width of each box's image on the canvas."""
     canvases: Int64[np.ndarray, "n 2"]
     """Height and width of the canvas."""
     areas: Float64[np.ndarray, " n"]
-    """In pixels of the file."""
+    """Area in pixels of the file."""
 
 
-def truths(records: Sequence[Record], resize: Resize, canvases: int) -> Truths:
-    """The boxes of records, without crowds, resized and laid on canvases as in evaluation."""
+def ground_truths(records: Sequence[Record], resize: Resize, canvases: int) -> GroundTruths:
+    """Return the boxes of records, without crowds, resized and placed on canvases as in evaluation."""
     if not records:
-        return Truths(np.empty((0, 4)), np.empty((0, 2)), np.empty((0, 2), dtype=np.int64), np.empty(0))
+        return GroundTruths(np.empty((0, 4)), np.empty((0, 2)), np.empty((0, 2), dtype=np.int64), np.empty(0))
     resized = np.array([resize.size(record.height, record.width) for record in records], dtype=np.int64)
     planned = plan_canvases(resized, canvases)
-    laid = np.array(planned, dtype=np.int64)[assign_canvases(resized, planned)]
-    numbers = np.repeat(np.arange(len(records)), [int((~record.crowd).sum()) for record in records])
+    assigned = np.array(planned, dtype=np.int64)[assign_canvases(resized, planned)]
+    image = np.repeat(np.arange(len(records)), [int((~record.crowd).sum()) for record in records])
     boxes = np.concatenate([np.empty((0, 4)), *(record.boxes[~record.crowd] for record in records)])
     files = np.array([(record.height, record.width) for record in records], dtype=np.float64).reshape(-1, 2)
-    scale = np.tile((resized / files)[numbers, ::-1], 2)
+    scale = np.tile((resized / files)[image, ::-1], 2)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return Truths(boxes * scale, resized[numbers].astype(np.float64), laid[numbers], areas)
+    return GroundTruths(boxes * scale, resized[image].astype(np.float64), assigned[image], areas)
 
 
-def best_overlaps(truths: Truths, anchors: Anchors) -> Float64[np.ndarray, " n"]:
-    """The IoU of each truth with the anchor that fits it best; 0 where no anchor may be used."""
-    best = np.zeros(len(truths.boxes))
-    area = (truths.boxes[:, 2:] - truths.boxes[:, :2]).prod(axis=1)
+def best_overlaps(gt: GroundTruths, anchors: Anchors) -> Float64[np.ndarray, " n"]:
+    """Return the IoU of each ground truth with its best anchor; 0 if no anchor is usable."""
+    best = np.zeros(len(gt.boxes))
+    area = (gt.boxes[:, 2:] - gt.boxes[:, :2]).prod(axis=1)
     for level, stride in enumerate(anchors.strides):
-        cells = -(-truths.canvases // stride)
-        # As the generator has it, the canvas is what the first level's cells span.
-        spans = -(-truths.canvases // anchors.strides[0]) * anchors.strides[0]
+        cells = -(-gt.canvases // stride)
+        # As in the generator, the canvas is the area covered by the cells of the first level.
+        spans = -(-gt.canvases // anchors.strides[0]) * anchors.strides[0]
         steps = (spans // cells if anchors.fitted else np.full_like(cells, stride)).astype(np.float64)
         for shape in anchors.shapes(level):
-            x, fits_x = _nearest(truths, anchors, shape, cells, steps, axis=0)
-            y, fits_y = _nearest(truths, anchors, shape, cells, steps, axis=1)
+            x, fits_x = _nearest(gt, anchors, shape, cells, steps, axis=0)
+            y, fits_y = _nearest(gt, anchors, shape, cells, steps, axis=1)
             boxes = np.stack([x, y, x, y], axis=1) + shape
-            sides = np.minimum(boxes[:, 2:], truths.boxes[:, 2:]) - np.maximum(boxes[:, :2], truths.boxes[:, :2])
+            sides = np.minimum(boxes[:, 2:], gt.boxes[:, 2:]) - np.maximum(boxes[:, :2], gt.boxes[:, :2])
             shared = sides.clip(0).prod(axis=1)
             union = area + (shape[2:] - shape[:2]).prod() - shared
             best = np.maximum(best, np.where(fits_x & fits_y, shared / union, 0.0))
@@ -110,37 +110,39 @@ def best_overlaps(truths: Truths, anchors: Anchors) -> Float64[np.ndarray, " n"]
 
 
 def _nearest(
-    truths: Truths,
+    gt: GroundTruths,
     anchors: Anchors,
     shape: Float64[np.ndarray, " 4"],
     cells: Int64[np.ndarray, "n 2"],
     steps: Float64[np.ndarray, "n 2"],
     axis: int,
 ) -> tuple[Float64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Along an axis (0 is x), the centre nearest to each truth's where an anchor may be, and whether there is any."""
-    side = 1 - axis  # heights come before widths
+    """Return the usable anchor centre nearest to each ground truth along an axis (0 is x), and whether one exists."""
+    side = 1 - axis  # sizes are height, width
     step, first, last = steps[:, side], np.zeros(len(steps)), cells[:, side] - 1.0
     if anchors.border is not None:
         lowest = -anchors.border - shape[axis]
-        highest = truths.images[:, side] + anchors.border - shape[axis + 2]
+        highest = gt.images[:, side] + anchors.border - shape[axis + 2]
         first = np.maximum(first, np.ceil(lowest / step - anchors.offset))
         last = np.minimum(last, np.floor(highest / step - anchors.offset))
-    middle = truths.boxes[:, [axis, axis + 2]].mean(axis=1)
+    middle = gt.boxes[:, [axis, axis + 2]].mean(axis=1)
     cell = np.clip(np.rint(middle / step - anchors.offset), first, np.maximum(first, last))
     return (cell + anchors.offset) * step, first <= last
 
 
-def ceiling(truths: Truths, anchors: Anchors) -> dict[str, dict[str, float]]:
-    """The share of truths that some anchor overlaps with IoU ≥ 0.5 and ≥ 0.7, of all and by size and shape.
+def ceiling(gt: GroundTruths, anchors: Anchors) -> dict[str, dict[str, float]]:
+    """Return the share of ground truths that some anchor overlaps with IoU ≥ 0.5 and ≥ 0.7, also by size and shape.
 
-    A row for each kind that there is: `truths` their number, `0.5` and `0.7` the shares, `mean` the mean best IoU.
+    Returns:
+        One entry per non-empty group: `truths` is the number of ground truths, `0.5` and `0.7` are the shares, and
+        `mean` is the mean best IoU.
     """
-    best = best_overlaps(truths, anchors)
-    sides = truths.boxes[:, 2:] - truths.boxes[:, :2]
+    best = best_overlaps(gt, anchors)
+    sides = gt.boxes[:, 2:] - gt.boxes[:, :2]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = sides[:, 1] / sides[:, 0]
     rows = {"all": np.ones(len(best), dtype=bool)}
-    rows |= {name: (low <= truths.areas) & (truths.areas < high) for name, (low, high) in SIZES.items()}
+    rows |= {name: (low <= gt.areas) & (gt.areas < high) for name, (low, high) in SIZES.items()}
     rows |= {name: (low <= ratio) & (ratio < high) for name, (low, high) in SHAPES.items()}
     return {name: _shares(best[chosen]) for name, chosen in rows.items() if chosen.any()}
 
@@ -153,74 +155,74 @@ def _shares(best: Float64[np.ndarray, " n"]) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------------- proposal
 
 
-def propose(truths: Truths, anchors: Anchors, seed: int = 0) -> Anchors:
-    """Anchors with as many sizes and ratios that meet more of the truths, or the given ones where none are found.
+def propose(gt: GroundTruths, anchors: Anchors, seed: int = 0) -> Anchors:
+    """Return anchors, with as many sizes and ratios, that match more ground truths, or `anchors` if none are found.
 
-    The form is that of the generator, sizes × ratios. In turn each truth is given to the shape with the highest IoU,
-    and each size and each ratio becomes the geometric mean of its truths': Lloyd's algorithm with the distance
-    1 - IoU of Redmon and Farhadi (2017, YOLO9000, §2), for a product of two sets. From the best of such starts and the
-    given anchors, single sizes and ratios are made larger and smaller for as long as the shares of truths that are met
-    with IoU 0.5 and 0.7 grow, on the grid and within the border.
+    The anchors have the generator's form, sizes × ratios. Several starts are fitted by Lloyd's algorithm with the
+    distance 1 - IoU (Redmon and Farhadi 2017, YOLO9000, §2), applied to a product of two sets: each ground truth is
+    assigned to the shape with the highest IoU, then each size and ratio becomes the geometric mean of its boxes. The
+    best start, which may be `anchors`, is improved by scaling single sizes and ratios up and down while the shares of
+    ground truths matched with IoU 0.5 and 0.7 grow, on the grid and within the border.
 
-    This is a ceiling and no forecast: anchors also decide which features see an object, and how many examples the
-    network learns from.
+    The result is a ceiling of the recall, not a prediction of the AP: anchors also determine which features see an
+    object, and from how many examples the network learns.
     """
-    few = _sample(truths, seed)
-    sides = few.boxes[:, 2:] - few.boxes[:, :2]
+    sample = _sample(gt, seed)
+    sides = sample.boxes[:, 2:] - sample.boxes[:, :2]
     if not len(sides):
         return anchors
     sizes, ratios = np.sqrt(sides.prod(axis=1)), sides[:, 1] / sides[:, 0]
     count = sum(map(len, anchors.sizes))
-    middle = [(place + 0.5) / count for place in range(count)]
-    spread = [(place + 0.5) / len(anchors.ratios) for place in range(len(anchors.ratios))]
+    size_levels = [(k + 0.5) / count for k in range(count)]
+    ratio_levels = [(k + 0.5) / len(anchors.ratios) for k in range(len(anchors.ratios))]
     given = np.concatenate(anchors.sizes), np.array(anchors.ratios)
+    spaced = np.geomspace(np.quantile(sizes, 0.02), np.quantile(sizes, 0.98), count)
     starts = [
         given,
         _fit(sides, *given),
-        _fit(sides, np.quantile(sizes, middle), np.quantile(ratios, spread)),
-        _fit(
-            sides, np.geomspace(np.quantile(sizes, 0.02), np.quantile(sizes, 0.98), count), np.quantile(ratios, spread)
-        ),
+        _fit(sides, np.quantile(sizes, size_levels), np.quantile(ratios, ratio_levels)),
+        _fit(sides, spaced, np.quantile(ratios, ratio_levels)),
     ]
-    start = max((_in_form(anchors, *start) for start in starts), key=lambda one: _met(few, one))
-    return max(anchors, _climb(few, start), key=lambda one: _met(truths, one))  # the given ones where they are as good
+    start = max((_in_form(anchors, *start) for start in starts), key=lambda one: _matched(sample, one))
+    return max(anchors, _climb(sample, start), key=lambda one: _matched(gt, one))  # `anchors` if both are equally good
 
 
-def _met(truths: Truths, anchors: Anchors) -> float:
-    best = best_overlaps(truths, anchors)
+def _matched(gt: GroundTruths, anchors: Anchors) -> float:
+    best = best_overlaps(gt, anchors)
     return sum(float((best >= threshold).mean()) for threshold in THRESHOLDS)
 
 
-def _climb(truths: Truths, anchors: Anchors) -> Anchors:
-    """Changes one size or ratio at a time, in ever smaller steps, for as long as more truths are met."""
-    best = _met(truths, anchors)
+def _climb(gt: GroundTruths, anchors: Anchors) -> Anchors:
+    """Change one size or ratio at a time, in decreasing steps, as long as more ground truths are matched."""
+    best = _matched(gt, anchors)
     for step in (1.3, 1.12, 1.05):
         for _ in range(4):
             before = best
             sizes, ratios = np.concatenate(anchors.sizes), np.array(anchors.ratios)
             for values in (sizes, ratios):
-                for place, factor in product(range(len(values)), (step, 1 / step)):
-                    old, values[place] = values[place], values[place] * factor
+                for index, factor in product(range(len(values)), (step, 1 / step)):
+                    old, values[index] = values[index], values[index] * factor
                     changed = _in_form(anchors, np.sort(sizes), np.sort(ratios))
-                    met = _met(truths, changed)
-                    if met > best:
-                        best, anchors = met, changed
+                    matched = _matched(gt, changed)
+                    if matched > best:
+                        best, anchors = matched, changed
                     else:
-                        values[place] = old
+                        values[index] = old
             if best == before:
                 break
     return anchors
 
 
-def _sample(truths: Truths, seed: int) -> Truths:
-    """The truths of positive size; of many, some."""
-    places = np.flatnonzero((truths.boxes[:, 2:] > truths.boxes[:, :2]).all(axis=1))
-    if len(places) > _MOST:
-        places = np.sort(np.random.default_rng(seed).choice(places, _MOST, replace=False))
-    return Truths(truths.boxes[places], truths.images[places], truths.canvases[places], truths.areas[places])
+def _sample(gt: GroundTruths, seed: int) -> GroundTruths:
+    """Return the ground truths of positive size, or a random sample of at most `_MOST`."""
+    rows = np.flatnonzero((gt.boxes[:, 2:] > gt.boxes[:, :2]).all(axis=1))
+    if len(rows) > _MOST:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, _MOST, replace=False))
+    return GroundTruths(gt.boxes[rows], gt.images[rows], gt.canvases[rows], gt.areas[rows])
 
 
 def _fit(sides: Float64[np.ndarray, "n 2"], sizes: np.ndarray, ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fit sizes and ratios to boxes by Lloyd's algorithm."""
     own_size, own_ratio = np.log(sides.prod(axis=1)) / 2, np.log(sides[:, 1] / sides[:, 0])
     sizes, ratios = sizes.astype(np.float64), ratios.astype(np.float64)
     for _ in range(50):
@@ -236,12 +238,13 @@ def _fit(sides: Float64[np.ndarray, "n 2"], sizes: np.ndarray, ratios: np.ndarra
 
 
 def _move(centres: np.ndarray, logarithms: np.ndarray, nearest: np.ndarray) -> None:
-    """Each centre becomes the geometric mean of what is nearest to it; one that nothing is nearest to stays."""
-    for place in np.unique(nearest):
-        centres[place] = np.exp(logarithms[nearest == place].mean())
+    """Move each centre to the geometric mean of the values assigned to it; a centre without values stays."""
+    for index in np.unique(nearest):
+        centres[index] = np.exp(logarithms[nearest == index].mean())
 
 
 def _in_form(anchors: Anchors, sizes: np.ndarray, ratios: np.ndarray) -> Anchors:
+    """Return `anchors` with other sizes and ratios, rounded."""
     rounded = [float(max(1, round(size))) for size in sizes]
     levels, start = [], 0
     for level in anchors.sizes:
@@ -251,18 +254,18 @@ def _in_form(anchors: Anchors, sizes: np.ndarray, ratios: np.ndarray) -> Anchors
 
 
 def kmeans(sides: Float64[np.ndarray, "n 2"], count: int, seed: int = 0) -> tuple[Float64[np.ndarray, "k 2"], float]:
-    """Widths and heights of `count` free shapes, the smallest first, and the mean IoU with them.
+    """Return the widths and heights of `count` free shapes, by ascending area, and the mean IoU with the best of them.
 
-    k-means with the distance 1 - IoU of boxes laid upon each other (Redmon and Farhadi 2017, YOLO9000, §2). What no
-    form binds shows how far sizes × ratios is from the best that as many anchors can do.
+    k-means with the distance 1 - IoU of concentric boxes (Redmon and Farhadi 2017, YOLO9000, §2). Free shapes show how
+    far the form sizes × ratios is from the best result with as many anchors.
     """
     unique = np.unique(sides, axis=0)
     centres = np.random.default_rng(seed).choice(unique, min(count, len(unique)), replace=False)
     for _ in range(100):
         nearest = shape_iou(sides, centres).argmax(axis=1)
         before = centres.copy()
-        for place in np.unique(nearest):
-            centres[place] = sides[nearest == place].mean(axis=0)
+        for index in np.unique(nearest):
+            centres[index] = sides[nearest == index].mean(axis=0)
         if np.allclose(centres, before, rtol=1e-3):
             break
     order = centres.prod(axis=1).argsort()
@@ -270,13 +273,13 @@ def kmeans(sides: Float64[np.ndarray, "n 2"], count: int, seed: int = 0) -> tupl
 
 
 def shape_iou(a: Float64[np.ndarray, "n 2"], b: Float64[np.ndarray, "k 2"]) -> Float64[np.ndarray, "n k"]:
-    """The IoU of boxes of these widths and heights with the same centre."""
+    """Return the IoU of concentric boxes of these widths and heights."""
     shared = np.minimum(a[:, None], b[None]).prod(axis=-1)
     return shared / (a.prod(axis=1)[:, None] + b.prod(axis=1)[None] - shared)
 
 
 def as_yaml(anchors: Anchors) -> str:
-    """The lines of a config that choose these anchors."""
+    """Return the lines of a config that select these anchors."""
     sizes = ", ".join(f"{size:g}" for level in anchors.sizes for size in level)
     ratios = ", ".join(f"{ratio:g}" for ratio in anchors.ratios)
     return f"model:\n  rpn:\n    anchor_sizes: [{sizes}]\n    anchor_ratios: [{ratios}]\n"

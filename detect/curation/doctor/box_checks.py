@@ -1,4 +1,4 @@
-"""What can be wrong with boxes and classes although every reader takes them."""
+"""Checks of boxes and classes that every reader accepts."""
 
 from __future__ import annotations
 
@@ -9,30 +9,34 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from detect.curation.doctor.diagnosis import Finding, place_in
-from detect.data.defects import Annotations
+from detect.data.annotations import Annotations
 from detect.data.transforms import Resize
 from detect.errors import one_line
 
 SAME = 0.95
-"""IoU from which on two boxes of different classes mean the same object."""
+"""IoU above which two boxes of different classes mean the same object."""
 TINY = 2.0
-"""Pixels of the shorter side: less than that shows no object."""
+"""Pixels. A box with a shorter side shows no object."""
 WHOLE = 0.5
-"""Pixels. A box that comes this near to all four edges covers the image."""
+"""Pixels. A box this close to all four edges covers the image."""
 UNEVEN = 20
-"""The largest class has this many times the boxes of the smallest: worth a note."""
-_MOST_BOXES = 4096  # an image with more is not asked for pairs, whose number is the square
+"""Ratio of box counts between the largest and the smallest class that is worth a note."""
+_MOST_BOXES = 4096  # an image with more boxes is not searched for pairs, whose number is the square
 
 Counts = Mapping[str, Mapping[str, int]]
-"""Boxes of each class, by split."""
+"""Number of boxes by split and class."""
 
 
 def check_boxes(
     split: str, annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], resize: Resize | None
 ) -> Iterator[Finding]:
-    """The findings on boxes that the readers keep. `sizes` holds the width and height of each image.
+    """Yield the findings on the boxes that the readers keep.
 
-    With a `resize`, a box is tiny where it is so for the network; else where it is so in the file.
+    Args:
+        split: name of the split.
+        annotations: the repaired annotations.
+        sizes: width and height of each image.
+        resize: if given, a box is tiny by its size in the network's input, otherwise by its size in the file.
     """
     order = np.argsort(annotations.image, kind="stable")
     bounds = np.searchsorted(annotations.image[order], np.arange(len(annotations.paths) + 1))
@@ -42,7 +46,7 @@ def check_boxes(
 
 
 class _Image:
-    """The boxes of one image, and how a finding on some of them looks."""
+    """The boxes of one image."""
 
     def __init__(
         self, split: str, annotations: Annotations, image: int, rows: Int64[np.ndarray, " n"], size: np.ndarray
@@ -51,20 +55,20 @@ class _Image:
         self.width, self.height = map(int, size)
         self.boxes, self.labels = annotations.boxes[rows], annotations.labels[rows]
 
-    def finding(self, rule: str, places: Sequence[int], what: str) -> Finding:
-        """A finding whose place is that of the last of these boxes."""
-        where = self.annotations.places[self.rows[places[-1]]]
+    def finding(self, rule: str, rows: Sequence[int], what: str) -> Finding:
+        """Return a finding on some boxes; its location is that of the last one."""
+        where = self.annotations.places[self.rows[rows[-1]]]
         path = self.annotations.paths[self.image]
-        boxes = tuple(tuple(map(float, self.boxes[place])) for place in places)
+        boxes = tuple(tuple(map(float, self.boxes[row])) for row in rows)
         what = one_line(f"{where}: {what} in {path.name}, {self.width} × {self.height}")
         return Finding(rule, self.annotations.sources[self.image], what, place_in(where), self.split, (path,), boxes)
 
-    def name(self, place: int) -> str:
-        label = self.labels[place]
+    def name(self, row: int) -> str:
+        label = self.labels[row]
         return self.annotations.classes[label] if label >= 0 else "an unknown class"
 
-    def where(self, place: int) -> str:
-        return self.annotations.places[self.rows[place]]
+    def where(self, row: int) -> str:
+        return self.annotations.places[self.rows[row]]
 
 
 def _check_image(image: _Image, resize: Resize | None) -> Iterator[Finding]:
@@ -76,30 +80,30 @@ def _check_image(image: _Image, resize: Resize | None) -> Iterator[Finding]:
         yield image.finding("class-conflict", (first, second), what)
     width, height = image.width, image.height
     reach = np.abs(boxes - (0, 0, width, height)).max(axis=1)
-    for place in np.flatnonzero(reach <= WHOLE):
-        yield image.finding("whole-image-box", (int(place),), "the box covers the whole image")
+    for row in np.flatnonzero(reach <= WHOLE):
+        yield image.finding("whole-image-box", (int(row),), "the box covers the whole image")
     scale = 1.0 if resize is None else resize.size(height, width)[0] / height
     sides = (boxes[:, 2:] - boxes[:, :2]) * scale
-    for place in np.flatnonzero(sides.min(axis=1) < TINY):
-        seen = f"{sides[place, 0]:.3g} × {sides[place, 1]:.3g} pixels"
+    for row in np.flatnonzero(sides.min(axis=1) < TINY):
+        seen = f"{sides[row, 0]:.3g} × {sides[row, 1]:.3g} pixels"
         what = f"the box has {seen}" if resize is None else f"the network sees {seen} of the box"
-        yield image.finding("tiny-box", (int(place),), what)
+        yield image.finding("tiny-box", (int(row),), what)
 
 
 def repeats(boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Which boxes stand before them already, with the same class."""
+    """Return for each box whether an earlier box is the same and has the same class."""
     again = np.zeros(len(boxes), dtype=bool)
     again[[second for _, second in _repeated(boxes, labels)]] = True
     return again
 
 
 def _repeated(boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"]) -> Iterator[tuple[int, int]]:
-    """Each box that stands before already, with the first one; those of unknown classes may differ in these."""
+    """Yield the first occurrence and each repetition of a box; boxes of unknown classes may differ in class."""
     first: dict[tuple[float, ...], int] = {}
-    for place, key in enumerate(zip(*boxes.T.tolist(), labels.tolist(), strict=True)):
-        before = first.setdefault(key, place)
-        if before != place and labels[place] >= 0:
-            yield before, place
+    for row, key in enumerate(zip(*boxes.T.tolist(), labels.tolist(), strict=True)):
+        before = first.setdefault(key, row)
+        if before != row and labels[row] >= 0:
+            yield before, row
 
 
 def _conflicts(
@@ -121,7 +125,13 @@ def _conflicts(
 
 
 def check_classes(counts: Counts, files: Mapping[str, Path], whole: bool) -> Iterator[Finding]:
-    """The findings on classes. `files` has the file to name for each split; `whole` says that these are all splits."""
+    """Yield the findings on classes.
+
+    Args:
+        counts: number of boxes by split and class.
+        files: the file to name for each split.
+        whole: whether `counts` has all splits of the data set.
+    """
     total: dict[str, int] = {}
     for of_split in counts.values():
         for name, number in of_split.items():
@@ -134,7 +144,7 @@ def check_classes(counts: Counts, files: Mapping[str, Path], whole: bool) -> Ite
     for split, of_split in counts.items():
         absent = [name for name, number in total.items() if number and not of_split.get(name)]
         for name in absent if any(of_split.values()) else ():
-            what = f"split {split} has no box of {name}, of which the others have {total[name]}"
+            what = f"split {split} has no box of {name}; the other splits have {total[name]}"
             yield Finding("missing-class", files[split], one_line(what), split=split)
     used = {name: number for name, number in total.items() if number}
     if len(used) > 1:
@@ -150,5 +160,5 @@ def _similar(names: Mapping[str, int], source: Path) -> Iterator[Finding]:
         key = "".join(letter for letter in name.casefold() if letter.isalnum()) or name
         other = spelt.setdefault(key, name)
         if other != name:
-            what = f"{name!r} ({names[name]} boxes) and {other!r} ({names[other]}) differ in case or spaces alone"
+            what = f"{name!r} ({names[name]} boxes) and {other!r} ({names[other]}) differ only in case or spaces"
             yield Finding("similar-classes", source, one_line(what))

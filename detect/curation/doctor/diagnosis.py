@@ -1,4 +1,4 @@
-"""What the doctor of data says: findings, each of one rule, and the rules with their severity and advice."""
+"""Findings of the data set check, and the rules that they belong to, with severity and advice."""
 
 from __future__ import annotations
 
@@ -16,70 +16,71 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 class Check(NamedTuple):
-    """What a finding of a rule means: an `error` spoils training or figures, a `warning` may, a `note` informs."""
+    """A rule. An `error` spoils training or metrics, a `warning` may do so, a `note` is for information."""
 
     severity: Severity
     advice: str
-    mended: bool = False
-    """Whether `mending.fix` removes it."""
+    repaired: bool = False
+    """Whether `repair.copy.fix` removes it."""
 
 
-_MENDED_BY_READER = {
-    "zero-area": "draw the box or take it out; the reader leaves it out",
-    "negative-size": "swap its corners if it means something; the reader leaves it out",
-    "outside-image": "draw it anew or take it out; the reader leaves it out",
-    "clipped": "cut it at the image's edge, as the reader does",
-    "size-mismatch": "correct the size in the file, or restore the image that it speaks of",
+_REPAIRED_BY_READER = {
+    "zero-area": "draw the box or remove it; the reader leaves it out",
+    "negative-size": "swap its corners if the box is meant; the reader leaves it out",
+    "outside-image": "draw it again or remove it; the reader leaves it out",
+    "clipped": "clip it at the image's edge, as the reader does",
+    "size-mismatch": "correct the size in the file, or restore the image that it describes",
     "missing-label": "add the file, empty for an image without objects",
-    "unknown-image": "list its image or take it out",
-    "duplicate-annotation-id": "number the annotations anew",
+    "unknown-image": "list its image or remove it",
+    "duplicate-annotation-id": "renumber the annotations",
     "missing-area": "write the area of its box",
-    "missing-iscrowd": "write 0 for an object, 1 for a region of many",
+    "missing-iscrowd": "write 0 for an object, 1 for a region of many objects",
 }
-_REFUSED_BUT_MENDED = {"missing-image", "unreadable-image", "missing-annotation", "nan-box", "duplicate-image"}
+_REFUSED_BUT_REPAIRED = {"missing-image", "unreadable-image", "missing-annotation", "nan-box", "duplicate-image"}
+# Advice without the command line options, which `detect data check` does not have.
 _WITHOUT_OPTION = {
-    "missing-image": "restore it or take its entry out",
+    "missing-image": "restore it or remove its entry",
     "unreadable-image": "replace the image or leave it out",
     "path-outside-root": "name files by their path within the data folder, and put them there instead of a link",
 }
 _OF_READERS = {
-    name: Check("error", _WITHOUT_OPTION.get(name, rule.action), name in _REFUSED_BUT_MENDED)
+    name: Check("error", _WITHOUT_OPTION.get(name, rule.action), name in _REFUSED_BUT_REPAIRED)
     if rule.verdict == "refused"
-    else Check("warning", _MENDED_BY_READER.get(name, rule.action), True)
+    else Check("warning", _REPAIRED_BY_READER.get(name, rule.action), True)
     for name, rule in RULES.items()
 }
 _OWN = {
     "empty-image": Check("error", "restore the file or leave it out", True),
     "truncated-image": Check("error", "restore the file or leave it out: decoders fill the rest with grey", True),
     "huge-image": Check("error", "make it smaller or leave it out", True),
-    "oversized-file": Check("error", "no data set needs that much: split it, or take it out"),
-    "special-file": Check("error", "only files and folders belong here: take it out"),
-    "leaked-image": Check("error", "keep it in one split alone: what is trained on cannot be judged by", True),
-    "near-leak": Check("warning", "look at the pair: where both show the same, keep it in one split alone", True),
+    "oversized-file": Check("error", "no data set needs a file of this size: split it, or remove it"),
+    "special-file": Check("error", "only files and folders belong here: remove it"),
+    "leaked-image": Check("error", "keep it in one split only: a model cannot be evaluated on its training data", True),
+    "near-leak": Check("warning", "look at the pair: if both show the same, keep it in one split only", True),
     "duplicate-pixels": Check("warning", "keep one of them, with the boxes of both", True),
     "duplicate-box": Check("warning", "keep one of them", True),
-    "class-conflict": Check("warning", "where both mean one object, take the wrong one out"),
-    "tiny-box": Check("warning", "take it out, or train with larger images: nothing can be seen in it"),
-    "exif-unrotated": Check("warning", "draw the boxes anew on the upright image, or take the EXIF orientation out"),
-    "similar-classes": Check("warning", "give both one spelling"),
-    "empty-class": Check("warning", "add boxes of it or take it out of the classes"),
-    "missing-class": Check("warning", "divide the images anew, so that every split has every class"),
+    "class-conflict": Check("warning", "if both mean one object, remove the wrong one"),
+    "tiny-box": Check("warning", "remove it, or train with larger images: nothing can be seen in it"),
+    "exif-unrotated": Check("warning", "draw the boxes again on the upright image, or remove the EXIF orientation"),
+    "similar-classes": Check("warning", "use one spelling for both"),
+    "empty-class": Check("warning", "add boxes of it or remove it from the classes"),
+    "missing-class": Check("warning", "split the images again, so that every split has every class"),
     "shared-annotation": Check("warning", "give every image a name and an annotation of its own"),
-    "unlisted-image": Check("warning", "list it in a split, or take it out", True),
-    "orphan-annotation": Check("warning", "restore its image, or take it out", True),
+    "unlisted-image": Check("warning", "list it in a split, or remove it", True),
+    "orphan-annotation": Check("warning", "restore its image, or remove it", True),
     "anchors": Check("warning", "choose anchors that fit: see the proposal"),
-    "near-duplicate": Check("note", "look at the pair: many of a kind teach little"),
-    "exif-rotated": Check("note", "the boxes fit the upright image; other tools may not turn it", True),
+    "near-duplicate": Check("note", "look at the pair: many similar images teach little"),
+    "exif-rotated": Check("note", "the boxes fit the upright image; other tools may not rotate it", True),
     "pixel-mode": Check("note", "it is read as RGB of 8 bits"),
-    "whole-image-box": Check("note", "right where one object fills the picture, else a label of the whole image"),
-    "zero-id": Check("note", "count from 1: pycocotools takes annotation 0 for no match; `detect` numbers anew"),
-    "no-boxes": Check("note", "right for background, else annotate them"),
-    "imbalance": Check("note", "expect less of rare classes, or add images of them"),
+    "whole-image-box": Check("note", "correct if one object fills the image, otherwise a label of the whole image"),
+    "zero-id": Check("note", "count from 1: pycocotools reads annotation 0 as no match; `detect` renumbers"),
+    "no-boxes": Check("note", "correct for background, otherwise annotate them"),
+    "imbalance": Check("note", "expect lower metrics for rare classes, or add images of them"),
 }
 CHECKS: dict[str, Check] = _OF_READERS | _OWN
-"""Every kind of finding: first those that the readers have, too, then those that only the doctor looks for."""
+"""All rules: first those of the readers, then those of this check alone."""
 
-_ORDER = {name: (SEVERITIES.index(check.severity), place) for place, (name, check) in enumerate(CHECKS.items())}
+_ORDER = {name: (SEVERITIES.index(check.severity), rank) for rank, (name, check) in enumerate(CHECKS.items())}
 _PLACE = re.compile(
     r"(line \d+( column \d+)?|object \d+|annotation (-?\d+|without id|\S+) of image -?\d+"
     r"|(images|annotations|categories)\[\d+\]|(image|images) -?\d+)"
@@ -88,22 +89,22 @@ _PLACE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, or worth knowing, with the data."""
+    """One problem, or noteworthy fact, of the data."""
 
     rule: str
     """A key of `CHECKS`."""
     path: Path
-    """The file at fault."""
+    """File with the problem."""
     what: str
-    """What is wrong there, in one line."""
+    """The problem in one line."""
     place: str = ""
-    """Where in the file: a line, an object, the id of an annotation. Empty where it is the file as a whole."""
+    """Location in the file: a line, an object, an annotation id. Empty for the file as a whole."""
     split: str = ""
-    """The split in which it was found first, empty where it is of none."""
+    """The first split with the problem; empty if it concerns no split."""
     images: tuple[Path, ...] = ()
-    """The pictures that show it; two for a pair."""
+    """The images that show it; two for a pair."""
     boxes: tuple[tuple[float, ...], ...] = ()
-    """The boxes to draw on the first picture, xyxy in pixels."""
+    """Boxes to draw on the first image, xyxy in pixels."""
 
     @property
     def severity(self) -> Severity:
@@ -112,51 +113,51 @@ class Finding:
 
     @property
     def advice(self) -> str:
-        """What to do about it."""
+        """Remedy."""
         return CHECKS[self.rule].advice
 
 
 def place_in(detail: str) -> str:
-    """The place that a reader's words name: a line, an object, an annotation's id."""
+    """Return the location named in a reader's message: a line, an object or an annotation id."""
     match = _PLACE.search(detail)
     return match[0] if match else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that the doctor found."""
+    """Result of the check of a data set."""
 
     root: Path
     format: str
-    """`coco`, `voc` or `yolo`; empty where nothing could be read."""
+    """`coco`, `voc` or `yolo`; empty if nothing could be read."""
     splits: dict[str, int]
-    """The images of each split that was looked at."""
+    """Number of images in each checked split."""
     boxes: int
-    """Good boxes in all splits together, those of a shared image once."""
+    """Number of valid boxes in all splits, with those of a shared image counted once."""
     findings: tuple[Finding, ...]
-    """The worst first, then by rule."""
+    """Findings by severity, then by rule."""
     seconds: float
     survey: Any = field(default=None, repr=False, compare=False)
-    """What was read, for `mending.fix`."""
+    """The content of the data set (`examine.Survey`), for `repair.copy.fix`."""
 
     def by_rule(self) -> Iterator[tuple[str, list[Finding]]]:
-        """The findings of each rule, the worst rule first."""
+        """Yield the findings of each rule, the most severe rule first."""
         groups: dict[str, list[Finding]] = {}
         for finding in self.findings:
             groups.setdefault(finding.rule, []).append(finding)
         yield from groups.items()
 
     def count(self) -> Counter[str]:
-        """The number of findings of each severity."""
+        """Return the number of findings per severity."""
         return Counter(finding.severity for finding in self.findings)
 
     @property
     def clean(self) -> bool:
-        """Whether there are notes at most."""
+        """Whether there are no findings other than notes."""
         return all(finding.severity == "note" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return the report as a JSON document."""
         return {
             "root": str(self.root),
             "format": self.format,
@@ -170,7 +171,7 @@ class Report:
 
 
 def sort(findings: list[Finding]) -> tuple[Finding, ...]:
-    """The worst first, each once: what two splits share is found in both."""
+    """Return the findings by severity, without repetition: a problem shared by two splits is found in both."""
     seen: dict[tuple[str, Path, str], Finding] = {}
     for finding in findings:
         seen.setdefault((finding.rule, finding.path, finding.what), finding)

@@ -1,10 +1,10 @@
-"""The doctor of data: everything that is wrong with a data set, in every split, at once.
+"""Check of a whole data set: all problems in all splits at once, without stopping at a defect.
 
-files ── strays: links, devices, what nothing names
-  │ parse, with the readers' rules          annotations of every split
-  │ look_at_images: every pixel decoded     sizes, how they are stored, digests
-  │ mend, with the readers' rules           good boxes
-  └ checks: boxes, classes, duplicates, leaks → Report
+scan_folder: links, special files          files that must not be opened
+  │ parse, with the rules of the readers   annotations of every split
+  │ inspect_images: decode every pixel     sizes, pixel formats, digests
+  │ repair, with the rules of the readers  valid boxes
+  └ checks: boxes, classes, duplicates, leaks, unused files → Report
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from types import ModuleType
 
 import numpy as np
 from jaxtyping import Int64
@@ -23,40 +22,40 @@ from jaxtyping import Int64
 from detect.curation.doctor import duplicates
 from detect.curation.doctor.box_checks import check_boxes, check_classes
 from detect.curation.doctor.diagnosis import Finding, Report, place_in, sort
-from detect.curation.doctor.image_checks import Look, look_at_images
-from detect.curation.doctor.unused_files import Folder, orphans, unlisted, walk
+from detect.curation.doctor.image_checks import ImageCheck, inspect_images
+from detect.curation.doctor.unused_files import Folder, orphaned_annotations, scan_folder, unlisted_images
+from detect.data.annotations import Annotations, repair
 from detect.data.dataset import Defect
-from detect.data.defects import Annotations, Findings, as_json, mend
-from detect.data.formats import coco, voc, yolo
+from detect.data.defects import DefectLog, as_json
+from detect.data.formats import FORMATS
 from detect.data.transforms import Resize
-from detect.errors import UserError, one_line
+from detect.errors import UserError, one_line, reason
 
-FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
 _BOX = re.compile(r": box \(([^()]*)\) in (.*), \d+ × \d+$")
 
 
 @dataclass(slots=True)
 class Survey:
-    """All that was read of a data set."""
+    """Content of a data set."""
 
     root: Path
     format: str
     folder: Folder
-    parsed: dict[str, Annotations]
-    """What the files of each split say."""
-    looks: dict[Path, Look]
-    """Of each image that a split lists."""
-    mended: dict[str, Annotations]
-    """The good boxes of each split, in pixels."""
-    whole: set[str]
-    """The splits that are made of others."""
-    same: list[list[Path]]
+    parsed: dict[str, Annotations] = field(default_factory=dict)
+    """Annotations of each split as its files state them."""
+    images: dict[Path, ImageCheck] = field(default_factory=dict)
+    """Check of each image that a split lists."""
+    repaired: dict[str, Annotations] = field(default_factory=dict)
+    """Valid boxes of each split, in pixels."""
+    unions: set[str] = field(default_factory=set)
+    """Splits that are unions of other splits."""
+    same: list[list[Path]] = field(default_factory=list)
     """Groups of images with the same pixels."""
-    alike: list[duplicates.Pair]
-    """Images that are nearly the same."""
+    similar: list[duplicates.Pair] = field(default_factory=list)
+    """Pairs of images that are nearly the same."""
 
     def members(self) -> dict[Path, set[str]]:
-        """The splits of each image."""
+        """Return the splits of each image."""
         members: dict[Path, set[str]] = defaultdict(set)
         for split, parsed in self.parsed.items():
             for path in parsed.paths:
@@ -64,16 +63,16 @@ class Survey:
         return members
 
     def lists(self) -> dict[str, set[Path]]:
-        """The images of each split."""
+        """Return the images of each split."""
         return {split: set(parsed.paths) for split, parsed in self.parsed.items()}
 
     def sizes(self, split: str) -> Int64[np.ndarray, "i 2"]:
-        """Width and height of each image, 0 where it cannot be read."""
-        sizes = [self.looks[path].size for path in self.parsed[split].paths]
+        """Return the width and height of each image, 0 if it cannot be read."""
+        sizes = [self.images[path].size for path in self.parsed[split].paths]
         return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
-def check(
+def examine(
     root: Path | str,
     splits: Sequence[str] | None = None,
     *,
@@ -81,14 +80,14 @@ def check(
     workers: int | None = None,
     progress: bool = True,
 ) -> Report:
-    """Looks at every file, box and pixel of a data set in COCO, VOC or YOLO layout, and never stops at a defect.
+    """Check every file, box and pixel of a data set in COCO, VOC or YOLO layout, without stopping at a defect.
 
     Args:
-        root: the data folder.
-        splits: some of its splits; by default all. What no split lists is looked for only with all of them.
-        resize: how images reach the network; tiny boxes are then those that it sees as such.
-        workers: threads that decode, by default as many as Python thinks fit.
-        progress: show a bar on a terminal.
+        root: data folder.
+        splits: names of the splits; by default all. Unused files are searched only with all of them.
+        resize: scale of the network's input; if given, tiny boxes are those that are tiny there.
+        workers: decoding threads; by default Python's number of them.
+        progress: show a progress bar on a terminal.
 
     Raises:
         UserError: there is no such folder, no data set of a known format in it, or no such split.
@@ -97,39 +96,29 @@ def check(
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; check the path of the data")
-    folder = walk(root)
+    folder = scan_folder(root)
     findings = folder.findings
     if not folder.may_parse():
         return Report(root, "", {}, 0, sort(findings), perf_counter() - started)
-    format, names = _format(root, findings)
-    chosen = _chosen(root, splits, names)
-    survey = Survey(root, format, folder, {}, {}, {}, set(), [], [])
+    format, names = _detect_format(root, findings)
+    chosen = _choose(root, splits, names)
+    survey = Survey(root, format, folder)
     for split in chosen:
         _parse(survey, split, findings)
-    paths = list(dict.fromkeys(path for annotations in survey.parsed.values() for path in annotations.paths))
-    survey.looks = look_at_images([path for path in paths if folder.may_open(path)], workers, progress)
-    for path in paths:  # those behind a link out of the root: their finding is the link's
-        survey.looks.setdefault(path, Look(path, rule="path-outside-root", detail="a link leads out of the root"))
-
-    for split in survey.parsed:
-        findings += _check_images(survey, split)
-        findings += _check_annotations(survey, split, resize)
-    _find_duplicates(survey)
-    findings += _duplicates(survey)
-    if survey.parsed:
-        findings += _check_classes(survey, whole=len(chosen) == len(names))
+    _inspect_images(survey, workers, progress)
+    findings += _check_everything(survey, resize, complete=len(chosen) == len(names))
     if len(survey.parsed) == len(names):
         sources = [source for annotations in survey.parsed.values() for source in annotations.sources]
-        findings += [*unlisted(folder, paths), *orphans(folder, format, sources)]
-    counted = {split: len(annotations.paths) for split, annotations in survey.parsed.items()}
-    return Report(root, format, counted, _boxes(survey), sort(findings), perf_counter() - started, survey)
+        findings += [*unlisted_images(folder, survey.images), *orphaned_annotations(folder, format, sources)]
+    counts = {split: len(annotations.paths) for split, annotations in survey.parsed.items()}
+    return Report(root, format, counts, _count_boxes(survey), sort(findings), perf_counter() - started, survey)
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
-class _All(Findings):
-    """Keeps all that a reader finds, also what stops it."""
+class _FullLog(DefectLog):
+    """Log that also gives access to the refused defects."""
 
     def __init__(self, root: Path, split: str) -> None:
         super().__init__(root, split)
@@ -140,47 +129,47 @@ class _All(Findings):
         self.all.append(Defect(rule, path, detail))
 
 
-def _format(root: Path, findings: list[Finding]) -> tuple[str, tuple[str, ...]]:
-    """The format and the names of its splits; none where the file that tells them is broken, which is a finding."""
+def _detect_format(root: Path, findings: list[Finding]) -> tuple[str, tuple[str, ...]]:
+    """Return the format and its splits; no splits if the file that names them is broken, which is a finding."""
     for name, module in FORMATS.items():
         try:
             if splits := module.splits(root):
                 return name, splits
         except UserError as error:
-            findings.append(_stopped(root, "", error))
+            findings.append(_as_finding(root, "", error))
             return name, ()
     wanted = ", ".join(module.LOOKED_FOR for module in FORMATS.values())
     raise UserError(f"{root}: no data set of a known format: looked for {wanted}")
 
 
-def _chosen(root: Path, splits: Sequence[str] | None, names: tuple[str, ...]) -> tuple[str, ...]:
+def _choose(root: Path, splits: Sequence[str] | None, names: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := [split for split in splits or () if split not in names]:
         raise UserError(f"{root}: there is no split {unknown[0]}; name one of {', '.join(names)}")
     return tuple(dict.fromkeys(splits or names))
 
 
 def _parse(survey: Survey, split: str, findings: list[Finding]) -> None:
-    found = _All(survey.root, split)
+    log = _FullLog(survey.root, split)
     before = len(findings)
     try:
-        survey.parsed[split] = FORMATS[survey.format].parse(survey.root, split, None, found)
+        survey.parsed[split] = FORMATS[survey.format].parse(survey.root, split, None, log)
     except UserError as error:
-        if not found.all:  # else the last of them is what stopped the reader
-            findings.append(_stopped(survey.root, split, error))
-    except Exception as error:  # a bug of the reader, which must not keep the doctor from the rest
-        what = f"split {split} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        if not log.all:  # otherwise the last defect is what stopped the reader
+            findings.append(_as_finding(survey.root, split, error))
+    except Exception as error:  # a bug of the reader must not prevent the other checks
+        what = f"split {split} cannot be read ({type(error).__name__}: {reason(error)})"
         findings.append(Finding("broken-file", survey.root, one_line(what), split=split))
-    findings[before:before] = (_finding(defect, split, {}) for defect in found.all)
+    findings[before:before] = (_finding(defect, split, {}) for defect in log.all)
 
 
-def _stopped(root: Path, split: str, error: UserError) -> Finding:
-    """The finding of a reader that stops with a line of its own: the file, what is wrong and the remedy."""
+def _as_finding(root: Path, split: str, error: UserError) -> Finding:
+    """Return the finding for an error with which a reader stops: file, problem and remedy."""
     file, _, what = str(error).partition(": ")
     return Finding("broken-file", Path(file) if what else root, one_line(what or file), place_in(what), split)
 
 
 def _finding(defect: Defect, split: str, images: Mapping[str, Path]) -> Finding:
-    """A reader's defect; with the picture and the box where its words name these."""
+    """Return the finding for a reader's defect, with the image and the box if its text names them."""
     detail = one_line(defect.detail)
     match = _BOX.search(defect.detail)
     finding = Finding(defect.rule, defect.path, detail, place_in(detail), split)
@@ -190,48 +179,68 @@ def _finding(defect: Defect, split: str, images: Mapping[str, Path]) -> Finding:
     return finding
 
 
+def _inspect_images(survey: Survey, workers: int | None, progress: bool) -> None:
+    paths = list(dict.fromkeys(path for annotations in survey.parsed.values() for path in annotations.paths))
+    survey.images = inspect_images([path for path in paths if survey.folder.may_open(path)], workers, progress)
+    for path in paths:  # images behind a link out of the root, which is reported for the link
+        blocked = ImageCheck(path, rule="path-outside-root", detail="a link leads out of the root")
+        survey.images.setdefault(path, blocked)
+
+
 # --------------------------------------------------------------------------------------------------------------- checks
+
+
+def _check_everything(survey: Survey, resize: Resize | None, complete: bool) -> Iterator[Finding]:
+    for split in survey.parsed:
+        yield from _check_images(survey, split)
+        yield from _check_annotations(survey, split, resize)
+    images = list(survey.images.values())
+    survey.unions = duplicates.unions(survey.lists())
+    survey.same, survey.similar = duplicates.exact(images), duplicates.near(images)
+    yield from _check_duplicates(survey)
+    if survey.parsed:
+        yield from _check_classes(survey, complete)
 
 
 def _check_images(survey: Survey, split: str) -> Iterator[Finding]:
     annotations = survey.parsed[split]
     for path, source, declared in zip(annotations.paths, annotations.sources, annotations.declared, strict=True):
-        look = survey.looks[path]
-        if look.rule:
-            what = look.detail + ("" if source == path else f"; its boxes are in {source.name}")
-            yield Finding(look.rule, path, one_line(what), split=split)
+        image = survey.images[path]
+        if image.rule:
+            what = image.detail + ("" if source == path else f"; its boxes are in {source.name}")
+            yield Finding(image.rule, path, one_line(what), split=split)
             continue
-        if look.mode:
-            yield Finding("pixel-mode", path, f"it is stored with {look.mode}", split=split, images=(path,))
-        yield from _check_size(look, source, declared, split)
+        if image.mode:
+            yield Finding("pixel-mode", path, f"it is stored with {image.mode}", split=split, images=(path,))
+        yield from _check_size(image, source, declared, split)
 
 
-def _check_size(look: Look, source: Path, declared: tuple | None, split: str) -> Iterator[Finding]:
-    width, height = look.size
-    turned = look.orientation >= 5 and width != height
-    if turned and declared is not None and tuple(declared) == (height, width):
-        what = f"{look.path.name} is {width} × {height} upright, not {height} × {width}, as before it is turned"
-        yield Finding("exif-unrotated", source, one_line(what), look.path.name, split, (look.path,))
+def _check_size(image: ImageCheck, source: Path, declared: tuple | None, split: str) -> Iterator[Finding]:
+    width, height = image.size
+    swapped = image.orientation >= 5 and width != height
+    if swapped and declared is not None and tuple(declared) == (height, width):
+        what = f"{image.path.name} is {width} × {height} upright, not {height} × {width}, as before its rotation"
+        yield Finding("exif-unrotated", source, one_line(what), image.path.name, split, (image.path,))
         return
-    if look.orientation != 1:
-        yield Finding("exif-rotated", look.path, f"EXIF orientation {look.orientation}", "", split, (look.path,))
-    if declared is not None and tuple(declared) != look.size:
-        said = " × ".join(f"{side:g}" if isinstance(side, float) else as_json(side) for side in declared)
-        what = f"{look.path.name} is {width} × {height}, not {said}"
-        yield Finding("size-mismatch", source, one_line(what), one_line(look.path.name), split, (look.path,))
+    if image.orientation != 1:
+        yield Finding("exif-rotated", image.path, f"EXIF orientation {image.orientation}", "", split, (image.path,))
+    if declared is not None and tuple(declared) != image.size:
+        stated = " × ".join(f"{side:g}" if isinstance(side, float) else as_json(side) for side in declared)
+        what = f"{image.path.name} is {width} × {height}, not {stated}"
+        yield Finding("size-mismatch", source, one_line(what), one_line(image.path.name), split, (image.path,))
 
 
 def _check_annotations(survey: Survey, split: str, resize: Resize | None) -> Iterator[Finding]:
     annotations, sizes = survey.parsed[split], survey.sizes(split)
-    found = _All(survey.root, split)
-    survey.mended[split] = kept = mend(annotations, sizes, found)
+    log = _FullLog(survey.root, split)
+    survey.repaired[split] = kept = repair(annotations, sizes, log)
     images = {path.name: path for path in annotations.paths}
-    yield from (_finding(defect, split, images) for defect in found.all)
+    yield from (_finding(defect, split, images) for defect in log.all)
     yield from check_boxes(split, kept, sizes, resize)
     readable = np.flatnonzero(sizes.all(axis=1))
     empty = np.setdiff1d(readable, annotations.image)
     if len(empty):
-        names = ", ".join(annotations.paths[place].name for place in empty[:3]) + (" …" if len(empty) > 3 else "")
+        names = ", ".join(annotations.paths[index].name for index in empty[:3]) + (" …" if len(empty) > 3 else "")
         what = f"split {split}: {len(empty)} of {len(annotations.paths)} images have no box: {names}"
         yield Finding("no-boxes", annotations.sources[empty[0]], one_line(what), split=split)
     if survey.format == "coco":
@@ -243,24 +252,24 @@ def _check_annotations(survey: Survey, split: str, resize: Resize | None) -> Ite
 
 
 def _zero_ids(annotations: Annotations, split: str) -> Iterator[Finding]:
-    where = {
+    has_zero = {
         "an image": 0 in (annotations.ids or ()),
         "a category": 0 in annotations.category_ids,
         "an annotation": any(place.startswith("annotation 0 ") for place in annotations.places),
     }
     if annotations.sources:
-        for place in (place for place, there in where.items() if there):
-            yield Finding("zero-id", annotations.sources[0], f"the id of {place} is 0", place, split)
+        for kind in (kind for kind, found in has_zero.items() if found):
+            yield Finding("zero-id", annotations.sources[0], f"the id of {kind} is 0", kind, split)
 
 
-def _check_classes(survey: Survey, whole: bool) -> Iterator[Finding]:
+def _check_classes(survey: Survey, complete: bool) -> Iterator[Finding]:
     counts, files = {}, {}
-    for split, kept in survey.mended.items():
+    for split, kept in survey.repaired.items():
         labels = np.bincount(kept.labels[kept.labels >= 0], minlength=len(kept.classes))
         counts[split] = dict(zip(kept.classes, labels.tolist(), strict=True))
-        files[split] = _home(survey, split)
-    parts = {split: count for split, count in counts.items() if split not in survey.whole} or counts
-    yield from check_classes(parts, files, whole)
+        files[split] = _main_file(survey, split)
+    parts = {split: count for split, count in counts.items() if split not in survey.unions} or counts
+    yield from check_classes(parts, files, complete)
     reference = "train" if "train" in counts else next(iter(counts))
     for split, of_split in counts.items():
         for name in of_split.keys() - counts[reference].keys():
@@ -269,8 +278,8 @@ def _check_classes(survey: Survey, whole: bool) -> Iterator[Finding]:
                 yield Finding("unknown-class", files[split], one_line(what), split=split)
 
 
-def _home(survey: Survey, split: str) -> Path:
-    """The file that stands for a split."""
+def _main_file(survey: Survey, split: str) -> Path:
+    """Return the file that represents a split in a finding."""
     if survey.format == "yolo":
         return survey.root / "data.yaml"
     annotations = survey.parsed[split]
@@ -281,57 +290,50 @@ def _home(survey: Survey, split: str) -> Path:
     return lists[0] if lists else survey.root
 
 
-def _boxes(survey: Survey) -> int:
-    """The good boxes of all splits, those of a shared image once."""
-    seen: dict[Path, int] = {}
-    for kept in survey.mended.values():
-        counts = np.bincount(kept.image, minlength=len(kept.paths))
-        seen.update(zip(kept.paths, counts.tolist(), strict=True))
-    return sum(seen.values())
+def _count_boxes(survey: Survey) -> int:
+    """Return the number of valid boxes in all splits, with those of a shared image counted once."""
+    counts: dict[Path, int] = {}
+    for kept in survey.repaired.values():
+        of_split = np.bincount(kept.image, minlength=len(kept.paths))
+        counts.update(zip(kept.paths, of_split.tolist(), strict=True))
+    return sum(counts.values())
 
 
 # ----------------------------------------------------------------------------------------------------------- duplicates
 
 
-def _find_duplicates(survey: Survey) -> None:
-    looks = list(survey.looks.values())
-    survey.whole = duplicates.unions(survey.lists())
-    survey.same, survey.alike = duplicates.exact(looks), duplicates.near(looks)
-
-
-def _duplicates(survey: Survey) -> Iterator[Finding]:
+def _check_duplicates(survey: Survey) -> Iterator[Finding]:
     lists = survey.lists()
     splits = survey.members()
 
     def leak(first: Path, second: Path) -> tuple[str, str] | None:
-        return duplicates.leaks(splits[first], splits[second], survey.whole, lists)
+        return duplicates.leaks(splits[first], splits[second], survey.unions, lists)
 
     for path in splits:
         if between := leak(path, path):
             what = f"splits {between[0]} and {between[1]} both have it"
             yield Finding("leaked-image", path, what, split=between[0], images=(path,))
     for group in survey.same:
-        kinds = {frozenset(splits[path]): path for path in reversed(group)}.values()  # one image of each set of splits
+        # One image for each set of splits: an image may leak into the split of one of them and not of another.
+        representatives = {frozenset(splits[path]): path for path in reversed(group)}.values()
         for other in group[1:]:
-            # A member may be no leak beside the first one, and be one beside another.
-            beside = next((one for one in kinds if one != other and leak(one, other)), None)
-            one = beside or group[0]
-            between = leak(one, other) if beside else None
+            leaking = next((one for one in representatives if one != other and leak(one, other)), None)
+            one = leaking or group[0]
+            between = leak(one, other) if leaking else None
             rule = "leaked-image" if between else "duplicate-pixels"
-            what = f"the same pixels as {_short(survey, one)}" + _between(between)
+            what = f"the same pixels as {_relative(survey, one)}" + _between(between)
             yield Finding(rule, other, one_line(what), split=min(splits[other]), images=(one, other))
-    for pair in survey.alike:
+    for pair in survey.similar:
         between = leak(pair.first, pair.second)
-        what = f"nearly the same as {_short(survey, pair.first)} (correlation {pair.correlation:.3f})"
+        what = f"nearly the same as {_relative(survey, pair.first)} (correlation {pair.correlation:.3f})"
         rule = "near-leak" if between else "near-duplicate"
-        found_in = min(splits[pair.second])
         what = one_line(what + _between(between))
-        yield Finding(rule, pair.second, what, split=found_in, images=(pair.first, pair.second))
+        yield Finding(rule, pair.second, what, split=min(splits[pair.second]), images=(pair.first, pair.second))
 
 
 def _between(splits: tuple[str, str] | None) -> str:
     return f": one is in {splits[0]}, the other in {splits[1]}" if splits else ""
 
 
-def _short(survey: Survey, path: Path) -> str:
+def _relative(survey: Survey, path: Path) -> str:
     return str(path.relative_to(survey.root)) if path.is_relative_to(survey.root) else str(path)

@@ -1,4 +1,4 @@
-"""The findings of the doctor as one page that needs nothing else: no network, no scripts, no other files."""
+"""Self-contained HTML page with the findings, without network access, scripts or other files."""
 
 from __future__ import annotations
 
@@ -19,25 +19,30 @@ from detect.data.decode import decode
 from detect.errors import UserError, one_line
 
 ROWS = 200
-"""Findings of a rule that the page lists; JSON has them all."""
+"""Largest number of findings per rule in the tables; the JSON file has all of them."""
 PICTURES = 6
-"""Findings of a rule that are shown."""
-_HEIGHT = 170  # pixels of a picture
-_WIDEST = 380
-_BOX = (255, 40, 90)
+"""Largest number of findings per rule with pictures."""
+_MAX_HEIGHT, _MAX_WIDTH = 170, 380  # of a picture, in pixels
+_BOX_COLOUR = (255, 40, 90)
 
 
 def write_page(path: Path, report: Report, anchors: Mapping[str, Any] | None = None) -> None:
-    """Writes the page. `anchors` is what `detect.curation.check.anchor_report` gives."""
+    """Write the page.
+
+    Args:
+        path: the HTML file.
+        report: the report of `examine`.
+        anchors: the result of `detect.curation.check.anchor_report`, if any.
+    """
     count = report.count()
     cards: list[tuple[int, str, str]] = [(count[name], name + "s" * (count[name] != 1), name) for name in SEVERITIES]
-    cards += [(sum(report.splits.values()), "images, split by split", ""), (report.boxes, "boxes", "")]
+    cards += [(sum(report.splits.values()), "images in all splits", ""), (report.boxes, "boxes", "")]
     splits = ", ".join(f"{split} {number:,}" for split, number in report.splits.items())
     page = Template(files("detect.curation.doctor").joinpath("page.html").read_text(encoding="utf-8")).substitute(
         title=_text(f"Findings in {report.root}"),
         subtitle=_text(f"{report.format or 'not read'}; {splits or 'no split'}; {report.seconds:.1f} s"),
         counts="".join(f'<div><b class="{kind}">{number:,}</b>{label}</div>' for number, label, kind in cards),
-        rules="\n".join(_rule(report, rule, findings) for rule, findings in report.by_rule()) or "<p>All is well.</p>",
+        rules="\n".join(_rule(report, rule, findings) for rule, findings in report.by_rule()) or "<p>No findings.</p>",
         anchors=_anchors(anchors) if anchors else "",
     )
     path.write_text(page, encoding="utf-8")
@@ -55,39 +60,36 @@ def _rule(report: Report, rule: str, findings: list[Finding]) -> str:
         for finding in findings[:ROWS]
     )
     more = f"<p class=soft>and {len(findings) - ROWS:,} more</p>" if len(findings) > ROWS else ""
-    pictures = "".join(filter(None, map(_picture, _to_show(findings))))
+    shown = [finding for finding in findings if finding.images][:PICTURES]
+    pictures = "".join(filter(None, map(_picture, shown)))
     return (
         f"<details{'' if check.severity == 'note' else ' open'}><summary>"
         f'<b class="{check.severity}">{check.severity}</b> {rule} × {len(findings):,} '
-        f"<span class=soft>– {_text(check.advice)}{'; --fix does' if check.mended else ''}</span></summary><div>"
+        f"<span class=soft>– {_text(check.advice)}{'; --fix does' if check.repaired else ''}</span></summary><div>"
         f"<div class=pictures>{pictures}</div>"
-        f"<table><tr><th>file</th><th>place</th><th>what</th></tr>{rows}</table>{more}</div></details>"
+        f"<table><tr><th>file</th><th>location</th><th>what</th></tr>{rows}</table>{more}</div></details>"
     )
 
 
-def _to_show(findings: list[Finding]) -> list[Finding]:
-    return [finding for finding in findings if finding.images][:PICTURES]
-
-
 def _picture(finding: Finding) -> str:
-    """The pictures of a finding side by side, with its boxes on the first; nothing where they cannot be read."""
+    """Return the images of a finding side by side, with its boxes on the first, or nothing if one is unreadable."""
     try:
-        shown = [_small(decode(path), finding.boxes if not place else ()) for place, path in enumerate(finding.images)]
+        jpegs = [_thumbnail(decode(path), finding.boxes if not k else ()) for k, path in enumerate(finding.images)]
     except UserError:
         return ""
-    images = " ".join(f'<img src="data:image/jpeg;base64,{base64.b64encode(one).decode()}" alt="">' for one in shown)
+    images = " ".join(f'<img src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" alt="">' for jpeg in jpegs)
     return f"<figure>{images}<figcaption>{_text(finding.what)}</figcaption></figure>"
 
 
-def _small(pixels: UInt8[np.ndarray, "H W 3"], boxes: tuple[tuple[float, ...], ...]) -> bytes:
+def _thumbnail(pixels: UInt8[np.ndarray, "H W 3"], boxes: tuple[tuple[float, ...], ...]) -> bytes:
     height, width = pixels.shape[:2]
-    scale = min(_HEIGHT / height, _WIDEST / width)
+    scale = min(_MAX_HEIGHT / height, _MAX_WIDTH / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = np.ascontiguousarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)[..., ::-1])
     for box in boxes:
-        # The file's numbers may be anything.
+        # The numbers in a file may have any value.
         corners = (np.nan_to_num(box).clip(-1, 2**20) * scale).clip(-1, 2**14).round().astype(int)
-        cv2.rectangle(small, corners[:2].tolist(), corners[2:].tolist(), _BOX[::-1], 2)
+        cv2.rectangle(small, corners[:2].tolist(), corners[2:].tolist(), _BOX_COLOUR[::-1], 2)
     return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 75])[1])
 
 
@@ -103,8 +105,8 @@ def _anchors(anchors: Mapping[str, Any]) -> str:
     head = "".join(f"<th class=number>{name}</th>" for name in ("number", "IoU ≥ 0.5", "IoU ≥ 0.7", "mean IoU"))
     config = f"<pre>{_text_lines(anchors['yaml'])}</pre>" if anchors["yaml"] else ""
     return (
-        "<h2>Truths that some anchor meets</h2><p class=soft>The share that an anchor of the config overlaps, "
-        f"and with the proposed anchors.</p><table><tr><th>truths</th>{head}</tr>{rows}</table>{config}"
+        "<h2>Ground truths that an anchor matches</h2><p class=soft>Share matched by an anchor of the config → "
+        f"by a proposed anchor.</p><table><tr><th>ground truths</th>{head}</tr>{rows}</table>{config}"
     )
 
 

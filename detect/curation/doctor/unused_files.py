@@ -1,4 +1,4 @@
-"""What lies in a data folder: links out of it, devices, files too large to read, images that nothing names."""
+"""Files of a data folder that a reader must not open, such as links out of it, or that no split uses."""
 
 from __future__ import annotations
 
@@ -10,68 +10,65 @@ from pathlib import Path
 
 from detect.curation.doctor.diagnosis import Finding
 from detect.data.decode import SUFFIXES
+from detect.files.fence import MAX_BYTES
 
-_MOST_BYTES = {".json": 2**31, ".xml": 2**24, ".txt": 2**26, ".yaml": 2**20}
-"""Ten times what the largest public data sets have; parsing takes several times as much memory."""
-
-
-_HEADS = (
+_ENTRY_FILES = (
     "annotations/instances_*.json",
     "*/_annotations.coco.json",
     "data.yaml",
     *(f"{base}ImageSets/Main/*.txt" for base in ("", "VOC*/", "VOCdevkit/VOC*/")),
 )
-"""The files that readers begin with."""
+"""Glob patterns of the files that the readers open first."""
 
 
 @dataclass(slots=True)
 class Folder:
-    """All files below a root, found without following links."""
+    """All files below a root, listed without following links."""
 
     root: Path
     images: list[Path] = field(default_factory=list)
     annotations: list[Path] = field(default_factory=list)
-    """Files that a reader may want to parse."""
+    """Files that a reader may parse."""
     blocked: set[Path] = field(default_factory=set)
-    """Files and folders that must not be opened: they lead out of the root, are no files, or are too large."""
+    """Files and folders that must not be opened: links out of the root, special files, and files that are too large."""
     findings: list[Finding] = field(default_factory=list)
 
     def may_open(self, path: Path) -> bool:
-        """Whether neither the file nor a folder on the way to it is blocked."""
+        """Return whether neither the file nor one of its parent folders is blocked."""
         return self.blocked.isdisjoint((path, *path.parents))
 
     def may_parse(self) -> bool:
-        """Whether a reader can be let loose: the files that it opens unseen are files, and none is too large."""
+        """Return whether a reader can run safely: no file is too large, and all entry files are regular files."""
         too_large = any(finding.rule == "oversized-file" for finding in self.findings)
-        heads = (path for pattern in _HEADS for path in self.root.glob(pattern))
-        return not too_large and all(self.may_open(path) and path.is_file() for path in heads)
+        entry_files = (path for pattern in _ENTRY_FILES for path in self.root.glob(pattern))
+        return not too_large and all(self.may_open(path) and path.is_file() for path in entry_files)
 
 
-def walk(root: Path) -> Folder:
-    """Everything below `root`."""
+def scan_folder(root: Path) -> Folder:
+    """List everything below `root`."""
     folder = Folder(root)
     top = root.resolve()
-    for parent, folders, files in os.walk(root):  # sorted, so that two runs tell the same
+    for parent, folders, files in os.walk(root):  # sorted, so that the report is reproducible
         folders.sort()
         for name in sorted(files):
-            _sort_in(Path(parent, name), top, folder)
+            _add_file(Path(parent, name), top, folder)
         for name in [name for name in folders if Path(parent, name).is_symlink()]:
             _check_link(Path(parent, name), top, folder)
     return folder
 
 
-def _sort_in(path: Path, top: Path, folder: Folder) -> None:
+def _add_file(path: Path, top: Path, folder: Folder) -> None:
     if path.is_symlink() and not _check_link(path, top, folder):
         return
     try:
         status = path.stat()
-    except OSError:  # a link that leads nowhere: the image is missed where it is listed
+    except OSError:  # a broken link, reported as a missing image if it is listed
         return
     if not stat.S_ISREG(status.st_mode):
         folder.blocked.add(path)
-        folder.findings.append(Finding("special-file", path, "it is a pipe, a socket or a device, and no file"))
+        folder.findings.append(Finding("special-file", path, "it is a pipe, a socket or a device, not a file"))
     elif _is_annotation(path):
-        if status.st_size > _MOST_BYTES[path.suffix.lower()]:
+        if status.st_size > MAX_BYTES[path.suffix.lower()]:
             folder.blocked.add(path)
             folder.findings.append(Finding("oversized-file", path, f"it has {status.st_size / 2**20:,.0f} MiB"))
         else:
@@ -81,12 +78,12 @@ def _sort_in(path: Path, top: Path, folder: Folder) -> None:
 
 
 def _check_link(path: Path, top: Path, folder: Folder) -> bool:
-    """Whether a link stays below the root; one that does not is a finding and is not followed."""
+    """Return whether a link stays below the root; if not, report and block it."""
     try:
         real = path.resolve()
         if real.is_relative_to(top) and not real.is_symlink():
             return True
-    except (OSError, RuntimeError):  # a link to itself, which Python from 3.13 on leaves as it is
+    except (OSError, RuntimeError):  # a link to itself, which Python 3.13 and later return unresolved
         pass
     folder.blocked.add(path)
     folder.findings.append(Finding("path-outside-root", path, "it is a link that leads out of the data folder"))
@@ -94,31 +91,31 @@ def _check_link(path: Path, top: Path, folder: Folder) -> bool:
 
 
 def _is_annotation(path: Path) -> bool:
-    """Whether some reader may parse it: JSON only where COCO has it, since much else is kept in JSON."""
+    """Return whether a reader may parse the file. JSON counts only under the names of COCO files."""
     suffix = path.suffix.lower()
     if suffix == ".json":
         return path.name.startswith("instances_") or path.name == "_annotations.coco.json"
-    return suffix in _MOST_BYTES
+    return suffix in MAX_BYTES
 
 
-def unlisted(folder: Folder, listed: Collection[Path]) -> Iterator[Finding]:
-    """The images that no split lists."""
+def unlisted_images(folder: Folder, listed: Collection[Path]) -> Iterator[Finding]:
+    """Yield a finding for each image that no split lists."""
     known = {path.absolute() for path in listed}
     for path in folder.images:
         if path.absolute() not in known:
             yield Finding("unlisted-image", path, "no annotation and no list names it", images=(path,))
 
 
-def orphans(folder: Folder, format: str, sources: Collection[Path]) -> Iterator[Finding]:
-    """The annotation files of single images, VOC's XML and YOLO's labels, whose image is not there."""
+def orphaned_annotations(folder: Folder, format: str, sources: Collection[Path]) -> Iterator[Finding]:
+    """Yield a finding for each annotation file of one image (VOC's XML, YOLO's labels) whose image is missing."""
     if format == "coco":
         return
     home, suffix, images = ("Annotations", ".xml", "JPEGImages") if format == "voc" else ("labels", ".txt", "images")
-    there = {path.relative_to(folder.root).with_suffix("") for path in folder.images}
+    existing = {path.relative_to(folder.root).with_suffix("") for path in folder.images}
     known = {path.absolute() for path in sources}
     for path in folder.annotations:
         parts = list(path.relative_to(folder.root).with_suffix("").parts)
         if path.suffix.lower() == suffix and home in parts and path.absolute() not in known:
             parts[len(parts) - 1 - parts[::-1].index(home)] = images
-            if Path(*parts) not in there:
-                yield Finding("orphan-annotation", path, "its image is not there")
+            if Path(*parts) not in existing:
+                yield Finding("orphan-annotation", path, "its image is missing")

@@ -1,8 +1,8 @@
-"""PASCAL VOC's folders: `JPEGImages`, one XML file an image in `Annotations`, lists of images in `ImageSets/Main`.
+"""PASCAL VOC folders: `JPEGImages`, one XML file per image in `Annotations`, lists of images in `ImageSets/Main`.
 
-Format: Everingham and Winn, "The PASCAL VOC 2012 Development Kit". Pixels are counted from 1 and both corners of a box
-belong to it, so that xmin … xmax is the stretch from xmin - 1 to xmax here. But where the two are equal, somebody
-clicked without drawing: that is no object one pixel wide but a box without area.
+Format: Everingham and Winn, "The PASCAL VOC 2012 Development Kit". Pixels are counted from 1 and both corners belong to
+the box, so xmin … xmax becomes the interval from xmin - 1 to xmax here. If the two are equal, the annotator clicked
+without drawing: that is not an object one pixel wide, but a box without area.
 """
 
 from __future__ import annotations
@@ -17,63 +17,15 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
+from detect.data.annotations import Annotations, choose_classes
 from detect.data.decode import SUFFIXES
-from detect.data.defects import Annotations, Findings, choose_classes, inside, is_file
+from detect.data.defects import DefectLog
 from detect.errors import UserError, one_line
-from detect.files.fence import Fence
+from detect.files.fence import Fence, inside, is_file
 
 LOOKED_FOR = "ImageSets/Main/*.txt (VOC, here or in VOC2007, VOCdevkit/VOC2007)"
 _FLAG = re.compile(r"\S+\s+(-1|0|1)")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
-
-def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
-    """The lists of images in `ImageSets/Main`, without those of a single class (`aeroplane_train`)."""
-    base, fence = _base(root), Fence(root, follow_links)
-    lists = [path for path in (base / "ImageSets" / "Main").glob("*.txt") if "_" in path.stem]
-    of_a_class = {path.stem for path in lists if fence.admits(path) and _is_of_a_class(base, path)}
-    stems = {path.stem for path in (base / "ImageSets" / "Main").glob("*.txt")}
-    return tuple(sorted(stems - of_a_class))
-
-
-def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findings) -> Annotations:
-    """What the XML files of a split say. `classes` are as for `read`; by default all names in `Annotations`, sorted."""
-    base = _base(root)
-    stems = list(_listed(base, split, findings))
-    sources = [base / "Annotations" / f"{stem}.xml" for stem in stems]
-    trees: dict[Path, _Image] = {}
-    # The classes must not depend on the split: without given ones, every file of the folder is read.
-    for path in dict.fromkeys(sources if classes is not None else [*sources, *sorted(base.glob("Annotations/*.xml"))]):
-        if is_file(path):
-            trees[path] = _read(path, findings)
-        else:
-            findings.add("missing-annotation", path, f"{split}.txt lists its image")
-    found = sorted({entry.name for tree in trees.values() for entry in tree.objects})
-    chosen, category_ids, _ = choose_classes(dict(enumerate(found if classes is None else classes, start=1)), classes)
-    label_of = {name: label for label, name in enumerate(chosen)}
-
-    files = _image_files(base)
-    rows = [(image, entry) for image, path in enumerate(sources) for entry in trees.get(path, _NOTHING).objects]
-    for image, entry in rows:
-        if entry.name not in label_of:
-            findings.add("unknown-class", sources[image], f"{entry.place}: {entry.name}")
-    corners = np.array([entry.corners for _, entry in rows], dtype=np.float64).reshape(-1, 2, 2)
-    corners[:, 0] -= corners[:, 0] < corners[:, 1]
-    return Annotations(
-        classes=chosen,
-        category_ids=category_ids,
-        paths=[files.get(stem, base / "JPEGImages" / f"{stem}.jpg") for stem in stems],
-        sources=sources,
-        declared=[trees.get(path, _NOTHING).size for path in sources],
-        ids=None,
-        boxes=corners.reshape(-1, 4),
-        image=np.array([image for image, _ in rows], dtype=np.int64),
-        labels=np.array([label_of.get(entry.name, -1) for _, entry in rows], dtype=np.int64),
-        crowd=np.zeros(len(rows), dtype=bool),
-        difficult=np.array([entry.difficult for _, entry in rows], dtype=bool),
-        areas=np.full(len(rows), np.nan),
-        places=[entry.place for _, entry in rows],
-    )
 
 
 class _Object(NamedTuple):
@@ -88,27 +40,76 @@ class _Image(NamedTuple):
     objects: list[_Object]
 
 
-_NOTHING = _Image(None, [])
+_EMPTY = _Image(None, [])
+
+
+def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
+    """Return the lists of images in `ImageSets/Main`, without the lists of a single class (`aeroplane_train`)."""
+    base, fence = _base(root), Fence(root, follow_links)
+    lists = [path for path in (base / "ImageSets" / "Main").glob("*.txt") if "_" in path.stem]
+    class_lists = {path.stem for path in lists if fence.admits(path) and _is_class_list(base, path)}
+    stems = {path.stem for path in (base / "ImageSets" / "Main").glob("*.txt")}
+    return tuple(sorted(stems - class_lists))
+
+
+def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
+    """Parse the XML files of a split; `classes` as for `read`, by default all names in `Annotations`, sorted."""
+    base = _base(root)
+    stems = list(_listed(base, split, log))
+    sources = [base / "Annotations" / f"{stem}.xml" for stem in stems]
+    trees: dict[Path, _Image] = {}
+    # The classes must not depend on the split: unless they are given, every file of the folder is read.
+    for path in dict.fromkeys(sources if classes is not None else [*sources, *sorted(base.glob("Annotations/*.xml"))]):
+        if is_file(path):
+            trees[path] = _read(path, log)
+        else:
+            log.add("missing-annotation", path, f"{split}.txt lists its image")
+    names = sorted({entry.name for tree in trees.values() for entry in tree.objects})
+    chosen, category_ids, _ = choose_classes(dict(enumerate(names if classes is None else classes, start=1)), classes)
+    label_of = {name: label for label, name in enumerate(chosen)}
+
+    files = _image_files(base)
+    rows = [(image, entry) for image, path in enumerate(sources) for entry in trees.get(path, _EMPTY).objects]
+    for image, entry in rows:
+        if entry.name not in label_of:
+            log.add("unknown-class", sources[image], f"{entry.place}: {entry.name}")
+    corners = np.array([entry.corners for _, entry in rows], dtype=np.float64).reshape(-1, 2, 2)
+    corners[:, 0] -= corners[:, 0] < corners[:, 1]
+    return Annotations(
+        classes=chosen,
+        category_ids=category_ids,
+        paths=[files.get(stem, base / "JPEGImages" / f"{stem}.jpg") for stem in stems],
+        sources=sources,
+        declared=[trees.get(path, _EMPTY).size for path in sources],
+        ids=None,
+        boxes=corners.reshape(-1, 4),
+        image=np.array([image for image, _ in rows], dtype=np.int64),
+        labels=np.array([label_of.get(entry.name, -1) for _, entry in rows], dtype=np.int64),
+        crowd=np.zeros(len(rows), dtype=bool),
+        difficult=np.array([entry.difficult for _, entry in rows], dtype=bool),
+        areas=np.full(len(rows), np.nan),
+        places=[entry.place for _, entry in rows],
+    )
 
 
 def _base(root: Path) -> Path:
-    """The folder that holds `ImageSets`: `root`, or the one year of VOC in it."""
+    """Return the folder that holds `ImageSets`: `root`, or the only year of VOC in it."""
     if (root / "ImageSets").is_dir():
         return root
     years = sorted(path.parent for pattern in ("VOC*", "VOCdevkit/VOC*") for path in root.glob(f"{pattern}/ImageSets"))
     if len(years) > 1:
         names = " and ".join(path.name for path in years)
-        raise UserError(one_line(f"{root}: holds {names}; name one of these folders as the root"))
+        raise UserError(one_line(f"{root}: it holds {names}; name one of these folders as the root"))
     return years[0] if years else root
 
 
-def _listed(base: Path, split: str, findings: Findings) -> Iterator[str]:
-    """The stems of the images that the list of a split names; an extension there is tolerated."""
+def _listed(base: Path, split: str, log: DefectLog) -> Iterator[str]:
+    """Yield the stems of the images in the list of a split; file extensions in the list are tolerated."""
     path = base / "ImageSets" / "Main" / f"{split}.txt"
     try:
-        lines = findings.need(path).decode("utf-8-sig").splitlines()
+        lines = log.need(path).decode("utf-8-sig").splitlines()
     except ValueError as error:
-        findings.stop("broken-file", path, f"it is no list of names: {error}")
+        log.stop("broken-file", path, f"it is no list of names: {error}")
     seen = set()
     for number, line in enumerate(lines, start=1):
         stem = line.strip()
@@ -117,34 +118,32 @@ def _listed(base: Path, split: str, findings: Findings) -> Iterator[str]:
         if not stem:
             continue
         if _has_flag(base, stem):
-            what = (
-                "the list of a single class: 1 means that it is in the image, -1 that it is not, 0 that it is difficult"
-            )
-            findings.stop("class-list", path, f"line {number}: {stem}: this is {what}")
+            what = "the list of a single class: 1 means that the class is in the image, -1 that it is not, 0 difficult"
+            log.stop("class-list", path, f"line {number}: {stem}: this is {what}")
         if inside(base, base / "JPEGImages", stem) is None:
-            findings.add("path-outside-root", path, f"line {number}: {stem}")
+            log.add("path-outside-root", path, f"line {number}: {stem}")
         elif stem in seen:
-            findings.add("duplicate-image", path, f"line {number}: {stem} stands there twice")
+            log.add("duplicate-image", path, f"line {number}: {stem} is listed twice")
         else:
             seen.add(stem)
             yield stem
 
 
-def _is_of_a_class(base: Path, path: Path) -> bool:
+def _is_class_list(base: Path, path: Path) -> bool:
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             return _has_flag(base, file.readline().strip())
-    except OSError:  # whoever asks for it hears of that
+    except OSError:  # reported when the split is read
         return False
 
 
 def _has_flag(base: Path, line: str) -> bool:
-    """Whether a line gives an image and whether a class is on it; a name may end so, too, and then has its file."""
+    """Return whether a line is an image name with the flag of a class, and not a name that looks like it."""
     return bool(_FLAG.fullmatch(line)) and not is_file(base / "Annotations" / f"{line}.xml")
 
 
 def _image_files(base: Path) -> dict[str, Path]:
-    """The image of each stem; `.jpg` before other images, and these before what has no image's ending."""
+    """Return the image file of each stem: `.jpg` files first, then other images, then other files."""
 
     def rank(path: Path) -> tuple[bool, bool, str]:
         return path.suffix.lower() not in SUFFIXES, path.suffix != ".jpg", path.name
@@ -153,25 +152,25 @@ def _image_files(base: Path) -> dict[str, Path]:
     return {path.stem: path for path in paths}
 
 
-def _read(path: Path, findings: Findings) -> _Image:
-    """The size and objects of one XML file. What is broken in it becomes a defect and is left out."""
-    content = findings.read(path)
+def _read(path: Path, log: DefectLog) -> _Image:
+    """Return the size and objects of an XML file; log invalid objects and leave them out."""
+    content = log.read(path)
     if content is None:
-        return _NOTHING
+        return _EMPTY
     try:
         tree = fromstring(content)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        findings.add("broken-file", path, f"it is no XML: {error}")
-        return _NOTHING
+        log.add("broken-file", path, f"it is no XML: {error}")
+        return _EMPTY
     objects = []
     for number, element in enumerate(tree.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
         place = f"object {number} ({name[:60]})"
         corners = _numbers(element.find("bndbox"), _CORNERS)
         if not name:
-            findings.add("broken-file", path, f"object {number} has no name")
+            log.add("broken-file", path, f"object {number} has no name")
         elif corners is None:
-            findings.add("broken-file", path, f"{place} has no bndbox of four numbers")
+            log.add("broken-file", path, f"{place} has no bndbox of four numbers")
         else:
             objects.append(_Object(name, corners, (element.findtext("difficult") or "").strip() == "1", place))
     return _Image(_numbers(tree.find("size"), ("width", "height")), objects)

@@ -1,7 +1,7 @@
-"""YOLO's folders, as Ultralytics defines them: `data.yaml`, images, and beside `images` the folder `labels`.
+"""YOLO folders, as defined by Ultralytics: `data.yaml`, a folder `images` and beside it a folder `labels`.
 
-Format: https://docs.ultralytics.com/datasets/detect. A line of a label file is a class and the box's centre, width and
-height, or a class and the corners of a polygon, all as fractions of the image's size.
+Format: https://docs.ultralytics.com/datasets/detect. A line of a label file is a class with the centre, width and
+height of the box, or with the corners of a polygon, all as fractions of the image's size.
 """
 
 from __future__ import annotations
@@ -13,45 +13,46 @@ from typing import Any
 import numpy as np
 import yaml
 
+from detect.data.annotations import Annotations, choose_classes
 from detect.data.dataset import VALIDATION
 from detect.data.decode import SUFFIXES
-from detect.data.defects import RULES, Annotations, Findings, as_json, choose_classes, inside, is_file, is_folder
-from detect.errors import UserError, one_line
-from detect.files.fence import LOADER, Fence, OutsideError, is_yaml_bomb
+from detect.data.defects import RULES, DefectLog, as_json
+from detect.errors import UserError, one_line, reason
+from detect.files.fence import LOADER, Fence, OutsideError, inside, is_file, is_folder, is_yaml_bomb
 
 LOOKED_FOR = "data.yaml (YOLO)"
 _PIXELS = 2.0
-"""A box that reaches out of its image has fractions a little over 1; what is over this was meant as pixels."""
+"""A box that exceeds its image has fractions a little over 1; a number over this limit is meant as pixels."""
 
 
 def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
-    """Those of `train`, `val` (or one of its other names) and `test` that `data.yaml` names."""
+    """Return those of `train`, `val` (or a synonym) and `test` that `data.yaml` names."""
     if not is_file(root / "data.yaml"):
         return ()
-    document = _load(root / "data.yaml", Fence(root, follow_links))
+    document = load_yaml(root / "data.yaml", Fence(root, follow_links))
     return tuple(split for split in ("train", *VALIDATION, "test") if document.get(split))
 
 
-def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findings) -> Annotations:
-    """What the label files of a split say. `classes` are as for `read`; by default `names` of `data.yaml`, by index."""
+def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
+    """Parse the label files of a split; `classes` as for `read`, by default `names` of `data.yaml`, by index."""
     path = root / "data.yaml"
-    document = _load(path, findings.fence)
+    document = load_yaml(path, log.fence)
     names = _names(document, path)
     if document.get("nc", len(names)) != len(names):
-        findings.add("class-count", path, f"nc is {as_json(document['nc'])}, but names has {len(names)}")
+        log.add("class-count", path, f"nc is {as_json(document['nc'])}, but names has {len(names)}")
     chosen, category_ids, label_of = choose_classes(names, classes)
-    images = _images(root, document, split, findings)
+    images = _images(root, document, split, log)
     sources = [_label_file(root, image) for image in images]
 
     boxes, image, labels, places = [], [], [], []
-    for place, source in enumerate(sources):
-        for number, category, box in _read(source, findings):
+    for index, source in enumerate(sources):
+        for number, category, box in _read(source, log):
             if category not in label_of:
                 rule = "unknown-class" if category in names else "unknown-category"
-                name = names.get(category, "which names in data.yaml lacks")
-                findings.add(rule, source, f"line {number}: class {category}, {name}")
+                name = names.get(category, "which is not one of names in data.yaml")
+                log.add(rule, source, f"line {number}: class {category}, {name}")
             boxes.append(box)
-            image.append(place)
+            image.append(index)
             labels.append(label_of.get(category, -1))
             places.append(f"line {number}")
     return Annotations(
@@ -72,21 +73,22 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, findings: Findi
     )
 
 
-def _load(path: Path, fence: Fence) -> dict[str, Any]:
+def load_yaml(path: Path, fence: Fence) -> dict[str, Any]:
+    """Return the content of `data.yaml`, or raise `UserError` if it is no YAML mapping or may not be read."""
     try:
         text = fence.read(path).decode("utf-8-sig")
         if is_yaml_bomb(text, aliases=0):
-            raise UserError(f"{path}: it has YAML aliases or deep nesting; write the names and paths out")
+            raise UserError(f"{path}: it has YAML aliases or deep nesting; write the names and paths without them")
         document = yaml.load(text, LOADER)
     except UserError:
         raise
     except OutsideError as error:
         raise UserError(one_line(f"{path}: {error}; {RULES['path-outside-root'].action}")) from None
-    except Exception as error:  # values that are not what their tags say raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(one_line(f"{path}: it is no YAML ({reason[:300]}); correct the file")) from None
+    except Exception as error:  # values that do not match their tags raise nearly any exception
+        why = reason(error, 300) or type(error).__name__
+        raise UserError(one_line(f"{path}: it is no YAML ({why}); correct the file")) from None
     if not isinstance(document, dict):
-        raise UserError(f"{path}: it holds no names and no splits; write names: and train: into it")
+        raise UserError(f"{path}: it has no names and no splits; add names: and train:")
     return document
 
 
@@ -95,17 +97,17 @@ def _names(document: dict[str, Any], path: Path) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not all(type(index) is int and index >= 0 for index in names):
-        raise UserError(f"{path}: names is neither a list nor index: name; write the names of the classes there")
+        raise UserError(f"{path}: names is neither a list nor a mapping of index to name; write the class names there")
     named = {index: name for index in sorted(names) if (name := _text(names[index])) is not None}
     if len(named) < len(names):
-        raise UserError(f"{path}: one of the names is no text; write the names of the classes there")
+        raise UserError(f"{path}: one of the names is no text; write the class names there")
     if len(set(named.values())) < len(named):
-        raise UserError(f"{path}: two of the names are the same; give every class its own")
+        raise UserError(f"{path}: two of the names are the same; give every class a different name")
     return named
 
 
 def _text(value: object) -> str | None:
-    """A name or path; YAML may have taken it for a number, a date or a truth value. None for what is no text."""
+    """Return a name or path, which YAML may have read as a number, a date or a Boolean, or None if it is no text."""
     if value is None or isinstance(value, (dict, list, set, tuple, bytes)):
         return None
     try:
@@ -114,72 +116,72 @@ def _text(value: object) -> str | None:
         return None
 
 
-def _images(root: Path, document: dict[str, Any], split: str, findings: Findings) -> list[Path]:
-    """The images of a split: sorted where a folder is given, in the order of the file where a list is."""
+def _images(root: Path, document: dict[str, Any], split: str, log: DefectLog) -> list[Path]:
+    """Return the images of a split: those of a folder sorted, those of a list in its order."""
     path = root / "data.yaml"
     base = inside(root, root, _text(document.get("path")) or "")
-    base = base if base and is_folder(base) else root  # `path` often names a folder of the machine the data comes from
+    base = base if base and is_folder(base) else root  # `path` often names a folder on the machine of the author
     entries = document[split] if isinstance(document[split], list) else [document[split]]
     images: dict[Path, None] = {}
     for entry in entries:
         name = _text(entry)
         if not name:
-            findings.stop("broken-file", path, f"{split}: {as_json(entry)} is no path of a folder or a list")
+            log.stop("broken-file", path, f"{split}: {as_json(entry)} is no path of a folder or a list")
         # Roboflow writes ../train/images and means train/images.
-        place = inside(root, base, name.removeprefix("../"))
-        if place is None:
-            findings.stop("path-outside-root", path, f"{split}: {name}")
-        if is_folder(place):
-            found = (image for image in sorted(place.rglob("*")) if image.suffix.lower() in SUFFIXES)
-            images.update(dict.fromkeys(image for image in found if not image.name.startswith(".")))
-        elif is_file(place):
-            for image in _listed(root, base, place, findings):
+        target = inside(root, base, name.removeprefix("../"))
+        if target is None:
+            log.stop("path-outside-root", path, f"{split}: {name}")
+        if is_folder(target):
+            files = (image for image in sorted(target.rglob("*")) if image.suffix.lower() in SUFFIXES)
+            images.update(dict.fromkeys(image for image in files if not image.name.startswith(".")))
+        elif is_file(target):
+            for image in _listed(root, base, target, log):
                 if image in images:
-                    findings.add("duplicate-image", place, f"{image} stands there twice")
+                    log.add("duplicate-image", target, f"{image} is listed twice")
                 images[image] = None
         else:
-            what = f"{split} names {str(place)[:300]}, which is not there"
+            what = f"{split} names {str(target)[:300]}, which does not exist"
             raise UserError(one_line(f"{path}: {what}; correct the entry or add the folder"))
     return list(images)
 
 
-def _listed(root: Path, base: Path, path: Path, findings: Findings) -> Iterator[Path]:
-    """The images that a list names, by their path from the list's folder (`./`) or from the data folder."""
+def _listed(root: Path, base: Path, path: Path, log: DefectLog) -> Iterator[Path]:
+    """Yield the images of a list, whose paths are relative to the list's folder (`./`) or to the data folder."""
     try:
-        lines = findings.need(path).decode("utf-8-sig").splitlines()
+        lines = log.need(path).decode("utf-8-sig").splitlines()
     except ValueError as error:
-        findings.stop("broken-file", path, f"it is no list of images: {error}")
+        log.stop("broken-file", path, f"it is no list of images: {error}")
     for number, line in enumerate(map(str.strip, lines), start=1):
         if line:
             image = inside(root, path.parent if line.startswith("./") else base, line)
             if image is None or image.absolute() == root.absolute():
-                findings.add("path-outside-root", path, f"line {number}: {line}")
+                log.add("path-outside-root", path, f"line {number}: {line}")
             else:
                 yield image
 
 
 def _label_file(root: Path, image: Path) -> Path:
-    """The label file of an image: `labels` in the place of the last folder `images`, or beside the image."""
+    """Return the label file of an image: its path with the last folder `images` replaced by `labels`."""
     parts = list(image.absolute().relative_to(root.absolute()).parts)
-    for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "images":
+            parts[index] = "labels"
             break
     return (root / Path(*parts)).with_suffix(".txt")
 
 
-def _read(path: Path, findings: Findings) -> Iterator[tuple[int, int, tuple[float, ...]]]:
-    """Line number, class and xyxy as fractions of the image's size. No file means no objects."""
+def _read(path: Path, log: DefectLog) -> Iterator[tuple[int, int, tuple[float, ...]]]:
+    """Yield line number, class and xyxy as fractions of the image's size; nothing if the file is missing."""
     if not is_file(path):
-        findings.add("missing-label", path, "there is no such file")
+        log.add("missing-label", path, "there is no such file")
         return
-    content = findings.read(path)
+    content = log.read(path)
     if content is None:
         return
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except ValueError as error:
-        findings.add("broken-file", path, f"it is no text: {error}")
+        log.add("broken-file", path, f"it is no text: {error}")
         return
     for number, line in enumerate(lines, start=1):
         words = line.split()
@@ -192,15 +194,15 @@ def _read(path: Path, findings: Findings) -> Iterator[tuple[int, int, tuple[floa
             box = _box(values)
         except (ValueError, OverflowError):
             what = "a class and four numbers, or a class and the corners of a polygon"
-            findings.add("broken-file", path, f"line {number} is not {what}: {line[:60]}")
+            log.add("broken-file", path, f"line {number} is not {what}: {line[:60]}")
             continue
         if _PIXELS < max(values) < np.inf:
-            findings.add("pixel-box", path, f"line {number}: {line[:60]}")
+            log.add("pixel-box", path, f"line {number}: {line[:60]}")
         yield number, int(category), box
 
 
 def _box(values: list[float]) -> tuple[float, ...]:
-    """The xyxy of centre, width and height, or of the corners of a polygon."""
+    """Return the xyxy of a box given by centre, width and height, or of a polygon given by its corners."""
     if len(values) == 4:
         x, y, width, height = values
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2

@@ -8,9 +8,8 @@ from itertools import chain
 from pathlib import Path
 
 from detect.data.decode import SUFFIXES, decode
-from detect.data.defects import is_folder
 from detect.errors import UserError
-from detect.files.fence import Fence, OutsideError
+from detect.files.fence import Fence, OutsideError, is_folder
 from detect.prediction.sources.items import Frame, ImageItem, Items, StreamItem, unreadable
 from detect.prediction.sources.video import video_item
 

@@ -1,113 +1,132 @@
-// The words that all the rest is written in: elements, numbers, the tooltip, the theme.
-// Text from the data only ever becomes text nodes and attributes, never markup.
+// Shared helpers: elements, numbers as text, the tooltip, the theme.
+// Text of the data becomes text nodes and attributes, never markup.
 
-const NONE = "–";
+export const UNKNOWN = "–";
 
-const byId = (id) => document.getElementById(id);
+export const byId = (id) => document.getElementById(id);
 
-/** An HTML element. `on…` attributes are listeners, `style` is an object, strings among the children become text. */
-function element(tag, attributes = {}, ...children) {
-  return filled(document.createElement(tag), attributes, children);
+/**
+ * Creates an HTML element.
+ *
+ * Attributes named `on…` are event listeners, `style` is an object of properties, and children may be strings.
+ */
+export function element(tag, attributes = {}, ...children) {
+  return fill(document.createElement(tag), attributes, children);
 }
 
-/** The same for SVG. */
-function svg(tag, attributes = {}, ...children) {
-  return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+/** Creates an SVG element. */
+export function svg(tag, attributes = {}, ...children) {
+  return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 }
 
-function filled(node, attributes, children) {
+function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name === "style") Object.entries(value).forEach(([key, one]) => node.style.setProperty(key, one));
+    else if (name === "style") Object.entries(value).forEach(([key, text]) => node.style.setProperty(key, text));
     else if (value === true) node.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
+    else if (value !== false && isKnown(value)) node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat().filter(isKnown));
   return node;
 }
 
-const known = (value) => value !== null && value !== undefined;
+/** Creates an option of a select element. */
+export const option = (value, text) => element("option", { value }, text);
 
-/** A share in per cent with one decimal; the unit is written beside it or in the heading. */
-const percent = (share) => (known(share) ? (100 * share).toFixed(1) : NONE);
+export const isKnown = (value) => value !== null && value !== undefined;
 
-const percentSign = (share) => (known(share) ? `${percent(share)} %` : NONE);
+/** Formats a share in per cent with one decimal, without the unit. */
+export const percent = (share) => (isKnown(share) ? (100 * share).toFixed(1) : UNKNOWN);
+
+/** Formats a share in per cent with the unit. */
+export const percentSign = (share) => (isKnown(share) ? `${percent(share)} %` : UNKNOWN);
 
 const thousands = new Intl.NumberFormat("en");
 
-const count = (number) => (known(number) ? thousands.format(number) : NONE);
+export const count = (number) => (isKnown(number) ? thousands.format(number) : UNKNOWN);
 
-/** A difference of two shares in points: +1.2, −0.3, 0.0. */
-function signed(difference) {
-  if (!known(difference)) return NONE;
+/** Formats a difference of two shares in percentage points: +1.2, −0.3, 0.0. */
+export function signed(difference) {
+  if (!isKnown(difference)) return UNKNOWN;
   const text = Math.abs(100 * difference).toFixed(1);
   if (text === "0.0") return text;
   return (difference > 0 ? "+" : "−") + text;
 }
 
-const span = ([low, high], format = percent) => `${format(low)} … ${format(high)}`;
+export const rangeText = ([low, high], format = percent) => `${format(low)} … ${format(high)}`;
 
-const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
+export const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
-const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+export const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 
-/** The colour of a class or a run: seven that anyone can tell apart, the same as on the drawn pictures. */
-const colourOf = (label) => `var(--colour-${label % 7})`;
-
-/** Shows lines of text near a place of the window. */
-function showTip(x, y, lines) {
-  const tip = byId("tooltip");
-  tip.replaceChildren(...lines.map((line) => element("div", {}, line)));
-  tip.hidden = false;
-  const { width, height } = tip.getBoundingClientRect();
-  const left = x + 14 + width > innerWidth ? x - 14 - width : x + 14;
-  tip.style.left = `${Math.max(4, left)}px`;
-  tip.style.top = `${Math.max(4, Math.min(y + 14, innerHeight - height - 4))}px`;
+/** Returns the item with the smallest absolute distance. */
+export function nearest(items, distance) {
+  let best;
+  for (const item of items) if (best === undefined || Math.abs(distance(item)) < Math.abs(distance(best))) best = item;
+  return best;
 }
 
-function hideTip() {
+/** Returns the colour of a class or run: seven that everybody can distinguish, the same as on drawn images. */
+export const colourOf = (label) => `var(--colour-${label % 7})`;
+
+/** Shows lines of text near a point of the window. */
+export function showTooltip(x, y, lines) {
+  const tooltip = byId("tooltip");
+  tooltip.replaceChildren(...lines.map((line) => element("div", {}, line)));
+  tooltip.hidden = false;
+  const { width, height } = tooltip.getBoundingClientRect();
+  const left = x + 14 + width > innerWidth ? x - 14 - width : x + 14;
+  tooltip.style.left = `${Math.max(4, left)}px`;
+  tooltip.style.top = `${Math.max(4, Math.min(y + 14, innerHeight - height - 4))}px`;
+}
+
+export function hideTooltip() {
   byId("tooltip").hidden = true;
 }
 
-/** Takes a section away, for data that has nothing for it. */
-function drop(id) {
+/** Removes the element of a section without data. */
+export function remove(id) {
   byId(id)?.remove();
 }
 
-/** Switches between light and dark; until the first click the system decides. */
-function enableTheme() {
+/** Enables the button for the light and dark theme; the system's theme applies until it is used. */
+export function enableTheme() {
   const button = byId("theme");
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
-  const label = () => (button.textContent = isDark() ? "Light" : "Dark");
-  button.setAttribute("aria-label", "Switch between light and dark");
+  const setLabel = () => {
+    button.textContent = isDark() ? "Light" : "Dark";
+  };
+  button.setAttribute("aria-label", "Switch between the light and the dark theme");
   button.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
-    label();
+    setLabel();
   });
-  system.addEventListener("change", label);
-  label();
+  system.addEventListener("change", setLabel);
+  setLabel();
 }
 
-/** Printing shows what is folded, and folds it again. */
-function enablePrinting() {
+/** Opens collapsed parts for printing and closes them afterwards. */
+export function enablePrinting() {
   let opened = [];
   addEventListener("beforeprint", () => {
     opened = [...document.querySelectorAll("details:not([open])")];
-    opened.forEach((details) => (details.open = true));
+    for (const details of opened) details.open = true;
   });
-  addEventListener("afterprint", () => opened.forEach((details) => (details.open = false)));
+  addEventListener("afterprint", () => {
+    for (const details of opened) details.open = false;
+  });
 }
 
-/** Calls `draw` at most once a frame, however often it is asked to. */
-function oncePerFrame(draw) {
-  let waiting = false;
+/** Returns a function that calls `draw` at most once per frame. */
+export function oncePerFrame(draw) {
+  let isWaiting = false;
   return () => {
-    if (waiting) return;
-    waiting = true;
+    if (isWaiting) return;
+    isWaiting = true;
     requestAnimationFrame(() => {
-      waiting = false;
+      isWaiting = false;
       draw();
     });
   };

@@ -1,21 +1,28 @@
-// Charts: lines over two axes, rows of bars, an interval in a cell.
+// Charts: lines over two axes, rows of bars, an interval in a table cell.
 
-/** Round numbers from low to high, about `wanted` of them. */
-function ticks(low, high, wanted = 5) {
+import { element, hideTooltip, isKnown, nearest, percent, rangeText, showTooltip, signed, svg } from "./base.js";
+
+/** Returns about `wanted` round numbers between low and high. */
+export function ticks(low, high, wanted = 5) {
   const rough = (high - low) / wanted;
   if (!(rough > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
-  const found = [];
-  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(n * step);
-  return found;
+  const numbers = [];
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) numbers.push(n * step);
+  return numbers;
 }
 
-/** An axis over shares, 0 … 100 %. */
-const shareAxis = (name) => ({ name: `${name} (%)`, low: 0, high: 1, format: (share) => (100 * share).toFixed(0) });
+/** An axis for shares, 0 … 100 %. */
+export const shareAxis = (name) => ({
+  name: `${name} (%)`,
+  low: 0,
+  high: 1,
+  format: (share) => (100 * share).toFixed(0),
+});
 
-/** An axis that holds all the numbers. */
-function axisOver(name, numbers, { fromZero = false } = {}) {
+/** An axis that covers all the numbers. */
+export function axisOver(name, numbers, { fromZero = false } = {}) {
   let low = fromZero ? 0 : Infinity;
   let high = -Infinity;
   for (const number of numbers) {
@@ -24,23 +31,23 @@ function axisOver(name, numbers, { fromZero = false } = {}) {
   }
   if (!(high > low)) [low, high] = Number.isFinite(high) ? [high - 1, high + 1] : [0, 1];
   const digits = Math.max(0, 1 - Math.floor(Math.log10(high - low)));
-  const format = (number) => (digits > 6 ? number.toExponential(1) : shortened(number, digits));
+  const format = (number) => (digits > 6 ? number.toExponential(1) : shorten(number, digits));
   return { name, low, high, format };
 }
 
-/** 12000 as 12k, 0.5000 as 0.5. */
-function shortened(number, digits) {
-  if (Math.abs(number) >= 10000) return `${+(number / 1000).toFixed(1)}k`;
-  return String(+number.toFixed(digits));
+/** Formats 12000 as 12k and 0.5000 as 0.5. */
+function shorten(number, digits) {
+  if (Math.abs(number) >= 10000) return `${Number((number / 1000).toFixed(1))}k`;
+  return String(Number(number.toFixed(digits)));
 }
 
 /**
- * Lines over two axes, redrawn at the width that the page gives them.
+ * Lines over two axes, redrawn when the width changes.
  *
- * A line is {name, colour, points: [[x, y], …], y may be null; quiet: true leaves it out of the tooltip, bold, dashed}.
- * A mark is {x, y, colour}; with y null it is an upright line. `note(x)` adds lines to the tooltip.
+ * A line is {name, colour, points: [[x, y], …], quiet, bold, dashed}; y may be null, and quiet lines are not in the
+ * tooltip. A mark is {x, y, colour}, a dot, or a vertical line if y is null. `note(x)` adds lines to the tooltip.
  */
-class LineChart {
+export class LineChart {
   constructor(place, { label, x, y, height = 320, note = () => [] }) {
     Object.assign(this, {
       x,
@@ -71,11 +78,13 @@ class LineChart {
     this.drawMarks();
   }
 
+  /** Returns the horizontal position of x. */
   across(x) {
     const { left, right } = this.margin;
     return left + ((x - this.x.low) / (this.x.high - this.x.low)) * (this.width - left - right);
   }
 
+  /** Returns the vertical position of y. */
   up(y) {
     const { top, bottom } = this.margin;
     return this.height - bottom - ((y - this.y.low) / (this.y.high - this.y.low)) * (this.height - top - bottom);
@@ -85,11 +94,14 @@ class LineChart {
     this.width = this.node.clientWidth || 560;
     this.node.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
     this.cursor = svg("g");
-    this.above = svg("g");
-    this.node.replaceChildren(this.axes(), ...this.lines.map((line) => this.path(line)), this.above, this.cursor);
+    this.markLayer = svg("g");
+    this.node.replaceChildren(this.axes(), ...this.lines.map((line) => this.path(line)), this.markLayer, this.cursor);
     this.drawMarks();
-    const named = this.lines.filter((line) => !line.quiet);
-    this.legend.replaceChildren(...named.map((line) => key(line.name, line.colour, line.dashed)));
+    this.legend.replaceChildren(...this.named().map((line) => key(line.name, line.colour, line.dashed)));
+  }
+
+  named() {
+    return this.lines.filter((line) => !line.quiet);
   }
 
   axes() {
@@ -117,8 +129,8 @@ class LineChart {
   path(line) {
     let pen = "M";
     const steps = line.points.map(([x, y]) => {
-      const step = known(y) ? `${pen}${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}` : "";
-      pen = known(y) ? "L" : "M";
+      const step = isKnown(y) ? `${pen}${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}` : "";
+      pen = isKnown(y) ? "L" : "M";
       return step;
     });
     const weight = ["line", line.bold && "bold", line.dashed && "dashed", line.quiet && "quiet"];
@@ -126,39 +138,40 @@ class LineChart {
   }
 
   drawMarks() {
-    if (!this.above) return;
+    if (!this.markLayer) return;
     const { top, bottom } = this.margin;
-    this.above.replaceChildren(
+    this.markLayer.replaceChildren(
       ...this.marks.map(({ x, y, colour }) => {
         const cx = this.across(x);
-        if (!known(y)) return svg("line", { x1: cx, x2: cx, y1: top, y2: this.height - bottom, class: "slider-line" });
-        return svg("circle", { cx, cy: this.up(y), r: 5.5, class: "mark", style: { fill: colour } });
+        return isKnown(y)
+          ? svg("circle", { cx, cy: this.up(y), r: 5.5, class: "mark", style: { fill: colour } })
+          : svg("line", { x1: cx, x2: cx, y1: top, y2: this.height - bottom, class: "slider-line" });
       }),
     );
   }
 
-  /** All x of the lines that are named, in order. */
-  places() {
-    const all = this.lines.filter((line) => !line.quiet).flatMap((line) => line.points.map(([x]) => x));
-    return [...new Set(all)].sort((a, b) => a - b);
+  /** Returns the x of all points of the named lines in ascending order. */
+  positions() {
+    const all = this.named().flatMap((line) => line.points.map(([x]) => x));
+    return [...new Set(all)].toSorted((a, b) => a - b);
   }
 
   point(event) {
     const box = this.node.getBoundingClientRect();
     const pixel = ((event.clientX - box.left) / box.width) * this.width;
-    const places = this.places();
-    if (!places.length) return;
-    const x = nearest(places, (place) => this.across(place) - pixel);
+    const positions = this.positions();
+    if (!positions.length) return;
+    const x = nearest(positions, (at) => this.across(at) - pixel);
     this.show(x, event.clientX, event.clientY);
   }
 
   step(event) {
     const steps = { ArrowLeft: -1, ArrowRight: 1 };
-    const places = this.places();
-    if (!(event.key in steps) || !places.length) return;
+    const positions = this.positions();
+    if (!(event.key in steps) || !positions.length) return;
     event.preventDefault();
-    const at = this.at === undefined ? -1 : places.indexOf(this.at);
-    const x = places[Math.max(0, Math.min(places.length - 1, at + steps[event.key]))];
+    const current = this.at === undefined ? -1 : positions.indexOf(this.at);
+    const x = positions[Math.max(0, Math.min(positions.length - 1, current + steps[event.key]))];
     const box = this.node.getBoundingClientRect();
     this.show(x, box.left + (this.across(x) / this.width) * box.width, box.top + box.height / 2);
   }
@@ -171,46 +184,40 @@ class LineChart {
       svg("line", { x1: across, x2: across, y1: top, y2: this.height - bottom, class: "cursor" }),
     );
     const rows = [];
-    for (const line of this.lines.filter((one) => !one.quiet)) {
-      const [at, y] = nearest(line.points, ([place]) => place - x) ?? [];
-      if (at !== x || !known(y)) continue;
+    for (const line of this.named()) {
+      const [at, y] = nearest(line.points, (point) => point[0] - x) ?? [];
+      if (at !== x || !isKnown(y)) continue;
       const dot = { cx: across, cy: this.up(y), r: 3.5, style: { fill: line.colour } };
       this.cursor.append(svg("circle", dot));
       rows.push(key(`${line.name}: ${(this.y.exact ?? this.y.format)(y)}`, line.colour));
     }
     const head = `${this.x.name.replace(" (%)", "")} ${(this.x.exact ?? this.x.format)(x)}`;
-    showTip(pageX, pageY, [element("b", {}, head), ...rows.slice(0, 12), ...this.note(x)]);
+    showTooltip(pageX, pageY, [element("b", {}, head), ...rows.slice(0, 12), ...this.note(x)]);
   }
 
   leave() {
     this.at = undefined;
     this.cursor?.replaceChildren();
-    hideTip();
+    hideTooltip();
   }
 }
 
-function nearest(items, distance) {
-  let best;
-  for (const item of items) if (best === undefined || Math.abs(distance(item)) < Math.abs(distance(best))) best = item;
-  return best;
-}
-
-/** A patch of colour and its name, for legends and tooltips. */
-function key(name, colour, dashed = false) {
+/** A coloured patch and a name, for legends and tooltips. */
+export function key(name, colour, dashed = false) {
   const patch = element("i", { class: dashed ? "patch dashed" : "patch", style: { "--patch": colour } });
   return element("span", { class: "key" }, patch, name);
 }
 
-/** Rows of a name, a bar and numbers: [{name, meaning, value, texts, interval, quiet}]; `high` fills the track. */
-function bars(rows, { high, label, heads, colour = "var(--colour-6)" }) {
+/** A table of bars: rows are {name, meaning, value, texts, interval, quiet}; `high` fills the width. */
+export function bars(rows, { high, label, heads, colour = "var(--colour-6)" }) {
   const line = ({ name, meaning, value, texts, interval, quiet }) => {
-    const bar = element("i", { class: "bar", style: { width: share(value, 0, high), background: colour } });
-    const whisker = interval ? range(interval, 0, high) : null;
+    const bar = element("i", { class: "bar", style: { width: position(value, 0, high), background: colour } });
+    const whisker = interval ? rangeBar(interval, 0, high) : null;
     return element(
       "tr",
       { class: quiet ? "quiet" : null },
       element("th", { scope: "row" }, name, meaning ? element("small", {}, meaning) : null),
-      element("td", { class: "bar-cell" }, element("span", { class: "track" }, known(value) ? bar : null, whisker)),
+      element("td", { class: "bar-cell" }, element("span", { class: "track" }, isKnown(value) ? bar : null, whisker)),
       texts.map((text) => element("td", { class: "number" }, text)),
     );
   };
@@ -225,27 +232,27 @@ function bars(rows, { high, label, heads, colour = "var(--colour-6)" }) {
   return element("table", { class: "bars", "aria-label": label }, parts);
 }
 
-/** A value as a dot and its interval as a stroke, between low and high. */
-function intervalBar(value, interval, low = 0, high = 1, colour = "var(--colour-6)") {
-  if (!known(value)) return element("span", { class: "track" });
-  const zero = low < 0 ? element("i", { class: "zero", style: { left: share(0, low, high) } }) : null;
+/** A value as a dot and its interval as a line, between low and high. */
+export function intervalBar(value, interval, { low = 0, high = 1, colour = "var(--colour-6)" } = {}) {
+  if (!isKnown(value)) return element("span", { class: "track" });
+  const zero = low < 0 ? element("i", { class: "zero", style: { left: position(0, low, high) } }) : null;
   return element(
     "span",
-    { class: "track thin", title: interval ? `95 %: ${span(interval, low < 0 ? signed : percent)}` : null },
+    { class: "track thin", title: interval ? `95 %: ${rangeText(interval, low < 0 ? signed : percent)}` : null },
     zero,
-    interval ? range(interval, low, high) : null,
-    element("i", { class: "dot", style: { left: share(value, low, high), background: colour } }),
+    interval ? rangeBar(interval, low, high) : null,
+    element("i", { class: "dot", style: { left: position(value, low, high), background: colour } }),
   );
 }
 
-function range([from, to], low, high) {
-  const left = share(from, low, high);
-  const width = `calc(${share(to, low, high)} - ${left})`;
+function rangeBar([from, to], low, high) {
+  const left = position(from, low, high);
+  const width = `calc(${position(to, low, high)} - ${left})`;
   return element("i", { class: "range", style: { left, width } });
 }
 
-/** Where a value lies between low and high, for CSS. */
-function share(value, low, high) {
+/** Returns the position of a value between low and high, as a CSS percentage. */
+function position(value, low, high) {
   const part = high > low ? (value - low) / (high - low) : 0;
   return `${(100 * Math.max(0, Math.min(1, part))).toFixed(2)}%`;
 }

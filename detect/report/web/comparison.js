@@ -1,200 +1,232 @@
-// Several runs on the same images: differences to the first run with their intervals, and where they differ most.
+// Several runs on the same images: differences from the first run with their intervals, and the images that differ most.
+
+import {
+  UNKNOWN,
+  byId,
+  colourOf,
+  count,
+  element,
+  enablePrinting,
+  enableTheme,
+  isKnown,
+  option,
+  percent,
+  percentSign,
+  plural,
+  rangeText,
+  remove,
+  signed,
+} from "./base.js";
+import { intervalBar, key } from "./charts.js";
+import { Picture, Viewer, drawLegend, shownBoxes } from "./pictures.js";
+import { ScoreSlider, hundredths } from "./score.js";
+import { sortableTable } from "./table.js";
 
 const data = JSON.parse(byId("data").textContent);
 const runs = data.runs ?? [];
 const pairs = data.pairs ?? [];
 const slider = new ScoreSlider(hundredths());
+const viewer = new Viewer(slider);
+let redraw = () => {};
+
+const metricOf = (metrics, name) => metrics.find((metric) => metric.name === name);
 
 function drawHeading() {
   byId("title").textContent = data.title;
-  const first = runs[0]?.subject;
-  byId("subject").textContent = first
-    ? `${plural(first.images, "image")}, ${plural(first.truths, "object")} of ${first.root}`
+  const subject = runs[0]?.subject;
+  byId("subject").textContent = subject
+    ? `${subject.root}: ${plural(subject.images, "image")}, ${plural(subject.ground_truths, "object")}`
     : "There are no runs.";
-  const entry = ({ name, subject, figures }, run) => {
-    const ap = figures.find((figure) => figure.name === "AP");
-    const made = [subject.checkpoint, plural(subject.detections, "detection"), subject.made]
-      .filter(Boolean)
-      .join(" · ");
-    return element(
-      "div",
-      {},
-      element("dt", {}, key(name, colourOf(run + 4)), run === 0 ? element("small", {}, "the reference") : null),
-      element(
-        "dd",
-        {},
-        element("span", { class: "value" }, percent(ap?.value), element("small", {}, " % AP")),
-        element("small", {}, made),
-      ),
-    );
-  };
-  byId("runs").replaceChildren(...runs.map(entry));
+  byId("runs").replaceChildren(...runs.map(runSummary));
 }
 
-/** One sentence a pair: better, worse, or not to be told apart. */
+function runSummary({ name, subject, metrics }, run) {
+  const origin = [subject.checkpoint, plural(subject.detections, "detection"), subject.date];
+  const ap = percent(metricOf(metrics, "AP")?.value);
+  return element(
+    "div",
+    {},
+    element("dt", {}, key(name, colourOf(run + 4)), run === 0 ? element("small", {}, "reference") : null),
+    element(
+      "dd",
+      {},
+      element("span", { class: "value" }, ap, element("small", {}, " % AP")),
+      element("small", {}, origin.filter(Boolean).join(" · ")),
+    ),
+  );
+}
+
+/** Draws one sentence for each pair: better, worse, or no significant difference. */
 function drawFindings() {
-  const sentence = ({ run, figures }) => {
-    const ap = figures.find(({ name }) => name === "AP");
-    if (!known(ap?.difference)) return null;
+  const sentence = ({ run, metrics }) => {
+    const ap = metricOf(metrics, "AP");
+    if (!isKnown(ap?.difference)) return null;
     const both = `“${runs[run].name}” and “${runs[0].name}”`;
-    if (!ap.interval)
-      return `${both} differ by ${signed(ap.difference)} points of AP; there is no interval to judge it by.`;
-    const range = `95 % of the difference: ${span(ap.interval, signed)}`;
-    if (ap.interval[0] <= 0 && ap.interval[1] >= 0)
-      return `These images cannot tell ${both} apart: AP differs by ${signed(ap.difference)} points (${range}).`;
+    if (!ap.interval) {
+      return `The AP of ${both} differs by ${signed(ap.difference)} points; there are too few images for an interval.`;
+    }
+    const interval = `95 % interval ${rangeText(ap.interval, signed)}`;
+    if (ap.interval[0] <= 0 && ap.interval[1] >= 0) {
+      return `No significant difference between ${both}: ${signed(ap.difference)} points of AP (${interval}).`;
+    }
     const [better, worse] = ap.difference > 0 ? [run, 0] : [0, run];
     const amount = percent(Math.abs(ap.difference));
-    return `“${runs[better].name}” is better than “${runs[worse].name}” by ${amount} points of AP (${range}).`;
+    return `“${runs[better].name}” is better than “${runs[worse].name}” by ${amount} points of AP (${interval}).`;
   };
   const sentences = pairs.map(sentence).filter(Boolean);
   byId("findings").replaceChildren(...sentences.map((text) => element("p", { class: "first" }, text)));
 }
 
-/** The ends of an axis about 0 that holds all differences and intervals. */
-function reach(rows) {
-  const ends = rows
+/** Returns the largest absolute value of the differences and their intervals. */
+function largestDifference(rows) {
+  const values = rows
     .flatMap(({ difference, interval }) => [difference, ...(interval ?? [])])
-    .filter(known)
+    .filter(isKnown)
     .map(Math.abs);
-  return Math.max(0.001, ...ends);
+  return Math.max(0.001, ...values);
 }
 
-const differenceColumns = (rows, colour) => {
-  const far = reach(rows);
+function differenceColumns(rows, colour) {
+  const high = largestDifference(rows);
   return [
     {
       name: "Difference",
-      title: "This run minus the first",
+      title: "This run minus the reference",
       unit: "points",
       value: (row) => row.difference,
       show: (row) => signed(row.difference),
     },
     {
-      name: `−${percent(far)} … +${percent(far)}`,
+      name: `−${percent(high)} … +${percent(high)}`,
       title: "The difference and its 95 % interval",
       wide: true,
       value: (row) => row.difference,
-      show: (row) => intervalBar(row.difference, row.interval, -far, far, colour),
+      show: (row) => intervalBar(row.difference, row.interval, { low: -high, high, colour }),
     },
     {
       name: "95 %",
-      title: "The interval of the difference",
+      title: "95 % interval of the difference",
       unit: "points",
       value: (row) => row.interval?.[0],
-      show: (row) => (row.interval ? span(row.interval, signed) : NONE),
+      show: (row) => (row.interval ? rangeText(row.interval, signed) : UNKNOWN),
     },
   ];
-};
+}
 
-function drawFigures({ run, figures }) {
-  const valueOf = (one, name) => runs[one].figures.find((figure) => figure.name === name)?.value;
-  const meaningOf = (name) => runs[0].figures.find((figure) => figure.name === name)?.meaning;
-  const ofRun = (one) => ({
-    name: runs[one].name,
-    title: `The figures of ${runs[one].name}`,
+function drawMetrics({ run, metrics }) {
+  const valueOf = (index, name) => metricOf(runs[index].metrics, name)?.value;
+  const ofRun = (index) => ({
+    name: runs[index].name,
+    title: `Metrics of ${runs[index].name}`,
     unit: "%",
-    value: (row) => valueOf(one, row.name),
-    show: (row) => percent(valueOf(one, row.name)),
+    value: (row) => valueOf(index, row.name),
+    show: (row) => percent(valueOf(index, row.name)),
   });
   const columns = [
     {
-      name: "Figure",
+      name: "Metric",
       title: "Sort by name",
       value: (row) => row.name,
-      show: (row) => element("span", { title: meaningOf(row.name) }, row.name),
+      show: (row) => element("span", { title: metricOf(runs[0].metrics, row.name)?.meaning }, row.name),
     },
     ofRun(0),
     ofRun(run),
-    ...differenceColumns(figures, colourOf(run + 4)),
+    ...differenceColumns(metrics, colourOf(run + 4)),
     {
-      name: "Against",
-      title: "Share of the resamples on the other side of 0",
+      name: "p",
+      title: "Share of the resamples in which the difference has the other sign or is 0",
       unit: "%",
       value: (row) => row.p,
       show: (row) => percent(row.p),
     },
   ];
-  sortableTable(byId("figure-table"), columns, figures, { label: "Figures of both runs", filterFrom: Infinity });
+  sortableTable(byId("metric-table"), columns, metrics, { label: "Metrics of both runs", filterFrom: Infinity });
 }
 
 function drawClasses({ run, classes }) {
-  if (!classes?.length) return drop("classes");
+  if (!classes?.length) {
+    remove("classes");
+    return;
+  }
   const columns = [
     { name: "Class", title: "Sort by name", value: (row) => row.name, show: (row) => row.name },
-    { name: "Truths", title: "Objects of this class", value: (row) => row.truths, show: (row) => count(row.truths) },
+    {
+      name: "Objects",
+      title: "Ground truths of this class, without crowd regions",
+      value: (row) => row.ground_truths,
+      show: (row) => count(row.ground_truths),
+    },
     ...differenceColumns(classes, colourOf(run + 4)),
   ];
-  sortableTable(byId("class-table"), columns, classes, { label: "Differences of each class" });
+  sortableTable(byId("class-table"), columns, classes, { label: "Differences by class" });
 }
 
-/** The images of a pair, the first run on the left and the other on the right. */
+/** Draws the images of a pair, the reference on the left, and returns a function that redraws their boxes. */
 function drawGallery(run) {
   const images = (data.images ?? []).filter((image) => image.run === run);
+  const names = (pairs[0]?.classes ?? []).map(({ name }) => name);
   const panels = (image) =>
-    [0, run].map((one) => ({
-      title: `${runs[one].name}${known(image.scores?.[one]) ? `: ${percentSign(image.scores[one])} right` : ""}`,
-      picture: new Picture(image, image.detections[one] ?? [], classNames()),
-    }));
-  const cards = images.map((image, at) => {
-    const shown = panels(image);
-    const frames = shown.map(({ title, picture }) =>
-      element("span", { class: "side" }, picture.frame(), element("span", {}, title)),
+    [0, run].map((index) => {
+      const share = image.share_correct?.[index];
+      return {
+        title: `${runs[index].name}${isKnown(share) ? `: ${percentSign(share)} correct` : ""}`,
+        picture: new Picture(image, image.detections[index] ?? [], names),
+      };
+    });
+  const enlarge = (at) =>
+    viewer.open(
+      images.map((image) => ({ name: image.name, panels: panels(image) })),
+      at,
     );
-    const open = () =>
-      viewer.open(
-        images.map((one) => ({ name: one.name, panels: panels(one) })),
-        at,
-      );
-    const button = element(
-      "button",
-      { type: "button", class: "enlarge sides", "aria-label": `Enlarge ${image.name}`, onclick: open },
-      frames,
-    );
-    return {
-      shown,
-      node: element(
-        "figure",
-        { class: "double" },
-        button,
-        element("figcaption", {}, element("span", { class: "name" }, image.name)),
-      ),
-    };
-  });
-  const none = element("p", {}, "No image differs.");
-  byId("gallery-pictures").replaceChildren(...(cards.length ? cards.map(({ node }) => node) : [none]));
-  return () =>
-    cards.forEach(({ shown }) => shown.forEach(({ picture }) => picture.drawSmall(slider.score, shownBoxes())));
+  const thumbnails = images.map(panels);
+  const cards = images.map((image, at) => pairCard(image, thumbnails[at], () => enlarge(at)));
+  const placeholder = element("p", {}, "The runs do not differ in any image.");
+  byId("gallery-pictures").replaceChildren(...(cards.length ? cards : [placeholder]));
+  return () => {
+    for (const { picture } of thumbnails.flat()) picture.drawSmall(slider.score, shownBoxes());
+  };
 }
 
-/** The classes in label order, as every pair lists them. */
-const classNames = () => (pairs[0]?.classes ?? []).map(({ name }) => name);
+function pairCard(image, panels, enlarge) {
+  const frames = panels.map(({ title, picture }) =>
+    element("span", { class: "side" }, picture.frame(), element("span", {}, title)),
+  );
+  const button = element(
+    "button",
+    { type: "button", class: "enlarge sides", "aria-label": `Enlarge ${image.name}`, onclick: enlarge },
+    frames,
+  );
+  const caption = element("figcaption", {}, element("span", { class: "name" }, image.name));
+  return element("figure", { class: "double" }, button, caption);
+}
 
 function drawPair(pair) {
-  drawFigures(pair);
+  drawMetrics(pair);
   if (byId("classes")) drawClasses(pair);
   if (byId("gallery")) redraw = drawGallery(pair.run);
   redraw();
 }
 
-let redraw = () => {};
-const viewer = new Viewer(slider);
-
 enableTheme();
 enablePrinting();
 drawHeading();
 drawFindings();
-if (!data.images?.length) drop("gallery");
-else {
+if (data.images?.length) {
   drawLegend(byId("gallery-legend"));
-  slider.onchange(() => redraw(), byId("gallery"));
-  for (const id of ["show-truths", "show-detections"]) byId(id).addEventListener("change", () => redraw());
+  slider.onChange(() => redraw(), byId("gallery"));
+  for (const control of ["show-ground-truths", "show-detections"]) {
+    byId(control).addEventListener("change", () => redraw());
+  }
+} else {
+  remove("gallery");
 }
-if (!pairs.length) ["pair-choice", "figures", "classes", "gallery"].forEach(drop);
-else {
+if (pairs.length) {
   const select = byId("pair");
-  select.replaceChildren(...pairs.map(({ run }, i) => element("option", { value: i }, runs[run].name)));
+  select.replaceChildren(...pairs.map(({ run }, i) => option(i, runs[run].name)));
   select.addEventListener("change", () => drawPair(pairs[Number(select.value)]));
-  if (pairs.length === 1) drop("pair-choice");
+  if (pairs.length === 1) remove("pair-choice");
   drawPair(pairs[0]);
+} else {
+  for (const section of ["pair-choice", "metrics", "classes", "gallery"]) remove(section);
 }
-if (byId("score")) slider.tell();
+if (byId("score")) slider.notify();

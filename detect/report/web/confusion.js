@@ -1,19 +1,22 @@
-// The confusion matrix at a score: C classes and, last, the background (a row) and the missed (a column).
+// The confusion matrix at a score threshold: the classes and, last, background (a row) and missed (a column).
 
-class Confusion {
-  constructor({ edges, events, truths }, names) {
-    Object.assign(this, { edges, events, truths, names });
+import { byId, count, element, hideTooltip, percentSign, showTooltip, sum, svg } from "./base.js";
+
+export class Confusion {
+  constructor({ scores, events, ground_truths: groundTruths }, names) {
+    Object.assign(this, { scores, events, groundTruths, names });
     this.size = names.length + 1;
     const room = Math.min(740, byId("confusion").clientWidth - 160);
     this.cell = Math.max(3, Math.min(76, Math.floor(room / this.size)));
     const longest = Math.max(10, ...names.map((name) => shortName(name).length));
     this.font = Math.max(8, Math.min(13, this.cell - 1));
     this.margin = this.cell >= 8 ? longest * this.font * 0.62 + 12 : 24;
-    const side = this.margin + this.size * this.cell + (this.cell >= 8 ? 5 * this.font : 4); // the last name leans out
+    const overhang = this.cell >= 8 ? 5 * this.font : 4; // of the last, slanted name
+    const side = this.margin + this.size * this.cell + overhang;
     this.node = svg("svg", {
       class: "matrix",
       role: "img",
-      "aria-label": "Confusion matrix; the arrow keys walk through its cells",
+      "aria-label": "Confusion matrix; use the arrow keys to move between cells",
       tabindex: "0",
       viewBox: `0 0 ${side} ${side}`,
       width: side,
@@ -34,19 +37,19 @@ class Confusion {
     this.list();
   }
 
-  /** Sums the events of at least this score into `matrix`, row by row, and `totals` of the rows. */
+  /** Sums the events of at least this score into `matrix`, row by row, and the rows into `totals`. */
   count(score) {
     const { size } = this;
-    const first = this.edges.findIndex((edge) => edge >= score);
-    const { bin, found, true: truth, count: counts } = this.events;
+    const first = this.scores.findIndex((threshold) => threshold >= score);
+    const { bin, predicted, true: actual, count: counts } = this.events;
     this.matrix = new Float64Array(size * size);
     for (let i = 0; i < bin.length; i++) {
-      if (first >= 0 && bin[i] >= first) this.matrix[truth[i] * size + found[i]] += counts[i];
+      if (first >= 0 && bin[i] >= first) this.matrix[actual[i] * size + predicted[i]] += counts[i];
     }
-    this.totals = [...this.truths];
-    this.truths.forEach((truths, row) => {
-      const met = sum(this.row(row).subarray(0, size - 1));
-      this.matrix[row * size + size - 1] = truths - met;
+    this.totals = [...this.groundTruths];
+    this.groundTruths.forEach((objects, row) => {
+      const detected = sum(this.row(row).subarray(0, size - 1));
+      this.matrix[row * size + size - 1] = objects - detected;
     });
     this.totals.push(sum(this.row(size - 1)));
   }
@@ -59,15 +62,15 @@ class Confusion {
     return this.totals[row] ? this.matrix[row * this.size + column] / this.totals[row] : 0;
   }
 
-  /** All cells of about the same colour are one path: a matrix of 300 classes is then drawn as fast as one of 3. */
+  /** Draws cells of similar colour as one path, so that 300 classes are drawn as fast as 3. */
   patches() {
     const paths = new Map();
     for (let row = 0; row < this.size; row++) {
       for (let column = 0; column < this.size; column++) {
         const share = this.share(row, column);
         if (share <= 0) continue;
-        const level = Math.min(20, Math.ceil(Math.sqrt(share) * 20)); // the root lets small shares be seen
-        const name = `${row === column ? "right" : "wrong"} ${level}`;
+        const level = Math.min(20, Math.ceil(Math.sqrt(share) * 20)); // the square root makes small shares visible
+        const name = `${row === column ? "correct" : "wrong"} ${level}`;
         const { x, y } = this.corner(row, column);
         const side = this.cell - (this.cell > 5 ? 1 : 0);
         paths.set(name, `${paths.get(name) ?? ""}M${x} ${y}h${side}v${side}h${-side}z`);
@@ -81,6 +84,7 @@ class Confusion {
 
   numbers() {
     const texts = [];
+    const hasRoom = this.cell >= 48;
     for (let row = 0; row < this.size; row++) {
       for (let column = 0; column < this.size; column++) {
         const number = this.matrix[row * this.size + column];
@@ -88,10 +92,11 @@ class Confusion {
         const share = this.share(row, column);
         const corner = this.corner(row, column);
         const [x, y] = [corner.x + this.cell / 2, corner.y + this.cell / 2];
-        const look = { x, "text-anchor": "middle", class: share > 0.5 ? "on-dark" : null };
-        const roomy = this.cell >= 48;
-        texts.push(svg("text", { ...look, y: y + (roomy ? -2 : 4) }, count(number)));
-        if (roomy) texts.push(svg("text", { ...look, y: y + 15, style: { "font-size": "11px" } }, percentSign(share)));
+        const style = { x, "text-anchor": "middle", class: share > 0.5 ? "on-dark" : null };
+        texts.push(svg("text", { ...style, y: y + (hasRoom ? -2 : 4) }, count(number)));
+        if (hasRoom) {
+          texts.push(svg("text", { ...style, y: y + 15, style: { "font-size": "11px" } }, percentSign(share)));
+        }
       }
     }
     return texts;
@@ -147,8 +152,8 @@ class Confusion {
     if (!(event.key in steps)) return;
     event.preventDefault();
     const [row, column] = this.at ?? [0, -1];
-    const inside = (place) => Math.max(0, Math.min(this.size - 1, place));
-    const next = [inside(row + steps[event.key][0]), inside(column + steps[event.key][1])];
+    const clamp = (index) => Math.max(0, Math.min(this.size - 1, index));
+    const next = [clamp(row + steps[event.key][0]), clamp(column + steps[event.key][1])];
     const box = this.node.getBoundingClientRect();
     const scale = box.width / this.node.viewBox.baseVal.width;
     const { x, y } = this.corner(...next);
@@ -156,7 +161,10 @@ class Confusion {
   }
 
   show(row, column, pageX, pageY) {
-    if (!this.matrix || Math.min(row, column) < 0 || Math.max(row, column) >= this.size) return this.leave();
+    if (!this.matrix || Math.min(row, column) < 0 || Math.max(row, column) >= this.size) {
+      this.leave();
+      return;
+    }
     this.at = [row, column];
     const { x, y } = this.corner(row, column);
     const end = this.size * this.cell;
@@ -164,45 +172,45 @@ class Confusion {
       svg("rect", { x: this.margin, y, width: end, height: this.cell }),
       svg("rect", { x, y: this.margin, width: this.cell, height: end }),
     );
-    showTip(pageX, pageY, this.told(row, column));
+    showTooltip(pageX, pageY, this.description(row, column));
   }
 
-  told(row, column) {
+  description(row, column) {
     const last = this.size - 1;
+    if (row === last && column === last) return ["background without detections: not counted"];
     const number = count(this.matrix[row * this.size + column]);
-    if (row === last && column === last) return ["nothing there, nothing found: not counted"];
     const title = element("b", {}, `${this.rowName(row)} → ${this.columnName(column)}`);
-    const of = `${number} of ${count(this.totals[row])}, ${percentSign(this.share(row, column))}`;
-    const what = row === last ? "boxes on background" : `objects of ${this.rowName(row)}`;
-    return [title, `${of} of the ${what}`];
+    const share = `${number} of ${count(this.totals[row])}, ${percentSign(this.share(row, column))}`;
+    return [title, `${share} of the ${row === last ? "detections on background" : `${this.rowName(row)} objects`}`];
   }
 
   leave() {
     this.at = undefined;
     this.cross.replaceChildren();
-    hideTip();
+    hideTooltip();
   }
 
-  /** What is confused, missed and invented most, in words. */
+  /** Lists the most frequent confusions, misses and detections on background. */
   list() {
     const { size, matrix } = this;
     const last = size - 1;
-    const taken = [];
+    const confused = [];
     const missed = [];
-    const invented = [];
+    const background = [];
     for (let row = 0; row < size; row++) {
       for (let column = 0; column < size; column++) {
         if (row === column || !matrix[row * size + column]) continue;
         const entry = { number: matrix[row * size + column], share: this.share(row, column), row, column };
-        (row === last ? invented : column === last ? missed : taken).push(entry);
+        if (row === last) background.push(entry);
+        else (column === last ? missed : confused).push(entry);
       }
     }
-    const byNumber = (entries) => entries.sort((a, b) => b.number - a.number).slice(0, 8);
-    const pair = ({ row, column }) => `${this.rowName(row)} taken for ${this.columnName(column)}`;
+    const mostFrequent = (entries) => entries.toSorted((a, b) => b.number - a.number).slice(0, 8);
+    const pair = ({ row, column }) => `${this.rowName(row)} → ${this.columnName(column)}`;
     byId("confusion-lists").replaceChildren(
-      ranking("Most confused", byNumber(taken), pair),
-      ranking("Most missed", byNumber(missed), ({ row }) => this.rowName(row)),
-      ranking("Most often found where nothing is", byNumber(invented), ({ column }) => this.columnName(column)),
+      ranking("Most confused", mostFrequent(confused), pair),
+      ranking("Most missed", mostFrequent(missed), ({ row }) => this.rowName(row)),
+      ranking("Most detected on background", mostFrequent(background), ({ column }) => this.columnName(column)),
     );
   }
 }

@@ -1,93 +1,132 @@
-// Precision against recall, and both against the score. Of the report: `data`, `names`, `slider` and `choice`.
+// Precision against recall, and precision, recall and F1 against the score threshold.
 
-/** Curves of one class beside the mean, or of all; gives back what chooses a class. */
-function drawCurves() {
-  const { curves, thresholds } = data;
-  if (!curves?.recall?.length || !classes.length) {
-    drop("curves");
+import { UNKNOWN, byId, colourOf, isKnown, option, percentSign, remove } from "./base.js";
+import { LineChart, shareAxis } from "./charts.js";
+import { metricsAt } from "./score.js";
+
+/** Most classes that are drawn in colours of their own. */
+const MAX_COLOURED = 7;
+
+/** Draws the curves of all classes, or of one, and returns a function that chooses a class. */
+export function drawCurves(data, names, slider) {
+  if (!data.curves?.recall?.length || !names.length) {
+    remove("curves");
     return () => {};
   }
-  const select = byId("curve-class");
-  select.replaceChildren(option("", "all classes"), ...names.map((name, label) => option(label, name)));
-  const ious = Object.keys(curves.precision).sort();
-  byId("curve-iou").replaceChildren(...ious.map((iou) => option(iou, iou.replace(":", " … "))));
-  byId("curve-iou").value = choice.iou;
-  const few = names.length <= 7;
-  const scoreNote = (recall) => {
-    const scores = curves.scores?.[choice.iou];
-    if (!scores || (choice.label === null && !few)) return [];
-    const labels = choice.label === null ? names.map((_, label) => label) : [choice.label];
-    const at = curves.recall.indexOf(recall);
-    const told = (label) =>
-      `${names[label]}: score ${known(scores[label]?.[at]) ? scores[label][at].toFixed(3) : NONE}`;
-    return labels.map(told);
-  };
-  const chart = new LineChart(byId("curve-chart"), {
-    label: "Precision against recall",
-    x: { ...shareAxis("Recall"), exact: percentSign },
-    y: { ...shareAxis("Precision"), exact: percentSign },
-    note: scoreNote,
-  });
-  const rates = drawRates();
-
-  const points = (row) => curves.recall.map((recall, i) => [recall, row[i] ?? null]);
-  function draw() {
-    const table = curves.precision[choice.iou];
-    const all = choice.label === null;
-    const average = points(curves.mean?.[choice.iou] ?? []);
-    const mean = { name: "mean of the classes", colour: "var(--ink)", points: average, bold: all, dashed: !all };
-    const one = (label) => ({ name: names[label], colour: colourOf(label), points: points(table[label] ?? []) });
-    const look = few ? {} : { quiet: true, colour: "var(--faint)" };
-    const each = names.map((_, label) => ({ ...one(label), ...look }));
-    chart.set(all ? [...each, mean] : [mean, { ...one(choice.label), bold: true }]);
-    rates?.set(choice.label);
-    mark();
-  }
-  function mark() {
-    const labels = choice.label !== null ? [choice.label] : few ? names.map((_, label) => label) : [];
-    const shown = thresholds && choice.iou === "0.50" ? labels : [];
-    const marks = shown.map((label) => {
-      const { precision, recall } = ratesAt(thresholds, slider.at, label);
-      return { x: recall, y: precision, colour: colourOf(label) };
-    });
-    chart.mark(marks.filter(({ x, y }) => known(x) && known(y)));
-    const caption = shown.length
-      ? `The dots are the classes at scores from ${slider.score.toFixed(2)}. ` +
-        "The curves give the best precision at each recall or beyond, so a dot may lie beneath."
-      : "Precision at each recall, the best from there on, as COCO takes it.";
-    byId("curve-caption").textContent = caption;
-    rates?.mark();
-  }
-  function pick(label) {
-    choice.label = label;
-    select.value = label ?? "";
-    draw();
-  }
-  select.addEventListener("change", () => pick(select.value === "" ? null : Number(select.value)));
-  byId("curve-iou").addEventListener("change", (event) => {
-    choice.iou = event.target.value;
-    draw();
-  });
-  draw();
-  slider.onchange(mark, byId("curves"));
+  const section = new Curves(data, names, slider);
   return (label) => {
-    pick(label);
+    section.choose(label);
     byId("curves").scrollIntoView({
       behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth",
     });
   };
 }
 
-/** Precision, recall and F1 over the score, for the chosen class. */
-function drawRates() {
-  const { thresholds } = data;
+/** The section of curves with its choice of a class and an IoU threshold. */
+class Curves {
+  constructor({ curves, thresholds }, names, slider) {
+    Object.assign(this, { curves, thresholds, names, slider, label: null, iou: "0.50" });
+    this.classSelect = byId("curve-class");
+    this.classSelect.replaceChildren(option("", "all classes"), ...names.map((name, label) => option(label, name)));
+    this.classSelect.addEventListener("change", ({ target }) =>
+      this.choose(target.value === "" ? null : Number(target.value)),
+    );
+    const iouSelect = byId("curve-iou");
+    const ious = Object.keys(curves.precision).toSorted();
+    iouSelect.replaceChildren(...ious.map((iou) => option(iou, iou.replace(":", " … "))));
+    iouSelect.value = this.iou;
+    iouSelect.addEventListener("change", ({ target }) => {
+      this.iou = target.value;
+      this.draw();
+    });
+    this.chart = new LineChart(byId("curve-chart"), {
+      label: "Precision against recall",
+      x: { ...shareAxis("Recall"), exact: percentSign },
+      y: { ...shareAxis("Precision"), exact: percentSign },
+      note: (recall) => this.scoreNote(recall),
+    });
+    this.rates = drawRates(thresholds, slider);
+    this.draw();
+    slider.onChange(() => this.mark(), byId("curves"));
+  }
+
+  choose(label) {
+    this.label = label;
+    this.classSelect.value = label ?? "";
+    this.draw();
+  }
+
+  draw() {
+    const precision = this.curves.precision[this.iou];
+    const isAll = this.label === null;
+    const points = (row) => this.curves.recall.map((recall, i) => [recall, row?.[i] ?? null]);
+    const mean = {
+      name: "mean of the classes",
+      colour: "var(--ink)",
+      points: points(this.curves.mean?.[this.iou]),
+      bold: isAll,
+      dashed: !isAll,
+    };
+    const ofClass = (label) => ({
+      name: this.names[label],
+      colour: colourOf(label),
+      points: points(precision[label]),
+    });
+    const style = this.names.length <= MAX_COLOURED ? {} : { quiet: true, colour: "var(--faint)" };
+    const each = this.names.map((_, label) => ({ ...ofClass(label), ...style }));
+    this.chart.set(isAll ? [...each, mean] : [mean, { ...ofClass(this.label), bold: true }]);
+    this.rates?.set(this.label);
+    this.mark();
+  }
+
+  /** Marks the classes at the score threshold; the slider's metrics are those at IoU 0.50. */
+  mark() {
+    const labels = this.thresholds && this.iou === "0.50" ? this.colouredLabels() : [];
+    const marks = labels.map((label) => {
+      const { precision, recall } = metricsAt(this.thresholds, this.slider.index, label);
+      return { x: recall, y: precision, colour: colourOf(label) };
+    });
+    this.chart.mark(marks.filter(({ x, y }) => isKnown(x) && isKnown(y)));
+    const interpolation = "The curves show the highest precision at each recall or above, as in COCO";
+    byId("curve-caption").textContent = labels.length
+      ? `${interpolation}. The dots are the classes at score ≥ ${this.slider.score.toFixed(2)} and may lie below them.`
+      : `${interpolation}.`;
+    this.rates?.mark();
+  }
+
+  /** Returns the lines of the tooltip with the scores at a recall. */
+  scoreNote(recall) {
+    const scores = this.curves.scores?.[this.iou];
+    if (!scores) return [];
+    const at = this.curves.recall.indexOf(recall);
+    return this.colouredLabels().map((label) => {
+      const score = scores[label]?.[at];
+      return `${this.names[label]}: score ${isKnown(score) ? score.toFixed(3) : UNKNOWN}`;
+    });
+  }
+
+  /** Returns the chosen class, or all of them if they have colours of their own. */
+  colouredLabels() {
+    if (this.label !== null) return [this.label];
+    return this.names.length <= MAX_COLOURED ? this.names.map((_, label) => label) : [];
+  }
+}
+
+/** Draws precision, recall and F1 against the score threshold, for the chosen class. */
+function drawRates(thresholds, slider) {
   if (!thresholds) {
     byId("threshold-chart").parentElement.remove();
     return null;
   }
   const chart = new LineChart(byId("threshold-chart"), {
-    label: "Precision, recall and F1 against the least score",
-    x: { name: "Score", low: 0, high: 1, format: (score) => score.toFixed(1), exact: (score) => score.toFixed(2) },
+    label: "Precision, recall and F1 against the score threshold",
+    x: {
+      name: "Score threshold",
+      low: 0,
+      high: 1,
+      format: (score) => score.toFixed(1),
+      exact: (score) => score.toFixed(2),
+    },
     y: { ...shareAxis("Share"), exact: percentSign },
   });
   const kinds = [
@@ -96,11 +135,11 @@ function drawRates() {
     ["f1", "F1", 2],
   ];
   const set = (label) => {
-    const rates = thresholds.edges.map((edge, at) => [edge, ratesAt(thresholds, at, label)]);
+    const rates = thresholds.scores.map((score, index) => [score, metricsAt(thresholds, index, label)]);
     const line = ([key, name, colour]) => ({
       name,
       colour: colourOf(colour),
-      points: rates.map(([edge, rate]) => [edge, rate[key]]),
+      points: rates.map(([score, rate]) => [score, rate[key]]),
       bold: key === "f1",
     });
     chart.set(kinds.map(line));

@@ -1,75 +1,81 @@
-// Where the most is lost, in plain words. Each sentence is arithmetic on the figures, or is not said.
+// The largest losses in sentences. Each sentence follows from the metrics by arithmetic, or is left out.
+
+import { count, isKnown, percent, percentSign } from "./base.js";
 
 const LOSSES = {
-  Cls: "objects given the wrong class",
-  Loc: "boxes that are badly placed",
-  Both: "boxes of the wrong class that are badly placed",
-  Dupe: "second boxes on the same object",
-  Bkg: "boxes where nothing is",
+  Cls: "objects classified wrongly",
+  Loc: "poorly localized boxes",
+  Both: "poorly localized boxes of the wrong class",
+  Dupe: "duplicate detections",
+  Bkg: "detections on background",
   Miss: "missed objects",
 };
+const MIN_OBJECTS = 20;
+const MIN_GAP = 0.05;
 
-/** The sentences for a report, the most important first. */
-function findings(data) {
-  const { images, truths, detections } = data.subject;
-  if (!images) return ["There are no images: nothing was measured."];
-  if (!truths) return ["There are no objects in these images: nothing can be found, and AP is not defined."];
-  if (!detections)
-    return [`Nothing was detected: ${truths === 1 ? "the one object is" : `all ${count(truths)} objects are`} missed.`];
-  return [
-    tightness(data.figures),
-    ...losses(data.errors),
+/** Returns the sentences for a report, the most important first. */
+export function findings(data) {
+  const { images, ground_truths: objects, detections } = data.subject;
+  if (!images) return ["There are no images, so nothing was evaluated."];
+  if (!objects) return ["The images contain no objects, so AP is undefined."];
+  if (!detections) {
+    const all = objects === 1 ? "the only object is" : `all ${count(objects)} objects are`;
+    return [`There are no detections: ${all} missed.`];
+  }
+  const sentences = [
+    apLoss(data.metrics),
+    errorLoss(data.errors),
     weakestSlice(data.slices),
     weakestClass(data.classes),
-  ].filter(Boolean);
+  ];
+  return sentences.filter(Boolean);
 }
 
-/** How the points that AP lacks divide: those lacking at IoU 0.50 already, and those lost from there to 0.95. */
-function tightness(figures = []) {
-  const named = Object.fromEntries(figures.map(({ name, value }) => [name, value]));
-  const { AP: all, AP50: loose } = named;
-  if (!known(all) || !known(loose)) return null;
-  if (percent(all) === "100.0") return "Everything was found, and nothing else.";
-  const atFifty = `${percent(1 - loose)} at IoU 0.50 already`;
-  const beyond = `${percent(loose - all)} because boxes do not fit tightly enough for higher IoU`;
-  const [more, less] = loose - all > 1 - loose ? [beyond, atFifty] : [atFifty, beyond];
-  return `AP lacks ${percent(1 - all)} points: ${more}, and ${less}.`;
+/** Splits the points missing to an AP of 100 into those lost at IoU 0.50 and those lost at higher thresholds. */
+function apLoss(metrics = []) {
+  const { AP: ap, AP50: ap50 } = Object.fromEntries(metrics.map(({ name, value }) => [name, value]));
+  if (!isKnown(ap) || !isKnown(ap50)) return null;
+  if (percent(ap) === "100.0") return "All objects are detected, ahead of any false positive.";
+  const atFifty = `${percent(1 - ap50)} are lost at IoU 0.50`;
+  const above = `${percent(ap50 - ap)} at higher thresholds, where boxes are not tight enough`;
+  return `AP is ${percent(1 - ap)} points below 100: ${atFifty}, ${above}.`;
 }
 
-/** The kinds of mistake by what AP50 would gain without them (TIDE). */
-function losses(errors) {
-  const worst = (errors?.main ?? []).filter(({ dAP }) => dAP >= 0.0005).sort((a, b) => b.dAP - a.dAP);
-  if (!worst.length) return [];
-  const told = ({ short, name, dAP }) => `${LOSSES[short] ?? name} (dAP ${percent(dAP)})`;
+/** Names the kinds of error whose correction would raise AP50 most (TIDE). */
+function errorLoss(errors) {
+  const worst = (errors?.main ?? []).filter(({ dAP }) => dAP >= 0.0005).toSorted((a, b) => b.dAP - a.dAP);
+  if (!worst.length) return null;
+  const describe = ({ short, name, dAP }) => `${LOSSES[short] ?? name} (dAP ${percent(dAP)})`;
   const [first, second] = worst;
-  if (!second) return [`At IoU 0.50 only one kind of mistake costs anything: ${told(first)}.`];
-  if (second.dAP > 0.9 * first.dAP)
-    return [`At IoU 0.50 about equally much is lost to ${told(first)} and ${told(second)}.`];
-  return [`At IoU 0.50 most is lost to ${told(first)}, then to ${told(second)}.`];
+  if (!second) return `At IoU 0.50 all of the loss is due to ${describe(first)}.`;
+  const isClose = second.dAP > 0.9 * first.dAP;
+  return `At IoU 0.50 most is lost to ${describe(first)} ${isClose ? "and" : "and then to"} ${describe(second)}.`;
 }
 
-/** The kind of object that is found worst, if its interval is clear of that of the best. */
+/** Names the slice with the lowest AP, if its interval does not touch that of the highest one. */
 function weakestSlice(slices) {
   const gaps = (slices ?? []).map(({ name, meaning, rows }) => ({ name, meaning, ...extremes(rows) }));
-  const widest = gaps.filter(({ gap }) => gap >= 0.05).sort((a, b) => b.gap - a.gap)[0];
+  const widest = gaps.filter(({ gap }) => gap >= MIN_GAP).toSorted((a, b) => b.gap - a.gap)[0];
   if (!widest) return null;
   const { name, meaning, low, high } = widest;
-  const against = `against ${percentSign(high.AP)} for “${high.name}”`;
-  return `By ${name} (${meaning}), “${low.name}” does worst: AP ${percentSign(low.AP)}, ${against}.`;
+  const others = `${percentSign(high.AP)} for “${high.name}”`;
+  return `By ${name} (${meaning}), AP is lowest for “${low.name}”: ${percentSign(low.AP)}, compared with ${others}.`;
 }
 
 function weakestClass(classes) {
   const { low, high, gap } = extremes(classes);
-  if (!(gap >= 0.05)) return null;
-  const strongest = `the strongest ${high.name} (${percentSign(high.AP)})`;
+  if (!(gap >= MIN_GAP)) return null;
+  const strongest = `the strongest is ${high.name} (AP ${percentSign(high.AP)})`;
   return `The weakest class is ${low.name} (AP ${percentSign(low.AP)}), ${strongest}.`;
 }
 
-/** The rows of the lowest and the highest AP among those of at least 20 truths; no gap where their intervals touch. */
+/** Returns the rows of the lowest and the highest AP with enough objects; the gap is 0 if their intervals touch. */
 function extremes(rows) {
-  const enough = (rows ?? []).filter(({ AP, truths }) => known(AP) && truths >= 20).sort((a, b) => a.AP - b.AP);
-  const [low, high] = [enough[0], enough.at(-1)];
-  if (enough.length < 2) return { low, high, gap: 0 };
-  const apart = !low.AP_interval || !high.AP_interval || low.AP_interval[1] < high.AP_interval[0];
-  return { low, high, gap: apart ? high.AP - low.AP : 0 };
+  const reliable = (rows ?? [])
+    .filter(({ AP, ground_truths: objects }) => isKnown(AP) && objects >= MIN_OBJECTS)
+    .toSorted((a, b) => a.AP - b.AP);
+  const [low, high] = [reliable[0], reliable.at(-1)];
+  if (reliable.length < 2) return { low, high, gap: 0 };
+  const isSeparate = !low.AP_interval || !high.AP_interval || low.AP_interval[1] < high.AP_interval[0];
+  return { low, high, gap: isSeparate ? high.AP - low.AP : 0 };
 }

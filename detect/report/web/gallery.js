@@ -1,67 +1,73 @@
-// The worst images, by class and by kind of mistake. Of the report: `data`, `names` and `slider`.
+// The images with the most errors, filtered by class and kind of error.
 
-function drawGallery() {
-  const images = data.gallery ?? [];
-  if (!images.length) return drop("gallery");
+import { byId, element, option, plural, remove } from "./base.js";
+import { KINDS, Picture, Viewer, drawLegend, shownBoxes } from "./pictures.js";
+
+/** Draws the images, which follow the slider and the filters. */
+export function drawGallery(images, names, slider) {
+  if (!images?.length) {
+    remove("gallery");
+    return;
+  }
   const viewer = new Viewer(slider);
-  const lowest = Math.min(...images.flatMap(({ detections }) => detections.map(([, , , , , score]) => score)));
-  const caption = () => element("span", { class: "mistakes" });
-  const cards = images.map((image) => {
-    const picture = new Picture(image, image.detections, names);
-    const told = caption();
-    const button = element(
-      "button",
-      { type: "button", class: "enlarge", "aria-label": `Enlarge ${image.name}`, onclick: () => enlarge(card) },
-      picture.frame(),
-    );
-    const node = element(
-      "figure",
-      {},
-      button,
-      element("figcaption", {}, element("span", { class: "name", title: image.name }, image.name), told),
-    );
-    const card = { image, picture, told, node };
-    return card;
-  });
-  const ofClass = byId("gallery-class");
-  const ofKind = byId("gallery-kind");
-  ofClass.replaceChildren(option("", "all classes"), ...names.map((name, label) => option(label, name)));
-  ofKind.replaceChildren(
+  const cards = images.map((image) => galleryCard(image, names, enlarge));
+  const classFilter = byId("gallery-class");
+  const kindFilter = byId("gallery-kind");
+  classFilter.replaceChildren(option("", "all classes"), ...names.map((name, label) => option(label, name)));
+  kindFilter.replaceChildren(
     option("", "all kinds"),
     ...Object.entries(KINDS).map(([kind, name]) => option(kind, `${kind}: ${name}`)),
   );
 
   function enlarge(card) {
-    const listed = cards.filter(({ node }) => !node.hidden);
-    // The dialog draws pictures of its own: the thumbnails stay as they are.
-    const views = listed.map(({ image }) => ({
+    const visible = cards.filter(({ node }) => !node.hidden);
+    // The dialog gets pictures of its own, so that the thumbnails do not change.
+    const enlarged = visible.map(({ image }) => ({
       name: image.name,
       panels: [{ title: null, picture: new Picture(image, image.detections, names) }],
     }));
-    viewer.open(views, listed.indexOf(card));
+    viewer.open(enlarged, visible.indexOf(card));
   }
   function draw() {
-    const shown = shownBoxes();
-    const fits = ({ kind, label }) =>
-      (!ofKind.value || kind === ofKind.value) && (!ofClass.value || label === Number(ofClass.value));
-    let left = 0;
-    for (const { picture, told, node } of cards) {
-      const mistakes = picture.mistakes(slider.score);
-      node.hidden = Boolean(ofKind.value || ofClass.value) && !mistakes.some(fits);
+    const isMatch = ({ kind, label }) =>
+      (!kindFilter.value || kind === kindFilter.value) && (!classFilter.value || label === Number(classFilter.value));
+    const hasFilter = Boolean(kindFilter.value || classFilter.value);
+    for (const { picture, caption, node } of cards) {
+      node.hidden = hasFilter && !picture.errors(slider.score).some(isMatch);
       if (node.hidden) continue;
-      left += 1;
-      picture.drawSmall(slider.score, shown);
-      told.textContent = picture.summary(slider.score);
+      picture.drawSmall(slider.score, shownBoxes());
+      caption.textContent = picture.summary(slider.score);
     }
-    const warning =
-      slider.score < lowest && Number.isFinite(lowest)
-        ? `; detections below ${lowest.toFixed(2)} are not kept here`
-        : "";
-    byId("gallery-count").textContent = `${left} of ${plural(cards.length, "image")}${warning}`;
+    const visible = cards.filter(({ node }) => !node.hidden).length;
+    byId("gallery-count").textContent =
+      `${visible} of ${plural(cards.length, "image")}${scoreNote(images, slider.score)}`;
   }
-  for (const id of ["gallery-class", "gallery-kind", "show-truths", "show-detections"])
-    byId(id).addEventListener("change", draw);
+  for (const control of ["gallery-class", "gallery-kind", "show-ground-truths", "show-detections"]) {
+    byId(control).addEventListener("change", draw);
+  }
   drawLegend(byId("gallery-legend"));
   byId("gallery-pictures").replaceChildren(...cards.map(({ node }) => node));
-  slider.onchange(draw, byId("gallery"));
+  slider.onChange(draw, byId("gallery"));
+}
+
+/** Returns an image with its drawing, its caption and its element. */
+function galleryCard(image, names, enlarge) {
+  const picture = new Picture(image, image.detections, names);
+  const caption = element("span", { class: "errors" });
+  const card = { image, picture, caption };
+  const button = element(
+    "button",
+    { type: "button", class: "enlarge", "aria-label": `Enlarge ${image.name}`, onclick: () => enlarge(card) },
+    picture.frame(),
+  );
+  const name = element("span", { class: "name", title: image.name }, image.name);
+  card.node = element("figure", {}, button, element("figcaption", {}, name, caption));
+  return card;
+}
+
+/** Returns a note if the page has no detections of scores that the threshold allows. */
+function scoreNote(images, score) {
+  const lowest = Math.min(...images.flatMap(({ detections }) => detections.map((detection) => detection[5])));
+  if (score >= lowest || !Number.isFinite(lowest)) return "";
+  return `; detections with a score below ${lowest.toFixed(2)} are not included`;
 }

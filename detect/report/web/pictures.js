@@ -1,26 +1,28 @@
-// Images with their truths and detections, and the dialog that enlarges them.
+// Images with their ground truths and detections, and the dialog that enlarges them.
 
-const KINDS = {
+import { byId, element, nearest, svg } from "./base.js";
+
+export const KINDS = {
   Cls: "wrong class",
-  Loc: "badly placed",
-  Both: "wrong class, badly placed",
-  Dupe: "second box",
-  Bkg: "nothing there",
+  Loc: "poorly localized",
+  Both: "wrong class and poorly localized",
+  Dupe: "duplicate",
+  Bkg: "background",
   Miss: "missed",
 };
 
-/** The layers of a drawing from the lowest up, with what the legend says of each. */
+/** Layers of a drawing from bottom to top, with their texts in the legend. */
 const LAYERS = {
   crowd: "crowd region",
-  found: "truth, found",
-  ignored: "detection, not counted",
-  right: "detection, right",
+  matched: "ground truth, detected",
+  ignored: "detection, ignored",
+  correct: "detection, correct",
   wrong: "detection, wrong",
-  missed: "truth, missed",
+  missed: "ground truth, missed",
 };
 
-/** One image with one detector's boxes. */
-class Picture {
+/** One image with the boxes of one detector. */
+export class Picture {
   constructor(image, detections, names) {
     this.image = image;
     this.names = names;
@@ -30,33 +32,33 @@ class Picture {
       score,
       kind,
     }));
-    this.truths = image.truths.map(([x1, y1, x2, y2, label, state]) => ({
+    this.groundTruths = image.ground_truths.map(([x1, y1, x2, y2, label, state]) => ({
       box: [x1, y1, x2, y2],
       label,
       state,
-      foundAt: -1,
+      score: -1,
     }));
-    this.pair();
+    this.match();
   }
 
-  /** Gives each truth the score of the right detection that found it, so that it is missed above that score. */
-  pair() {
-    const right = this.detections.filter((detection) => detection.kind === "right");
-    for (const detection of right.sort((a, b) => b.score - a.score)) {
-      const free = this.truths.filter(
-        (truth) => truth.state !== "crowd" && truth.foundAt < 0 && truth.label === detection.label,
+  /** Gives each ground truth the score of its correct detection; above that score it is missed. */
+  match() {
+    const correct = this.detections.filter((detection) => detection.kind === "correct");
+    for (const detection of correct.toSorted((a, b) => b.score - a.score)) {
+      const free = this.groundTruths.filter(
+        (object) => object.state !== "crowd" && object.score < 0 && object.label === detection.label,
       );
-      const best = nearest(free, (truth) => 1 - overlap(truth.box, detection.box));
-      if (best && overlap(best.box, detection.box) > 0) best.foundAt = detection.score;
+      const best = nearest(free, (object) => 1 - overlap(object.box, detection.box));
+      if (best && overlap(best.box, detection.box) > 0) best.score = detection.score;
     }
   }
 
-  /** The boxes by layer at a score. */
+  /** Returns the boxes by layer at a score threshold. */
   layers(score) {
     const layers = Object.fromEntries(Object.keys(LAYERS).map((name) => [name, []]));
-    for (const truth of this.truths) {
-      if (truth.state === "crowd") layers.crowd.push(truth);
-      else (truth.foundAt >= score ? layers.found : layers.missed).push(truth);
+    for (const object of this.groundTruths) {
+      if (object.state === "crowd") layers.crowd.push(object);
+      else (object.score >= score ? layers.matched : layers.missed).push(object);
     }
     for (const detection of this.detections) {
       if (detection.score >= score) (layers[detection.kind] ?? layers.wrong).push(detection);
@@ -64,13 +66,13 @@ class Picture {
     return layers;
   }
 
-  /** Mistakes at a score: [{kind, label, score}], score null for the missed. */
-  mistakes(score) {
+  /** Returns the errors at a score threshold: [{kind, label}]. */
+  errors(score) {
     const { wrong, missed } = this.layers(score);
-    return [...wrong, ...missed.map((truth) => ({ kind: "Miss", label: truth.label, score: null }))];
+    return [...wrong, ...missed.map(({ label }) => ({ kind: "Miss", label }))];
   }
 
-  /** The thumbnail beneath an empty drawing of the image's size. */
+  /** Returns the thumbnail under an empty drawing of the image's size. */
   frame() {
     const { width, height, thumbnail, name } = this.image;
     this.drawing = svg("svg", {
@@ -87,7 +89,7 @@ class Picture {
     );
   }
 
-  /** All boxes of a layer as one path: quick enough to follow the slider on every thumbnail. */
+  /** Draws each layer as one path, fast enough for all thumbnails to follow the slider. */
   drawSmall(score, shown) {
     const layers = this.visible(score, shown);
     const outline = ({ box: [x1, y1, x2, y2] }) => `M${x1} ${y1}H${x2}V${y2}H${x1}z`;
@@ -99,54 +101,56 @@ class Picture {
     );
   }
 
-  /** Each box by itself, mistakes with their names, the others when pointed at. */
+  /** Draws each box separately, with a label: always for errors, for the others on hover. */
   drawLarge(score, shown) {
-    const letters = Math.max(this.image.width, this.image.height) / 48;
-    const one = (layer) => (box) => {
-      const [x1, y1, x2, y2] = box.box;
-      const place = { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1) };
-      const mistake = layer === "wrong" || layer === "missed";
-      const y = y1 > letters * 1.4 ? y1 - letters * 0.35 : y1 + letters * 1.1;
-      const atRight = x1 > 0.75 * this.image.width;
-      const text = {
-        class: `box-name ${layer}`,
-        x: atRight ? x2 : x1,
-        y,
-        "text-anchor": atRight ? "end" : "start",
-        style: { "font-size": `${letters}px` },
-      };
-      return svg(
-        "g",
-        { class: mistake ? "mistake" : null },
-        svg("rect", { class: "box halo", ...place }),
-        svg("rect", { class: `box ${layer}`, ...place }),
-        svg("text", text, this.told(box, layer)),
-      );
-    };
     const layers = Object.entries(this.visible(score, shown));
-    this.drawing.replaceChildren(...layers.flatMap(([layer, boxes]) => boxes.map(one(layer))));
+    this.drawing.replaceChildren(
+      ...layers.flatMap(([layer, boxes]) => boxes.map((box) => this.labelledBox(box, layer))),
+    );
   }
 
-  visible(score, { truths, detections }) {
+  labelledBox(one, layer) {
+    const fontSize = Math.max(this.image.width, this.image.height) / 48;
+    const [x1, y1, x2, y2] = one.box;
+    const rectangle = { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1) };
+    const isError = layer === "wrong" || layer === "missed";
+    const isAtRight = x1 > 0.75 * this.image.width;
+    const label = {
+      class: `box-name ${layer}`,
+      x: isAtRight ? x2 : x1,
+      y: y1 > fontSize * 1.4 ? y1 - fontSize * 0.35 : y1 + fontSize * 1.1,
+      "text-anchor": isAtRight ? "end" : "start",
+      style: { "font-size": `${fontSize}px` },
+    };
+    return svg(
+      "g",
+      { class: isError ? "error" : null },
+      svg("rect", { class: "box halo", ...rectangle }),
+      svg("rect", { class: `box ${layer}`, ...rectangle }),
+      svg("text", label, this.boxName(one, layer)),
+    );
+  }
+
+  visible(score, { groundTruths, detections }) {
     const layers = this.layers(score);
-    for (const name of ["crowd", "found", "missed"]) if (!truths) layers[name] = [];
-    for (const name of ["ignored", "right", "wrong"]) if (!detections) layers[name] = [];
+    for (const name of ["crowd", "matched", "missed"]) if (!groundTruths) layers[name] = [];
+    for (const name of ["ignored", "correct", "wrong"]) if (!detections) layers[name] = [];
     return layers;
   }
 
-  told({ label, score, kind }, layer) {
+  boxName({ label, score, kind }, layer) {
     const name = this.names[label] ?? String(label);
-    if (layer === "missed") return `missed: ${name}`;
-    if (layer === "found" || layer === "crowd") return `${layer}: ${name}`;
+    const prefixes = { missed: "missed", matched: "detected", crowd: "crowd" };
+    if (layer in prefixes) return `${prefixes[layer]}: ${name}`;
     return `${name} ${score.toFixed(2)}${layer === "wrong" ? ` ${kind}` : ""}`;
   }
 
   summary(score) {
-    const { right, wrong, missed } = this.layers(score);
-    return `${right.length} right, ${wrong.length} wrong, ${missed.length} missed`;
+    const { correct, wrong, missed } = this.layers(score);
+    return `${correct.length} correct, ${wrong.length} wrong, ${missed.length} missed`;
   }
 
-  /** The wrong detections by kind: "3 badly placed (Loc), 1 nothing there (Bkg)". */
+  /** Returns the wrong detections by kind: "3 poorly localized (Loc), 1 background (Bkg)". */
   wrongByKind(score) {
     const { wrong } = this.layers(score);
     const numbers = Object.keys(KINDS).map((kind) => [kind, wrong.filter((one) => one.kind === kind).length]);
@@ -157,7 +161,7 @@ class Picture {
   }
 }
 
-/** Intersection over union of two boxes x1, y1, x2, y2. */
+/** Returns the IoU of two boxes x1, y1, x2, y2. */
 function overlap(a, b) {
   const width = Math.min(a[2], b[2]) - Math.max(a[0], b[0]);
   const height = Math.min(a[3], b[3]) - Math.max(a[1], b[1]);
@@ -166,9 +170,9 @@ function overlap(a, b) {
   return (width * height) / (area(a) + area(b) - width * height);
 }
 
-/** The legend of the layers, truths then detections. */
-function drawLegend(place) {
-  const order = ["found", "missed", "crowd", "right", "wrong", "ignored"];
+/** Draws the legend of the layers, objects first. */
+export function drawLegend(place) {
+  const order = ["matched", "missed", "crowd", "correct", "wrong", "ignored"];
   const patch = (layer) => {
     const line = svg("line", { x1: 1, x2: 23, y1: 6, y2: 6, class: `box ${layer}` });
     return element(
@@ -181,40 +185,45 @@ function drawLegend(place) {
   place.replaceChildren(...order.map(patch));
 }
 
-/** Which boxes the two check marks show. */
-const shownBoxes = () => ({ truths: byId("show-truths").checked, detections: byId("show-detections").checked });
+/** Returns which boxes the two check boxes show. */
+export const shownBoxes = () => ({
+  groundTruths: byId("show-ground-truths").checked,
+  detections: byId("show-detections").checked,
+});
 
-/** The dialog: images one after another, each as panels [{title, picture}] beside each other. */
-class Viewer {
+/** The dialog that shows images one after another, each with one or more panels {title, picture}. */
+export class Viewer {
   constructor(slider) {
     this.slider = slider;
     this.dialog = byId("viewer");
     byId("viewer-previous").addEventListener("click", () => this.go(-1));
     byId("viewer-next").addEventListener("click", () => this.go(1));
     byId("viewer-close").addEventListener("click", () => this.dialog.close());
-    this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+    this.dialog.addEventListener("click", (event) => {
+      if (event.target === this.dialog) this.dialog.close();
+    });
     this.dialog.addEventListener("keydown", (event) => {
       if (event.key === "ArrowLeft") this.go(-1);
       if (event.key === "ArrowRight") this.go(1);
     });
   }
 
-  /** `views` are {name, panels}; `at` is the first to show. */
-  open(views, at) {
-    Object.assign(this, { views, at });
+  /** Opens the dialog with images {name, panels}, at the one of this index. */
+  open(images, index) {
+    Object.assign(this, { images, index });
     this.dialog.showModal();
     this.draw();
   }
 
   go(step) {
-    this.at = (this.at + step + this.views.length) % this.views.length;
+    this.index = (this.index + step + this.images.length) % this.images.length;
     this.draw();
   }
 
   draw() {
-    const { name, panels } = this.views[this.at];
+    const { name, panels } = this.images[this.index];
     const { score } = this.slider;
-    byId("viewer-name").textContent = `${name} (${this.at + 1} of ${this.views.length})`;
+    byId("viewer-name").textContent = `${name} (${this.index + 1} of ${this.images.length})`;
     byId("viewer-panels").replaceChildren(
       ...panels.map(({ title, picture }) => {
         const frame = picture.frame();
@@ -228,7 +237,7 @@ class Viewer {
         );
       }),
     );
-    const told = panels.map(({ title, picture }) => {
+    const summaries = panels.map(({ title, picture }) => {
       const kinds = picture.wrongByKind(score);
       return element(
         "p",
@@ -237,8 +246,8 @@ class Viewer {
       );
     });
     byId("viewer-summary").replaceChildren(
-      ...told,
-      element("p", {}, `Scores from ${score.toFixed(2)}. Point at a box for its name.`),
+      ...summaries,
+      element("p", {}, `Score ≥ ${score.toFixed(2)}. Hover over a box to see its label.`),
     );
   }
 }

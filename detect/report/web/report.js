@@ -1,82 +1,104 @@
-// The report of one evaluation: each function fills one section, or takes it away where the data has nothing for it.
+// The report of one evaluation: each function draws a section, or removes it if there are no data for it.
+
+import {
+  byId,
+  colourOf,
+  count,
+  element,
+  enablePrinting,
+  enableTheme,
+  isKnown,
+  percent,
+  percentSign,
+  plural,
+  rangeText,
+  remove,
+  signed,
+} from "./base.js";
+import { drawCalibration } from "./calibration.js";
+import { LineChart, axisOver, bars, intervalBar, shareAxis } from "./charts.js";
+import { Confusion } from "./confusion.js";
+import { drawCurves } from "./curves.js";
+import { findings } from "./findings.js";
+import { drawGallery } from "./gallery.js";
+import { ScoreSlider, bestIndex, hundredths, metricsAt } from "./score.js";
+import { sortableTable } from "./table.js";
 
 const data = JSON.parse(byId("data").textContent);
 const classes = data.classes ?? [];
 const names = classes.map(({ name }) => name);
-const slider = new ScoreSlider(data.thresholds?.edges?.length ? data.thresholds.edges : hundredths());
-const choice = { label: null, iou: "0.50" };
+const slider = new ScoreSlider(data.thresholds?.scores?.length ? data.thresholds.scores : hundredths());
 
 function drawHeading() {
-  const { images, truths, crowds, detections, classes: number, root, split, checkpoint, made } = data.subject;
+  const { images, crowds, detections, root, split, checkpoint, date, ...subject } = data.subject;
   byId("title").textContent = data.title;
-  const crowd = crowds ? ` and ${plural(crowds, "crowd region")}` : "";
+  const classCount = subject.classes === 1 ? "1 class" : `${count(subject.classes)} classes`;
+  const crowdRegions = crowds ? ` and ${plural(crowds, "crowd region")}` : "";
   const parts = [
-    `${plural(images, "image")} of ${split ? `${split} of ` : ""}${root}`,
-    `${plural(truths, "object")}${crowd} of ${number === 1 ? "1 class" : `${count(number)} classes`}`,
+    `${root}${split ? `, ${split}` : ""}: ${plural(images, "image")}`,
+    `${plural(subject.ground_truths, "object")}${crowdRegions} in ${classCount}`,
     plural(detections, "detection"),
     checkpoint,
-    made,
+    date,
   ];
   byId("subject").textContent = parts.filter(Boolean).join(" · ");
 }
 
-/** AP, AP50 and AP75 large, the others small. */
-function drawFigures() {
-  const leading = ["AP", "AP50", "AP75"];
+/** Draws AP, AP50 and AP75 large, the other metrics small. */
+function drawMetrics() {
+  const leading = new Set(["AP", "AP50", "AP75"]);
   const tile = ({ name, meaning, value, interval }) => {
-    const large = leading.includes(name);
-    const unit = known(value) ? element("small", {}, " %") : null;
+    const isLarge = leading.has(name);
+    const unit = isKnown(value) ? element("small", {}, " %") : null;
     return element(
       "div",
-      { class: large ? "tile large" : "tile", title: meaning },
-      element("dt", {}, name, large ? element("small", {}, meaning) : null),
+      { class: isLarge ? "tile large" : "tile", title: meaning },
+      element("dt", {}, name, isLarge ? element("small", {}, meaning) : null),
       element(
         "dd",
         {},
         element("span", { class: "value" }, percent(value), unit),
-        large ? intervalBar(value, interval) : null,
-        element("span", { class: "interval" }, interval ? span(interval) : ""),
+        isLarge ? intervalBar(value, interval) : null,
+        element("span", { class: "interval" }, interval ? rangeText(interval) : ""),
       ),
     );
   };
-  byId("leading").replaceChildren(...data.figures.filter(({ name }) => leading.includes(name)).map(tile));
-  byId("others").replaceChildren(...data.figures.filter(({ name }) => !leading.includes(name)).map(tile));
+  byId("leading").replaceChildren(...data.metrics.filter(({ name }) => leading.has(name)).map(tile));
+  byId("others").replaceChildren(...data.metrics.filter(({ name }) => !leading.has(name)).map(tile));
 }
 
 function drawFindings() {
-  const [first, ...others] = findings(data);
-  const rest = others.map((sentence) => element("p", {}, sentence));
-  byId("findings").replaceChildren(...(first ? [element("p", { class: "first" }, first), ...rest] : []));
+  const sentences = findings(data).map((text, i) => element("p", { class: i === 0 ? "first" : null }, text));
+  byId("findings").replaceChildren(...sentences);
 }
 
 function drawThreshold() {
   if (!data.thresholds) {
-    if (!data.gallery?.length && !data.confusion) return drop("threshold");
-    drop("best");
-    return drop("overall");
+    if (!data.gallery?.length && !data.confusion) remove("threshold");
+    remove("best");
+    remove("overall");
+    return;
   }
-  byId("best").addEventListener("click", () => slider.move(bestPlace(data.thresholds)));
-  const places = { precision: element("dd"), recall: element("dd"), f1: element("dd") };
-  const pairs = Object.entries({ precision: "Precision", recall: "Recall", f1: "F1" });
+  byId("best").addEventListener("click", () => slider.move(bestIndex(data.thresholds)));
+  const cells = { precision: element("dd"), recall: element("dd"), f1: element("dd") };
+  const titles = Object.entries({ precision: "Precision", recall: "Recall", f1: "F1" });
   byId("overall").replaceChildren(
-    ...pairs.map(([key, name]) => element("div", {}, element("dt", {}, name), places[key])),
+    ...titles.map(([key, title]) => element("div", {}, element("dt", {}, title), cells[key])),
   );
-  slider.onchange(() => {
-    const rates = ratesAt(data.thresholds, slider.at);
-    for (const [key, place] of Object.entries(places)) place.textContent = percentSign(rates[key]);
+  slider.onChange(() => {
+    const metrics = metricsAt(data.thresholds, slider.index);
+    for (const [key, cell] of Object.entries(cells)) cell.textContent = percentSign(metrics[key]);
   });
 }
 
-function drawClasses(pick) {
-  if (!classes.length) return drop("classes");
-  const rows = classes.map((row, label) => ({ ...row, label }));
-  const number = (name, title) => ({
+function classColumns() {
+  const number = (name, key, title) => ({
     name,
     title,
-    value: (row) => row[name.toLowerCase()],
-    show: (row) => count(row[name.toLowerCase()]),
+    value: (row) => row[key],
+    show: (row) => count(row[key]),
   });
-  const figure = (name, title) => ({
+  const metric = (name, title) => ({
     name,
     title,
     unit: "%",
@@ -84,53 +106,67 @@ function drawClasses(pick) {
     show: (row) => percent(row[name]),
   });
   const live = (name, key) => {
-    const value = ({ label }) => ratesAt(data.thresholds, slider.at, label)[key];
+    const value = ({ label }) => metricsAt(data.thresholds, slider.index, label)[key];
     return {
       name,
-      title: `${name} at the score of the slider, IoU 0.50`,
+      title: `${name} at the score threshold and IoU 0.50`,
       unit: "%",
       value,
       show: (row) => percent(value(row)),
       live: true,
     };
   };
-  const columns = [
+  return [
     { name: "Class", title: "Sort by name", value: (row) => row.name, show: (row) => row.name },
-    number("Truths", "Objects of this class"),
-    number("Detections", "Detections of this class"),
-    figure("AP", "Average precision, mean over IoU 0.50 … 0.95"),
+    number("Objects", "ground_truths", "Ground truths of this class, without crowd regions"),
+    number("Detections", "detections", "Detections of this class"),
+    metric("AP", "Average precision, mean over IoU 0.50 … 0.95"),
     {
       name: "95 %",
-      title: "Interval of AP",
+      title: "95 % confidence interval of AP",
       wide: true,
       value: (row) => row.AP_interval?.[0],
       show: (row) => intervalBar(row.AP, row.AP_interval),
     },
-    figure("AP50", "Average precision at IoU 0.50"),
-    figure("AP75", "Average precision at IoU 0.75"),
-    figure("AR100", "Average recall with 100 detections an image"),
-    figure("VOC", "PASCAL VOC's average precision"),
+    metric("AP50", "Average precision at IoU 0.50"),
+    metric("AP75", "Average precision at IoU 0.75"),
+    metric("AR100", "Average recall with 100 detections per image"),
+    metric("VOC", "Average precision of PASCAL VOC, area under the curve"),
     ...(data.thresholds ? [live("Precision", "precision"), live("Recall", "recall"), live("F1", "f1")] : []),
   ];
-  const table = sortableTable(byId("class-table"), columns, rows, {
-    label: "Figures of each class",
-    onpick: data.curves ? (row) => pick(row.label) : null,
+}
+
+function drawClasses(pick) {
+  if (!classes.length) {
+    remove("classes");
+    return;
+  }
+  const rows = classes.map((row, label) => ({ ...row, label }));
+  const table = sortableTable(byId("class-table"), classColumns(), rows, {
+    label: "Metrics by class",
+    onPick: data.curves ? (row) => pick(row.label) : null,
   });
-  slider.onchange(table.refresh, byId("classes"));
+  slider.onChange(table.refresh, byId("classes"));
 }
 
 function drawConfusion() {
-  if (!data.confusion || !classes.length) return drop("confusion");
+  if (!data.confusion || !classes.length) {
+    remove("confusion");
+    return;
+  }
   const confusion = new Confusion(data.confusion, names);
-  slider.onchange(() => confusion.draw(slider.score), byId("confusion"));
+  slider.onChange(() => confusion.draw(slider.score), byId("confusion"));
 }
 
 function drawErrors() {
   const { errors } = data;
-  if (!errors?.main?.length) return drop("errors");
+  if (!errors?.main?.length) {
+    remove("errors");
+    return;
+  }
   byId("errors-caption").textContent =
-    `What AP50 (${percentSign(errors.AP50)}) would gain if this kind of mistake alone were mended ` +
-    "(dAP, in points; TIDE, Bolya et al. 2020), and how many there are.";
+    `Gain of AP50 (${percentSign(errors.AP50)}) if one kind of error alone were corrected ` +
+    "(dAP in points; TIDE, Bolya et al. 2020), and the number of errors.";
   const row = ({ name, short, meaning, dAP, count: number }, quiet) => ({
     name: `${name} (${short})`,
     meaning,
@@ -144,35 +180,40 @@ function drawErrors() {
   ];
   const high = Math.max(...rows.map(({ value }) => value ?? 0));
   byId("error-bars").replaceChildren(
-    bars(rows, { high, label: "What each kind of mistake costs", heads: ["dAP", "count"], colour: "var(--colour-4)" }),
+    bars(rows, { high, label: "dAP by kind of error", heads: ["dAP", "count"], colour: "var(--colour-4)" }),
   );
 }
 
 function drawSlices() {
   const slices = (data.slices ?? []).filter(({ rows }) => rows.length);
-  if (!slices.length) return drop("slices");
+  if (!slices.length) {
+    remove("slices");
+    return;
+  }
   const table = ({ name, meaning, rows }) => {
     const line = (row) => ({
       name: row.name,
       value: row.AP,
       interval: row.AP_interval,
-      texts: [percent(row.AP), percent(row.AP50), percent(row.AR), count(row.truths)],
+      texts: [percent(row.AP), percent(row.AP50), percent(row.AR), count(row.ground_truths)],
     });
-    const heads = ["AP %", "AP50 %", "AR %", "truths"];
-    const drawn = bars(rows.map(line), { high: 1, label: `AP by ${name}`, heads });
-    return element("div", {}, element("h3", {}, `By ${name}`), element("p", {}, meaning), drawn);
+    const heads = ["AP %", "AP50 %", "AR %", "objects"];
+    const chart = bars(rows.map(line), { high: 1, label: `AP by ${name}`, heads });
+    return element("div", {}, element("h3", {}, `By ${name}`), element("p", {}, meaning), chart);
   };
   byId("slice-tables").replaceChildren(...slices.map(table));
 }
 
 function drawProposals() {
   const { proposals } = data;
-  if (!proposals?.limits?.length) return drop("proposals");
+  if (!proposals?.limits?.length) {
+    remove("proposals");
+    return;
+  }
   const { limits } = proposals;
-  const x = { ...axisOver("Proposals an image", limits), ticks: limits, format: count };
   const chart = new LineChart(byId("proposal-chart"), {
     label: "Recall against the number of proposals",
-    x,
+    x: { ...axisOver("Proposals per image", limits), ticks: limits, format: count },
     y: { ...shareAxis("Recall"), exact: percentSign },
   });
   const line = (name, values, colour, bold) => ({
@@ -187,82 +228,83 @@ function drawProposals() {
   );
   chart.set([...lines, ...(proposals.AR ? [line("AR, mean over IoU", proposals.AR, 0, true)] : [])]);
   const overlaps = [
-    ["ABO", "mean best overlap of the objects (ABO)"],
-    ["MABO", "of the classes (MABO)"],
+    ["ABO", "best IoU per object"],
+    ["MABO", "mean over the classes"],
   ];
-  const told = overlaps
-    .filter(([key]) => known(proposals[key]))
-    .map(([key, name]) => `${name} ${percentSign(proposals[key])}`);
-  byId("proposal-caption").textContent =
-    `Share of the objects that the proposals cover${told.length ? `; ${told.join(", ")}` : ""}.`;
+  const texts = overlaps
+    .filter(([key]) => isKnown(proposals[key]))
+    .map(([key, meaning]) => ` ${key} (${meaning}): ${percentSign(proposals[key])}.`);
+  byId("proposal-caption").textContent = `Share of the objects covered by the first proposals.${texts.join("")}`;
 }
 
 function drawOracles() {
-  const ladder = data.oracles ?? [];
-  if (!ladder.some(({ AP }) => known(AP))) return drop("oracles");
-  const line = ({ name, AP, AP50, meaning }, rung) => {
-    const before = ladder[rung - 1]?.AP;
-    const gain = known(AP) && known(before) ? signed(AP - before) : "";
+  const steps = data.oracles ?? [];
+  if (!steps.some(({ AP }) => isKnown(AP))) {
+    remove("oracles");
+    return;
+  }
+  const line = ({ name, AP, AP50, meaning }, i) => {
+    const before = steps[i - 1]?.AP;
+    const gain = isKnown(AP) && isKnown(before) ? signed(AP - before) : "";
     return { name, meaning, value: AP, texts: [percent(AP), gain, percent(AP50)] };
   };
+  const heads = ["AP %", "gain", "AP50 %"];
   byId("oracle-bars").replaceChildren(
-    bars(ladder.map(line), {
-      high: 1,
-      label: "The ladder of oracles",
-      heads: ["AP %", "gain", "AP50 %"],
-      colour: "var(--colour-2)",
-    }),
+    bars(steps.map(line), { high: 1, label: "AP after each oracle", heads, colour: "var(--colour-2)" }),
   );
 }
 
-/** A chart for each group of series. */
+/** Draws a chart for each group of series. */
 function drawTraining() {
   const series = (data.training?.series ?? []).filter(({ points }) => points.length);
-  if (!series.length) return drop("training");
-  const order = ["losses", "figures", "learning rate"];
-  const groups = [...new Set(series.map(({ group }) => group))].sort((a, b) => order.indexOf(a) - order.indexOf(b));
+  if (!series.length) {
+    remove("training");
+    return;
+  }
+  const order = ["losses", "metrics", "learning rate"];
+  const groups = [...new Set(series.map(({ group }) => group))].toSorted((a, b) => order.indexOf(a) - order.indexOf(b));
   const charts = groups.map((group) => {
     const members = series.filter((one) => one.group === group);
-    const all = members.flatMap(({ points }) => points);
+    const points = members.flatMap((one) => one.points);
     const place = element("div");
     byId("training-charts").append(element("figure", {}, element("h3", {}, group), place));
     const y =
-      group === "figures"
-        ? { ...shareAxis("Figure"), exact: percentSign }
-        : axisOver("", all.map(([, y]) => y).filter(known), { fromZero: true });
+      group === "metrics"
+        ? { ...shareAxis("Metric"), exact: percentSign }
+        : axisOver("", points.map((point) => point[1]).filter(isKnown), { fromZero: true });
     y.exact ??= (value) => value.toPrecision(3);
-    const chart = new LineChart(place, {
-      label: `${group} during training`,
-      x: axisOver(
-        data.training.x,
-        all.map(([x]) => x),
-      ),
-      y,
-      height: 260,
-    });
+    const steps = points.map(([step]) => step);
+    const x = axisOver(data.training.x, steps);
+    const chart = new LineChart(place, { label: `${group} during training`, x, y, height: 260 });
     return () =>
-      chart.set(members.map(({ name, points }, i) => ({ name, points, colour: colourOf(i + 4), dashed: i >= 7 })));
+      chart.set(
+        members.map((one, i) => ({ name: one.name, points: one.points, colour: colourOf(i + 4), dashed: i >= 7 })),
+      );
   });
+  // Only now, with all charts in the page, are their widths known.
   charts.forEach((draw) => draw());
 }
 
 function drawConfig() {
   const { versions, command } = data.subject;
-  const entries = Object.entries({ ...(command ? { command } : {}), ...(versions ?? {}) });
+  const entries = Object.entries({ ...(command ? { command } : {}), ...versions });
   byId("versions").replaceChildren(
     ...entries.map(([name, version]) => element("div", {}, element("dt", {}, name), element("dd", {}, version))),
   );
-  if (!data.config) return entries.length ? drop("config-text") : drop("config");
+  if (!data.config) {
+    remove(entries.length ? "config-text" : "config");
+    return;
+  }
   const text = byId("config-text").querySelector("pre");
   text.textContent = data.config;
   byId("copy").addEventListener("click", async () => {
-    // Where the browser keeps the clipboard from a file, the text is selected instead.
-    const done = await navigator.clipboard?.writeText(data.config).then(
+    // If the browser denies the clipboard to a local file, select the text instead.
+    const isCopied = await navigator.clipboard?.writeText(data.config).then(
       () => true,
       () => false,
     );
-    if (!done) getSelection().selectAllChildren(text);
-    byId("copy").textContent = done ? "Copied" : "Selected";
+    if (!isCopied) getSelection().selectAllChildren(text);
+    byId("copy").textContent = isCopied ? "Copied" : "Selected";
   });
 }
 
@@ -273,23 +315,21 @@ function drawContents() {
   );
 }
 
-const option = (value, text) => element("option", { value }, text);
-
 enableTheme();
 enablePrinting();
 drawHeading();
-drawFigures();
+drawMetrics();
 drawFindings();
 drawThreshold();
-drawClasses(drawCurves());
+drawClasses(drawCurves(data, names, slider));
 drawConfusion();
 drawErrors();
 drawSlices();
-drawCalibration();
+drawCalibration(data.calibration);
 drawProposals();
 drawOracles();
-drawGallery();
+drawGallery(data.gallery, names, slider);
 drawTraining();
 drawConfig();
 drawContents();
-if (byId("score")) slider.tell();
+if (byId("score")) slider.notify();

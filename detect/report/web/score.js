@@ -1,90 +1,93 @@
-// The one slider: the least score of the detections that count, and what follows from it.
+// The score slider and the metrics at a score threshold.
+
+import { byId, nearest, oncePerFrame, sum } from "./base.js";
 
 /**
- * Listens to the slider and tells the sections, at most once a frame: those in sight at once, the others when it has
- * come to rest, when they come into sight, or before printing.
+ * The slider for the score threshold.
+ *
+ * Visible sections are redrawn at most once per frame, others when the slider rests, when they become visible, or before
+ * printing.
  */
-class ScoreSlider {
-  constructor(edges, start = 0.5) {
-    this.edges = edges;
+export class ScoreSlider {
+  constructor(scores, start = 0.5) {
+    this.scores = scores;
     this.listeners = [];
-    this.watch = new IntersectionObserver((entries) => this.seen(entries), { rootMargin: "200px" });
+    this.observer = new IntersectionObserver((entries) => this.onVisible(entries), { rootMargin: "200px" });
     addEventListener("beforeprint", () => this.listeners.forEach(update));
     this.input = byId("score");
-    this.input.max = edges.length - 1;
-    this.input.value = edges.indexOf(nearest(edges, (edge) => edge - start));
+    this.input.max = scores.length - 1;
+    this.input.value = scores.indexOf(nearest(scores, (score) => score - start));
     this.input.addEventListener(
       "input",
-      oncePerFrame(() => this.tell()),
+      oncePerFrame(() => this.notify()),
     );
   }
 
-  /** The place of the slider among the edges. */
-  get at() {
+  /** Index of the threshold among the scores. */
+  get index() {
     return Number(this.input.value);
   }
 
   get score() {
-    return this.edges[this.at];
+    return this.scores[this.index];
   }
 
-  move(at) {
-    this.input.value = at;
-    this.tell();
+  move(index) {
+    this.input.value = index;
+    this.notify();
   }
 
-  /** Calls `draw` after each move; if it only concerns one section, then only while that is in sight. */
-  onchange(draw, section = null) {
-    this.listeners.push({ draw, section, inSight: section === null, stale: true });
-    if (section) this.watch.observe(section);
+  /** Calls `draw` after each move; with a section, only while that is visible. */
+  onChange(draw, section = null) {
+    this.listeners.push({ draw, section, isVisible: section === null, isStale: true });
+    if (section) this.observer.observe(section);
   }
 
-  seen(entries) {
+  onVisible(entries) {
     for (const { target, isIntersecting } of entries) {
       for (const listener of this.listeners.filter(({ section }) => section === target)) {
-        listener.inSight = isIntersecting;
+        listener.isVisible = isIntersecting;
         if (isIntersecting) update(listener);
       }
     }
   }
 
-  tell() {
+  notify() {
     byId("score-value").textContent = this.score.toFixed(2);
     this.input.setAttribute("aria-valuetext", this.score.toFixed(2));
     for (const listener of this.listeners) {
-      listener.stale = true;
-      if (listener.inSight) update(listener);
+      listener.isStale = true;
+      if (listener.isVisible) update(listener);
     }
-    clearTimeout(this.rest);
-    this.rest = setTimeout(() => this.listeners.forEach(update), 200);
+    clearTimeout(this.timeout);
+    this.timeout = setTimeout(() => this.listeners.forEach(update), 200);
   }
 }
 
 function update(listener) {
-  if (!listener.stale) return;
-  listener.stale = false;
+  if (!listener.isStale) return;
+  listener.isStale = false;
   listener.draw();
 }
 
-/** Scores from 0 to 1 in steps of 0.01, for data without its own. */
-const hundredths = () => Array.from({ length: 101 }, (_, step) => step / 100);
+/** Returns the scores 0, 0.01 … 1, for data without thresholds. */
+export const hundredths = () => Array.from({ length: 101 }, (_, step) => step / 100);
 
-/** Precision, recall and F1 of one class, or of all objects together where `label` is null; null where undefined. */
-function ratesAt(thresholds, at, label = null) {
-  const of = (table) => (label === null ? sum(table.map((row) => row[at])) : table[label][at]);
-  const hits = of(thresholds.hits);
-  const wrong = of(thresholds.false);
-  const truths = label === null ? sum(thresholds.truths) : thresholds.truths[label];
-  const found = hits + wrong;
+/** Returns precision, recall and F1 of a class, or of all objects if `label` is null; null where undefined. */
+export function metricsAt(thresholds, index, label = null) {
+  const total = (table) => (label === null ? sum(table.map((row) => row[index])) : table[label][index]);
+  const truePositives = total(thresholds.true_positives);
+  const detections = truePositives + total(thresholds.false_positives);
+  const objects = label === null ? sum(thresholds.ground_truths) : thresholds.ground_truths[label];
   return {
-    precision: found ? hits / found : null,
-    recall: truths ? hits / truths : null,
-    f1: truths ? (2 * hits) / (found + truths) : null,
+    precision: detections ? truePositives / detections : null,
+    recall: objects ? truePositives / objects : null,
+    f1: objects ? (2 * truePositives) / (detections + objects) : null,
   };
 }
 
-/** The place of the highest F1 over all objects; the highest score of several. */
-function bestPlace(thresholds) {
-  const all = thresholds.edges.map((_, at) => ratesAt(thresholds, at).f1 ?? 0);
+/** Returns the index of the threshold with the highest F1 over all objects, the highest one among equals. */
+export function bestIndex(thresholds) {
+  const all = thresholds.scores.map((_, index) => metricsAt(thresholds, index).f1 ?? 0);
   return all.lastIndexOf(Math.max(...all));
 }

@@ -1,33 +1,37 @@
-// A table that sorts by its headings and can be filtered by name.
+// A table that can be sorted by its columns and filtered by name.
+
+import { element, isKnown } from "./base.js";
 
 /**
- * Builds the table into `place` and gives back {refresh}, which writes the columns marked `live` anew.
+ * Builds the table into `place` and returns {refresh}, which rewrites the columns marked `live`.
  *
- * A column is {name, title, unit, value: row => what to sort by, show: row => text or node, live}. The first one names
- * the row. `onpick(row)` is called for a click on a name.
+ * A column is {name, title, unit, value: row => sort key, show: row => text or node, live}. The first column names the
+ * row. `onPick(row)` is called for a click on a name.
  */
-function sortableTable(place, columns, rows, { label, filterFrom = 12, onpick = null }) {
+export function sortableTable(place, columns, rows, { label, filterFrom = 12, onPick = null }) {
   const body = element("tbody");
-  const lines = rows.map((row) => tableLine(columns, row, onpick));
+  const lines = rows.map((row) => tableLine(columns, row, onPick));
   const headings = columns.map((column) => heading(column, () => sort(column)));
-  let sorted = { column: null, falling: false };
+  let sorted = { column: null, isDescending: false };
 
   function sort(column) {
-    // Numbers begin with the largest, names with A.
-    const first = column !== columns[0];
-    const falling = sorted.column === column ? !sorted.falling : first;
-    sorted = { column, falling };
-    lines.sort((a, b) => compared(column.value(a.row), column.value(b.row), falling));
+    // The first click sorts numbers in descending, names in ascending order.
+    const isDescending = sorted.column === column ? !sorted.isDescending : column !== columns[0];
+    sorted = { column, isDescending };
+    lines.sort((a, b) => compare(column.value(a.row), column.value(b.row), isDescending));
     body.replaceChildren(...lines.map((line) => line.node));
     headings.forEach((node, i) => {
-      if (columns[i] === column) node.setAttribute("aria-sort", falling ? "descending" : "ascending");
+      if (columns[i] === column) node.setAttribute("aria-sort", isDescending ? "descending" : "ascending");
       else node.removeAttribute("aria-sort");
     });
   }
 
   function refresh() {
-    for (const { row, cells } of lines)
-      columns.forEach((column, i) => column.live && (cells[i].textContent = column.show(row)));
+    for (const { row, cells } of lines) {
+      columns.forEach((column, i) => {
+        if (column.live) cells[i].textContent = column.show(row);
+      });
+    }
   }
 
   body.append(...lines.map((line) => line.node));
@@ -48,10 +52,10 @@ function heading(column, sort) {
   return element("th", { scope: "col", class: column.wide ? "wide" : null }, button);
 }
 
-function tableLine(columns, row, onpick) {
+function tableLine(columns, row, onPick) {
   const [name, ...others] = columns;
-  const shown = name.show(row);
-  const pick = onpick ? element("button", { type: "button", class: "pick", onclick: () => onpick(row) }, shown) : shown;
+  const text = name.show(row);
+  const pick = onPick ? element("button", { type: "button", class: "pick", onclick: () => onPick(row) }, text) : text;
   const cells = [
     element("th", { scope: "row" }, pick),
     ...others.map((column) => element("td", { class: column.wide ? "wide" : "number" }, column.show(row))),
@@ -59,25 +63,25 @@ function tableLine(columns, row, onpick) {
   return { row, cells, node: element("tr", {}, cells) };
 }
 
-/** Unknown values come last, whichever way. */
-function compared(a, b, falling) {
-  if (!known(a) || !known(b)) return known(b) - known(a);
+/** Compares two sort keys; unknown values come last in both orders. */
+function compare(a, b, isDescending) {
+  if (!isKnown(a) || !isKnown(b)) return isKnown(b) - isKnown(a);
   const order = typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
-  return falling ? -order : order;
+  return isDescending ? -order : order;
 }
 
 function filterBox(lines, column) {
-  const found = element("output");
+  const matches = element("output");
   const input = element("input", {
     type: "search",
     placeholder: "Filter by name",
     "aria-label": "Filter by name",
     oninput: () => {
-      const wanted = input.value.trim().toLowerCase();
-      for (const line of lines) line.node.hidden = !column.value(line.row).toLowerCase().includes(wanted);
-      const left = lines.filter((line) => !line.node.hidden).length;
-      found.textContent = wanted ? `${left} of ${lines.length}` : "";
+      const pattern = input.value.trim().toLowerCase();
+      for (const line of lines) line.node.hidden = !column.value(line.row).toLowerCase().includes(pattern);
+      const visible = lines.filter((line) => !line.node.hidden).length;
+      matches.textContent = pattern ? `${visible} of ${lines.length}` : "";
     },
   });
-  return element("div", { class: "controls row filter" }, input, found);
+  return element("div", { class: "controls row filter" }, input, matches);
 }

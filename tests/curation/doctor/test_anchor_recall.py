@@ -1,4 +1,4 @@
-"""The ceiling of anchors against all anchors that the generator lays, and proposals that fit better."""
+"""Anchor ceiling against all anchors of the generator, and proposed anchors."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from detect.curation.doctor import anchor_recall
 from detect.curation.doctor.anchor_recall import (
     Anchors,
-    Truths,
+    GroundTruths,
     best_overlaps,
     ceiling,
+    ground_truths,
     kmeans,
     propose,
     shape_iou,
-    truths,
 )
 from detect.data.dataset import Record
 from detect.data.transforms import Resize
@@ -39,13 +39,13 @@ def made(boxes, canvas, image=None):
     n = len(boxes)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     sizes = np.tile(np.array(image or canvas, dtype=np.float64), (n, 1))
-    return Truths(boxes, sizes, np.tile(np.array(canvas), (n, 1)), areas)
+    return GroundTruths(boxes, sizes, np.tile(np.array(canvas), (n, 1)), areas)
 
 
-def test_no_truths():
-    none = truths([record([])], Resize(100, 200), 1)
+def test_no_ground_truths():
+    none = ground_truths([record([])], Resize(100, 200), 1)
     assert len(none.boxes) == 0 and ceiling(none, Anchors(((32.0,),), (1.0,), (16,))) == {}
-    assert truths([], Resize(100, 200), 1).boxes.shape == (0, 4)
+    assert ground_truths([], Resize(100, 200), 1).boxes.shape == (0, 4)
 
 
 def test_by_hand():
@@ -58,8 +58,8 @@ def test_by_hand():
     assert rows["small, up to 32²"]["truths"] == 3 and rows["medium"]["truths"] == 1
 
 
-def test_truths_are_as_the_network_sees_them():
-    seen = truths([record([[10, 20, 50, 60], [0, 0, 9, 9]], crowd=[1])], Resize(50, 1000), 1)
+def test_ground_truths_are_as_the_network_sees_them():
+    seen = ground_truths([record([[10, 20, 50, 60], [0, 0, 9, 9]], crowd=[1])], Resize(50, 1000), 1)
     np.testing.assert_allclose(seen.boxes, [[5, 10, 25, 30]])
     assert seen.images.tolist() == [[50, 100]] and seen.canvases.tolist() == [[64, 128]]
     assert seen.areas.tolist() == [1600]  # of the file
@@ -94,7 +94,7 @@ def test_the_nearest_cell_has_the_best_of_all_anchors(seed, border, rounded, fit
 
 
 def test_the_proposal_finds_the_shapes_of_the_data():
-    """Truths of two sizes and two ratios, and anchors that fit none of them."""
+    """Ground truths of two sizes and two ratios, and anchors that fit none of them."""
     rng = np.random.default_rng(0)
     size, ratio = rng.choice([24.0, 80.0], 400), rng.choice([0.5, 2.0], 400)
     sides = np.stack([size / np.sqrt(ratio), size * np.sqrt(ratio)], axis=1)

@@ -1,4 +1,4 @@
-"""Images that are there twice, exactly or nearly, and splits that share them."""
+"""Exact and near duplicates of images, and splits that share them."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from detect.curation.doctor import duplicates
-from detect.curation.doctor.image_checks import look_at, look_at_images
+from detect.curation.doctor.image_checks import inspect_image, inspect_images
 
 DATA = Path(os.environ.get("DETECT_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
 
@@ -24,8 +24,8 @@ def save(path, pixels, **options):
     return path
 
 
-def look(*paths):
-    return list(look_at_images(paths, workers=1, progress=False).values())
+def inspect(*paths):
+    return list(inspect_images(paths, workers=1, progress=False).values())
 
 
 def test_none_and_one():
@@ -42,13 +42,13 @@ def test_the_same_pixels_whatever_the_file(tmp_path):
         save(tmp_path / "d.png", same, compress_level=1),
         save(tmp_path / "e.png", same[::-1]),
     ]
-    assert duplicates.exact(look(*paths)) == [[paths[0], paths[1], paths[3]]]
+    assert duplicates.exact(inspect(*paths)) == [[paths[0], paths[1], paths[3]]]
     # The shape belongs to the pixels: these two have the same bytes.
     flat = [
         save(tmp_path / "wide.png", np.zeros((2, 8, 3), np.uint8)),
         save(tmp_path / "high.png", np.zeros((8, 2, 3), np.uint8)),
     ]
-    assert duplicates.exact(look(*flat)) == []
+    assert duplicates.exact(inspect(*flat)) == []
 
 
 def test_nearly_the_same(tmp_path):
@@ -64,7 +64,7 @@ def test_nearly_the_same(tmp_path):
         save(tmp_path / "squeezed.png", cv2.resize(pixels, (100, 150), interpolation=cv2.INTER_AREA)),
         save(tmp_path / "else.png", picture(2)),
     ]
-    pairs = duplicates.near(look(original, *same, *other))
+    pairs = duplicates.near(inspect(original, *same, *other))
     assert {(pair.first, pair.second) for pair in pairs if original in pair[:2]} == {(original, path) for path in same}
     assert {path for pair in pairs for path in pair[:2]} == {original, *same}
     assert all(duplicates.CORRELATION <= pair.correlation <= 1 for pair in pairs)
@@ -77,7 +77,7 @@ def test_pictures_of_nothing_are_not_compared(tmp_path):
         save(tmp_path / f"{level}.png", rng.integers(level, level + 4, (60, 80, 3), dtype=np.uint8))
         for level in (9, 200)
     ]
-    assert duplicates.near(look(*paths)) == []
+    assert duplicates.near(inspect(*paths)) == []
 
 
 def test_the_hash_says_where_it_gets_brighter():
@@ -105,7 +105,7 @@ def test_unions_and_leaks():
 
 
 def test_photographs_saved_anew_are_found_and_others_are_not(tmp_path):
-    """Of 40 photographs and their small, poor copies, all pairs are found and nothing else."""
+    """All pairs of 40 photographs and their small, compressed copies are found, and no other pair."""
     if not (DATA / "voc2007").is_dir():
         pytest.skip(f"{DATA / 'voc2007'} is not there; set DETECT_DATA")
     paths = sorted((DATA / "voc2007" / "JPEGImages").glob("*.jpg"))[:40]
@@ -114,17 +114,17 @@ def test_photographs_saved_anew_are_found_and_others_are_not(tmp_path):
         with Image.open(path) as image:
             image.resize((image.width * 2 // 3, image.height * 2 // 3)).save(tmp_path / path.name, quality=40)
         copies.append(tmp_path / path.name)
-    pairs = {(pair.first, pair.second) for pair in duplicates.near(look(*paths, *copies))}
+    pairs = {(pair.first, pair.second) for pair in duplicates.near(inspect(*paths, *copies))}
     assert pairs == set(zip(paths, copies, strict=True))
 
 
 def test_a_look_at_what_is_no_image(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "folder.png").mkdir()
-    assert look_at(tmp_path / "text.png").rule == "unreadable-image"
-    assert look_at(tmp_path / "folder.png").rule == "missing-image"
-    assert look_at(Path("x" * 5000)).rule in ("missing-image", "unreadable-image")
+    assert inspect_image(tmp_path / "text.png").rule == "unreadable-image"
+    assert inspect_image(tmp_path / "folder.png").rule == "missing-image"
+    assert inspect_image(Path("x" * 5000)).rule in ("missing-image", "unreadable-image")
     with (tmp_path / "endless.jpg").open("wb") as file:
         file.write(b"\xff\xd8\xff")
-        file.truncate(2**31)  # sparse: it takes no room
-    assert look_at(tmp_path / "endless.jpg").rule == "huge-image"
+        file.truncate(2**31)  # sparse: it needs no disk space
+    assert inspect_image(tmp_path / "endless.jpg").rule == "huge-image"

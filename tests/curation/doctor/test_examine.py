@@ -1,4 +1,4 @@
-"""Data sets with planted defects, one of each kind: every one is found, with its file, its place and an advice."""
+"""Data sets with one planted defect of each kind: all are found, with file, location and advice."""
 
 import json
 import os
@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from detect.curation.doctor.diagnosis import CHECKS
-from detect.curation.doctor.examine import check
-from detect.curation.doctor.mending import LOG, fix
+from detect.curation.doctor.examine import examine
+from detect.curation.doctor.repair.copy import LOG, write_repaired_copy
 from detect.data.read import read
 from detect.data.transforms import Resize
 from detect.errors import UserError
@@ -25,7 +25,7 @@ SIZE = (96, 64)
 
 
 def picture(seed, size=SIZE):
-    """Soft blobs, for each seed others; RGB."""
+    """Return an RGB image of soft blobs, different for each seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
 
@@ -46,12 +46,12 @@ def rules(report):
 
 
 def places(report, rule):
-    """File and place of each finding of a rule."""
+    """Return file and location of each finding of a rule."""
     return [(finding.path.name, finding.place) for finding in report.findings if finding.rule == rule]
 
 
-def looks(root, **options):
-    return check(root, progress=False, workers=1, **options)
+def report_of(root, **options):
+    return examine(root, progress=False, workers=1, **options)
 
 
 def huge_png():
@@ -66,7 +66,7 @@ def huge_png():
 
 
 class Coco:
-    """A clean data set: every image has one box of each class."""
+    """Clean data set in which every image has one box of each class."""
 
     def __init__(self, root):
         self.root, self.seed, self.next = root, 0, {"train": 1, "val": 1}
@@ -84,7 +84,7 @@ class Coco:
             self.add("val", f"{name}.png")
 
     def add(self, split, name, seed=None, boxes=True, size=SIZE, **options):
-        """One more image with its entry and boxes; returns the two annotations."""
+        """Add an image with its entry and boxes, and return the two annotations."""
         self.seed += 1
         save(self.root / split / name, self.seed if seed is None else seed, size, **options)
         return self.enter(split, name, size, boxes)
@@ -119,14 +119,14 @@ class Coco:
 
 def test_a_clean_set_has_no_findings(tmp_path):
     root = Coco(tmp_path).write()
-    report = looks(root)
+    report = report_of(root)
     assert report.findings == () and report.clean
     assert (report.format, report.splits, report.boxes) == ("coco", {"train": 3, "val": 2}, 10)
-    assert looks(root, splits=["val"]).splits == {"val": 2}
+    assert report_of(root, splits=["val"]).splits == {"val": 2}
 
 
 def planted(root):
-    """A data set in COCO layout with one defect of each kind; the file and the place of each, by rule."""
+    """Write a COCO data set with one defect of each kind, and return file and location by rule."""
     data = Coco(root)
     train = data.documents["train"]
     here = "instances_train.json"
@@ -140,7 +140,7 @@ def planted(root):
         return f"annotation {entry['id']} of image {entry['image_id']}"
 
     def change(rule, **fields):
-        """An image of its own whose first annotation has other fields."""
+        """Add an image whose first annotation has other fields."""
         entry = data.add("train", f"{rule}.png")[0]
         entry.update(fields)
         plant(rule, place=annotation(entry))
@@ -236,14 +236,14 @@ def planted(root):
 def test_every_planted_defect_is_found(tmp_path):
     defects = planted(tmp_path)
     assert len(defects) >= 35
-    report = looks(tmp_path)
+    report = report_of(tmp_path)
     found = {finding.rule for finding in report.findings}
     assert found == set(defects)
     for rule, (file, place) in defects.items():
         assert (file, place) in places(report, rule), (rule, places(report, rule))
     for finding in report.findings:
         assert finding.what and "\n" not in finding.what and finding.advice == CHECKS[finding.rule].advice
-    # Nothing but what was planted: out.png is a link and a path, val lacks two classes and train one.
+    # Only planted defects: out.png is a link and a path, val lacks two classes and train one.
     assert {rule: count for rule, count in rules(report).items() if count > 1} == {
         "path-outside-root": 2,
         "missing-class": 3,
@@ -252,7 +252,7 @@ def test_every_planted_defect_is_found(tmp_path):
 
 def test_errors_come_first_and_the_report_goes_into_json(tmp_path):
     planted(tmp_path)
-    report = looks(tmp_path)
+    report = report_of(tmp_path)
     severities = [finding.severity for finding in report.findings]
     assert severities == sorted(severities, key=("error", "warning", "note").index)
     document = json.loads(json.dumps(report.as_dict()))
@@ -265,8 +265,8 @@ def test_tiny_is_what_the_network_sees(tmp_path):
     data = Coco(tmp_path)
     data.documents["train"]["annotations"][0]["bbox"] = [8, 8, 3, 20]
     root = data.write()
-    assert rules(looks(root)) == {}
-    report = looks(root, resize=Resize(32, 64))  # half the size
+    assert rules(report_of(root)) == {}
+    report = report_of(root, resize=Resize(32, 64))  # half the size
     assert [finding.what for finding in report.findings] == [
         "annotation 1 of image 1: the network sees 1.5 × 10 pixels of the box in a.png, 96 × 64"
     ]
@@ -278,7 +278,7 @@ def test_the_same_file_in_two_splits(tmp_path):
         folder = "train" if name < "d" else "val"
         (tmp_path / folder / name).rename(tmp_path / name)
     data.enter("val", "a.png")
-    report = looks(data.write())
+    report = report_of(data.write())
     assert [(f.rule, f.path.name, f.what) for f in report.findings] == [
         ("leaked-image", "a.png", "splits train and val both have it")
     ]
@@ -286,19 +286,19 @@ def test_the_same_file_in_two_splits(tmp_path):
 
 def test_a_mistake_of_the_user(tmp_path):
     with pytest.raises(UserError, match="there is no such folder"):
-        check(tmp_path / "none")
+        examine(tmp_path / "none")
     with pytest.raises(UserError, match="no data set of a known format"):
-        check(tmp_path)
+        examine(tmp_path)
     Coco(tmp_path).write()
     with pytest.raises(UserError, match="no split test; name one of train, val"):
-        check(tmp_path, ["test"])
+        examine(tmp_path, ["test"])
 
 
 # ------------------------------------------------------------------------------------------------------------------ VOC
 
 
 def voc(root, splits):
-    """VOC layout; `splits` gives each its stems. Every image has one cat and one dog."""
+    """Write a VOC data set with these stems per split; every image has one cat and one dog."""
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / name).mkdir(parents=True, exist_ok=True)
     for split, stems in splits.items():
@@ -322,10 +322,10 @@ def xml(root, stem, *objects, size=SIZE):
 
 def test_a_clean_voc_set_and_its_union(tmp_path):
     root = voc(tmp_path, {"train": "abc", "val": "de", "trainval": "abcde"})
-    assert looks(root).findings == ()
-    # But a validation split within the training split is no union.
+    assert report_of(root).findings == ()
+    # A validation split within the training split is no union.
     root = voc(tmp_path / "leak", {"train": "abc", "val": "ab"})
-    assert rules(looks(root)) == {"leaked-image": 2}
+    assert rules(report_of(root)) == {"leaked-image": 2}
 
 
 def test_planted_defects_in_voc(tmp_path):
@@ -352,7 +352,7 @@ def test_planted_defects_in_voc(tmp_path):
     lists = root / "ImageSets" / "Main" / "train.txt"
     lists.write_text(lists.read_text() + "d\n../x\n")
 
-    report = looks(root)
+    report = report_of(root)
     assert {rule: places(report, rule) for rule in rules(report)} == {
         "missing-image": [("a.jpg", "")],
         "missing-annotation": [("b.xml", "")],
@@ -397,7 +397,7 @@ def label(root, split, stem, text):
 
 
 def test_a_clean_yolo_set(tmp_path):
-    assert looks(yolo(tmp_path, "abc", "de")).findings == ()
+    assert report_of(yolo(tmp_path, "abc", "de")).findings == ()
 
 
 def test_planted_defects_in_yolo(tmp_path):
@@ -418,7 +418,7 @@ def test_planted_defects_in_yolo(tmp_path):
     save(root / "images" / "val" / "leak.png", zlib.crc32(b"f"))
     save(root / "images" / "stray.png", 78)
 
-    report = looks(root)
+    report = report_of(root)
     assert {rule: places(report, rule) for rule in rules(report)} == {
         "missing-label": [("a.txt", "")],
         "no-boxes": [("a.txt", "")],
@@ -446,46 +446,46 @@ def test_planted_defects_in_yolo(tmp_path):
 def test_a_broken_head_is_a_finding(tmp_path):
     root = Coco(tmp_path).write()
     (root / "annotations" / "instances_val.json").write_text('{"images": [\n}')
-    report = looks(root)
+    report = report_of(root)
     assert places(report, "broken-file") == [("instances_val.json", "line 2 column 1")]
     assert report.splits == {"train": 3}
-    with pytest.raises(UserError, match="mend that by hand before --fix"):
-        fix(report, tmp_path.with_name("fixed"))
+    with pytest.raises(UserError, match="correct that by hand before --fix"):
+        write_repaired_copy(report, tmp_path.with_name("fixed"))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"images": ' + "9" * 10_000 + "}", "\0", "[]", "null", "NaN"])
 def test_hostile_json(tmp_path, text):
     root = Coco(tmp_path).write()
     (root / "annotations" / "instances_train.json").write_text(text)
-    assert rules(looks(root))["broken-file"] == 1
+    assert rules(report_of(root))["broken-file"] == 1
 
 
 def test_broken_yaml_and_aliases(tmp_path):
     root = yolo(tmp_path, "ab", "c")
     for text in ("names: [", "a: &a [x]\nb: *a\n", "[]"):
         (root / "data.yaml").write_text(text)
-        assert places(looks(root), "broken-file")[0][0] == "data.yaml"
+        assert places(report_of(root), "broken-file")[0][0] == "data.yaml"
 
 
 def test_pipes_devices_and_huge_files_are_not_opened(tmp_path):
     root = voc(tmp_path, {"train": "ab", "val": "c"})
     os.mkfifo(root / "ImageSets" / "Main" / "cat_train.txt")
-    os.truncate(root / "Annotations" / "a.xml", 2**33)  # sparse: it takes no room
+    os.truncate(root / "Annotations" / "a.xml", 2**33)  # sparse: it needs no disk space
     (root / "Annotations" / "zero.xml").symlink_to("/dev/zero")
-    report = looks(root)
+    report = report_of(root)
     assert {rule: places(report, rule) for rule in rules(report)} == {
         "special-file": [("cat_train.txt", "")],
         "oversized-file": [("a.xml", "")],
         "path-outside-root": [("zero.xml", "")],
     }
-    with pytest.raises(UserError, match="mend that by hand"):
-        fix(report, tmp_path.with_name("fixed"))
+    with pytest.raises(UserError, match="correct that by hand"):
+        write_repaired_copy(report, tmp_path.with_name("fixed"))
 
 
 def test_a_huge_annotation_file_is_not_read(tmp_path):
     root = Coco(tmp_path).write()
-    os.truncate(root / "annotations" / "instances_train.json", 2**33)  # sparse: it takes no room
-    report = looks(root)
+    os.truncate(root / "annotations" / "instances_train.json", 2**33)  # sparse: it needs no disk space
+    report = report_of(root)
     assert places(report, "oversized-file") == [("instances_train.json", "")] and not report.clean
 
 
@@ -497,7 +497,7 @@ def test_links_out_of_the_root_are_not_followed(tmp_path):
     (root / "JPEGImages" / "a.jpg").symlink_to(outside / "a.jpg")
     (root / "JPEGImages" / "loop.jpg").symlink_to("loop.jpg")
     (root / "more").symlink_to(tmp_path)
-    report = looks(root)
+    report = report_of(root)
     assert rules(report) == {"path-outside-root": 4}
     assert {file for file, _ in places(report, "path-outside-root")} == {"a.jpg", "loop.jpg", "more"}
 
@@ -506,7 +506,7 @@ def test_names_of_any_kind(tmp_path):
     data = Coco(tmp_path)
     for name in ("x" * 5000, "nul\0.png", "line\nbreak.png", "/etc/passwd", "<script>.png", "\ud800.png"):
         data.enter("train", name, boxes=False)
-    report = looks(data.write())
+    report = report_of(data.write())
     assert set(rules(report)) <= {"missing-image", "path-outside-root", "broken-file", "unreadable-image"}
     assert sum(rules(report).values()) >= 1
     assert all(finding.what.isprintable() for finding in report.findings)
@@ -514,7 +514,7 @@ def test_names_of_any_kind(tmp_path):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_files_with_random_damage(tmp_path, seed):
-    """Whatever the bytes, the doctor comes to an end, and what he mends stays mended."""
+    """For any bytes the check finishes, and repaired problems do not come back."""
     rng = np.random.default_rng(seed)
     makers = (
         lambda root: Coco(root).write(),
@@ -546,29 +546,29 @@ def test_files_with_random_damage(tmp_path, seed):
             start = int(rng.integers(len(data) + 1))
             data[start : start + int(rng.integers(0, 9))] = words[rng.integers(len(words))]
             path.write_bytes(data)
-        report = looks(root)
+        report = report_of(root)
         try:
-            fix(report, tmp_path / f"{number} mended")
+            write_repaired_copy(report, tmp_path / f"{number} repaired")
         except UserError:
             assert not report.clean
         else:
-            assert not [f for f in looks(tmp_path / f"{number} mended").findings if CHECKS[f.rule].mended]
+            assert not [f for f in report_of(tmp_path / f"{number} repaired").findings if CHECKS[f.rule].repaired]
 
 
-# -------------------------------------------------------------------------------------------------------------- mending
+# --------------------------------------------------------------------------------------------------------------- repair
 
 
 def state(root):
-    """The contents of every file."""
+    """Return the content of every file."""
     return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def mended(root):
-    """The mended copy and what was done; the original stays as it is."""
-    out = root.with_name(f"{root.name}-mended")
+def repaired(root):
+    """Return the repaired copy and the changes, and check that the original is unchanged."""
+    out = root.with_name(f"{root.name}-repaired")
     (root / "README.md").write_text("# Cats and dogs\n")
     before = state(root)
-    log = fix(looks(root), out)
+    log = write_repaired_copy(report_of(root), out)
     assert state(root) == before
     assert (out / LOG).read_text(encoding="utf-8").splitlines() == log
     assert not [path for path in out.rglob("*") if path.is_symlink() or (path.stat().st_nlink > 1 and path.is_file())]
@@ -585,7 +585,7 @@ def test_images_of_another_split_below_a_folder_stay_there(tmp_path):
     (root / "train.txt").write_text("".join(f"images/{name}\n" for name in names))
     text = (root / "data.yaml").read_text()
     (root / "data.yaml").write_text(re.sub("train: .*", "train: train.txt", text))
-    out, log = mended(root)
+    out, log = repaired(root)
     assert log == []
     for split in ("train", "val"):
         assert [r.path.name for r in read(out, split).records] == [r.path.name for r in read(root, split).records]
@@ -598,24 +598,24 @@ def test_a_clean_set_is_copied_as_it_is(tmp_path):
         yolo(tmp_path / "yolo", "abc", "de"),
     )
     for root in sets:
-        out, log = mended(root)
+        out, log = repaired(root)
         assert log == []
         images, copies = ({k: v for k, v in state(one).items() if k.suffix != ".yaml"} for one in (root, out))
         assert copies.pop(Path(LOG)) == b""
         assert {k: json.loads(v) if k.suffix == ".json" else v for k, v in images.items()} == {
             k: json.loads(v) if k.suffix == ".json" else v for k, v in copies.items()
         }
-        assert looks(out).findings == ()
+        assert report_of(out).findings == ()
 
 
-def test_a_mended_coco_set(tmp_path):
+def test_a_repaired_coco_set(tmp_path):
     defects = planted(tmp_path / "data")
     (tmp_path / "data" / "pipe.png").unlink()
-    out, _ = mended(tmp_path / "data")
-    report = looks(out)
-    assert not [finding for finding in report.findings if CHECKS[finding.rule].mended], rules(report)
-    # What only a person can mend is there still, and nothing new.
-    kept = {rule for rule in defects if not CHECKS[rule].mended}
+    out, _ = repaired(tmp_path / "data")
+    report = report_of(out)
+    assert not [finding for finding in report.findings if CHECKS[finding.rule].repaired], rules(report)
+    # Only problems that need a person remain.
+    kept = {rule for rule in defects if not CHECKS[rule].repaired}
     assert set(rules(report)) <= kept
     assert {"class-conflict", "tiny-box", "unknown-category", "broken-file", "exif-unrotated"} <= set(rules(report))
 
@@ -629,31 +629,31 @@ def test_a_mended_coco_set(tmp_path):
     assert [len(boxes[f"{rule}.png"]) for rule in ("nan-box", "zero-area", "negative-size", "outside-image")] == [1] * 4
     ids = [entry["id"] for entry in document["annotations"]]
     assert len(set(ids)) == len(ids)
-    # Of a pair one stays, and where they were in two splits, that of the split that judges.
+    # One image of a pair stays; if they were in two splits, that of the evaluation split.
     files = {path.name for path in out.rglob("*.*g")}
     assert {"a.png", "leak.png", "d.png"} <= files and files.isdisjoint({"twin.png", "b.png", "again.jpg", "stray.png"})
-    # Written upright: the same pixels as before, within what JPEG loses, and no EXIF.
+    # Written upright: the same pixels up to the loss of JPEG, and no EXIF.
     upright = Image.open(out / "train" / "upright.jpg")
     assert not upright.getexif()
     before = np.asarray(Image.open(tmp_path / "data" / "train" / "upright.jpg"))[::-1, ::-1]
     assert np.abs(np.asarray(upright).astype(int) - before).mean() < 2
 
 
-def test_a_mended_set_can_be_read(tmp_path):
-    """All that the reader refuses is gone where none of it needs a person."""
+def test_a_repaired_set_can_be_read(tmp_path):
+    """A copy without defects that need a person can be read."""
     root = voc(tmp_path / "voc", {"train": [*"abcdefg", "twin"], "val": ["v", "leak"]})
     cat, dog = ("cat", 9, 9, 38, 28), ("dog", 41, 31, 60, 55)
     (root / "JPEGImages" / "a.jpg").unlink()
     (root / "Annotations" / "b.xml").unlink()
     xml(root, "c", cat, dog, cat, ("dog", 41, 31, 41, 31))
     xml(root, "d", cat, ("dog", 80, 31, 120, 55), size=(5, 5))
-    xml(root, "e", cat, ("dog", 96, 31, 120, 55), dog)  # a pixel wide within the image, which VOC cannot say
+    xml(root, "e", cat, ("dog", 96, 31, 120, 55), dog)  # one pixel wide within the image, which VOC cannot represent
     (root / "JPEGImages" / "twin.jpg").write_bytes((root / "JPEGImages" / "d.jpg").read_bytes())
     (root / "JPEGImages" / "leak.jpg").write_bytes((root / "JPEGImages" / "f.jpg").read_bytes())
     lists = root / "ImageSets" / "Main" / "train.txt"
     lists.write_text(lists.read_text() + "d\n")
-    out, log = mended(root)
-    assert looks(out).findings == ()
+    out, log = repaired(root)
+    assert report_of(out).findings == ()
     assert (out / "ImageSets" / "Main" / "train.txt").read_text().split() == ["c", "d", "e", "g"]
     train = read(out, "train", progress=False)
     assert [record.boxes.tolist() for record in train.records] == [
@@ -666,7 +666,7 @@ def test_a_mended_set_can_be_read(tmp_path):
     assert len(log) > 5
 
 
-def test_a_mended_yolo_set(tmp_path):
+def test_a_repaired_yolo_set(tmp_path):
     root = yolo(tmp_path / "yolo", [*"abcdef", "twin"], ["v", "leak"])
     (root / "labels" / "train" / "a.txt").unlink()
     label(root, "train", "b", "0 0.1 0.3 0.3 0.3\n1 0.5 0.5 1.1 0.5 0.9 0.9\n0 0.1 0.3 0.3 0.3\n")
@@ -674,8 +674,8 @@ def test_a_mended_yolo_set(tmp_path):
     (root / "images" / "train" / "d.png").write_bytes(b"")
     save(root / "images" / "train" / "twin.png", zlib.crc32(b"e"))
     save(root / "images" / "val" / "leak.png", zlib.crc32(b"f"))
-    out, _ = mended(root)
-    assert set(rules(looks(out))) == {"no-boxes"}  # a.png, which now is said to be empty
+    out, _ = repaired(root)
+    assert set(rules(report_of(out))) == {"no-boxes"}  # a.png, which now has an empty label file
     assert (out / "labels" / "train" / "a.txt").read_text() == ""
     assert (out / "labels" / "train" / "b.txt").read_text() == "0 0.125 0.3 0.25 0.3\n1 0.5 0.5 1 0.5 0.9 0.9\n"
     assert (out / "labels" / "train" / "c.txt").read_text() == LINES
@@ -685,16 +685,16 @@ def test_a_mended_yolo_set(tmp_path):
 def test_a_yolo_file_of_two_splits_ends_in_one(tmp_path):
     root = yolo(tmp_path / "yolo", "abc", "de")
     (root / "data.yaml").write_text("names: [cat, dog]\ntrain: [images/train, images/val]\nval: images/val\n")
-    assert rules(looks(root)) == {"leaked-image": 2}
-    out, _ = mended(root)
-    assert looks(out).splits == {"train": 3, "val": 2} and looks(out).findings == ()
+    assert rules(report_of(root)) == {"leaked-image": 2}
+    out, _ = repaired(root)
+    assert report_of(out).splits == {"train": 3, "val": 2} and report_of(out).findings == ()
 
 
 def test_where_a_copy_may_not_go(tmp_path):
     root = Coco(tmp_path / "data").write()
-    report = looks(root)
+    report = report_of(root)
     with pytest.raises(UserError, match="lies in the data set"):
-        fix(report, root / "mended")
+        write_repaired_copy(report, root / "repaired")
     with pytest.raises(UserError, match="not empty"):
-        fix(report, tmp_path)
+        write_repaired_copy(report, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]

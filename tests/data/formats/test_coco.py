@@ -1,4 +1,4 @@
-"""COCO's files as the COCO project and as Roboflow lay them out."""
+"""COCO files in the layouts of the COCO project and of Roboflow."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_boxes_labels_crowds_and_areas(tmp_path):
         ("cat", "dog"),
         (3, 7),
     )
-    assert dataset.mended == ()
+    assert dataset.repaired == ()
     first, second = dataset.records
     np.testing.assert_array_equal(first.boxes, [[1.5, 2, 11.5, 22]])
     np.testing.assert_array_equal(first.areas, [55.5])
@@ -78,7 +78,7 @@ def test_iscrowd_may_be_a_boolean(tmp_path):
     official(tmp_path, [annotation(1, iscrowd=True), annotation(2, iscrowd=False)])
     save_image(tmp_path / "train" / "a.jpg")
     dataset = read(tmp_path, "train")
-    assert dataset.records[0].crowd.tolist() == [True, False] and dataset.mended == ()
+    assert dataset.records[0].crowd.tolist() == [True, False] and dataset.repaired == ()
 
 
 @pytest.mark.parametrize("folder", ["train2017", "images/train2017", "images", "."])

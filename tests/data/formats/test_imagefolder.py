@@ -9,7 +9,7 @@ from detect.errors import UserError
 
 
 def write(root: Path, *names: str) -> Path:
-    """Images of 4 × 4 pixels by their paths below the root."""
+    """Write images of 4 × 4 pixels to these paths below the root."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def test_classes_are_sorted_and_images_come_class_by_class(animals):
     assert (dataset.root, dataset.split, dataset.classes) == (str(animals), "train", ("cat", "dog"))
     names = [path.relative_to(animals / "train").as_posix() for path in dataset.images]
     assert names == ["cat/a.png", "cat/b.JPG", "cat/more/c.jpg", "dog/1.jpg"]
-    assert dataset.labels.tolist() == [0, 0, 0, 1] and len(dataset) == 4 and dataset.mended == ()
+    assert dataset.labels.tolist() == [0, 0, 0, 1] and len(dataset) == 4 and dataset.repaired == ()
     assert dataset.name(3) == str(animals / "train" / "dog" / "1.jpg")
 
 
@@ -62,9 +62,9 @@ def test_links_of_ones_own_lead_where_they_lead(animals, tmp_path_factory):
     [
         (
             "test",
-            r"there is no split test but train, valid; images are looked for in .*/SPLIT/CLASS/; name one",
+            r"there is no split test, only train, valid; images are expected in .*/SPLIT/CLASS/; name one",
         ),
-        ("../train", r"there is no split \.\./train but train, valid"),
+        ("../train", r"there is no split \.\./train, only train, valid"),
     ],
 )
 def test_a_split_that_is_not_there(animals, split, message):
@@ -74,7 +74,7 @@ def test_a_split_that_is_not_there(animals, split, message):
 
 def test_two_validation_splits_are_none(animals):
     write(animals, "validation/dog/1.jpg")
-    with pytest.raises(UserError, match=r"there is no split val but train, valid, validation"):
+    with pytest.raises(UserError, match=r"there is no split val, only train, valid, validation"):
         read_imagefolder(animals, "val")
     assert read_imagefolder(animals, "valid").split == "valid"
 
@@ -82,14 +82,14 @@ def test_two_validation_splits_are_none(animals):
 def test_folders_without_splits_classes_or_images(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: there is no such folder; check the path"):
         read_imagefolder(tmp_path / "nowhere", "train")
-    with pytest.raises(UserError, match=r"there is no split train but no folder"):
+    with pytest.raises(UserError, match=r"there is no split train, only no folder"):
         read_imagefolder(tmp_path, "train")
     write(tmp_path, "train/1.jpg")
-    with pytest.raises(UserError, match=r"train: holds no folder of a class; put the images"):
+    with pytest.raises(UserError, match=r"train: it has no class folder; put the images"):
         read_imagefolder(tmp_path, "train")
     for name in ("a", "b"):
         (tmp_path / "train" / name).mkdir()
-    with pytest.raises(UserError, match=r"train/a: the class has no image \(nor have 1 more\); add images \(\.bmp"):
+    with pytest.raises(UserError, match=r"train/a: the class has no image \(and 1 more\); add images \(\.bmp"):
         read_imagefolder(tmp_path, "train")
 
 
@@ -109,13 +109,13 @@ def test_unreadable_images_are_counted_or_left_out(animals):
     assert "--data.skip_unreadable true" in line
     dataset = read_imagefolder(animals, "train", skip_unreadable=True)
     assert [path.name for path in dataset.images] == ["c.jpg", "1.jpg"] and dataset.labels.tolist() == [0, 1]
-    assert [defect.path.name for defect in dataset.mended] == ["a.png", "b.JPG"]
+    assert [defect.path.name for defect in dataset.repaired] == ["a.png", "b.JPG"]
     assert summary(dataset).splitlines()[2].startswith(f"  2 images are left out, first {animals}")
 
 
 def test_a_class_with_unreadable_images_alone(animals):
     (animals / "train" / "dog" / "1.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"dog: the class has no image that can be read; add"):
+    with pytest.raises(UserError, match=r"dog: the class has no readable image; add"):
         read_imagefolder(animals, "train", skip_unreadable=True)
 
 

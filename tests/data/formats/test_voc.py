@@ -1,4 +1,4 @@
-"""VOC's folders and the pixels it counts from 1."""
+"""VOC folders and coordinates, which count from 1."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def item(name="cat", box=(2, 3, 10, 20), difficult=0):
 
 
 def save(base, images, split="train"):
-    """Writes the images, given as stem → list of objects, and lists them for a split."""
+    """Write images, given as a mapping of stem to list of objects, and list them for a split."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     for stem, objects in images.items():
@@ -45,7 +45,7 @@ def test_corners_count_from_1_and_belong_to_the_box(tmp_path):
     np.testing.assert_array_equal(record.boxes, [[0, 0, 40, 30], [1, 2.5, 10, 20]])
     np.testing.assert_array_equal(record.areas, [1200, 9 * 17.5])
     assert record.labels.tolist() == [0, 1] and record.difficult.tolist() == [False, True] and not record.crowd.any()
-    assert record.path == tmp_path / "JPEGImages" / "000012.jpg" and dataset.mended == ()
+    assert record.path == tmp_path / "JPEGImages" / "000012.jpg" and dataset.repaired == ()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_corners_count_from_1_and_belong_to_the_box(tmp_path):
 def test_corners_that_are_no_box(tmp_path, box, rule):
     save(tmp_path, {"1": [item(box=box)]})
     dataset = read(tmp_path, "train")
-    assert [defect.rule for defect in dataset.mended] == [rule]
+    assert [defect.rule for defect in dataset.repaired] == [rule]
     assert len(dataset.records[0].boxes) == (rule == "clipped")
 
 
@@ -140,7 +140,7 @@ def test_what_is_no_image_is_not_taken_for_one(tmp_path):
     save(tmp_path, {"a": []})
     Image.new("RGB", (40, 30)).save(tmp_path / "JPEGImages" / "a.png")
     (tmp_path / "JPEGImages" / "a.jpg").unlink()
-    (tmp_path / "JPEGImages" / "a.json").write_text("{}")  # as labelme puts it there
+    (tmp_path / "JPEGImages" / "a.json").write_text("{}")  # as written by labelme
     assert [record.path.name for record in read(tmp_path, "train").records] == ["a.png"]
 
 

@@ -1,4 +1,4 @@
-"""YOLO's folders: data.yaml, images and labels."""
+"""YOLO folders: data.yaml, images and labels."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def save_image(path, size=(40, 20)):
 
 @pytest.fixture
 def root(tmp_path):
-    """A data folder with one image in the split train, and none in val."""
+    """Data folder with one image in train and none in val."""
     (tmp_path / "data.yaml").write_text(YAML)
     save_image(tmp_path / "images" / "train" / "a.jpg")
     (tmp_path / "images" / "val").mkdir()
@@ -42,7 +42,7 @@ def test_an_image_without_labels_is_empty_and_one_without_their_file_is_counted(
     dataset = read(root, "train")
     (record,) = dataset.records
     missing = [("missing-label", root / "labels" / "train" / "a.txt")]
-    assert [(defect.rule, defect.path) for defect in dataset.mended] == (missing if text is None else [])
+    assert [(defect.rule, defect.path) for defect in dataset.repaired] == (missing if text is None else [])
     assert record.boxes.shape == (0, 4) and (record.width, record.height, record.id) == (40, 20, 1)
 
 
@@ -53,16 +53,16 @@ def test_boxes_and_polygons(root):
     np.testing.assert_array_equal(record.boxes, [[10, 7.5, 30, 12.5], [10, 2.5, 20, 15], [0, 0, 40, 20]])
     np.testing.assert_array_equal(record.labels, [1, 0, 0])
     np.testing.assert_array_equal(record.areas, [100, 125, 800])
-    assert dataset.mended == () and dataset.category_ids == (0, 1)
+    assert dataset.repaired == () and dataset.category_ids == (0, 1)
 
 
 def test_the_rounding_of_the_file_is_no_defect(root):
     label(root, "0 0.333333 0.5 0.666667 1.0000002")
     dataset = read(root, "train")
-    assert dataset.mended == () and dataset.records[0].boxes.min() == 0
+    assert dataset.repaired == () and dataset.records[0].boxes.min() == 0
 
 
-def test_where_labels_are_looked_for_is_told_when_all_are_missing(root):
+def test_the_expected_label_path_is_reported_when_all_are_missing(root):
     with pytest.raises(
         UserError, match=r"no box to train on: 1 × missing-label, first .*/labels/train/a\.txt: .*`labels`"
     ):
@@ -85,7 +85,7 @@ def test_a_box_that_is_infinite_is_none_in_pixels(root):
 def test_a_class_that_has_no_name(root):
     label(root, "2 0.5 0.5 1 1")
     with pytest.raises(
-        UserError, match=r"1 × unknown-category, first .*: line 1: class 2, which names in data.yaml lacks"
+        UserError, match=r"1 × unknown-category, first .*: line 1: class 2, which is not one of names in data.yaml"
     ):
         read(root, "train")
 
@@ -273,14 +273,14 @@ def test_names_that_yaml_takes_for_numbers_and_dates(root):
 @pytest.mark.parametrize("name", ["x" * 5000, "x/" * 3000, '"\\u202e"', '"a\\nb"', "nowhere"])
 def test_places_that_are_not_there(root, name):
     (root / "data.yaml").write_text(f"names: [cat]\ntrain: {name}\n")
-    with pytest.raises(UserError, match="which is not there") as error:
+    with pytest.raises(UserError, match="which does not exist") as error:
         read(root, "train")
     assert str(error.value).isprintable() and len(str(error.value)) < 1500
 
 
 @pytest.mark.parametrize("line", [".", "./", "./.", ".//."])
 def test_a_list_that_names_the_data_folder_itself(root, line):
-    """Its label file would be the folder's name with .txt, which lies outside of the folder."""
+    """The label file of the folder itself would lie outside of the folder."""
     (root.parent / f"{root.name}.txt").write_text("0 0.5 0.5 1 1\n")
     (root / "train.txt").write_text(f"{line}\n")
     (root / "data.yaml").write_text("names: [cat]\ntrain: train.txt\n")

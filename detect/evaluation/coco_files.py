@@ -1,7 +1,7 @@
-"""Truths and results of anybody, in COCO's JSON, for figures that equal pycocotools' on the same files to the last bit.
+"""COCO annotation and results files, read so that metrics equal pycocotools' on the same files to the last bit.
 
-Other than the readers of `detect.data`, which make training data good, this changes no number: boxes stay float64, and
-images need not be there.
+Unlike the readers in `detect.data`, which repair training data, this one changes no number: boxes stay float64, and
+images need not exist.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from typing import Annotated, Any, NotRequired, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
 from detect.data.dataset import Dataset, Record
-from detect.data.defects import inside
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction
-from detect.files.fence import MAX_BYTES, Fence, read_bounded
+from detect.files.fence import MAX_BYTES, Fence, inside, read_bounded
 
 NOWHERE = Path(os.devnull)
-"""Where pictures lie whose folder is not named: what others call a file must not choose which one is opened."""
+"""Folder of the images if none was given: a file name in somebody's JSON must not choose which file is opened."""
 
 _Box = Annotated[list[float], Field(min_length=4, max_length=4)]
 _FINITE = ConfigDict(allow_inf_nan=False)
@@ -54,7 +53,7 @@ class _Category(TypedDict):
     name: str
 
 
-class _Truth(TypedDict):
+class _AnnotationFile(TypedDict):
     images: list[_Image]
     annotations: list[_Annotation]
     categories: list[_Category]
@@ -68,34 +67,38 @@ class _Result(TypedDict):
     score: float
 
 
-_TRUTH = TypeAdapter(_Truth)
-_RESULTS = TypeAdapter(list[_Result])
+_ANNOTATION_FILE = TypeAdapter(_AnnotationFile)
+_RESULTS_FILE = TypeAdapter(list[_Result])
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
-    """An annotation file as pycocotools wants it, and as our own evaluators do."""
+class GroundTruthFile:
+    """An annotation file, as pycocotools takes it and as a `Dataset`."""
 
-    document: dict[str, Any]
+    content: dict[str, Any]
     dataset: Dataset
-    left_out: int
-    """Annotations of images that the file does not list, which pycocotools looks over."""
+    num_skipped: int
+    """Number of annotations of images that the file does not list, which pycocotools skips."""
 
 
-def read_truth(file: Path, images: Path | None = None) -> Truth:
-    """Reads an annotation file; `images` is the folder of the pictures, where there are any to draw.
+def read_ground_truth(file: Path, images: Path | None = None) -> GroundTruthFile:
+    """Read a COCO annotation file.
 
-    Annotations are numbered anew from 1, as pycocotools takes number 0 for "not matched"; one without `area` gets its
-    box's, one without `iscrowd` is one object. All this changes no figure that pycocotools computes without an error.
+    Annotation ids are replaced by 1, 2, …, because pycocotools takes id 0 for "not matched". A missing `area` is that
+    of the box, a missing `iscrowd` is 0. None of this changes a metric that pycocotools computes without an error.
+
+    Args:
+        file: the annotation file.
+        images: folder of the images, if they are to be shown.
 
     Raises:
-        UserError: the file cannot be read, is not of this form, has a number that is not finite, names an unknown
-            category, or an image or a category twice.
+        UserError: the file cannot be read, is not a COCO annotation file, has a number that is not finite, has an
+            unknown category id, or has two images or categories with one id or two categories with one name.
     """
-    content = _load(file, _TRUTH, "a COCO annotation file")
+    content = _load(file, _ANNOTATION_FILE, "a COCO annotation file")
     names = _unique(file, "category", ((entry["id"], entry["name"]) for entry in content["categories"]))
-    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise UserError(f"{file}: two categories are called {twice[0]!r}; give each a name of its own")
+    if repeated := [name for name, count in Counter(names.values()).items() if count > 1]:
+        raise UserError(f"{file}: two categories are named {repeated[0]!r}; give each its own name")
     listed = _unique(file, "image", ((entry["id"], entry) for entry in content["images"]))
     kept = [entry for entry in content["annotations"] if entry["image_id"] in listed]
     annotations = [
@@ -106,21 +109,21 @@ def read_truth(file: Path, images: Path | None = None) -> Truth:
     _refuse_unknown(file, "annotation", annotations, names, listed)
     records = _records(content["images"], annotations, category_ids, file, images)
     classes = tuple(names[id] for id in category_ids)
-    return Truth(
-        document={**content, "info": {}, "annotations": annotations},
+    return GroundTruthFile(
+        content={**content, "info": {}, "annotations": annotations},
         dataset=Dataset(images or file.parent, file.stem, "coco", classes, category_ids, records),
-        left_out=len(content["annotations"]) - len(annotations),
+        num_skipped=len(content["annotations"]) - len(annotations),
     )
 
 
 def read_results(file: Path, dataset: Dataset) -> tuple[list[dict[str, Any]], list[Prediction]]:
-    """Reads a results file on a data set: its content, and the same as predictions.
+    """Read a COCO results file and return its content and the same as predictions.
 
     Raises:
-        UserError: the file cannot be read, is not of this form, has a number that is not finite, or names an unknown
-            category or image.
+        UserError: the file cannot be read, is not a COCO results file, has a number that is not finite, or has a
+            category or image id that is not in the data set.
     """
-    results = _load(file, _RESULTS, "a list of COCO results with bbox and score")
+    results = _load(file, _RESULTS_FILE, "a list of COCO results with bbox and score")
     _refuse_unknown(file, "result", results, set(dataset.category_ids), {record.id for record in dataset.records})
     label_of = {id: label for label, id in enumerate(dataset.category_ids)}
     of_image = defaultdict(list)
@@ -138,40 +141,42 @@ def read_results(file: Path, dataset: Dataset) -> tuple[list[dict[str, Any]], li
     return results, predictions
 
 
-def _load(file: Path, form: TypeAdapter, wanted: str) -> Any:
+def _load(file: Path, adapter: TypeAdapter, expected: str) -> Any:
     try:
-        return form.validate_json(read_bounded(file, MAX_BYTES[".json"]))
+        return adapter.validate_json(read_bounded(file, MAX_BYTES[".json"]))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; name a JSON file") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        what = f"{place}: {first['msg']}" if place else first["msg"]
-        raise UserError(f"{file}: {what}; wanted is {wanted}") from None
-    except ValueError as error:  # of which pydantic's are, too
-        raise UserError(f"{file}: {error}; wanted is {wanted}") from None
+        key = ".".join(map(str, first["loc"]))
+        problem = f"{key}: {first['msg']}" if key else first["msg"]
+        raise UserError(f"{file}: {problem}; give {expected}") from None
+    except ValueError as error:  # after ValidationError, which is a ValueError, too
+        raise UserError(f"{file}: {error}; give {expected}") from None
 
 
-def _unique(file: Path, what: str, entries: Iterable[tuple[int, T]]) -> dict[int, T]:
+def _unique(file: Path, kind: str, entries: Iterable[tuple[int, T]]) -> dict[int, T]:
     by_id: dict[int, T] = {}
     for id, entry in entries:
         if id in by_id:
-            raise UserError(f"{file}: {what} {id} is there twice; give each an id of its own")
+            raise UserError(f"{file}: {kind} {id} is listed twice; give each its own id")
         by_id[id] = entry
     return by_id
 
 
 def _refuse_unknown(
-    file: Path, what: str, entries: Sequence[Any], categories: Collection[int], images: Collection[int]
+    file: Path, kind: str, entries: Sequence[Any], categories: Collection[int], images: Collection[int]
 ) -> None:
     for number, entry in enumerate(entries, start=1):
         if entry["category_id"] not in categories:
             known = ", ".join(map(str, sorted(categories)[:5])) or "none"
-            about = f"{what} {number} has the category {entry['category_id']}"
-            raise UserError(f"{file}: {about}, which is not among the truth's ({known} …); correct it there")
+            problem = f"{kind} {number} has category_id {entry['category_id']}"
+            raise UserError(f"{file}: {problem}, which is not a category of the ground truth ({known} …); correct it")
         if entry["image_id"] not in images:
-            about = f"{what} {number} is for the image {entry['image_id']}"
-            raise UserError(f"{file}: {about}, which is not among the truth's; give results of the same images")
+            problem = f"{kind} {number} has image_id {entry['image_id']}"
+            raise UserError(
+                f"{file}: {problem}, which is not an image of the ground truth; give results of the same images"
+            )
 
 
 def _records(
@@ -193,9 +198,9 @@ def _records(
         name = image.get("file_name", str(image["id"]))
         path = inside(folder, folder, name) if folder else NOWHERE / Path(name).name
         if path is None or (fence and not fence.admits(path)):
-            where = f"the file_name of image {image['id']} leads out of {folder}, by its name or by a link"
-            raise UserError(f"{file}: {where}; correct it there, or give the folder in which the images lie")
-        # Sizes are for drawing only: where the file is silent, as large as the boxes need.
+            problem = f"the file_name of image {image['id']} leads out of {folder}, by its name or by a link"
+            raise UserError(f"{file}: {problem}; correct it, or give the folder that contains the images")
+        # The size is for drawing only. If the file has none, it is the smallest that holds all boxes.
         width, height = np.ceil(boxes[:, 2:].max(axis=0, initial=1.0)).astype(int).tolist()
         columns = (
             boxes,

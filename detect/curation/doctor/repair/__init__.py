@@ -1,0 +1,1 @@
+"""Repaired copy of a data set, in its own format."""

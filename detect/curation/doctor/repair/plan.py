@@ -1,0 +1,179 @@
+"""Plan of a repaired copy: which images and boxes stay, and which boxes change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+
+from detect.curation.doctor import duplicates
+from detect.curation.doctor.box_checks import repeats
+from detect.curation.doctor.examine import Survey
+from detect.data.annotations import ROUNDING, Annotations, repair
+from detect.data.dataset import VALIDATION
+from detect.data.defects import DefectLog
+from detect.errors import one_line
+
+
+@dataclass(slots=True)
+class Plan:
+    """Content of the repaired copy."""
+
+    survey: Survey
+    lists: dict[str, set[Path]]
+    """The images of each split."""
+    dropped: dict[str, dict[Path, str]]
+    """The images of each split that are left out, with the reason."""
+    rows: dict[str, list[list[int]]]
+    """The rows in `Annotations` of each image of each split."""
+    counts: Counter[Path] = field(default_factory=Counter)
+    """Number of boxes of each image."""
+    boxes: dict[str, dict[int, Float64[np.ndarray, " 4"] | None]] = field(default_factory=dict)
+    """The rows of `Annotations` of each split that stay, with the new box or None if it is unchanged."""
+    log: list[str] = field(default_factory=list)
+    """One line per change."""
+
+    def kept(self, split: str) -> list[Path]:
+        """Return the images of a split that stay, each once."""
+        return [path for path in dict.fromkeys(self.survey.parsed[split].paths) if path not in self.dropped[split]]
+
+    def relative(self, path: Path) -> Path:
+        """Return a path relative to the root of the data set."""
+        return path.absolute().relative_to(self.survey.root.absolute())
+
+    def report(self, line: str) -> None:
+        """Add a change to the log."""
+        self.log.append(one_line(line))
+
+
+def make_plan(survey: Survey) -> Plan:
+    """Decide which images and boxes of a data set stay, and how its boxes change."""
+    dropped = {split: _unusable(survey, split) for split in survey.parsed}
+    plan = Plan(survey, survey.lists(), dropped, {split: _rows(one) for split, one in survey.parsed.items()})
+    for split, parsed in survey.parsed.items():
+        plan.counts |= Counter({path: len(rows) for path, rows in zip(parsed.paths, plan.rows[split], strict=True)})
+    members = survey.members()
+    for path in (path for path, splits in members.items() if len(splits) > 1):
+        _drop_leaks(plan, [path])
+    for group in survey.same:
+        _drop_leaks(plan, group)
+        _drop_duplicates(plan, group)
+    for pair in survey.similar:
+        _drop_leaks(plan, [pair.first, pair.second])
+    for split in survey.unions:
+        for path in plan.kept(split):
+            parts = members[path] - survey.unions
+            if parts and all(path in plan.dropped[part] for part in parts):
+                plan.dropped[split][path] = "it was left out of the part of this split that has it"
+    for split in plan.dropped:
+        for path, why in plan.dropped[split].items():
+            plan.report(f"{split}: left out image {plan.relative(path)}: {why}")
+        plan.boxes[split] = _boxes(plan, split)
+    return plan
+
+
+def rounded(number: float) -> float:
+    """Round a number to four decimals, and to an integer if it is whole."""
+    result = round(float(number), 4)
+    return int(result) if result.is_integer() else result
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+def _rows(annotations: Annotations) -> list[list[int]]:
+    rows: list[list[int]] = [[] for _ in annotations.paths]
+    for row, image in enumerate(annotations.image.tolist()):
+        rows[image].append(row)
+    return rows
+
+
+def _unusable(survey: Survey, split: str) -> dict[Path, str]:
+    """Return the images that cannot be read or have no annotation file, with the reason."""
+    annotations = survey.parsed[split]
+    dropped = {path: survey.images[path].detail for path in annotations.paths if survey.images[path].rule}
+    if survey.format == "voc":
+        for path, source in zip(annotations.paths, annotations.sources, strict=True):
+            if not source.is_file():
+                dropped.setdefault(path, "it has no annotation")
+    return dropped
+
+
+def _rank(split: str) -> tuple[int, str]:
+    """Return the sort key of a split; of several splits with the same image, the last one, for evaluation, keeps it."""
+    if split.startswith("test"):
+        return 2, split
+    return (1, split) if split.startswith(VALIDATION) else (0, split)
+
+
+def _drop_leaks(plan: Plan, group: list[Path]) -> None:
+    """Leave equal images in the highest-ranking split only."""
+    lists, dropped = plan.lists, plan.dropped
+    present = [one for one in lists if any(path in lists[one] and path not in dropped[one] for path in group)]
+    for split in present:
+        for other in present:
+            if _rank(other) > _rank(split) and duplicates.leaks({split}, {other}, plan.survey.unions, lists):
+                for path in group:
+                    if path in lists[split]:
+                        dropped[split].setdefault(path, f"split {other} has the same picture")
+
+
+def _drop_duplicates(plan: Plan, group: list[Path]) -> None:
+    """Leave one of several images with the same pixels in each split: that of the highest split, or with most boxes."""
+
+    def has(split: str, path: Path) -> bool:
+        return path in plan.lists[split] and path not in plan.dropped[split]
+
+    def worth(path: Path) -> tuple[tuple[int, str], int]:
+        return max(_rank(split) for split in plan.lists if has(split, path)), plan.counts[path]
+
+    for split in plan.lists:
+        present = [path for path in group if has(split, path)]
+        if len(present) < 2:
+            continue
+        best = max(present, key=worth)
+        for path in present:
+            if path != best:
+                plan.dropped[split][path] = f"it has the same pixels as {plan.relative(best)}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- boxes
+
+
+def _boxes(plan: Plan, split: str) -> dict[int, Float64[np.ndarray, " 4"] | None]:
+    """Return the rows that stay, with changed boxes; an image that is listed twice gets the boxes of both entries."""
+    survey, annotations = plan.survey, plan.survey.parsed[split]
+    sizes = survey.sizes(split)
+    numbered = replace(annotations, places=[str(row) for row in range(len(annotations.boxes))])
+    valid = repair(numbered, sizes, DefectLog(survey.root, split))
+    first = {path: index for index, path in reversed(list(enumerate(annotations.paths)))}
+    images = np.array([first[annotations.paths[index]] for index in valid.image], dtype=np.int64)
+    keys = np.where(valid.labels < 0, -1, images * len(annotations.classes) + valid.labels)
+    repeated = repeats(valid.boxes, keys)
+    limits = np.tile(sizes, 2) if annotations.normalised else np.ones((len(sizes), 4))
+    kept: dict[int, Float64[np.ndarray, " 4"] | None] = {}
+    for index, row in enumerate(map(int, valid.places)):
+        image = valid.image[index]
+        if annotations.paths[image] in plan.dropped[split]:
+            continue
+        where = f"{split}: {plan.relative(annotations.sources[image])}, {annotations.places[row]}"
+        if repeated[index]:
+            plan.report(f"{where}: left out, it repeats an earlier box")
+            continue
+        changed = np.abs(annotations.boxes[row] * limits[image] - valid.boxes[index]).max() > ROUNDING
+        kept[row] = valid.boxes[index] if changed else None
+        if changed:
+            plan.report(f"{where}: clipped at the edge of its image")
+    _report_invalid(plan, split, set(map(int, valid.places)))
+    return kept
+
+
+def _report_invalid(plan: Plan, split: str, valid: set[int]) -> None:
+    annotations = plan.survey.parsed[split]
+    for row, image in enumerate(annotations.image.tolist()):
+        if row not in valid and annotations.paths[image] not in plan.dropped[split]:
+            source = plan.relative(annotations.sources[image])
+            plan.report(f"{split}: {source}, {annotations.places[row]}: left out, no box within its image")

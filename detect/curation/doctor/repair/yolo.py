@@ -1,0 +1,87 @@
+"""Repaired YOLO label files, lists and `data.yaml`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from detect.curation.doctor.repair.plan import Plan
+from detect.data.dataset import VALIDATION
+from detect.data.formats.yolo import load_yaml
+from detect.files.fence import Fence
+
+
+def write_yolo(plan: Plan, draft: Path) -> None:
+    """Write `data.yaml`, the label file of each image that stays, and a list for each split that needs one."""
+    root = plan.survey.root
+    document = load_yaml(root / "data.yaml", Fence(root))
+    document.pop("path", None)
+    for split in ("train", *VALIDATION, "test"):
+        if split not in plan.survey.parsed:
+            document.pop(split, None)
+    copied = {path for split in plan.survey.parsed for path in plan.kept(split)}
+    for split, parsed in plan.survey.parsed.items():
+        kept = plan.kept(split)
+        index_of = {path: index for index, path in enumerate(parsed.paths)}
+        for path in kept:
+            _write_labels(plan, split, index_of[path], draft)
+        # If the images of a split are all images of some folders, name these folders, otherwise write a list.
+        folders = dict.fromkeys(path.parent for path in parsed.paths)
+        below = {path for path in copied if any(path.is_relative_to(folder) for folder in folders)}
+        if kept and below == set(kept) and not _are_nested(folders):
+            names = [plan.relative(folder).as_posix() for folder in folders if any(p.parent == folder for p in kept)]
+            document[split] = names[0] if len(names) == 1 else names
+        else:
+            lines = "".join(f"{plan.relative(path).as_posix()}\n" for path in kept)
+            (draft / f"{split}.txt").write_text(lines, encoding="utf-8")
+            document[split] = f"{split}.txt"
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    (draft / "data.yaml").write_text(text, encoding="utf-8")
+
+
+def _are_nested(folders: Mapping[Path, None]) -> bool:
+    """Return whether a folder contains another one, in which case its images would be listed twice."""
+    return any(one != other and one.is_relative_to(other) for one in folders for other in folders)
+
+
+def _write_labels(plan: Plan, split: str, index: int, draft: Path) -> None:
+    """Write the label file of an image, or copy it if it has no defect."""
+    annotations = plan.survey.parsed[split]
+    source = annotations.sources[index]
+    target = draft / plan.relative(source)
+    if target.exists():  # written for another split, or for a second image with the same label file
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not source.is_file():
+        plan.report(f"{split}: {plan.relative(source)}: written, without a box")
+        target.write_text("", encoding="utf-8")
+        return
+    rows = {int(annotations.places[row].split()[1]): row for row in plan.rows[split][index]}
+    boxes = plan.boxes[split]
+    if all(row in boxes and boxes[row] is None for row in rows.values()):
+        shutil.copyfile(source, target)
+        return
+    lines = []
+    for number, line in enumerate(source.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        row = rows.get(number)
+        if row is None or row in boxes:  # lines that the reader cannot interpret are kept for the user to correct
+            changed = row is not None and boxes[row] is not None
+            lines.append(_clip(line) if changed else line)
+    target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _clip(line: str) -> str:
+    """Return a line of a label file with its box, or the corners of its polygon, clipped to the image."""
+    category, *words = line.split()
+    numbers = [float(word) for word in words]
+    if len(numbers) == 4:
+        x, y, width, height = numbers
+        left, right = max(x - width / 2, 0.0), min(x + width / 2, 1.0)
+        top, bottom = max(y - height / 2, 0.0), min(y + height / 2, 1.0)
+        numbers = [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
+    else:
+        numbers = [min(max(number, 0.0), 1.0) for number in numbers]
+    return " ".join([category, *(f"{number:.8g}" for number in numbers)])

@@ -1,0 +1,115 @@
+"""Annotations of one split as its files state them, and their repair.
+
+A format's reader fills `Annotations`; `repair` then brings all boxes into their images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from detect.data.defects import DefectLog
+
+MIN_SIDE = 1e-3
+"""Pixels. A box with a shorter side has no area."""
+ROUNDING = 0.01
+"""Pixels. A box that exceeds its image by less is clipped without a report: the file rounds its numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """Annotations of one split before they are compared with the images: `i` images and `m` boxes."""
+
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    paths: list[Path]
+    """Image files, which may not exist."""
+    sources: list[Path]
+    """The file with the boxes of each image."""
+    declared: list[tuple[Any, ...] | None]
+    """Width and height of each image according to its source, or None."""
+    ids: list[int] | None
+    """Image ids, or None if the format has none."""
+    boxes: Float64[np.ndarray, "m 4"]
+    """xyxy in pixels of the image, or as fractions of its size if `normalised`."""
+    image: Int64[np.ndarray, " m"]
+    """Index of each box's image in `paths`."""
+    labels: Int64[np.ndarray, " m"]
+    """0 … C-1, or -1 for an unknown category."""
+    crowd: Bool[np.ndarray, " m"]
+    difficult: Bool[np.ndarray, " m"]
+    areas: Float64[np.ndarray, " m"]
+    """NaN if the file has none."""
+    places: list[str]
+    """Location of each box in its source, such as `line 3`."""
+    normalised: bool = False
+
+
+def choose_classes(
+    names: Mapping[int, str], classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[int, ...], dict[int, int]]:
+    """Return the classes, the category id of each class, and the label of each category id.
+
+    Args:
+        names: name of each category id of a file.
+        classes: classes that the labels follow; by default those of the file, in the order of `names`. A class that the
+            file lacks gets an unused id; a category that is not one of `classes` gets no label.
+    """
+    chosen = tuple(names.values()) if classes is None else tuple(classes)
+    id_of = {name: id for id, name in names.items()}
+    unused = count(max([0, *names]) + 1)
+    category_ids = tuple(id_of[name] if name in id_of else next(unused) for name in chosen)
+    label_of = {name: label for label, name in enumerate(chosen)}
+    return chosen, category_ids, {id: label_of[name] for id, name in names.items() if name in label_of}
+
+
+def repair(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: DefectLog) -> Annotations:
+    """Return the annotations with all boxes in pixels, inside their images and, as float32, of positive area.
+
+    Boxes that cannot be repaired are left out. Boxes without an area get the area of the box.
+
+    Args:
+        annotations: the annotations of a split.
+        sizes: actual width and height of each image; 0 if the image could not be read, and its boxes are left out.
+        log: the defects are added here.
+    """
+    annotations = _select(annotations, sizes[annotations.image].all(axis=1))
+    limits = np.tile(sizes[annotations.image], 2).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # such values are tested below
+        boxes = annotations.boxes * limits if annotations.normalised else annotations.boxes
+        inner = np.clip(boxes, 0, limits).astype(np.float32)
+        sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
+        inner_sides = (inner[:, 2:] - inner[:, :2]).min(axis=1, initial=np.inf)
+        excess = np.abs(boxes - inner).max(axis=1, initial=0)
+    # The first rule that applies to a box decides.
+    rules: dict[str, Bool[np.ndarray, " m"]] = {
+        "nan-box": ~np.isfinite(boxes).all(axis=1) | ~np.isfinite(sides),
+        "negative-size": sides < 0,
+        "zero-area": sides < MIN_SIDE,
+        "outside-image": inner_sides < MIN_SIDE,
+        "clipped": excess > ROUNDING,
+    }
+    names = np.array([*rules, ""])
+    verdict = names[np.argmax([*rules.values(), np.ones(len(boxes), dtype=bool)], axis=0)]
+    for row in np.flatnonzero(verdict != ""):
+        image = annotations.image[row]
+        width, height = sizes[image]
+        numbers = ", ".join(f"{number:g}" for number in boxes[row])
+        detail = f"{annotations.places[row]}: box ({numbers}) in {annotations.paths[image].name}, {width} × {height}"
+        log.add(str(verdict[row]), annotations.sources[image], detail)
+
+    areas = np.where(np.isnan(annotations.areas), (inner[:, 2:] - inner[:, :2]).prod(axis=1), annotations.areas)
+    repaired = replace(annotations, boxes=inner.astype(np.float64), areas=areas, normalised=False)
+    return _select(repaired, (verdict == "") | (verdict == "clipped"))
+
+
+def _select(annotations: Annotations, kept: Bool[np.ndarray, " m"]) -> Annotations:
+    columns = ("boxes", "image", "labels", "crowd", "difficult", "areas")
+    chosen = {name: getattr(annotations, name)[kept] for name in columns}
+    return replace(annotations, **chosen, places=[annotations.places[row] for row in np.flatnonzero(kept)])
