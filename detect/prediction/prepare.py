@@ -28,7 +28,7 @@ def prepare(model: Detector, precision: Precision = "fp32", compile: bool = Fals
     Args:
         model: the trained detector; it is not changed.
         precision: precision of the weights.
-        compile: run the backbone through `torch.compile`, which compiles it for each canvas size.
+        compile: run backbone and neck through `torch.compile`, which compiles them for each canvas size.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(model)
@@ -40,7 +40,9 @@ def prepare(model: Detector, precision: Precision = "fp32", compile: bool = Fals
                 parameter.data = parameter.data.to(torch.bfloat16)
     model.to_memory_format(torch.channels_last)
     if compile:
-        model.backbone.compile(dynamic=False)
+        for part in (model.backbone, model.neck):
+            if part is not None:
+                part.compile(dynamic=False)
     else:
         use_winograd(model)
     return model

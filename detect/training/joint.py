@@ -16,6 +16,8 @@ from detect.training import loop
 from detect.training.module import DetectorModule
 from detect.training.recipe import Recipe
 
+NULL_NEEDS_PROPOSALS = "model.region_head.delta_weights: null needs given proposals; give four factors"
+
 
 class Joint(Recipe):
     """One loop over all losses (Girshick 2015, §2.3; Ren et al. 2015, §3.2, approximate joint training)."""
@@ -24,7 +26,7 @@ class Joint(Recipe):
         super().__init__(config, data)
         if isinstance(self.model, TwoStage) and self.model.region_head.statistics is not None:
             if self.model.rpn is not None:
-                raise UserError("model.region_head.delta_weights: null needs given proposals; give four factors")
+                raise UserError(NULL_NEEDS_PROPOSALS)
             measure_deltas(self.model, data)
 
     def train(self, card: dict[str, Any], out: Path, resume: bool) -> None:

@@ -8,14 +8,14 @@ import torch
 from torchvision.models import resnet18
 
 from detect.backbones import ResNetOptions
-from detect.checkpoint import Checkpoint, load_checkpoint
+from detect.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from detect.cli import main
 from detect.config import Config, config_from_dict
 from detect.curation.propose import propose
 from detect.curation.shapes import SHAPES, make_shapes
 from detect.data.options import DataOptions
 from detect.errors import UserError
-from detect.export.compress import compress, count_parameters, save, time_heads
+from detect.export.compress import compress, count_parameters, time_heads
 from detect.models import (
     BoxHeadOptions,
     FasterRCNNOptions,
@@ -37,14 +37,17 @@ MODELS = {
     "faster_rcnn": FasterRCNNOptions(
         backbone=NETWORK,
         rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), training=COUNTS, testing=COUNTS),
-        head=HEAD,
+        box_head=HEAD,
         postprocess=PostprocessOptions(score_threshold=0.01),
     ),
     "fast_rcnn": FastRCNNOptions(
         # Without normalised deltas, whose statistics are measured in training.
-        backbone=NETWORK, head=HEAD, region_head=RegionHeadOptions(batch_size_per_image=16), postprocess=PostprocessOptions(score_threshold=0.01)
+        backbone=NETWORK,
+        box_head=HEAD,
+        region_head=RegionHeadOptions(batch_size_per_image=16),
+        postprocess=PostprocessOptions(score_threshold=0.01),
     ),
-}  # fmt: skip
+}
 FULL = (32, 32)
 
 
@@ -86,7 +89,7 @@ def inputs(name: str) -> tuple[Images, Proposals | None]:
 @pytest.mark.parametrize("name", MODELS)
 def test_at_full_rank_the_detections_are_equal(name, checkpoints, tmp_path):
     whole = checkpoints[name]
-    save(compress(whole, FULL), tmp_path / "svd.ckpt")
+    save_checkpoint(compress(whole, FULL), tmp_path / "svd.ckpt")
     loaded = load_checkpoint(tmp_path / "svd.ckpt")
     assert loaded.config.model == replace(MODELS[name], svd=FULL) and loaded.config.data == whole.config.data
     assert (loaded.classes, loaded.category_ids) == (whole.classes, whole.category_ids)
@@ -104,14 +107,14 @@ def test_compression_makes_a_copy(checkpoints):
     assert whole.config.model.svd == () and smaller.config.model.svd == (4,)
     after = whole.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
-    features = NETWORK.fpn_channels * 49
+    features = MODELS["faster_rcnn"].neck.channels * 49
     assert count_parameters(whole.model) - count_parameters(smaller.model) == 32 * features - 4 * (32 + features)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_half_precision_and_timing(name, checkpoints):
     models = [prepare(one.model, "bf16") for one in (checkpoints[name], compress(checkpoints[name], (8, 4)))]
-    assert {value.dtype for value in models[1].trunk.parameters()} == {torch.bfloat16}
+    assert {value.dtype for value in models[1].region_head.box_head.parameters()} == {torch.bfloat16}
     assert models[1].detect(*inputs(name)).boxes.dtype == torch.float32
     assert all(0 < seconds < 60 for seconds in time_heads(models, 5, (64, 96), repeats=1))
 
@@ -130,7 +133,7 @@ def test_training_with_ranks_and_weights_is_refused(tmp_path):
     for name in MODELS:
         backbone = {"name": "resnet", "depth": 18, "weights": str(tmp_path / "resnet18.pth")}
         options = config_from_dict({"model": {"name": name, "backbone": backbone, "svd": [4]}}, "here").model
-        with pytest.raises(UserError, match=r"^model\.svd: it is the trained head that is truncated; train without it"):
+        with pytest.raises(UserError, match=r"^svd: only a trained box head can be truncated; train without svd"):
             build_detector(options, 2)
 
 
@@ -140,14 +143,14 @@ def test_training_with_ranks_and_weights_is_refused(tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_command_writes_a_checkpoint_for_eval(name, checkpoints, tmp_path, capsys):
     one, other = tmp_path / "one.ckpt", tmp_path / "new" / "other.ckpt"
-    save(checkpoints[name], one)
+    save_checkpoint(checkpoints[name], one)
     command = ["compress", "--ckpt", str(one), "--out", str(other), "--ranks", "32", "32", "--split", "val"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     rows = {line.rsplit(maxsplit=2)[0].strip(): line.rsplit(maxsplit=2)[1:] for line in printed.splitlines()}
     assert rows["AP, %"][0] == rows["AP, %"][1] and {"AP50, %", "VOC07, %"} <= rows.keys()
     counts = [int(value.replace(",", "")) for value in rows["parameters of the head"]]
-    features = NETWORK.fpn_channels * 49
+    features = MODELS[name].neck.channels * 49
     assert counts == [32 * (features + 1) + 32 * 33 + 33 * (1 + 5 * len(SHAPES)), counts[0] + 32 * 32 * 2]
     regions = {"faster_rcnn": 20, "fast_rcnn": 40}[name]
     assert all(float(seconds) >= 0 for seconds in rows[f"seconds per image of the head, {regions} regions"])
@@ -158,9 +161,9 @@ def test_the_command_writes_a_checkpoint_for_eval(name, checkpoints, tmp_path, c
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "model.svd: 1024: layers.0 has 32 × 12544 weights; give a rank of 1 … 32"),
-        (["--ranks", "33"], "model.svd: 33: layers.0 has 32 × 12544 weights; give a rank of 1 … 32"),
-        (["--ranks", "4", "4", "4"], "3 ranks, but the trunk has 2 fully connected layers"),
+        ([], "error: svd: 1024: layers.0 has 32 × 12544 weights; give a rank of 1 … 32"),
+        (["--ranks", "33"], "error: svd: 33: layers.0 has 32 × 12544 weights; give a rank of 1 … 32"),
+        (["--ranks", "4", "4", "4"], "error: svd: 3 ranks, but the box head has 2 fully connected layers"),
         (["--split", "tset"], "there is no split tset"),
         (["--training.epochs=3"], "training is over"),
         (["--data.rot=x"], "there is no such option; did you mean data.root?"),
@@ -168,7 +171,7 @@ def test_the_command_writes_a_checkpoint_for_eval(name, checkpoints, tmp_path, c
 )  # fmt: skip
 def test_mistakes_are_one_line_and_leave_no_file(more, message, checkpoints, tmp_path, capsys):
     one, other = tmp_path / "one.ckpt", tmp_path / "new" / "other.ckpt"
-    save(checkpoints["faster_rcnn"], one)
+    save_checkpoint(checkpoints["faster_rcnn"], one)
     assert main(["compress", "--ckpt", str(one), "--out", str(other), *more]) == 2
     error = capsys.readouterr().err
     assert error.startswith("detect: error: ") and error.count("\n") == 1 and message in error
@@ -177,7 +180,7 @@ def test_mistakes_are_one_line_and_leave_no_file(more, message, checkpoints, tmp
 
 def test_a_split_without_proposals_is_refused(checkpoints, tmp_path, capsys):
     one, other = tmp_path / "one.ckpt", tmp_path / "other.ckpt"
-    save(checkpoints["fast_rcnn"], one)
+    save_checkpoint(checkpoints["fast_rcnn"], one)
     without = ["--ranks", "4", "--split", "val", "--data.proposals=null"]
     assert main(["compress", "--ckpt", str(one), "--out", str(other), *without]) == 2
     assert "data.proposals: fast_rcnn needs them" in capsys.readouterr().err and not other.exists()
@@ -185,7 +188,7 @@ def test_a_split_without_proposals_is_refused(checkpoints, tmp_path, capsys):
 
 def test_a_file_is_never_overwritten(checkpoints, tmp_path, capsys):
     one = tmp_path / "one.ckpt"
-    save(checkpoints["faster_rcnn"], one)
+    save_checkpoint(checkpoints["faster_rcnn"], one)
     before = one.read_bytes()
     assert main(["compress", "--ckpt", str(one), "--out", str(one), "--ranks", "4"]) == 2
     assert "this exists already; give another --out" in capsys.readouterr().err and one.read_bytes() == before

@@ -1,5 +1,5 @@
 import json
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -64,8 +64,8 @@ def made(backbone, anchor_sizes, **options) -> Checkpoint:
 
 @cache
 def checkpoint() -> Checkpoint:
-    backbone = ResNetOptions(depth=18, norm="batch", fpn=False)
-    return made(backbone, (16, 32, 64), pooling=PoolingOptions(aligned=True))
+    backbone = ResNetOptions(depth=18, norm="batch")
+    return made(backbone, (16, 32, 64), neck=None, pooling=PoolingOptions(aligned=True))
 
 
 @cache
@@ -291,7 +291,7 @@ def test_safetensors_are_a_checkpoint(tmp_path):
     assert (loaded.classes, loaded.category_ids, loaded.config) == (CLASSES, IDS, given.config)
     before, after = given.model.state_dict(), loaded.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
-    assert load_checkpoint(out, ["--model.postprocess.score_threshold=0.6"]).model.postprocess.score_threshold == 0.6
+    assert load_checkpoint(out, ["--model.postprocess.score_threshold=0.6"]).model.postprocessing.score_threshold == 0.6
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
@@ -300,7 +300,7 @@ def test_safetensors_of_other_programs_are_refused(tmp_path):
     safetensors.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"nothing")
     for name in ("a", "b"):
-        with pytest.raises(UserError, match=f"{name}.safetensors: no checkpoint of detect"):
+        with pytest.raises(UserError, match=f"{name}.safetensors: not a checkpoint of detect"):
             load_checkpoint(tmp_path / f"{name}.safetensors")
     with pytest.raises(UserError, match="No such file"):
         load_checkpoint(tmp_path / "c.safetensors")
@@ -309,9 +309,9 @@ def test_safetensors_of_other_programs_are_refused(tmp_path):
 # ---- what cannot be exported -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [FastRCNNOptions, RCNNOptions])
+@pytest.mark.parametrize("options", [partial(FastRCNNOptions, neck=None), RCNNOptions])
 def test_detectors_that_need_selective_search_are_refused(options, tmp_path):
-    config = Config(options(backbone=ResNetOptions(depth=18, fpn=False, norm="batch")), DATA)
+    config = Config(options(backbone=ResNetOptions(depth=18, norm="batch")), DATA)
     given = Checkpoint(build_detector(config.model, 3), config, CLASSES, IDS)
     with pytest.raises(UserError, match="selective search"):
         export_checkpoint(given, tmp_path / "a.onnx", "onnx", random_images((20, 20)))

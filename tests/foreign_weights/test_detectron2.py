@@ -150,11 +150,11 @@ def test_architecture_depth_and_widths_follow_from_the_state():
     options = {name: detectron2_options(empty_state(name)) for name in recipe.CASES}
     backbones = {name: chosen.backbone for name, chosen in options.items()}
     assert [backbones[name].depth for name in recipe.CASES] == [50, 50, 50, 101]
-    assert [backbones[name].fpn for name in recipe.CASES] == [True, False, False, True]
+    assert [options[name].neck is not None for name in recipe.CASES] == [True, False, False, True]
     assert [backbones[name].dilated for name in recipe.CASES] == [False, False, True, False]
     assert all(backbone.stride_in_1x1 for backbone in backbones.values())
-    assert (options["dc5"].head.layers, options["dc5"].head.channels) == (2, 64)
-    assert [options[name].boxes.class_wise for name in recipe.CASES] == [True, True, False, True]
+    assert (options["dc5"].box_head.layers, options["dc5"].box_head.channels) == (2, 64)
+    assert [options[name].region_head.class_agnostic for name in recipe.CASES] == [False, False, True, False]
     assert (options["c4"].rpn.testing.pre_nms_top_k, options["c4"].rpn.testing.post_nms_top_k) == (6000, 1000)
     assert (options["fpn"].rpn.testing.pre_nms_top_k, options["fpn"].rpn.testing.post_nms_top_k) == (1000, 1000)
 

@@ -95,7 +95,9 @@ def test_detectron2s_files_become_checkpoints(kind, state, expected, tmp_path):
     )
 
     rows = {part: (int(tensors), int(numbers.replace(",", ""))) for part, tensors, numbers, _ in imported.rows()}
-    assert list(rows) == ["backbone", "RPN", "box head", "classes and boxes", "mask head"]
+    assert list(rows) == ["backbone", "neck", "RPN", "box head", "classes and boxes", "mask head"]
+    levels = (64, 128, 256, 512)
+    assert rows["neck"] == (4 * 4, sum(16 * channels + 16 + 16 * 16 * 9 + 16 for channels in levels))
     assert rows["RPN"] == (6, 16 * 16 * 9 + 16 + 3 * 17 + 12 * 17)
     assert rows["box head"] == (4, 8 * 16 * 49 + 8 + 8 * 8 + 8)
     assert rows["classes and boxes"] == (4, 81 * 9 + 320 * 9)
@@ -137,7 +139,7 @@ def test_torchvisions_file_becomes_a_checkpoint(tmp_path):
     written = checkpoint.model.state_dict()
     assert torch.equal(written["backbone.body.stem.conv1.weight"], theirs["backbone.body.conv1.weight"])
     scores = theirs["roi_heads.box_predictor.cls_score.bias"]
-    assert torch.equal(written["predictor.scores.bias"], torch.cat([scores[1:], scores[:1]]))
+    assert torch.equal(written["region_head.predictor.scores.bias"], torch.cat([scores[1:], scores[:1]]))
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,15 @@ from detect.data.datamodule import DetectionData
 from detect.data.options import DataOptions
 from detect.devices import choose_device
 from detect.evaluation.coco import METRICS
-from detect.models import BoxHeadOptions, Detector, FasterRCNN, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.models import (
+    BoxHeadOptions,
+    Detector,
+    FasterRCNNOptions,
+    PostprocessOptions,
+    ProposalCounts,
+    RPNOptions,
+    build_detector,
+)
 from detect.prediction.evaluate import evaluate, write_results
 from detect.structures import Detections, Proposals
 
@@ -23,13 +31,13 @@ def data(tmp_path_factory) -> DetectionData:
 
 @pytest.fixture(scope="module")
 def model(data) -> Detector:
-    return FasterRCNN(
-        len(data.classes),
+    options = FasterRCNNOptions(
         backbone=ResNetOptions(depth=18, norm="batch", train_stages=5),
         rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), testing=ProposalCounts(100, 20)),
         box_head=BoxHeadOptions(layers=1, channels=32),
         postprocess=PostprocessOptions(score_threshold=0.0),
-    ).eval()
+    )
+    return build_detector(options, len(data.classes)).eval()
 
 
 class Oracle:
@@ -38,15 +46,13 @@ class Oracle:
     def __init__(self, data: DetectionData):
         self.batches = iter(data.eval_loader(data.train))
 
-    def __call__(self, images, given) -> tuple[Proposals, Detections]:
+    def __call__(self, images, proposals=None) -> Detections:
         batch = next(self.batches)
         assert torch.equal(batch.images.pixels, images.pixels)
         targets = batch.targets
         scores = targets.valid.float()
-        return (
-            Proposals(targets.boxes, scores, targets.valid),
-            Detections(targets.boxes, scores, targets.labels, targets.valid),
-        )
+        proposals = Proposals(targets.boxes, scores, targets.valid)
+        return Detections(targets.boxes, scores, targets.labels, targets.valid, proposals)
 
 
 def run(model, data, **options):
@@ -54,7 +60,7 @@ def run(model, data, **options):
 
 
 def test_perfect_detections_have_perfect_metrics(model, data, monkeypatch):
-    monkeypatch.setattr(model, "propose_and_detect", Oracle(data))
+    monkeypatch.setattr(model, "detect", Oracle(data))
     metrics, evaluator = run(model, data)
     assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == metrics["VOC"]["mAP"] == pytest.approx(1.0)
     assert list(metrics)[:12] == list(METRICS)
@@ -76,11 +82,11 @@ def test_written_results_equal_those_returned(model, data, tmp_path):
 
 
 def test_no_detections(model, data, tmp_path, monkeypatch):
-    def nothing(images, given) -> tuple[Proposals, Detections]:
+    def nothing(images, proposals=None) -> Detections:
         boxes, none = torch.zeros(len(images.sizes), 1, 4), torch.zeros(len(images.sizes), 1)
-        return Proposals(boxes, none, none > 0), Detections(boxes, none, none.long(), none > 0)
+        return Detections(boxes, none, none.long(), none > 0, Proposals(boxes, none, none > 0))
 
-    monkeypatch.setattr(model, "propose_and_detect", nothing)
+    monkeypatch.setattr(model, "detect", nothing)
     metrics, evaluator = run(model, data)
     write_results(tmp_path, metrics, evaluator)
     assert metrics["AP"] == 0.0 and json.loads((tmp_path / "predictions.json").read_text()) == []

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.ops import box_iou
 
 import detect
-from detect.backbones import ResNetOptions
+from detect.backbones import FPNOptions, ResNetOptions
 from detect.checkpoint import Checkpoint, model_card
 from detect.config import Config
 from detect.data.decode import decode
@@ -35,20 +35,22 @@ def checkpoint(model=None, short_side: int = 64) -> Checkpoint:
     """Checkpoint of a small random detector with many detections."""
     torch.manual_seed(0)
     options = model or FasterRCNNOptions(
-        backbone=ResNetOptions(depth=18, norm="batch", fpn_channels=32),
+        backbone=ResNetOptions(depth=18, norm="batch"),
+        neck=FPNOptions(channels=32),
         rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), testing=ProposalCounts(100, 30)),
         box_head=BoxHeadOptions(layers=1, channels=32),
         postprocess=PostprocessOptions(score_threshold=0.4, max_detections=60),
     )
     network = build_detector(options, len(CLASSES)).eval()
-    nn.init.normal_(network.predictor.scores.weight)
+    scores = network.region_head.predictor.scores
+    nn.init.normal_(scores.weight)
     with torch.no_grad():  # logits of mean 0 and deviation 1 over regions of the picture, for a range of scores
         images = Images(torch.from_numpy(picture()).permute(2, 0, 1)[None], torch.tensor([[64, 96]]))
         boxes = torch.rand(1, 50, 4).sort(dim=-1).values * torch.tensor([96.0, 64, 96, 64])
-        logits, _ = network.heads(network.features(images), boxes)
+        logits, _ = network.region_head(network.features(images), boxes)
         deviation, mean = torch.std_mean(logits[0], dim=0)
-        network.predictor.scores.weight.div_(deviation[:, None])
-        network.predictor.scores.bias.copy_(-mean / deviation)
+        scores.weight.div_(deviation[:, None])
+        scores.bias.copy_(-mean / deviation)
     config = Config(options)
     data = config.data.__class__(short_side=(short_side // 2, short_side), long_side=2 * short_side, max_proposals=50)
     return Checkpoint(network, Config(options, data), CLASSES, (7, 9))
@@ -194,7 +196,8 @@ def test_unreadable_images_among_readable_ones(predictor, tmp_path):
 
 def test_a_detector_without_an_rpn_runs_selective_search():
     options = FastRCNNOptions(
-        backbone=ResNetOptions(depth=18, norm="batch", fpn_channels=32),
+        backbone=ResNetOptions(depth=18, norm="batch"),
+        neck=FPNOptions(channels=32),
         box_head=BoxHeadOptions(layers=1, channels=32),
         postprocess=PostprocessOptions(score_threshold=0.01),
     )
@@ -208,7 +211,7 @@ def test_a_detector_without_an_rpn_runs_selective_search():
 
 def test_a_large_image_is_searched_at_a_smaller_size(monkeypatch):
     options = FastRCNNOptions(
-        backbone=ResNetOptions(depth=18, norm="batch", fpn_channels=32), box_head=BoxHeadOptions()
+        backbone=ResNetOptions(depth=18, norm="batch"), neck=FPNOptions(channels=32), box_head=BoxHeadOptions()
     )
     predictor, frame = Predictor(checkpoint(options)), Frame(picture(128, 192))
     monkeypatch.setattr("detect.prediction.predictor.MAX_PIXELS", 64 * 96)

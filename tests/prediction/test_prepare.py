@@ -7,32 +7,40 @@ from torchvision.ops import box_iou
 
 from detect.backbones import ResNetOptions
 from detect.backbones.norm import FrozenBatchNorm2d
-from detect.models import BoxHeadOptions, Detector, FasterRCNNOptions, PostprocessOptions, ProposalCounts, RPNOptions
+from detect.models import (
+    BoxHeadOptions,
+    Detector,
+    FasterRCNNOptions,
+    PostprocessOptions,
+    ProposalCounts,
+    RPNOptions,
+    build_detector,
+)
 from detect.ops.winograd import WinogradConv2d
 from detect.prediction.prepare import fold_norms, prepare
 from detect.structures import Detections, Images
 
-BACKBONES = {
-    "frozen": ResNetOptions(depth=18, norm="frozen", train_stages=5),
-    "batch": ResNetOptions(depth=18, norm="batch", train_stages=5),
-    "C4": ResNetOptions(depth=18, norm="batch", train_stages=5, fpn=False),
-    "group": ResNetOptions(depth=18, norm="group", train_stages=5),
+NETWORKS = {
+    "frozen": {"backbone": ResNetOptions(depth=18, norm="frozen", train_stages=5)},
+    "batch": {"backbone": ResNetOptions(depth=18, norm="batch", train_stages=5)},
+    "C4": {"backbone": ResNetOptions(depth=18, norm="batch", train_stages=5), "neck": None},
+    "group": {"backbone": ResNetOptions(depth=18, norm="group", train_stages=5)},
 }
 
 
-def options(backbone) -> FasterRCNNOptions:
+def options(network) -> FasterRCNNOptions:
     counts = ProposalCounts(100, 20)
     return FasterRCNNOptions(
-        backbone=backbone,
+        **network,
         rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), training=counts, testing=counts),
         box_head=BoxHeadOptions(convolutions=1, layers=1, channels=32),
         postprocess=PostprocessOptions(score_threshold=0.01),
     )
 
 
-def made(backbone) -> Detector:
+def made(network) -> Detector:
     """A detector with random batch norm statistics and class scores."""
-    model = options(backbone).build(num_classes=2).eval()
+    model = build_detector(options(network), num_classes=2).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
             for values, low, high in (
@@ -62,21 +70,21 @@ def assert_close(one: Detections, other: Detections, score: float, iou: float) -
             assert (same & near & (overlaps >= iou)).any(dim=1).all()
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_folded_norms_detect_the_same(name):
-    model, inputs = made(BACKBONES[name]), images()
+    model, inputs = made(NETWORKS[name]), images()
     assert_close(prepare(model).detect(inputs), model.detect(inputs), score=1e-4, iou=0.999)
 
 
 @pytest.mark.parametrize("name", ["frozen", "batch", "C4"])
 def test_no_batch_norm_is_left(name):
-    prepared = prepare(made(BACKBONES[name]))
+    prepared = prepare(made(NETWORKS[name]))
     assert not any(isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d) for module in prepared.modules())
     assert not any(parameter.requires_grad for parameter in prepared.parameters()) and not prepared.training
 
 
 def test_winograd_convolutions():
-    model = made(BACKBONES["batch"])
+    model = made(NETWORKS["batch"])
     prepared = prepare(model)
     fast = [name for name, module in prepared.named_modules() if isinstance(module, WinogradConv2d)]
     # Convolutions of stride 1 of each block, and those of the FPN, the RPN and the box head.
@@ -86,7 +94,7 @@ def test_winograd_convolutions():
 
 
 def test_bf16_scores_are_close():
-    model, inputs = made(BACKBONES["batch"]), images()
+    model, inputs = made(NETWORKS["batch"]), images()
     prepared = prepare(model, "bf16")
     assert next(prepared.backbone.parameters()).dtype == next(prepared.rpn.parameters()).dtype == torch.bfloat16
     detections = prepared.detect(inputs)
@@ -96,7 +104,9 @@ def test_bf16_scores_are_close():
         error = (half.logits - full.logits).square().mean().sqrt() / full.logits.std()
         assert 0 < error < 0.02  # bf16 has 8 bits; the order of sums depends on the machine
         boxes = torch.tensor([[10.0, 10, 50, 40]]).expand(2, 1, 4)
-        (scores, deltas), (logits, _) = (one.heads(one.features(inputs), boxes) for one in (prepare(model), prepared))
+        (scores, deltas), (logits, _) = (
+            one.region_head(one.features(inputs), boxes) for one in (prepare(model), prepared)
+        )
     torch.testing.assert_close(logits.softmax(-1), scores.softmax(-1), atol=0.05, rtol=0)
     assert logits.dtype == deltas.dtype == torch.float32
 
@@ -105,16 +115,16 @@ def test_bf16_scores_are_close():
 def test_a_cpu_without_bf16_is_a_warning(monkeypatch, caplog, has):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    prepare(made(BACKBONES["batch"]))
+    prepare(made(NETWORKS["batch"]))
     assert not caplog.messages
-    prepare(made(BACKBONES["batch"]), "bf16")
+    prepare(made(NETWORKS["batch"]), "bf16")
     message = "precision: this cpu has no instructions for bf16: many times slower than fp32"
     assert caplog.messages == ([] if has else [message])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_original_is_not_changed(precision):
-    model = made(BACKBONES["batch"]).train()
+    model = made(NETWORKS["batch"]).train()
     before = copy.deepcopy(model.state_dict())
     prepare(model, precision)
     after = model.state_dict()
@@ -144,10 +154,10 @@ def test_a_convolution_and_its_batch_norm_by_hand(norm):
     assert isinstance(layers[1], nn.Identity) and isinstance(layers[2], nn.ReLU)
 
 
-def test_backbones_are_compiled(monkeypatch):
+def test_backbones_and_necks_are_compiled(monkeypatch):
     asked = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: asked.append((type(self).__name__, options)))
-    model = made(BACKBONES["batch"])
+    model = made(NETWORKS["batch"])
     prepare(model)
     prepare(model, compile=True)
-    assert asked == [("ResNetFPN", {"dynamic": False})]
+    assert asked == [("ResNet", {"dynamic": False}), ("FPN", {"dynamic": False})]

@@ -1,6 +1,5 @@
 """Time and memory of a detector: how the measurements are combined, not how large they are."""
 
-from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,16 @@ from detect.models import (
     ProposalCounts,
     RPNOptions,
     build_detector,
+    region_head,
 )
+from detect.models.rpn import RPN
 from detect.prediction import timing
 from detect.prediction.timing import STAGES, measure_cost, time_stages
 
 NETWORK = {
     "backbone": ResNetOptions(depth=18, norm="batch", train_stages=5),
-    "head": BoxHeadOptions(layers=1, channels=32),
-    "detections": PostprocessOptions(score_threshold=0.0),
+    "box_head": BoxHeadOptions(layers=1, channels=32),
+    "postprocess": PostprocessOptions(score_threshold=0.0),
 }
 MODELS = {
     "faster_rcnn": FasterRCNNOptions(
@@ -56,14 +57,49 @@ def checkpoint(config: Config, data: DetectionData, path: Path) -> Path:
     return path
 
 
+class Clock:
+    """A clock that advances only when a function that it slows down returns."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def slow(self, function, seconds: float):
+        def slow_function(*args, **kwargs):
+            result = function(*args, **kwargs)
+            self.seconds += seconds
+            return result
+
+        return slow_function
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_timed_stages_give_the_detections_of_detect(configs, name):
+def test_timed_stages_give_the_detections_of_detect(configs, name, monkeypatch):
     data = DetectionData(configs[name].data)
-    model = configs[name].model.build(len(data.classes)).eval()
+    model = build_detector(configs[name].model, len(data.classes)).eval()
     batch = next(iter(data.eval_loader(data.train)))
-    times = accumulate((0.0, 1.0, 2.0, 4.0, 8.0))
-    detections, seconds = time_stages(model, batch.images, batch.proposals, lambda: next(times))
-    assert seconds == {"features": 1.0, "proposals": 2.0, "heads": 4.0, "postprocessing": 8.0}
+    clock = Clock()
+    slowed = [
+        (model.backbone, "forward", 1.0),
+        (model.neck, "forward", 2.0),
+        (RPN, "forward", 4.0),
+        (RPN, "propose", 8.0),
+        (model.region_head.pooling, "forward", 16.0),
+        (model.region_head.box_head, "forward", 32.0),
+        (model.region_head.predictor, "forward", 64.0),
+        (region_head, "postprocess", 128.0),
+        (type(model), "detect", 256.0),
+    ]
+    methods = {owner: set(vars(owner)) for owner in (model, model.rpn, model.region_head) if owner is not None}
+    with monkeypatch.context() as patch:
+        for owner, function, duration in slowed:
+            patch.setattr(owner, function, clock.slow(getattr(owner, function), duration))
+        detections, seconds = time_stages(model, batch.images, batch.proposals, clock)
+    proposals = {"faster_rcnn": 4.0 + 8.0, "fast_rcnn": 0.0}[name]
+    assert seconds == {"features": 3.0, "proposals": proposals, "heads": 112.0, "postprocessing": 384.0}
+    assert all(set(vars(owner)) == before for owner, before in methods.items())  # no method stays wrapped
     expected = model.detect(batch.images, batch.proposals)
     assert expected.valid.any()
     for field in ("boxes", "scores", "labels", "valid"):

@@ -141,7 +141,7 @@ def test_a_run_that_was_killed_ends_as_the_whole_one(place, whole, rcnn, tmp_pat
         if place == "collect":
             patch.setattr(stages, "_save", after(2, stages._save))
         if place == "mine":
-            patch.setattr(stages, "SAVED_EVERY", -1.0)
+            patch.setattr(stages, "SAVE_SECONDS", -1.0)
             patch.setattr(stages.SVMTrainer, "add", after(2, stages.SVMTrainer.add))
         if place == "regress":
             patch.setattr(stages, "fit_regressors", after(0, stages.fit_regressors))
@@ -225,12 +225,14 @@ def test_what_does_not_fit_together_is_refused(fast_rcnn, rcnn, config, tmp_path
         without = replace(one, data=replace(one.data, proposals=None))
         with pytest.raises(UserError, match=f"data.proposals: {one.model.name} needs them; run detect propose"):
             run(without, tmp_path)
-    with pytest.raises(UserError, match="this detector proposes by itself"):
+    with pytest.raises(UserError, match=r"data\.proposals: faster_rcnn uses no given proposals; leave the store out"):
         run(replace(config, data=replace(config.data, proposals=rcnn.data.proposals)), tmp_path)
-    with pytest.raises(UserError, match="delta_weights: null needs proposals before training"):
-        run(replace(config, model=replace(config.model, region_head=RegionHeadOptions(delta_weights=None))), tmp_path)
-    with pytest.raises(UserError, match="delta_weights: null is for fast_rcnn"):
+    for recipe in (None, AlternatingOptions()):
+        measured = replace(config.model, region_head=RegionHeadOptions(delta_weights=None))
+        with pytest.raises(UserError, match="delta_weights: null needs given proposals; give four factors"):
+            run(replace(config, model=measured, training=replace(config.training, recipe=recipe)), tmp_path)
+    with pytest.raises(UserError, match="delta_weights: rcnn needs four factors; the paper's are 1"):
         run(replace(rcnn, model=replace(rcnn.model, region_head=RegionHeadOptions(delta_weights=None))), tmp_path)
-    with pytest.raises(UserError, match="fast_rcnn has no RPN"):
+    with pytest.raises(UserError, match=r"training\.recipe: alternating is not for fast_rcnn; choose joint, or"):
         run(replace(fast_rcnn, training=replace(fast_rcnn.training, recipe=AlternatingOptions())), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -44,12 +44,11 @@ from step_sides import torchvision_model
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from detect.backbones import ResNetOptions
-from detect.checkpoint import Checkpoint, load_checkpoint
+from detect.backbones import FPNOptions, ResNetOptions
+from detect.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from detect.config import Config
 from detect.data.decode import decode
 from detect.data.options import DataOptions
-from detect.export.compress import save
 from detect.export.export_checkpoint import export_checkpoint
 from detect.foreign_weights.torchvision import faster_rcnn_from_torchvision, torchvision_options
 from detect.models import FasterRCNNOptions, ProposalCounts, RPNOptions, build_detector
@@ -175,7 +174,7 @@ def make_files(folder: Path, images: Path | None) -> Files:
     model = faster_rcnn_from_torchvision(state, frozen_eps=1e-5)
     names, numbers = zip(*((f"class {label}", label + 1) for label in range(model.num_classes)), strict=True)
     config = Config(torchvision_options(state), DataOptions(short_side=(800,), long_side=1333))
-    save(Checkpoint(model, config, names, numbers), checkpoint)
+    save_checkpoint(Checkpoint(model, config, names, numbers), checkpoint)
     paths = sorted(images.glob("*.jpg")) if images else []
     if images and not paths:
         sys.exit(f"{images}: no .jpg files; give a folder of photographs")
@@ -262,12 +261,15 @@ def measure(case: Case, files: Files, gate: Gate, repeats: int, threads: int) ->
 def stream(count: int, console: Console) -> list[str]:
     """Predict with a small detector on `count` files, and return lines with the memory of the process meanwhile."""
     options = FasterRCNNOptions(
-        backbone=ResNetOptions(18, norm="batch", fpn_channels=64), rpn=RPNOptions(testing=ProposalCounts(200, 50))
+        backbone=ResNetOptions(18, norm="batch"),
+        neck=FPNOptions(channels=64),
+        rpn=RPNOptions(testing=ProposalCounts(200, 50)),
     )
     config = Config(options, DataOptions(short_side=(96,), long_side=160))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save(Checkpoint(build_detector(options, 3), config, ("a", "b", "c"), (1, 2, 3)), folder / "small.ckpt")
+        small = Checkpoint(build_detector(options, 3), config, ("a", "b", "c"), (1, 2, 3))
+        save_checkpoint(small, folder / "small.ckpt")
         draw = random.Random(0)
         for place in range(200):  # of many sizes, read repeatedly
             size = draw.randint(120, 800), draw.randint(120, 800)
