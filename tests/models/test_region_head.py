@@ -22,7 +22,7 @@ ALL = PostprocessOptions(
 
 
 @torch.no_grad()
-def make_head(postprocess: PostprocessOptions = ALL, **options) -> RegionHead:
+def make_head(**options) -> RegionHead:
     """One map of stride 16 with four channels; scores and boxes differ from region to region."""
     box_head = ConvFCBoxHead(4, 7, BoxHeadOptions(layers=1, channels=16))
     options = RegionHeadOptions(batch_size_per_image=8, **options)
@@ -30,7 +30,7 @@ def make_head(postprocess: PostprocessOptions = ALL, **options) -> RegionHead:
     predictor.scores.weight.normal_(std=2)
     predictor.deltas.weight.normal_()
     pooling = RegionPooling([FeatureInfo(4, 16)], 7, PoolingOptions())
-    return RegionHead(CLASSES, pooling, box_head, predictor, options, postprocess)
+    return RegionHead(CLASSES, pooling, box_head, predictor, options)
 
 
 def make_features() -> list[Tensor]:
@@ -125,7 +125,7 @@ def test_decoded_predictions_are_the_detections_without_nms(delta_weights):
     references = predictions.boxes[:, :, None].expand(-1, -1, CLASSES, -1)
     refined = head.box_coder.decode(predictions.deltas, references)
     assert head.box_coder == BoxCoder(delta_weights or (1.0, 1.0, 1.0, 1.0))
-    detections = head.detect(features, proposals, SIZES)
+    detections = head.detect(features, proposals, SIZES, ALL)
     assert detections.proposals is proposals
     for row in range(2):
         valid = predictions.valid[row]
@@ -152,7 +152,7 @@ def test_statistics_are_restored_in_predictions_and_not_in_the_training_output()
 
 def test_without_valid_proposals_there_are_no_detections():
     proposals = make_proposals(valid_share=0.0)
-    detections = make_head().detect(make_features(), proposals, SIZES)
+    detections = make_head().detect(make_features(), proposals, SIZES, ALL)
     assert not detections.valid.any() and detections.proposals is proposals
 
 
