@@ -29,11 +29,13 @@ from detect.models import (
     RCNN,
     BoxHeadOptions,
     CropOptions,
-    CropPredictorOptions,
     Detector,
+    FasterRCNN,
     FasterRCNNOptions,
     FastRCNN,
+    FastRCNNOptions,
     ProposalCounts,
+    RCNNOptions,
     RegionHeadOptions,
     RPNOptions,
 )
@@ -184,27 +186,31 @@ def test_a_box_lies_on_its_object_after_the_image_is_turned(tmp_path, value):
 
 def faster() -> Detector:
     counts = ProposalCounts(100, 20)
-    return FasterRCNNOptions(
+    options = FasterRCNNOptions(
         backbone=ResNetOptions(depth=18, norm="batch", train_stages=5),
         rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), training=counts, testing=counts),
         box_head=BoxHeadOptions(layers=1, channels=32),
         region_head=RegionHeadOptions(batch_size_per_image=16),
-    ).build(3)
+    )
+    return FasterRCNN(3, options)
 
 
 def fast() -> Detector:
-    return FastRCNN(
-        3,
-        ResNetOptions(18, norm="batch"),
+    options = FastRCNNOptions(
+        backbone=ResNetOptions(18, norm="batch"),
         box_head=BoxHeadOptions(channels=32),
-        region_head=RegionHeadOptions(batch_size_per_image=16),
+        region_head=RegionHeadOptions(batch_size_per_image=16, delta_weights=(10, 10, 5, 5)),
     )
+    return FastRCNN(3, options)
 
 
 def rcnn() -> Detector:
-    boxes = RegionHeadOptions(batch_size_per_image=8, delta_weights=(1, 1, 1, 1))
-    backbone = ResNetOptions(18, norm="batch", train_stages=5)
-    return RCNN(3, backbone, CropOptions(size=40, context=4, batch_size=8), CropPredictorOptions(), boxes)
+    options = RCNNOptions(
+        backbone=ResNetOptions(18, norm="batch", train_stages=5),
+        crop=CropOptions(size=40, context=4, batch_size=8),
+        region_head=RegionHeadOptions(batch_size_per_image=8, delta_weights=(1, 1, 1, 1)),
+    )
+    return RCNN(3, options)
 
 
 MODELS = {"faster": faster, "fast": fast, "rcnn": rcnn}

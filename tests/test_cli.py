@@ -35,9 +35,9 @@ TINY = {
             "training": {"pre_nms_top_k": 100, "post_nms_top_k": 20},
             "testing": {"pre_nms_top_k": 100, "post_nms_top_k": 20},
         },
-        "head": {"layers": 1, "channels": 32},
-        "boxes": {"samples": 16},
-        "detections": {"score": 0.01},
+        "box_head": {"layers": 1, "channels": 32},
+        "region_head": {"batch_size_per_image": 16},
+        "postprocess": {"score_threshold": 0.01},
     },
     "data": {"short_side": [64], "long_side": 96, "canvases": 1, "workers": 0, "batch_size": 4, "eval_batch_size": 2},
     "training": {"epochs": 1, "warmup_steps": 0, "learning_rate": 0.01, "accelerator": "cpu"},
@@ -160,7 +160,7 @@ def test_eval_accepts_model_options_and_refuses_training_options(run, tmp_path, 
     predictions = json.loads((tmp_path / "predictions.json").read_text())
     assert 0 < len(predictions) <= 2 * 3
     assert "training is over" in mistake(capsys, "eval", "--ckpt", best, "--training.epochs=3")
-    wrong = mistake(capsys, "eval", "--ckpt", best, "--model.head.channels=16")
+    wrong = mistake(capsys, "eval", "--ckpt", best, "--model.box_head.channels=16")
     assert wrong.startswith(f"{best}: its weights do not fit the options --")
     assert "size mismatch" in wrong and wrong.endswith("; leave these out")
 
@@ -388,7 +388,7 @@ def test_nothing_to_resume(config, tmp_path, capsys):
 def test_files_that_are_not_checkpoints(run, tmp_path, capsys):
     for content in (b"x", pickle.dumps(print)):
         (tmp_path / "a.ckpt").write_bytes(content)
-        assert "no checkpoint of detect" in mistake(capsys, "eval", "--ckpt", tmp_path / "a.ckpt")
+        assert "not a checkpoint of detect" in mistake(capsys, "eval", "--ckpt", tmp_path / "a.ckpt")
     assert "No such file" in mistake(capsys, "eval", "--ckpt", tmp_path / "b.ckpt")
     assert "no split tset" in mistake(capsys, "eval", "--ckpt", run / "checkpoints" / "best.ckpt", "--split", "tset")
 
@@ -438,7 +438,7 @@ def test_an_interrupt_names_the_command_that_resumes(config, tmp_path, capsys, m
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("detect.training.fit._fit", interrupt)
+    monkeypatch.setattr("detect.training.loop.run_loop", interrupt)
     out = tmp_path / "run"
     assert main(["train", "-c", str(config), "--out", str(out)]) == 130
     assert capsys.readouterr().err == f"detect: interrupted; continue with: detect train --resume --out {out}\n"
@@ -493,7 +493,7 @@ def leaves(value: object, place: tuple[object, ...] = ()) -> Iterator[tuple[tupl
 
 def test_a_run_is_resumed_only_with_its_own_network(run, capsys):
     before = (run / "config.yaml").read_text()
-    assert main(["train", "--resume", "--out", str(run), "--model.head.channels", "16"]) == 2
+    assert main(["train", "--resume", "--out", str(run), "--model.box_head.channels", "16"]) == 2
     assert "another network than the config" in capsys.readouterr().err
     assert (run / "config.yaml").read_text() == before
 

@@ -27,18 +27,18 @@ HEAD = {"layers": 1, "channels": 32}
 MODELS = {
     "rcnn": {
         "crop": {"size": 32, "context": 2},
-        "boxes": {"samples": 16, "delta_weights": [1, 1, 1, 1]},
-        "svm": {"hard_margin": -100, "evict_margin": -100},
+        "region_head": {"batch_size_per_image": 16, "delta_weights": [1, 1, 1, 1]},
     },
     "faster_rcnn": {
         "rpn": {"anchor_sizes": [8, 16, 32, 48, 64], "training": COUNTS, "testing": COUNTS},
-        "head": HEAD,
-        "boxes": {"samples": 16},
-        "detections": {"score": 0.01},
+        "box_head": HEAD,
+        "region_head": {"batch_size_per_image": 16},
+        "postprocess": {"score_threshold": 0.01},
     },
-    "fast_rcnn": {"head": HEAD, "detections": {"score": 0.01}},
+    "fast_rcnn": {"box_head": HEAD, "postprocess": {"score_threshold": 0.01}},
 }
 DATA = {"short_side": [64], "long_side": 96, "canvases": 1, "workers": 0, "max_proposals": 40}
+RECIPE = {"name": "rcnn_stages", "svm": {"hard_margin": -100, "evict_margin": -100}}
 TRAINING = {"epochs": 1, "warmup_steps": 0, "learning_rate": 0.01, "accelerator": "cpu", "devices": 1}
 
 
@@ -74,7 +74,8 @@ def shapes(tmp_path_factory) -> Path:
 def configs(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("configs")
     for name, model in MODELS.items():
-        content = {"model": {"name": name, "backbone": BACKBONE, **model}, "data": DATA, "training": TRAINING}
+        training = TRAINING | ({"recipe": RECIPE} if name == "rcnn" else {})
+        content = {"model": {"name": name, "backbone": BACKBONE, **model}, "data": DATA, "training": training}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
     return {name: str(folder / f"{name}.yaml") for name in MODELS}
 

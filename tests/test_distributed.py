@@ -51,9 +51,8 @@ def metrics(count, rank, world):
             torch.tensor([image]), torch.ones(1, 2),
         )
         loss = {"classification": scores.mean()}
-        evaluator.update(
-            batch, Detections(detected, scores, classes, twelve), Proposals(detected, scores, twelve), loss
-        )
+        proposals = Proposals(detected, scores, twelve)
+        evaluator.update(batch, Detections(detected, scores, classes, twelve, proposals), loss)
     evaluator.gather()
     return evaluator.compute(), [one.image_id for one in evaluator.predictions]
 
@@ -108,7 +107,7 @@ def test_processes_share_the_batches_of_one_process(world, batch_size):
     for begin in (False, True):
         if begin:
             for one in (alone, *ranks):
-                one.begin(1, 3)
+                one.resume_at(1, 3)
         together = [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
         assert together == list(alone) and len(together) == len(alone) - 3 * begin == len(ranks[0]) - 3 * begin
         assert all(len({item.canvas for item in batch}) == 1 for batch in together)

@@ -475,9 +475,9 @@ def _backbone(path):
 
 
 def _resume(path):
-    from detect.training.fit import _compare
+    from detect.training.fit import check_resumable
 
-    _compare(demo_config(Path("data")), ("a",), path)
+    check_resumable(demo_config(Path("data")), ("a",), path)
 
 
 ENTRIES = {
@@ -546,9 +546,9 @@ LARGE = {
         },
         r"has shape .* instead of .*; give a Faster R-CNN of detectron2",
     ),
-    "a checkpoint's channels": (None, _card(head={"channels": 10**7}), "do not fit its own config"),
-    "a checkpoint's layers": (None, _card(head={"layers": 10**9}), "model.head.layers"),
-    "a checkpoint's category ids": (None, {**_card(), "category_ids": []}, "no checkpoint of detect"),
+    "a checkpoint's channels": (None, _card(box_head={"channels": 10**7}), "do not fit its own config"),
+    "a checkpoint's layers": (None, _card(box_head={"layers": 10**9}), "model.box_head.layers"),
+    "a checkpoint's category ids": (None, {**_card(), "category_ids": []}, "not a checkpoint of detect"),
 }
 
 

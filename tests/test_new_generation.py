@@ -57,7 +57,8 @@ class OneStage(Detector):
         heads = (
             torch.cat([head(level).flatten(2).mT for level in maps], dim=1) for head in (self.classes, self.deltas)
         )
-        return *heads, self.anchors(maps).expand(len(images.pixels), -1, -1)
+        logits, deltas = (head.float() for head in heads)  # bf16 in prediction, if asked
+        return logits, deltas, self.anchors(maps).expand(len(images.pixels), -1, -1)
 
     def loss(self, batch):
         targets = known_targets(batch.targets, self.num_classes)
@@ -90,13 +91,14 @@ def registered():
 def run(tmp_path_factory):
     """The folder of a training by the command, with its evaluation."""
     folder = tmp_path_factory.mktemp("one_stage")
-    data = make_shapes(folder / "shapes", images={"train": 24, "val": 6}, size=(64, 96), progress=False)
+    data = make_shapes(folder / "shapes", images={"train": 16, "val": 4}, size=(64, 96), progress=False)
     config = folder / "config.yaml"
     config.write_text(
         f"model: {{name: one_stage, postprocess: {{score_threshold: 0.01}}}}\n"
-        f"data: {{root: {data}, short_side: [64], long_side: 96, batch_size: 4, workers: 0}}\n"
-        "training: {epochs: 20, learning_rate: 0.02, warmup_steps: 5, clip_norm: 10, milestones: [16], "
-        "validate_every: 10, accelerator: cpu}\n"
+        f"data: {{root: {data}, test: train, short_side: [64], long_side: 96, batch_size: 4, workers: 0,"
+        " augment: []}\n"
+        "training: {epochs: 25, optimizer: adamw, learning_rate: 0.001, warmup_steps: 5, clip_norm: 10, "
+        "schedule: cosine, validate_every: 25, accelerator: cpu}\n"
     )
     assert main(["train", "-c", str(config), "--out", str(folder / "run")]) == 0
     return folder
@@ -104,9 +106,9 @@ def run(tmp_path_factory):
 
 def test_it_trains_and_is_evaluated(run):
     metrics = json.loads((run / "run" / "eval" / "metrics.json").read_text())
-    assert metrics["AP50"] > 0.1
+    assert metrics["AP50"] > 0.3
     assert not any(name.startswith(("AR@", "recall@", "ABO", "MABO")) for name in metrics)  # there are no proposals
-    assert metrics["evaluation"]["split"] == "val"
+    assert metrics["evaluation"]["split"] == "train"
 
 
 def test_its_report_has_no_proposals(run):

@@ -26,9 +26,9 @@ def _count(event, arguments):
 sys.addaudithook(_count)
 """
 TINY = """
-model: {backbone: {name: resnet, depth: 18, norm: batch, train_stages: 5, fpn_channels: 32},
+model: {backbone: {name: resnet, depth: 18, norm: batch, train_stages: 5}, neck: {name: fpn, channels: 32},
   rpn: {anchor_sizes: [8, 16, 32, 48, 64]},
-  head: {layers: 1, channels: 32}, boxes: {samples: 16}}
+  box_head: {layers: 1, channels: 32}, region_head: {batch_size_per_image: 16}}
 data: {root: DATA, short_side: [64], long_side: 96, batch_size: 2, workers: 1, canvases: 1}
 training: {epochs: 1, accelerator: cpu, devices: 1, warmup_steps: 0, milestones: []}
 """

@@ -67,7 +67,7 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def detect(self, images: Images, proposals: Proposals | None = None) -> Detections:
-        """Return the detections in pixels of the canvas.
+        """Return the detections in pixels of the canvas, in float32 even if the weights are bf16.
 
         Args:
             images: a batch of images on one canvas.

@@ -6,6 +6,7 @@ from dataclasses import field
 from typing import ClassVar, Literal
 
 from detect.backbones import AnyBackbone, AnyNeck, FPNOptions, ResNetOptions
+from detect.errors import UserError
 from detect.models.box_head import BoxHeadOptions, BoxPredictor, build_features
 from detect.models.detector import DetectorOptions
 from detect.models.low_rank import Ranks
@@ -54,6 +55,8 @@ class FasterRCNN(TwoStage):
 
     def __init__(self, num_classes: int, options: FasterRCNNOptions | None = None) -> None:
         options = options or FasterRCNNOptions()
+        if options.region_head.delta_weights is None:
+            raise UserError("region_head.delta_weights: null needs given proposals; give four factors")
         backbone, neck, levels, box_head = build_features(options.backbone, options.neck, options.box_head, options.svd)
         rpn = RPN(levels[0].channels, [level.stride for level in levels], options.rpn)
         region_head = RegionHead(

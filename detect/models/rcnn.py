@@ -76,6 +76,8 @@ class RCNN(TwoStage):
 
     def __init__(self, num_classes: int, options: RCNNOptions | None = None) -> None:
         options = options or RCNNOptions()
+        if options.region_head.delta_weights is None:
+            raise UserError("region_head.delta_weights: rcnn needs four factors; the paper's are 1")
         network = options.backbone.build_crop_network(options.crop.size)
         backbone = Pixels(options.backbone.mean, options.backbone.std)
         super().__init__(num_classes, options, backbone, None, None, CropHead(num_classes, network, options))

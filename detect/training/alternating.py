@@ -7,10 +7,8 @@ from typing import Any
 
 from detect.config import Config
 from detect.data.datamodule import DetectionData
-from detect.errors import UserError
 from detect.models import FasterRCNN
 from detect.training import loop
-from detect.training.joint import NULL_NEEDS_PROPOSALS
 from detect.training.module import DetectorModule
 from detect.training.recipe import Recipe
 
@@ -30,8 +28,6 @@ class Alternating(Recipe):
 
     def __init__(self, config: Config, data: DetectionData) -> None:
         super().__init__(config, data)
-        if self.model.region_head.statistics is not None:
-            raise UserError(NULL_NEEDS_PROPOSALS)
         self.second = self.build()
 
     def checkpoints(self, out: Path) -> list[Path]:

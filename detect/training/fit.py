@@ -64,6 +64,7 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     config = _with_precision(config)
     started = time.monotonic()
     recipe = prepare(config, data)  # finds all mistakes in the config before the folder exists
+    recipe.measure_data()
     card = model_card(config, data.train.classes, data.train.category_ids)
     for checkpoint in recipe.checkpoints(out):
         if resume and checkpoint.exists():

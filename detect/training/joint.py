@@ -7,27 +7,21 @@ from typing import Any
 
 import torch
 
-from detect.config import Config
 from detect.data.datamodule import DetectionData
-from detect.errors import UserError
 from detect.models import TwoStage
 from detect.structures import Targets
 from detect.training import loop
 from detect.training.module import DetectorModule
 from detect.training.recipe import Recipe
 
-NULL_NEEDS_PROPOSALS = "model.region_head.delta_weights: null needs given proposals; give four factors"
-
 
 class Joint(Recipe):
     """One loop over all losses (Girshick 2015, §2.3; Ren et al. 2015, §3.2, approximate joint training)."""
 
-    def __init__(self, config: Config, data: DetectionData) -> None:
-        super().__init__(config, data)
+    def measure_data(self) -> None:
+        """Measure the box deltas, if the model normalises them."""
         if isinstance(self.model, TwoStage) and self.model.region_head.statistics is not None:
-            if self.model.rpn is not None:
-                raise UserError(NULL_NEEDS_PROPOSALS)
-            measure_deltas(self.model, data)
+            measure_deltas(self.model, self.data)
 
     def train(self, card: dict[str, Any], out: Path, resume: bool) -> None:
         """Train and validate."""

@@ -58,8 +58,6 @@ class RCNNStages(Recipe):
 
     def __init__(self, config: Config, data: DetectionData) -> None:
         super().__init__(config, data)
-        if self.model.region_head.statistics is not None:
-            raise UserError("model.region_head.delta_weights: rcnn needs four factors; the paper's are 1")
         if count_processes(config.training) > 1:
             raise UserError("training.devices: the stages of rcnn run in one process; give --training.devices 1")
 

@@ -20,7 +20,8 @@ from detect.models.rpn import RPN
 CONFIG = """
 model:
   name: faster_rcnn
-  backbone: {name: resnet, depth: 18, norm: batch, train_stages: 5, fpn_channels: 16}
+  backbone: {name: resnet, depth: 18, norm: batch, train_stages: 5}
+  neck: {name: fpn, channels: 16}
   rpn: {anchor_sizes: [4, 8, 16, 32, 64], anchor_offset: 0.5}
 data: {short_side: [48, 64], long_side: 128}
 """
@@ -123,7 +124,7 @@ def test_anchors_are_those_of_the_network(tmp_path):
     torch.testing.assert_close(
         torch.from_numpy(shapes).float(), RPN(1, anchors.strides, config.model.rpn).anchors.shapes
     )
-    single = CONFIG.replace("fpn_channels: 16", "fpn: false")
+    single = CONFIG.replace("{name: fpn, channels: 16}", "null")
     one_level = anchors_of(load_config(config_file(tmp_path, single)))
     assert one_level.sizes == ((4, 8, 16, 32, 64),) and one_level.strides == (16,)
     fast = CONFIG.replace("faster_rcnn", "fast_rcnn").replace(

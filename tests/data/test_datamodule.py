@@ -248,5 +248,5 @@ def test_a_store_that_lacks_an_image_is_refused_at_once(shapes, stored, tmp_path
     message = rf"no proposals for 1 images of .*copy train, first .*{image.name}, new or changed; run detect propose"
     with pytest.raises(UserError, match=message):
         data(copy, proposals=stored).train  # noqa: B018
-    with pytest.raises(UserError, match="gone: there is no such file"):
+    with pytest.raises(UserError, match="gone: no such file"):
         data(shapes, proposals=tmp_path / "gone").train  # noqa: B018

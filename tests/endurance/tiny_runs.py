@@ -35,12 +35,12 @@ def make_config(folder: Path, kind: str = "faster_rcnn") -> Path:
         make_shapes(data, images={"train": 2 * STEPS, "val": 2 * VALIDATIONS}, size=(64, 96), progress=False)
     counts = {"pre_nms_top_k": 100, "post_nms_top_k": 20}
     rpn = {"anchor_sizes": [8, 16, 32, 48, 64], "training": counts, "testing": counts}
-    model = {"boxes": {"samples": 16}}
+    model = {"region_head": {"batch_size_per_image": 16}}
     if kind == "rcnn":
         model |= {"name": "rcnn", "crop": {"size": 64}, "backbone": {"name": "resnet", "depth": 18, "norm": "batch"}}
     else:  # a ResNet with half a million weights, as otherwise saving would take most of a step
-        backbone = {"name": "timm", "model": "test_resnet", "fpn": False}
-        model |= {"backbone": backbone, "rpn": rpn, "head": {"layers": 1, "channels": 32}}
+        backbone = {"name": "timm", "model": "test_resnet"}
+        model |= {"backbone": backbone, "neck": None, "rpn": rpn, "box_head": {"layers": 1, "channels": 32}}
     config = {
         "model": model,
         "data": {
@@ -51,7 +51,8 @@ def make_config(folder: Path, kind: str = "faster_rcnn") -> Path:
         "training": {
             **{"epochs": 1 if kind != "faster_rcnn" else EPOCHS, "warmup_steps": 4, "learning_rate": 0.01},
             **{"schedule": "cosine", "ema": 0.9, "clip_norm": 5.0, "accelerator": "cpu", "devices": 1},
-            **{"save_minutes": 0.005, "alternating": kind == "alternating"},
+            "save_minutes": 0.005,
+            **({"recipe": {"name": "alternating"}} if kind == "alternating" else {}),
         },
     }
     if kind == "rcnn" and not (folder / "proposals.db").exists():
