@@ -1,4 +1,4 @@
-"""`detect eval` from a clone: python tools/eval.py …"""
+"""`detect eval` from a clone: python tools/eval.py …."""
 
 import sys
 

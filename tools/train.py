@@ -1,4 +1,4 @@
-"""`detect train` from a clone: python tools/train.py …"""
+"""`detect train` from a clone: python tools/train.py …."""
 
 import sys
 

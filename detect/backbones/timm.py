@@ -1,4 +1,4 @@
-"""Any convolutional network of the timm package: HRNet, SE, CBAM and ECA networks, ConvNeXt, RegNet, MobileNet …"""
+"""Any convolutional network of the timm package, such as HRNet, SENet, ECA, ConvNeXt, RegNet and MobileNet."""
 
 from __future__ import annotations
 

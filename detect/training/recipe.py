@@ -31,7 +31,7 @@ class Recipe(ABC):
         """Return a new model of the config."""
         return build_detector(self.config.model, len(self.data.classes))
 
-    def measure_data(self) -> None:
+    def measure_data(self) -> None:  # noqa: B027  most recipes need nothing
         """Measure what the model needs to know of the training data, before the run's folder is created."""
 
     def checkpoints(self, out: Path) -> list[Path]:

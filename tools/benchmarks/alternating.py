@@ -151,6 +151,6 @@ def physical_cores() -> int:
 
 
 def process_status(key: str) -> int:
-    """Return a value of /proc/self/status in KiB. (`ru_maxrss` would start with that of the parent.)"""
+    """Return a value of /proc/self/status in KiB. (`ru_maxrss` would start with that of the parent.)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1])
