@@ -47,6 +47,13 @@ from detect.evaluation.coco import Prediction  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Mark the tests that compile graphs, drive a browser or export to ONNX as slow, by their fixtures."""
+    for item in items:
+        if {"unchecked", "tab", "exported", "operators", "traced_once"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     """Seed torch, so that a test draws the same numbers whatever ran before it."""

@@ -464,6 +464,7 @@ def two_processes(*arguments: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_like_one(config, tmp_path):
     out = tmp_path / "run"
     done = two_processes("train", "-c", config, "--out", out, "--data.test=test", "--data.batch_size=2")

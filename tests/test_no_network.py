@@ -81,6 +81,7 @@ if __name__ == "__main__":
     assert attempts.count("socket.getaddrinfo") == 3
 
 
+@pytest.mark.slow
 def test_no_command_uses_the_network(offline, tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "tiny.yaml").write_text(TINY.replace("DATA", str(tmp_path / "shapes")))

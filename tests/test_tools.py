@@ -15,6 +15,7 @@ def test_the_scripts_exist():
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.slow
 def test_a_script_prints_its_usage(path):
     done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith("usage: ") and not done.stderr

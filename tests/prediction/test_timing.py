@@ -106,6 +106,7 @@ def test_timed_stages_give_the_detections_of_detect(configs, name, monkeypatch):
         assert torch.equal(getattr(detections, field), getattr(expected, field))
 
 
+@pytest.mark.slow
 def test_a_separate_process_measures_the_cost(configs, tmp_path):
     config = configs["fast_rcnn"]
     data = DetectionData(config.data)
