@@ -85,7 +85,7 @@ def check_exportable(checkpoint: Checkpoint, format: Format, out: Path) -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if format == "onnx" and missing:
         raise UserError(f"--format onnx: {', '.join(missing)} not installed: pip install 'detect[onnx]'")
-    if checkpoint.config.model.proposals == "given":
+    if checkpoint.model.proposals == "given":
         name = "R-CNN" if isinstance(checkpoint.model, RCNN) else "Fast R-CNN"
         raise UserError(
             f"--format {format}: {name} needs proposals of selective search, which cannot be exported; export a "

@@ -99,6 +99,11 @@ class Detector(nn.Module):
         return list(maps.values())[-1:] if self.neck is None else self.neck(maps)
 
     @property
+    def proposals(self) -> ProposalSource:
+        """Where the proposals come from, as the options declare it."""
+        return self.options.proposals
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the network's input."""
         return next(chain(self.backbone.parameters(), self.parameters())).dtype

@@ -128,7 +128,7 @@ def summarize_on_image(
     with torch.device("meta"):
         images = Images(torch.empty(1, 3, *canvas, dtype=torch.uint8), torch.empty(1, 2, dtype=torch.int64))
         boxes, scores = torch.empty(1, proposals, 4), torch.empty(1, proposals)
-        given = Proposals(boxes, scores, scores.bool()) if model.options.proposals == "given" else None
+        given = Proposals(boxes, scores, scores.bool()) if model.proposals == "given" else None
         return summarize(model, images, given, run=detect, depth=depth), regions
 
 

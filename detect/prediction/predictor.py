@@ -174,7 +174,7 @@ class Predictor:
     @torch.no_grad()
     def _detect(self, model: Detector, batch: Sequence[Frame], augmented: Sequence[Augmentation]) -> Detections:
         """Return the detections of a batch in pixels of the frames, on the model's device."""
-        searched = [self._search(frame) for frame in batch] if model.options.proposals == "given" else None
+        searched = [self._search(frame) for frame in batch] if model.proposals == "given" else None
         detections = [self._detect_augmented(model, batch, searched, augmentation) for augmentation in augmented]
         return detections[0] if len(detections) == 1 else merge_detections(detections, model.postprocessing)
 
