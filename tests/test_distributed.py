@@ -106,7 +106,7 @@ def test_processes_share_the_batches_that_one_would_have(world, batch_size):
     for begin in (False, True):
         if begin:
             for one in (alone, *ranks):
-                one.begin(1, 3)
+                one.resume_at(1, 3)
         together = [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
         assert together == list(alone) and len(together) == len(alone) - 3 * begin == len(ranks[0]) - 3 * begin
         assert all(len({item.canvas for item in batch}) == 1 for batch in together)
