@@ -135,5 +135,7 @@ def test_its_config_is_read_and_checked_like_any_other():
     config = config_from_dict({"model": {"name": "one_stage", "neck": {"channels": 64}}}, "a config")
     assert config.model.neck.channels == 64
     assert config_from_dict(config_to_dict(config), "itself") == config
-    with pytest.raises(detect.errors.UserError, match=r"^a config: model\.neck\.channelz: there is no such option; did"):
+    with pytest.raises(
+        detect.errors.UserError, match=r"^a config: model\.neck\.channelz: there is no such option; did"
+    ):
         config_from_dict({"model": {"name": "one_stage", "neck": {"channelz": 64}}}, "a config")
