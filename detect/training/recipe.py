@@ -31,11 +31,12 @@ class Recipe(ABC):
         """Return a new model of the config."""
         return build_detector(self.config.model, len(self.data.classes))
 
-    def measure_data(self) -> None:
+    def measure_data(self) -> None:  # noqa: B027  most models need to know nothing
         """Measure what the model needs to know of the training data, before the run's folder is created."""
 
-    def checkpoints(self, out: Path) -> list[Path]:
-        """Return where a run in the folder `out` may have checkpoints to resume from."""
+    @staticmethod
+    def checkpoints(out: Path) -> list[Path]:
+        """Return where a run of this recipe in the folder `out` may have checkpoints to resume from."""
         return [last_checkpoint(out)]
 
     @abstractmethod
