@@ -125,6 +125,14 @@ def test_it_predicts(run):
     assert len(flipped.boxes)
 
 
+def test_it_is_compared_and_timed_in_a_process_of_its_own(run, capsys):
+    checkpoint, out = str(run / "run" / "checkpoints" / "best.ckpt"), run / "comparison"
+    assert main(["compare", checkpoint, "--out", str(out), "--images", "1", "--data.workers", "0"]) == 0
+    [row] = json.loads((out / "compare.json").read_text())["rows"]
+    assert row["detector"] == "one_stage" and row["AP50"] > 0.3 and row["recall@0.5@2000"] is None
+    assert row["test_seconds"]["features"] > 0 == row["test_seconds"]["proposals"] == row["test_seconds"]["heads"]
+
+
 def test_it_needs_no_store_and_takes_none(run, capsys):
     checkpoint = str(run / "run" / "checkpoints" / "best.ckpt")
     assert main(["eval", "--ckpt", checkpoint, "--data.proposals", "store.db", "--out", str(run / "other")]) == 2
