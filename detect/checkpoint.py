@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
 import textwrap
@@ -64,9 +65,17 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def save_torch(content: dict[str, Any], path: Path) -> None:
-    """Write with `torch.save`, atomically."""
-    with atomic_write(path) as draft, draft.open("wb") as file:
-        torch.save(content, file)
+    """Write with `torch.save`, atomically. Raise `OSError` if the disk refuses it."""
+    try:
+        with atomic_write(path) as draft, draft.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # of torch's writer, about the incomplete file
+        cause = error.__context__
+        if isinstance(cause, OSError | KeyboardInterrupt):
+            raise cause from None
+        if "write" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "the disk is full or not writable") from None
 
 
 def save_safetensors(checkpoint: Checkpoint, path: Path) -> None:

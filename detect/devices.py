@@ -16,12 +16,15 @@ log = logging.getLogger(__name__)
 def choose_device(accelerator: Accelerator = "auto") -> torch.device:
     """Return this process's CUDA device if there is one and `accelerator` allows it, else the CPU.
 
-    Under torchrun each process of a machine has a CUDA device of its own, by its local rank.
+    Under torchrun each process of a machine has a CUDA device of its own, by its local rank. If a launcher shows each
+    process only its own device, that is the first.
     """
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     rank = os.environ.get("LOCAL_RANK")
-    return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
+    if rank is None:
+        return torch.device("cuda")
+    return torch.device("cuda", int(rank) if int(rank) < torch.cuda.device_count() else 0)
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -181,6 +181,7 @@ def test_options_change_a_config():
         (["--model.backbone.depth=18"], r"model\.backbone\.name: it is missing; give the name of one$"),
         (["--model.backbone={name: resnet, depth: 19}"], r"model\.backbone\.depth: Input should be 18, 34, .*not 19$"),
         (["--model.backbone={name: resent}"], r"model\.backbone\.name: choose 'resnet', 'vgg', .*, not 'resent'$"),
+        (["--model.name=[rcnn]"], r"model\.name: choose 'rcnn', 'fast_rcnn', .*, not \['rcnn'\]$"),
         (["--model.name=yolo"], r"model\.name: choose 'rcnn', 'fast_rcnn', 'faster_rcnn', 'classifier', not 'yolo'$"),
         (["--model={name: fast_rcnn, rpn: {}}"], r"model\.rpn: there is no such option$"),
         (["--data=3"], r"data: Input should be a dictionary .*not 3$"),

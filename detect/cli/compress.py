@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detect.cli.shared import add_command, detection_data, refuse_training_options
+from detect.errors import UserError
 
 
 def add(commands: Any) -> None:
@@ -49,7 +50,12 @@ def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         loader = data.eval_loader(dataset)
     after = compress(before, options.ranks)
     create_folder(options.out.parent)
-    save_checkpoint(after, options.out)
+    try:
+        save_checkpoint(after, options.out)
+    except OSError as error:
+        raise UserError(
+            f"{options.out}: cannot be written ({error.strerror}); choose another file with --out"
+        ) from None
     rows = compare_cost(before, after, choose_device(), loader, dataset)
     Console().print(table(("metric", "before", "after"), rows))
     print(options.out)

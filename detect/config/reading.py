@@ -78,8 +78,11 @@ def options_class(name: str) -> type[DetectorOptions] | type[ClassifierOptions]:
 
 
 def _model_name(model: Any) -> str:
-    """Return the model's name; by default it is Faster R-CNN."""
-    return model.get("name", "faster_rcnn") if isinstance(model, dict) else getattr(model, "name", "faster_rcnn")
+    """Return the model's name; by default it is Faster R-CNN. Raise `KeyError` for anything but text."""
+    name = model.get("name", "faster_rcnn") if isinstance(model, dict) else getattr(model, "name", "faster_rcnn")
+    if not isinstance(name, str):  # YAML has lists too, which no dictionary has as a key
+        raise KeyError(name)
+    return name
 
 
 @cache

@@ -28,7 +28,6 @@ from detect.export.equality import Equality, check_equality
 from detect.export.exportable import Exportable
 from detect.export.sample_images import Image
 from detect.files.atomic import atomic_write
-from detect.models import RCNN
 from detect.prediction.onnx_detector import OUTPUTS, OnnxDetector
 from detect.prediction.predictor import Predictor
 from detect.prediction.prepare import fold_norms
@@ -86,10 +85,9 @@ def check_exportable(checkpoint: Checkpoint, format: Format, out: Path) -> None:
     if format == "onnx" and missing:
         raise UserError(f"--format onnx: {', '.join(missing)} not installed: pip install 'detect[onnx]'")
     if checkpoint.model.proposals == "given":
-        name = "R-CNN" if isinstance(checkpoint.model, RCNN) else "Fast R-CNN"
         raise UserError(
-            f"--format {format}: {name} needs proposals of selective search, which cannot be exported; export a "
-            "faster_rcnn, or only the weights with --format safetensors"
+            f"--format {format}: {checkpoint.config.model.name} needs proposals of selective search, which cannot be "
+            "exported; export a faster_rcnn, or only the weights with --format safetensors"
         )
 
 

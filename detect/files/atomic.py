@@ -17,8 +17,8 @@ from detect.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk, an exhausted quota, and a file at its size limit."""
-DRAFTS = ".*.part*"
-"""Glob pattern of the drafts that a killed process leaves behind."""
+DRAFTS = (".*.part", ".*.part.*")
+"""Glob patterns of the drafts that a killed process leaves behind."""
 
 
 @contextmanager
@@ -29,13 +29,14 @@ def atomic_write(path: Path, drafts: Path | None = None, keep_existing: bool = F
 
     Args:
         path: target file. Its folder is created if it is missing.
-        drafts: folder of the draft, on the same disk; by default that of `path`.
+        drafts: existing folder of the draft, on the same disk; by default that of `path`.
         keep_existing: leave `path` alone if another process has created it in the meantime.
     """
     # A random name: processes on several machines that share a disk may have the same process id.
     # Only a part of the stem: a name may already have the maximum length.
     draft = (drafts or path.parent) / f".{path.stem[:40]}.{token_hex(8)}.part{path.suffix}"
-    draft.parent.mkdir(parents=True, exist_ok=True)
+    if drafts is None:
+        draft.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield draft
         if draft.exists():
@@ -55,11 +56,12 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8", newline="")
 
 
-def remove_drafts(folder: Path) -> None:
-    """Remove all drafts below a folder that no process is writing any more."""
-    for draft in folder.rglob(DRAFTS):
-        with suppress(FileNotFoundError):
-            draft.unlink()
+def remove_drafts(folder: Path, recursive: bool = True) -> None:
+    """Remove all drafts in or below a folder that no process is writing any more."""
+    for pattern in DRAFTS:
+        for draft in folder.rglob(pattern) if recursive else folder.glob(pattern):
+            if draft.is_symlink() or not draft.is_dir():
+                draft.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -59,7 +59,8 @@ class TwoStage(Detector):
     def detect(self, images: Images, proposals: Proposals | None = None) -> Detections:
         """Return the detections in pixels of the canvas, with the proposals that they were made from."""
         features = self.features(images)
-        return self._detect(features, self._rpn(features), images, proposals)
+        proposals = self._proposals(self._rpn(features), images, proposals, training=False)
+        return self.region_head.detect(features, proposals, images.sizes, self.postprocessing)
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> tuple[Losses, Detections]:
@@ -67,7 +68,8 @@ class TwoStage(Detector):
         features = self.features(batch.images)
         rpn_output = self._rpn(features)
         losses = self._loss(features, rpn_output, batch, PARTS)
-        return losses, self._detect(features, rpn_output, batch.images, batch.proposals)
+        proposals = self._proposals(rpn_output, batch.images, batch.proposals, training=False)
+        return losses, self.region_head.detect(features, proposals, batch.images.sizes, self.postprocessing)
 
     @torch.no_grad()
     def propose(self, images: Images) -> Proposals:
@@ -91,12 +93,6 @@ class TwoStage(Detector):
             samples = self.region_head.sample(proposals, targets)
             losses |= self.region_head.loss(features, samples)
         return losses
-
-    def _detect(
-        self, features: Features, rpn_output: RPNOutput | None, images: Images, given: Proposals | None
-    ) -> Detections:
-        proposals = self._proposals(rpn_output, images, given, training=False)
-        return self.region_head.detect(features, proposals, images.sizes, self.postprocessing)
 
     def _proposals(
         self, rpn_output: RPNOutput | None, images: Images, given: Proposals | None, training: bool

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from detect.errors import UserError
-from detect.files.atomic import DRAFTS, atomic_write
+from detect.files.atomic import atomic_write, remove_drafts
 from detect.prediction.result import Result
 from detect.prediction.result_files import WriteResult, coco_writer, csv_writer
 
@@ -78,7 +78,8 @@ class OutputFolder:
     @contextmanager
     def write_part(self, part: int) -> Iterator[TextIO]:
         """Yield a file for the lines of a part, which appears on leaving without an error."""
-        with atomic_write(self.parts / self._part_name(part)) as draft, draft.open("w", encoding="ascii") as file:
+        path = self.parts / self._part_name(part)
+        with atomic_write(path, drafts=self.parts) as draft, draft.open("w", encoding="ascii") as file:
             yield file
 
     def merge(self, count: int, advance: Callable[[], None] = lambda: None) -> None:
@@ -116,8 +117,7 @@ class OutputFolder:
     def remove_parts(self) -> None:
         """Remove the parts of a merged run, and the drafts that killed processes have left."""
         shutil.rmtree(self.parts, ignore_errors=True)
-        for draft in self.out.glob(DRAFTS):
-            draft.unlink(missing_ok=True)
+        remove_drafts(self.out, recursive=False)
 
     def _part_name(self, part: int) -> str:
         return f"{part:06}.jsonl"

@@ -30,7 +30,7 @@ from detect.data.datamodule import DetectionData
 from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.errors import UserError
-from detect.models import Detector, TwoStage
+from detect.models import MODELS, Detector, TwoStage
 from detect.prediction.prepare import prepare
 from detect.proposals.selective_search import Mode, selective_search
 from detect.proposals.store import ProposalStore
@@ -90,7 +90,9 @@ def measure_cost(
     search = None if data.options.proposals is None else _search_options(data.options.proposals)
     samples: Any = loader.dataset
     arguments = (checkpoint, overrides, samples, loader.collate_fn, items, search, device, torch.get_num_threads())
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    # A new process lacks the detectors that code outside of the package has registered.
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=_register, initargs=(tuple(MODELS),)) as pool:
         try:
             return pool.submit(_measure, *arguments).result()
         except BrokenProcessPool:
@@ -146,6 +148,11 @@ def _timed(owner: Any, method: str, seconds: dict[str, float], stage: str, now: 
 def _search_options(store: Path) -> _Search:
     with closing(ProposalStore(store)) as opened:
         return _Search(opened.parameters["mode"], opened.parameters["seed"])
+
+
+def _register(models: Sequence[type[Detector]]) -> None:
+    """Register detectors in the separate process."""
+    MODELS[:] = models
 
 
 def _measure(

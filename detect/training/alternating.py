@@ -30,7 +30,8 @@ class Alternating(Recipe):
         super().__init__(config, data)
         self.second = self.build()
 
-    def checkpoints(self, out: Path) -> list[Path]:
+    @staticmethod
+    def checkpoints(out: Path) -> list[Path]:
         """Return the last checkpoints of the run and of its first step."""
         return [loop.last_checkpoint(out), loop.last_checkpoint(out / "step1")]
 

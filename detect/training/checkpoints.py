@@ -10,8 +10,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch.utils._pytree import tree_leaves
 
 from detect.checkpoint import save_torch
-from detect.errors import UserError
-from detect.training.run_folder import disk_errors, disk_full_message
+from detect.training.run_folder import disk_errors
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -21,15 +20,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint. Raise `UserError` if the disk refuses it."""
         path, size = Path(path), _size(checkpoint)
         with disk_errors(path, size):
-            try:
-                save_torch(checkpoint, path)
-            except RuntimeError as error:  # of torch's writer, about the incomplete file
-                cause = error.__context__
-                if isinstance(cause, OSError | KeyboardInterrupt):
-                    raise cause from None
-                if "write" not in str(error):
-                    raise
-                raise UserError(disk_full_message(path, "the disk is full or not writable", size)) from None
+            save_torch(checkpoint, path)
 
 
 def _size(checkpoint: dict[str, Any]) -> int:

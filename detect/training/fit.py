@@ -66,7 +66,8 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     recipe = prepare(config, data)  # finds all mistakes in the config before the folder exists
     recipe.measure_data()
     card = model_card(config, data.train.classes, data.train.category_ids)
-    for checkpoint in recipe.checkpoints(out):
+    # Of all recipes: the folder may hold a run of another one.
+    for checkpoint in dict.fromkeys(path for one in RECIPES.values() for path in one.checkpoints(out)):
         if resume and checkpoint.exists():
             check_resumable(config, data.classes, checkpoint)
     with _session(config, out, resume):

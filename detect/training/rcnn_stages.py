@@ -39,6 +39,7 @@ from detect.training.module import DetectorModule
 from detect.training.processes import count_processes
 from detect.training.recipe import Recipe
 from detect.training.ridge import RidgeRegressors, fit_regressors, regression_samples
+from detect.training.run_folder import disk_errors
 from detect.training.svm import LinearSVMs, SVMTrainer, negatives
 
 FINE_TUNING = "fine_tuning"
@@ -61,7 +62,8 @@ class RCNNStages(Recipe):
         if count_processes(config.training) > 1:
             raise UserError("training.devices: the stages of rcnn run in one process; give --training.devices 1")
 
-    def checkpoints(self, out: Path) -> list[Path]:
+    @staticmethod
+    def checkpoints(out: Path) -> list[Path]:
         """Return the last checkpoint of fine-tuning."""
         return [loop.last_checkpoint(out / FINE_TUNING)]
 
@@ -78,7 +80,8 @@ class RCNNStages(Recipe):
         model = self.model.to(choose_device(training.accelerator)).eval()
         fit_predictors(model, self.data.eval_loader(self.data.train), options, folder)
         train = self.data.train
-        save_checkpoint(Checkpoint(model, self.config, train.classes, train.category_ids), done)
+        with disk_errors(done):
+            save_checkpoint(Checkpoint(model, self.config, train.classes, train.category_ids), done)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -34,8 +34,9 @@ class Recipe(ABC):
     def measure_data(self) -> None:  # noqa: B027  most recipes need nothing
         """Measure what the model needs to know of the training data, before the run's folder is created."""
 
-    def checkpoints(self, out: Path) -> list[Path]:
-        """Return where a run in the folder `out` may have checkpoints to resume from."""
+    @staticmethod
+    def checkpoints(out: Path) -> list[Path]:
+        """Return where a run of this recipe in the folder `out` may have checkpoints to resume from."""
         return [last_checkpoint(out)]
 
     @abstractmethod

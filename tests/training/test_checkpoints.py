@@ -3,6 +3,7 @@ import errno
 import pytest
 import torch
 
+from detect.checkpoint import save_torch
 from detect.errors import UserError
 from detect.training.checkpoints import AtomicCheckpointIO
 
@@ -40,3 +41,15 @@ def test_a_write_that_fails_midway_leaves_the_former_file_and_nothing_else(tmp_p
         assert "\n" not in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
     assert torch.load(path, weights_only=True) == {"x": 1}
+
+
+def test_a_full_disk_is_an_error_of_the_system_for_all_who_save(tmp_path, monkeypatch):
+    """torch's writer turns it into a RuntimeError, which would be a traceback."""
+
+    def fail(content, file):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="the disk is full or not writable"):
+        save_torch({"x": 2}, tmp_path / "a.ckpt")
+    assert not list(tmp_path.iterdir())

@@ -220,6 +220,16 @@ def test_nothing_in_a_crowd_is_a_negative(rcnn):
     assert stages._in_crowd(batch, 0, torch.stack([crowd, half, outside])).tolist() == [True, False, False]
 
 
+@pytest.mark.parametrize("first", ["rcnn", "faster_rcnn"])
+def test_a_run_is_not_resumed_with_a_detector_of_another_recipe(first, rcnn, config, tmp_path):
+    one, other = (rcnn, config) if first == "rcnn" else (config, rcnn)
+    run(replace(one, training=replace(one.training, epochs=1)), tmp_path)
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"^--resume: .* has another network than the config; start a new run"):
+        run(other, tmp_path, resume=True)
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
 def test_what_does_not_fit_together_is_refused(fast_rcnn, rcnn, config, tmp_path):
     for one in (fast_rcnn, rcnn):
         without = replace(one, data=replace(one.data, proposals=None))

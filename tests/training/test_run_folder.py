@@ -68,11 +68,13 @@ def test_workers_do_not_hold_the_folder(tmp_path):
 
 
 def test_half_written_files_of_a_killed_run_go(tmp_path):
-    for name in ("checkpoints/.last.ckpt.77.part", ".metrics.csv.part", "mine.part"):
+    for name in ("checkpoints/.last.0123.part.ckpt", ".metrics.csv.part", "mine.part"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".crops.partial").mkdir()  # of another command, which may be running
     with owned(tmp_path):
-        assert sorted(path.name for path in tmp_path.rglob("*.part")) == ["mine.part"]
+        kept = sorted(path.name for path in tmp_path.rglob("*.part*"))
+    assert kept == [".crops.partial", "mine.part"]
 
 
 def test_a_checkpoint_that_the_disk_does_not_take(tmp_path, small_files):
