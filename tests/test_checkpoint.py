@@ -69,7 +69,7 @@ def test_nothing_is_executed(content, tmp_path, protocol):
         torch.save(content | {"loops": Malicious(str(trace))}, path)
     else:
         path.write_bytes(pickle.dumps(Malicious(str(trace))))
-    with pytest.raises(UserError, match="not a checkpoint of detect, or a damaged one; give one"):
+    with pytest.raises(UserError, match="not a checkpoint of detect, or damaged; give one"):
         load_checkpoint(path)
     assert not trace.exists()
 
@@ -184,7 +184,7 @@ def test_options_of_a_classifier_can_be_changed_as_far_as_its_weights_fit(classi
         "network.classifier.4.weight",
         "network.classifier.4.bias",
     ]
-    with pytest.raises(UserError, match=r"its weights do not fit the options --.*: Missing key.*; leave these out$"):
+    with pytest.raises(UserError, match=r"the weights do not fit the options --.*: Missing key.*; leave these out$"):
         load_any(classifier, ["--model.backbone.name=alexnet"])
     with pytest.raises(UserError, match=r"^--data\.short_side: there is no such option"):
         load_any(classifier, ["--data.short_side=[600]"])

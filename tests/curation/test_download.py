@@ -369,7 +369,7 @@ def test_new_folder_waits_for_no_other_run(tmp_path):
 
 def test_new_folder_over_a_file(tmp_path):
     (tmp_path / "a").touch()
-    with pytest.raises(UserError, match="is no folder"), new_folder(tmp_path / "a"):
+    with pytest.raises(UserError, match="is not a folder"), new_folder(tmp_path / "a"):
         pass
 
 

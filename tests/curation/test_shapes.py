@@ -163,7 +163,7 @@ def test_wrong_arguments(tmp_path, arguments, words):
 def test_an_existing_folder_is_left_alone(tmp_path):
     (tmp_path / "shapes").mkdir()
     (tmp_path / "shapes" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty; choose another place or remove it"):
+    with pytest.raises(UserError, match="not empty; choose another path or remove it"):
         make_shapes(tmp_path / "shapes", images=1, progress=False)
     assert (tmp_path / "shapes" / "mine.txt").read_text() == "mine"
 

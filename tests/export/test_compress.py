@@ -183,7 +183,7 @@ def test_a_split_without_proposals_is_refused(checkpoints, tmp_path, capsys):
     save_checkpoint(checkpoints["fast_rcnn"], one)
     without = ["--ranks", "4", "--split", "val", "--data.proposals=null"]
     assert main(["compress", "--ckpt", str(one), "--out", str(other), *without]) == 2
-    assert "data.proposals: fast_rcnn needs them" in capsys.readouterr().err and not other.exists()
+    assert "data.proposals: fast_rcnn needs proposals" in capsys.readouterr().err and not other.exists()
 
 
 def test_a_file_is_never_overwritten(checkpoints, tmp_path, capsys):
