@@ -89,10 +89,10 @@ def without(content: dict, key: str) -> dict:
         (lambda whole: whole | {"detect": whole["detect"] | {"config": {"model": 3}}}, "model: Input should be a"),
         (
             lambda whole: whole | {"detect": whole["detect"] | {"classes": ["a"], "category_ids": [1]}},
-            "do not fit its own config: size",
+            "the weights do not fit the file's config: size",
         ),
         (lambda whole: whole | {"detect": whole["detect"] | {"classes": ["a"]}}, "not a checkpoint of detect"),
-        (lambda whole: whole | {"state_dict": {}}, "do not fit its own config: Missing key"),
+        (lambda whole: whole | {"state_dict": {}}, "the weights do not fit the file's config: Missing key"),
     ],
 )
 def test_what_is_no_checkpoint_is_a_mistake_in_one_line(content, tmp_path, change, message):

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 MAX_BYTES = {".json": 2**31, ".xml": 2**24, ".txt": 2**26, ".yaml": 2**20}
-"""Largest size of an annotation file of each kind. Parsing takes several times as much memory; LVIS has 2**30 bytes."""
+"""Maximum size of an annotation file of each kind. Parsing takes several times as much memory; LVIS has 2**30 bytes."""
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml if it is available: the loader in Python takes a second for a thousand names."""

@@ -247,7 +247,7 @@ def test_a_failure_leaves_no_new_root(server, tmp_path):
 
 
 def test_unknown_name(tmp_path):
-    with pytest.raises(UserError, match=r"^imagenet: no data set of that name; there are voc2007, voc2012, coco/"):
+    with pytest.raises(UserError, match=r"^imagenet: no data set has this name; choose one of voc2007, voc2012, coco/"):
         download("imagenet", tmp_path, progress=False)
 
 

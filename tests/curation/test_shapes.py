@@ -92,7 +92,7 @@ def test_one_number_gives_val_a_fifth(tmp_path):
 
 def test_some_scenes_are_empty_and_some_full():
     counts = [len(draw_scene(np.random.default_rng([5, index]), (64, 80))[1]) for index in range(120)]
-    assert min(counts) == 0 and max(counts) == shapes.MOST
+    assert min(counts) == 0 and max(counts) == shapes.MAX_SHAPES
 
 
 @pytest.mark.parametrize(
