@@ -1,4 +1,4 @@
-"""`python -m detect`, which torchrun can start."""
+"""`python -m detect`, for example for torchrun."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """Configuration of the C library's memory allocator.
 
-glibc returns large freed blocks to the system, so every step pays again for page faults: training on the CPU takes up
-to 1.9 times as long, and inference 1.5 times.
+glibc returns large freed blocks to the system, so that every step has page faults: training on the CPU takes up to 1.9
+times as long, and inference 1.5 times.
 """
 
 from __future__ import annotations

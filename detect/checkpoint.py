@@ -1,4 +1,4 @@
-"""Checkpoints: their content, and reading them without executing anything."""
+"""Checkpoints: content, writing, and reading without executing anything."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from detect.models import Classifier, Detector, build_detector
 M = TypeVar("M", Detector, Classifier)
 VERSIONS = ("detect", "torch", "torchvision", "lightning")
 FENCED = "--data.follow_links=false"
-"""Only the user decides whether links are followed, not a checkpoint's author: put before the user's overrides."""
+"""Override of a checkpoint's config, before the user's: only the user decides whether links are followed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class ClassifierCheckpoint:
 
 
 def model_card(config: Experiment, classes: Sequence[str], category_ids: Sequence[int] = ()) -> dict[str, Any]:
-    """Return what a checkpoint holds beside its weights, as plain values."""
+    """Return the content of a checkpoint besides its weights, as plain values."""
     return {
         "config": config_to_dict(config),
         "classes": list(classes),
@@ -58,7 +58,7 @@ def model_card(config: Experiment, classes: Sequence[str], category_ids: Sequenc
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a detector for `load_checkpoint`, atomically. Without an optimiser, training cannot resume from it."""
+    """Write a detector for `load_checkpoint`, atomically, without the optimiser: training cannot resume from it."""
     card = model_card(checkpoint.config, checkpoint.classes, checkpoint.category_ids)
     weights = {f"model.{name}": value.cpu() for name, value in checkpoint.model.state_dict().items()}
     save_torch({"detect": card, "state_dict": weights}, path)
@@ -104,10 +104,10 @@ def load_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
 
     Args:
         path: a `.ckpt` or `.safetensors` file.
-        overrides: changes of its config, such as `--model.postprocess.score_threshold=0.3`; the weights must still fit.
+        overrides: changes of its config, such as `--model.postprocess.score_threshold=0.3`, with which the weights fit.
 
     Raises:
-        UserError: the file is no such checkpoint.
+        UserError: the file is not such a checkpoint.
     """
     checkpoint = load_any(path, overrides)
     if isinstance(checkpoint, ClassifierCheckpoint):
@@ -119,7 +119,7 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> Checkpoint | Classifi
     """Load a detector or a classifier, like `load_checkpoint`."""
     content = _read(path, overrides)
     config, classes = content.config, content.classes
-    # The checkpoint has the weights: the file that the backbone began from is not needed.
+    # The checkpoint has all weights: the backbone's initial weights are not needed.
     backbone = replace(config.model.backbone, weights=None)
     if isinstance(config, ClassificationConfig):
         network = replace(config.model, backbone=backbone)
@@ -156,18 +156,18 @@ def _read(path: Path, overrides: Sequence[str]) -> _Content:
         raise UserError(f"{path}: to read this format, pip install safetensors") from None
     except UserError:
         raise
-    except Exception:  # torch.load and its readers raise anything
+    except Exception:  # torch.load raises any exception
         raise UserError(
-            f"{path}: not a checkpoint of detect, or a damaged one; give one such as RUN/checkpoints/best.ckpt"
+            f"{path}: not a checkpoint of detect, or damaged; give one such as RUN/checkpoints/best.ckpt"
         ) from None
     return _Content(weights, config, classes, category_ids)
 
 
 def _example(path: Path) -> str:
-    """Return a checkpoint near `path`, if there is one: a run without validation has no best.ckpt."""
+    """Return an existing checkpoint near `path`, if any: a run without validation has no best.ckpt."""
     folders = (path.parent, path, path / "checkpoints")
-    there = [folder / name for folder in folders for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()]
-    return str(there[0]) if there else "RUN/checkpoints/best.ckpt"
+    files = [folder / name for folder in folders for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()]
+    return str(files[0]) if files else "RUN/checkpoints/best.ckpt"
 
 
 def _torch(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -181,24 +181,24 @@ def _safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return model card and weights of a file that `save_safetensors` wrote."""
     from safetensors import safe_open
 
-    path.open("rb").close()  # safetensors' own errors do not say what is wrong
+    path.open("rb").close()  # for a clear OSError, which safetensors does not raise
     with safe_open(path, "pt") as file:
         card = {key: json.loads(value) for key, value in file.metadata().items()}
         return card, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dictionary
 
 
 def _load_model(build: Callable[[], M], content: _Content, path: Path, overrides: Sequence[str]) -> M:
-    """Build the model and load the weights of the file."""
+    """Build the model and load the weights."""
     try:
-        with torch.device("meta"):  # a config of a few bytes may ask for any amount of memory
+        with torch.device("meta"):  # a small config may need any amount of memory
             build().load_state_dict(content.weights, assign=True)
         model = build()
         model.load_state_dict(content.weights)
     except RuntimeError as error:
         first = textwrap.shorten(str(error).splitlines()[1], 160, placeholder=" …")
         if overrides:
-            wanted = f"the options {' '.join(overrides)}"
-            raise UserError(f"{path}: its weights do not fit {wanted}: {first}; leave these out") from None
-        raise UserError(f"{path}: its weights do not fit its own config: {first}; restore the file") from None
+            given = " ".join(overrides)
+            raise UserError(f"{path}: the weights do not fit the options {given}: {first}; leave these out") from None
+        raise UserError(f"{path}: the weights do not fit the file's config: {first}; restore the file") from None
     model.to_memory_format(torch.channels_last).eval()
     return model

@@ -1,4 +1,4 @@
-"""Choice of the device, and what it supports."""
+"""Choice of the device, and its support of bf16."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 def choose_device(accelerator: Accelerator = "auto") -> torch.device:
     """Return this process's CUDA device if there is one and `accelerator` allows it, else the CPU.
 
-    Under torchrun each process of a machine has a CUDA device of its own, by its local rank. If a launcher shows each
-    process only its own device, that is the first.
+    Under torchrun each process of a machine uses the CUDA device of its local rank, or the first one if a launcher
+    shows each process its own device only.
     """
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
@@ -28,7 +28,7 @@ def choose_device(accelerator: Accelerator = "auto") -> torch.device:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Return whether the device has instructions for bf16. Others emulate it, many times slower than fp32."""
+    """Return whether the device has instructions for bf16. Other devices emulate it, many times slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

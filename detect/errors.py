@@ -4,18 +4,18 @@ _IN_TRACEBACK = "detect.errors.UserError: "
 
 
 def one_line(text: str) -> str:
-    """Replace control characters and line breaks, which may come from file names, by question marks."""
+    """Replace control characters and line breaks, for example of file names, by question marks."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 class UserError(Exception):
-    """Mistake in the user's input: a file, an option, a box. Its text is one line with the place and the remedy.
+    """Mistake in the user's input. Its text is one line: the file or option, what is wrong, and the remedy.
 
     The command prints that line and exits with code 2. Every other exception is a bug and keeps its traceback.
     """
 
     def __str__(self) -> str:
-        """Return the line, without the traceback that a worker of torch's DataLoader wraps it in."""
+        """Return the line, without the traceback that a worker of torch's DataLoader adds."""
         return one_line(super().__str__().rpartition(_IN_TRACEBACK)[2].strip())
 
 

@@ -6,5 +6,5 @@ import os
 
 
 def is_first_process() -> bool:
-    """Return False in all processes of torchrun (RANK) or Lightning (LOCAL_RANK) but the first, else True."""
+    """Return whether this is the first process of torchrun (RANK) or Lightning (LOCAL_RANK), or the only one."""
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"

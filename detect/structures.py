@@ -25,7 +25,7 @@ class _Tensors:
         return type(self)(**{name: None if value is None else function(value) for name, value in values.items()})
 
     def to(self, *args, **kwargs) -> Self:
-        """Return the structure on another device. Dtypes are part of the types and must not change."""
+        """Return the structure on another device. Dtypes must not change."""
         return self._map(lambda value: value.to(*args, **kwargs))
 
     def pin_memory(self) -> Self:
@@ -44,7 +44,7 @@ class Images(_Tensors):
 
 @dataclass(frozen=True, slots=True)
 class Targets(_Tensors):
-    """Ground truths of each image. A crowd region is valid but no object: boxes inside it are ignored."""
+    """Ground truths of each image. A crowd region is valid but not an object: boxes inside it are ignored."""
 
     boxes: Float[Tensor, "B G 4"]
     labels: Int[Tensor, "B G"]
@@ -69,7 +69,7 @@ class Samples(_Tensors):
     labels: Int[Tensor, "B S"]
     """Class of the ground truth, C for background."""
     matched: Int[Tensor, "B S"]
-    """Index of the ground truth in `Targets`; of background it has no meaning."""
+    """Index of the ground truth in `Targets`; meaningless for background."""
     matched_boxes: Float[Tensor, "B S 4"]
     valid: Bool[Tensor, "B S"]
 
@@ -83,7 +83,7 @@ class Detections(_Tensors):
     labels: Int[Tensor, "B D"]
     valid: Bool[Tensor, "B D"]
     proposals: Proposals | None = None
-    """The proposals that the detections were made from, if the detector uses any."""
+    """Proposals from which the detections were computed, if the detector uses any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Batch(_Tensors):
     ids: Int[Tensor, " B"]
     """Image ids of the data set."""
     scales: Float[Tensor, "B 2"]
-    """Pixels of the canvas for each pixel of the file, along x and along y."""
+    """Pixels of the canvas per pixel of the file, along x and along y."""
     proposals: Proposals | None = None
 
     def __len__(self) -> int:

@@ -24,7 +24,7 @@ from detect.errors import one_line
 
 T = TypeVar("T")
 TEXT_COLUMNS = ("metric", "class", "meaning", "config", "detector", "part")
-"""Titles of table columns that contain text. They are aligned to the left and may wrap."""
+"""Titles of table columns of text, which are left-aligned and may wrap."""
 
 
 def progress_bar(*more: ProgressColumn, shown: bool = True) -> Progress:
@@ -49,7 +49,7 @@ def progress_bar(*more: ProgressColumn, shown: bool = True) -> Progress:
 def track(
     items: Iterable[T] | Sequence[T], description: str, total: float | None = None, shown: bool = True
 ) -> Iterator[T]:
-    """Iterate with a progress bar on stderr, if that is a terminal and `shown` is true."""
+    """Iterate with a progress bar on stderr, if stderr is a terminal and `shown` is true."""
     console = Console(stderr=True)
     disable = not (shown and console.is_terminal)
     yield from progress.track(items, description, total, console=console, disable=disable)
@@ -63,7 +63,7 @@ def stage(items: Iterable[T] | Sequence[T], description: str) -> Iterator[T]:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str | int | float | None]]) -> Table:
-    """Return a table of text and numbers: floats in per cent, None as a dash."""
+    """Return a table of text and numbers. Floats are shown in per cent, None as a dash."""
     result = Table(box=None, pad_edge=False)
     for title in titles:
         is_text = title in TEXT_COLUMNS
@@ -80,5 +80,5 @@ def _cell(value: str | int | float | None) -> str:
         return f"{100 * value:.1f}"
     if isinstance(value, int):
         return str(value)
-    # Class names come from files: neither rich's markup nor terminal escape codes may act.
+    # Class names come from files, so rich's markup and terminal escape codes are escaped.
     return escape(one_line(value))

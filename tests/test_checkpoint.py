@@ -69,7 +69,7 @@ def test_nothing_is_executed(content, tmp_path, protocol):
         torch.save(content | {"loops": Malicious(str(trace))}, path)
     else:
         path.write_bytes(pickle.dumps(Malicious(str(trace))))
-    with pytest.raises(UserError, match="not a checkpoint of detect, or a damaged one; give one"):
+    with pytest.raises(UserError, match="not a checkpoint of detect, or damaged; give one"):
         load_checkpoint(path)
     assert not trace.exists()
 
@@ -89,10 +89,10 @@ def without(content: dict, key: str) -> dict:
         (lambda whole: whole | {"detect": whole["detect"] | {"config": {"model": 3}}}, "model: Input should be a"),
         (
             lambda whole: whole | {"detect": whole["detect"] | {"classes": ["a"], "category_ids": [1]}},
-            "do not fit its own config: size",
+            "the weights do not fit the file's config: size",
         ),
         (lambda whole: whole | {"detect": whole["detect"] | {"classes": ["a"]}}, "not a checkpoint of detect"),
-        (lambda whole: whole | {"state_dict": {}}, "do not fit its own config: Missing key"),
+        (lambda whole: whole | {"state_dict": {}}, "the weights do not fit the file's config: Missing key"),
     ],
 )
 def test_what_is_no_checkpoint_is_a_mistake_in_one_line(content, tmp_path, change, message):
@@ -184,7 +184,7 @@ def test_options_of_a_classifier_can_be_changed_as_far_as_its_weights_fit(classi
         "network.classifier.4.weight",
         "network.classifier.4.bias",
     ]
-    with pytest.raises(UserError, match=r"its weights do not fit the options --.*: Missing key.*; leave these out$"):
+    with pytest.raises(UserError, match=r"the weights do not fit the options --.*: Missing key.*; leave these out$"):
         load_any(classifier, ["--model.backbone.name=alexnet"])
     with pytest.raises(UserError, match=r"^--data\.short_side: there is no such option"):
         load_any(classifier, ["--data.short_side=[600]"])

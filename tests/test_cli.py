@@ -159,9 +159,9 @@ def test_eval_accepts_model_options_and_refuses_training_options(run, tmp_path, 
     assert main(["eval", "--ckpt", str(best), "--out", str(tmp_path), "--model.postprocess.max_detections=2"]) == 0
     predictions = json.loads((tmp_path / "predictions.json").read_text())
     assert 0 < len(predictions) <= 2 * 3
-    assert "training is over" in mistake(capsys, "eval", "--ckpt", best, "--training.epochs=3")
+    assert "checkpoints are already trained" in mistake(capsys, "eval", "--ckpt", best, "--training.epochs=3")
     wrong = mistake(capsys, "eval", "--ckpt", best, "--model.box_head.channels=16")
-    assert wrong.startswith(f"{best}: its weights do not fit the options --")
+    assert wrong.startswith(f"{best}: the weights do not fit the options --")
     assert "size mismatch" in wrong and wrong.endswith("; leave these out")
 
 

@@ -188,7 +188,7 @@ def test_checkpoints_are_compared_without_training(compared, configs, tmp_path, 
         predictions = json.loads((tmp_path / "out" / row["config"] / "eval" / "predictions.json").read_text())
         assert len(predictions) <= 4
     assert not (tmp_path / "out" / "proposals.db").exists()
-    assert "training is over" in mistake(capsys, *words, "--training.epochs=2")
+    assert "checkpoints are already trained" in mistake(capsys, *words, "--training.epochs=2")
 
 
 def test_an_unfinished_run_is_resumed(shapes, configs, tmp_path, monkeypatch):

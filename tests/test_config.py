@@ -178,7 +178,7 @@ def test_options_change_a_config():
         (["--model.neck={name: fpn, channels: -1}"], r"model\.neck\.channels: .*not -1$"),
         (["--training.nesterov=true", "--training.momentum=0"], r"^--training\.nesterov: nesterov is for sgd with mom"),
         (["--model.rpn.anchor_sizes=[8, a]"], r"model\.rpn\.anchor_sizes\.1: .*number.*not 'a'$"),
-        (["--model.backbone.depth=18"], r"model\.backbone\.name: it is missing; give the name of one$"),
+        (["--model.backbone.depth=18"], r"model\.backbone\.name: the name is missing; give one$"),
         (["--model.backbone={name: resnet, depth: 19}"], r"model\.backbone\.depth: Input should be 18, 34, .*not 19$"),
         (["--model.backbone={name: resent}"], r"model\.backbone\.name: choose 'resnet', 'vgg', .*, not 'resent'$"),
         (["--model.name=[rcnn]"], r"model\.name: choose 'rcnn', 'fast_rcnn', .*, not \['rcnn'\]$"),

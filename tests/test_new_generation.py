@@ -136,7 +136,7 @@ def test_it_is_compared_and_timed_in_a_process_of_its_own(run, capsys):
 def test_it_needs_no_store_and_takes_none(run, capsys):
     checkpoint = str(run / "run" / "checkpoints" / "best.ckpt")
     assert main(["eval", "--ckpt", checkpoint, "--data.proposals", "store.db", "--out", str(run / "other")]) == 2
-    assert "one_stage uses no given proposals; leave the store out" in capsys.readouterr().err
+    assert "one_stage does not use given proposals; leave the store out" in capsys.readouterr().err
 
 
 def test_its_config_is_read_and_checked_like_any_other():

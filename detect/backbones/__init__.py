@@ -19,7 +19,7 @@ AnyBackbone = Annotated[
     ResNetOptions | VGGOptions | VGGMOptions | AlexNetOptions | GoogLeNetOptions | LeNetOptions | TimmOptions,
     Field(discriminator="name"),
 ]
-"""Options of every backbone; a new one is added here."""
+"""Options of every backbone; add a new one here."""
 AnyNeck = FPNOptions
 """Options of every neck; a second one makes this a union discriminated by `name`, like `AnyBackbone`."""
 BACKBONE_NAMES = tuple(options.name for options in get_args(get_args(AnyBackbone)[0]))

@@ -39,7 +39,7 @@ class AlexNetOptions(FullyConnectedOptions):
 
     name: Literal["alexnet"] = field(default="alexnet", kw_only=True)
     train_stages: TrainStages = 4
-    """Number of the stages conv1 … conv5 that are trained, counted from conv5; the others stay as loaded. fc6 and fc7
+    """Number of stages of conv1 … conv5 that are trained, counted from conv5; the others stay as loaded. fc6 and fc7
     are always trained. The default is Fast R-CNN's for its small networks: conv2 and up (§4.5)."""
 
     def architecture(self) -> str:
@@ -55,7 +55,7 @@ class AlexNetOptions(FullyConnectedOptions):
         network = super().network(num_classes)
         if self.initialization == "gaussian" and self.weights is None:
             for layer in (
-                *(network.features[place] for place in (3, 8, 10)),
+                *(network.features[index] for index in (3, 8, 10)),
                 network.classifier[1],
                 network.classifier[4],
             ):

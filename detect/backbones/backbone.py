@@ -1,11 +1,11 @@
 """Bodies of detectors: networks cut into stages, with named feature maps.
 
-A network is described by its options (`BackboneOptions`, one class a file), from which it is built in three ways:
+The options of a network (`BackboneOptions`, one subclass per file) build it in three ways:
 
 - `build(multi_scale=True)`: a `Backbone` with a feature map for each stage, on which a neck builds a pyramid;
 - `build(multi_scale=False)`: a `Backbone` with one feature map, and the network's remaining layers as a `BoxHead` on
   each pooled region (Ren et al. 2017, "Object Detection Networks on Convolutional Feature Maps");
-- `build_crop_network(size)`: the whole network, for R-CNN, which runs it on one crop a region.
+- `build_crop_network(size)`: the whole network, for R-CNN, which runs it on one crop per region.
 
 A new network is one new file and one line in `detect.backbones.AnyBackbone`.
 
@@ -35,7 +35,7 @@ TrainStages = Literal[0, 1, 2, 3, 4, 5]
 Colour = tuple[float, float, float]
 """Red, green and blue, on the scale 0 … 255."""
 Network = Any
-"""A whole network in torchvision's form. Its layers have torchvision's names, which types do not know."""
+"""A whole network in torchvision's form: a module whose layers have torchvision's names."""
 Stages = OrderedDict[str, nn.Sequential]
 """The stages of a network by name, from the pixels on."""
 
@@ -55,13 +55,13 @@ class FeatureInfo:
 class Backbone(nn.Module):
     """The part of a network that runs once on the whole image.
 
-    It takes normalised pixels, (RGB - mean) / std. Both are buffers, so that a checkpoint carries them; by default they
-    are ImageNet's, with which torchvision trained all the weights that the option `weights` can name.
+    It takes normalised pixels, (RGB - mean) / std. Both are buffers, so that checkpoints contain them; by default they
+    are ImageNet's, as for all of torchvision's weights that the option `weights` can name.
 
     Args:
         levels: the feature maps that `forward` returns, by name, finest first.
-        mean: of each channel, on the scale 0 … 255.
-        std: of each channel, on the scale 0 … 255.
+        mean: mean of each channel, on the scale 0 … 255.
+        std: standard deviation of each channel, on the scale 0 … 255.
     """
 
     mean: Float[Tensor, " 3"]
@@ -84,7 +84,7 @@ class Backbone(nn.Module):
 
 
 class StagedBackbone(Backbone):
-    """A backbone that runs its stages in order; each level is the output of the stage of that name."""
+    """A backbone that runs its stages in order; each level is the output of the stage with the same name."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class StagedBackbone(Backbone):
         return maps
 
     def keep_last_level(self) -> None:
-        """Return the last level only, from now on."""
+        """Make `forward` return the last level only."""
         self.levels = dict([self.levels.popitem()])
 
     def pop_stage(self) -> nn.Module:
@@ -132,12 +132,12 @@ class BoxHead(nn.Module):
         self.channels = channels
 
     def forward(self, regions: Float[Tensor, "N c p p"]) -> Float[Tensor, "N channels"]:
-        """Compute one vector a region; N may be 0."""
+        """Compute one vector per region; N may be 0."""
         raise NotImplementedError
 
 
 class StageBoxHead(BoxHead):
-    """The last stage of a network, from 14×14 to 7×7 cells, then global average pooling (res5 of a ResNet)."""
+    """The last stage of a network, such as a ResNet's res5, from 14×14 to 7×7 cells, then global average pooling."""
 
     def __init__(self, stage: nn.Module, channels_in: int, channels: int) -> None:
         super().__init__(channels_in, pooled=14, channels=channels)
@@ -153,7 +153,7 @@ class CropNetwork(BoxHead):
 
     Args:
         size: pixels along each side of a crop.
-        layers: names and widths of the layers that can describe a crop, in the network's order.
+        layers: names and widths of the layers that can be the features of a crop, in the network's order.
     """
 
     def __init__(self, size: int, layers: dict[str, int]) -> None:
@@ -170,7 +170,7 @@ class CropNetwork(BoxHead):
 
 
 class AveragedCropNetwork(CropNetwork):
-    """All stages and global average pooling, the only layer that describes a crop."""
+    """All stages and global average pooling, whose output is the only choice for the features of a crop."""
 
     def __init__(self, size: int, stages: Mapping[str, nn.Sequential], channels: int) -> None:
         super().__init__(size, {"pool5": channels})
@@ -183,43 +183,43 @@ class AveragedCropNetwork(CropNetwork):
 
 @options
 class BackboneOptions(ABC):
-    """Description of a network; each network has a subclass with fields of its own."""
+    """Base class of the options of networks; each network has a subclass with further fields."""
 
     mean: ClassVar[Colour] = IMAGENET_MEAN
     std: ClassVar[Colour] = IMAGENET_STD
     classifier_keys: ClassVar[tuple[str, ...]]
-    """Prefixes of the state dict keys of the classification layers, which no detector has."""
+    """Prefixes of the state dict keys of the classification layers, which detectors do not have."""
 
     initialization: Initialization | None = field(default=None, kw_only=True)
-    """`xavier`, `he` or `gaussian`; null draws the weights as torchvision does. See `initialization.py`."""
+    """`xavier`, `he` or `gaussian` (see `initialization.py`); null initialises the weights as torchvision does."""
     weights: str | None = field(default=None, kw_only=True)
-    """A name of torchvision's weights (`IMAGENET1K_V1`), a file with a state dict in torchvision's form of the network,
-    a checkpoint of a classifier that `detect train` wrote, or null."""
+    """A name of torchvision's weights (`IMAGENET1K_V1`), a file with a state dict that has torchvision's keys, a
+    checkpoint of a classifier that `detect train` wrote, or null."""
 
     @property
     @abstractmethod
     def train_stages(self) -> TrainStages:
-        """Number of stages that are trained, counted from the last; a field of each network, with its own default."""
+        """Number of stages that are trained, counted from the last; a field of each subclass, with its own default."""
 
     @property
     def norm(self) -> Norm:
-        """Norm layers of the network; a field of the networks that offer a choice."""
+        """Norm layers of the network; a field of the subclasses that offer a choice."""
         return "none"
 
     @abstractmethod
     def architecture(self) -> str:
-        """Return the network's name with its depth, torchvision's if it has the network."""
+        """Return the network's name with its depth: torchvision's name if torchvision has the network."""
 
     @abstractmethod
     def make(self, num_classes: int) -> Network:
-        """Return the whole network in torchvision's form, without the chosen weights."""
+        """Return the whole network in torchvision's form, without loading weights."""
 
     @abstractmethod
     def stages(self, network: Network) -> Stages:
-        """Return the network's own layers as its stages, at most five, from the pixels to the last map."""
+        """Return the layers of `network`, not copies, as at most five stages from the pixels to the last map."""
 
     def network(self, num_classes: int = 1000) -> Network:
-        """Return the whole network with its classifier, initialised or loaded as chosen; nothing is frozen.
+        """Return the whole network with its classifier, with initialised or loaded weights; nothing is frozen.
 
         Raises:
             UserError: the weights are not available or do not fit.
@@ -233,9 +233,10 @@ class BackboneOptions(ABC):
 
     @abstractmethod
     def build(self, multi_scale: bool) -> tuple[Backbone, BoxHead | None]:
-        """Return the backbone and, of a network with a natural cut, its remaining layers as a box head.
+        """Return the backbone and, if layers of the network remain, a box head that consists of these.
 
-        With `multi_scale` the backbone has all its levels, for a neck, and there is no box head; without, it has one.
+        With `multi_scale` the backbone has all its levels, for a neck, and the box head is None. Without it the
+        backbone has one level.
 
         Raises:
             UserError: the weights are not available or do not fit.
@@ -250,7 +251,7 @@ class BackboneOptions(ABC):
         """
 
     def _trainable_stages(self, network: Network) -> Stages:
-        """Return the stages of a network, all but the last `train_stages` frozen."""
+        """Return the stages of a network, with all but the last `train_stages` frozen."""
         stages = self.stages(network)
         for stage in frozen_stages(stages, self.train_stages):
             freeze(stage)
@@ -258,7 +259,7 @@ class BackboneOptions(ABC):
 
 
 def frozen_stages(stages: Stages, train_stages: int) -> list[nn.Sequential]:
-    """Return all stages but the last `train_stages`. Raise `UserError` if there are fewer than that."""
+    """Return all stages but the last `train_stages`. Raise `UserError` if there are fewer stages than that."""
     if not 0 <= train_stages <= len(stages):
         raise UserError(f"train_stages: {train_stages}: the network has {len(stages)} stages; give 0 … {len(stages)}")
     return list(stages.values())[: len(stages) - train_stages]
@@ -267,9 +268,9 @@ def frozen_stages(stages: Stages, train_stages: int) -> list[nn.Sequential]:
 def centre_cells(layers: nn.Module) -> None:
     """Pad, in place, all convolutions and pools by half their kernels: cell i at stride s is centred on pixel s · i.
 
-    A canvas whose sides are multiples of s then gives side / s cells. RoIPool rounds x / s to a cell, and unshifted
-    RoIAlign samples at cell x / s: both expect the cells there. An even kernel has no middle: it gets the padding of
-    the odd one below, none for 2×2, since half of it would add a cell.
+    A canvas whose sides are multiples of s then gives side / s cells. RoIPool rounds x / s to a cell, and RoIAlign with
+    `aligned=False` samples at cell x / s: both expect this position. An even kernel has no middle. It gets the padding
+    of the next smaller odd kernel, none for 2×2, since half of it would add a cell.
     """
     for layer in layers.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):

@@ -28,7 +28,7 @@ class FullyConnectedBoxHead(BoxHead):
         fc6: the layer on the flattened region.
         fc7: the layer on fc6.
         pooled: cells along each side of a region.
-        dropout_first: apply dropout to the input of each layer, as torchvision's AlexNet, instead of to its output.
+        dropout_first: apply dropout to the input of each layer, like torchvision's AlexNet, instead of its output.
         dropout: probability of dropout.
         activation: by default ReLU.
     """
@@ -67,7 +67,8 @@ class FullyConnectedBoxHead(BoxHead):
 class FullyConnectedCropNetwork(CropNetwork):
     """Convolutions, last pool, fc6 and fc7.
 
-    fc6 fits one size of pool5 only: crops of another size than the paper's are average-pooled to it, as in torchvision.
+    fc6 needs a fixed size of pool5. For crops of another size than the paper's, pool5 is average-pooled to it, as in
+    torchvision.
 
     Args:
         size: pixels along each side of a crop.
@@ -103,7 +104,7 @@ class FullyConnectedOptions(BackboneOptions):
     """
 
     smallest_crop: ClassVar[int]
-    """Pixels along each side of the smallest crop that leaves the last pool one cell."""
+    """Pixels along each side of the smallest crop for which the last pool has one cell."""
     levels: ClassVar[dict[str, FeatureInfo]]
     """Feature map of each stage."""
 
@@ -116,10 +117,10 @@ class FullyConnectedOptions(BackboneOptions):
         """Return fc6 and fc7."""
 
     def centre(self, stages: nn.Sequential) -> None:
-        """Move, in place, the cells to where region pooling expects them: cell i at stride s on pixel s · i."""
+        """Change paddings, in place, so that cell i at stride s is on pixel s · i, where region pooling expects it."""
 
     def build(self, multi_scale: bool) -> tuple[StagedBackbone, FullyConnectedBoxHead | None]:
-        """Return the stages, and without a neck fc6 and fc7, which are always trained."""
+        """Return the stages and, for use without a neck, fc6 and fc7, which are always trained."""
         network = self.network()
         stages = self._trainable_stages(network)
         self.centre(nn.Sequential(*stages.values()))

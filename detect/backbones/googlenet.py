@@ -53,7 +53,7 @@ class GoogLeNetOptions(BackboneOptions):
     # The published weights were trained on pixels in -1 … 1.
     mean = (127.5, 127.5, 127.5)
     std = (127.5, 127.5, 127.5)
-    # The auxiliary classifiers serve training from scratch only.
+    # The auxiliary classifiers are for training from scratch only.
     classifier_keys = ("fc.", "aux1.", "aux2.")
 
     name: Literal["googlenet"] = field(default="googlenet", kw_only=True)
@@ -61,7 +61,7 @@ class GoogLeNetOptions(BackboneOptions):
     """The paper has none, torchvision's form has batch norm. Frozen statistics make sense only with weights or in a
     checkpoint; from scratch, use `batch` or `group`."""
     train_stages: TrainStages = 3
-    """Number of the stages conv1, conv2, inception3, inception4 and inception5 that are trained, counted from the last;
+    """Number of stages of conv1, conv2, inception3, inception4 and inception5 that are trained, counted from the last;
     the others stay as loaded."""
 
     def architecture(self) -> str:
@@ -83,7 +83,7 @@ class GoogLeNetOptions(BackboneOptions):
         )
 
     def build(self, multi_scale: bool) -> tuple[StagedBackbone, StageBoxHead | None]:
-        """Return all levels, or inception4 with inception5 as box head; cells lie where region pooling expects them."""
+        """Return all levels, or inception4 with inception5 as box head; the cells are centred (see `centre_cells`)."""
         stages = self._trainable_stages(self.network())
         centre_cells(nn.Sequential(*(stages.values() if multi_scale else list(stages.values())[:-1])))
         backbone = StagedBackbone(stages, LEVELS, self.mean, self.std)

@@ -10,7 +10,7 @@ Initialization = Literal["xavier", "he", "gaussian"]
 
 
 def initialize(network: nn.Module, rule: Initialization) -> None:
-    """Redraw all weights in place; biases become zero, norms stay.
+    """Initialise all weights in place and set biases to zero; norms stay unchanged.
 
     `xavier`: uniform, variance 2 / (fan in + fan out) (Glorot and Bengio 2010, eq. 16). `he`: normal, variance
     2 / fan in, for layers before a ReLU (He et al. 2015, eq. 10). `gaussian`: normal, deviation 0.01, as in AlexNet's

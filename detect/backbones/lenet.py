@@ -20,9 +20,9 @@ from detect.options import options
 class LeNetOptions(FullyConnectedOptions):
     """LeNet-5 on grey images: stride 2, 16 channels, regions of 5×5.
 
-    fc6 and fc7 are the paper's C5 and F6, of 120 and 84 numbers; C5, a 5×5 convolution on 5×5 cells, is fully
-    connected. As it is taught today: C3 sees all maps of S2, pooling has no parameters, softmax stands for the radial
-    basis functions. With ten classes it has 61,706 parameters.
+    fc6 and fc7 are the paper's C5 and F6, with 120 and 84 channels; C5, a 5×5 convolution on 5×5 cells, is fully
+    connected. Differences to the paper, as usual today: C3 is connected to all maps of S2, pooling has no parameters,
+    and softmax replaces the radial basis functions. With ten classes it has 61,706 parameters.
     """
 
     mean = (127.5, 127.5, 127.5)
@@ -33,8 +33,8 @@ class LeNetOptions(FullyConnectedOptions):
 
     name: Literal["lenet"] = field(default="lenet", kw_only=True)
     train_stages: TrainStages = 2
-    """Number of the stages conv1 and conv2, the paper's C1 and C3, that are trained, counted from conv2. fc6 and fc7
-    are always trained."""
+    """Number of stages of conv1 and conv2, the paper's C1 and C3, that are trained, counted from conv2. fc6 and fc7 are
+    always trained."""
 
     def architecture(self) -> str:
         """Return lenet."""
@@ -65,7 +65,7 @@ class LeNetOptions(FullyConnectedOptions):
 
 
 class LeNetNetwork(nn.Module):
-    """The whole network; images of another size than 32×32 are average-pooled to C5's 5×5 cells."""
+    """The whole network; for images of another size than 32×32, S4 is average-pooled to C5's 5×5 cells."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

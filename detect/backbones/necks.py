@@ -42,7 +42,7 @@ class FPNOptions:
         first_level: 2 begins at stride 4 and adds one level by subsampling: P2 … P6 over C2 … C5 (Lin et al. 2017,
             "Feature Pyramid Networks", §4.1). 3 begins at stride 8 and adds two levels by 3×3 convolutions of stride 2:
             P3 … P7 over C3 … C5 (Lin et al. 2017, "Focal Loss for Dense Object Detection", §4).
-        norm: norm after each convolution, which then has no bias. Null takes the backbone's, and none if that is
+        norm: norm after each convolution, which then has no bias. Null takes the backbone's, or `none` if that is
             frozen, as in published detectors; the paper has none.
     """
 
@@ -52,7 +52,7 @@ class FPNOptions:
     norm: Norm | None = None
 
     def build(self, levels: Mapping[str, FeatureInfo], backbone_norm: Norm) -> FPN:
-        """Return the neck for the levels of a backbone. Raise `UserError` if these have other strides."""
+        """Return the neck for the levels of a backbone. Raise `UserError` if they do not have the necessary strides."""
         norm = self.norm or ("none" if backbone_norm == "frozen" else backbone_norm)
         return FPN(levels, self.channels, self.first_level, norm)
 
@@ -94,19 +94,19 @@ class FPN(Neck):
 
 
 def _octaves(levels: Mapping[str, FeatureInfo], finest: int) -> list[str]:
-    """Return one level for each stride `finest`, 2 · `finest`, …, of several the deepest."""
+    """Return the deepest level of each stride `finest`, 2 · `finest`, …"""
     by_stride = {info.stride: name for name, info in levels.items()}
     names = []
     while finest in by_stride:
         names.append(by_stride[finest])
         finest *= 2
     if len(names) < 2:
-        there = ", ".join(map(str, by_stride))
+        strides = ", ".join(map(str, by_stride))
         raise UserError(
-            f"neck: a pyramid needs maps at strides {finest}, {2 * finest} and so on, the backbone has {there}; "
+            f"neck: a pyramid needs maps at strides {finest}, {2 * finest} and so on, the backbone has {strides}; "
             "set neck to null"
             if not names
-            else f"neck: a pyramid needs two maps or more, the backbone has strides {there}; set neck to null"
+            else f"neck: a pyramid needs two maps or more, the backbone has strides {strides}; set neck to null"
         )
     return names
 

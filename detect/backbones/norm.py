@@ -17,9 +17,9 @@ Norm = Literal["frozen", "batch", "sync", "group", "layer", "instance", "none"]
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm with constant statistics and affine map: y = (x - mean) / √(var + eps) · weight + bias.
 
-    Detectors train on too few images a GPU for batch statistics, so they keep ImageNet's. The buffers have the names of
-    `nn.BatchNorm2d`, so that each loads the other's state dict. The result has the dtype of x, even if the buffers are
-    wider. Imported networks may need another `eps`.
+    Detectors train on too few images per GPU for batch statistics, so they keep ImageNet's. The buffers have the names
+    of `nn.BatchNorm2d`, so that each loads the other's state dict. The result has the dtype of x, even if the buffers
+    are wider. Imported networks may need another `eps`.
     """
 
     weight: Float[Tensor, " c"]
@@ -46,8 +46,8 @@ class FrozenBatchNorm2d(nn.Module):
         """Normalise x."""
         if not x.requires_grad and self.eps > 0:  # torch 2.11 refuses 0
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        # Under autograd, batch_norm would keep x in memory to differentiate weight and bias. This keeps nothing, and is
-        # one pass over x as well.
+        # Under autograd, batch_norm would keep x in memory for the gradients of weight and bias. addcmul keeps nothing,
+        # and also takes one pass over x.
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
@@ -57,12 +57,12 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        state_dict.pop(f"{prefix}num_batches_tracked", None)  # batch norm counts its batches, a constant does not
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # only batch norm counts its batches
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
-    """Return a constructor of the norm for a number of channels, with a scale and a shift for each channel.
+    """Return a function from a number of channels to a norm layer with a scale and a shift for each channel.
 
     Group norm has 32 groups (Wu and He 2018, §4), or the greatest common divisor of 32 and the channels. Layer norm is
     group norm with one group: over channels and cells, as Ba et al. 2016 and Wu and He define it for convolutions.
@@ -83,7 +83,7 @@ def replace_norms(network: nn.Module, norm: Norm, among: Container[nn.Module] | 
     """Replace, in place, the batch norms of a network by another norm.
 
     Frozen and synchronised norms keep the learned values and `eps`. With `among`, only the batch norms in it are
-    replaced. Batch norms that include an activation, as timm's, stay.
+    replaced. Batch norms that include an activation, like timm's, stay.
     """
     if norm == "batch":
         return
@@ -94,12 +94,12 @@ def replace_norms(network: nn.Module, norm: Norm, among: Container[nn.Module] | 
             assert isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm)
             match norm:
                 case "frozen":
-                    other: nn.Module = FrozenBatchNorm2d.of(child)
+                    replacement: nn.Module = FrozenBatchNorm2d.of(child)
                 case "sync":
-                    other = nn.SyncBatchNorm.convert_sync_batchnorm(child)
+                    replacement = nn.SyncBatchNorm.convert_sync_batchnorm(child)
                 case _:
-                    other = norm_layer(norm)(child.num_features)
-            setattr(parent, name, other)
+                    replacement = norm_layer(norm)(child.num_features)
+            setattr(parent, name, replacement)
 
 
 def freeze(module: nn.Module) -> None:

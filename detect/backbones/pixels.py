@@ -1,4 +1,4 @@
-"""The identity as a backbone, for R-CNN, whose network runs on one crop a region."""
+"""The identity as a backbone, for R-CNN, whose network runs on one crop per region."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ class Pixels(Backbone):
         super().__init__({"pixels": FeatureInfo(channels=3, stride=1)}, mean, std)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B 3 H W"]]:
-        """Return the normalised pixels as they are."""
+        """Return the normalised pixels unchanged."""
         return {"pixels": pixels}

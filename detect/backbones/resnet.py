@@ -28,7 +28,7 @@ from detect.options import options
 
 @options
 class ResNetOptions(BackboneOptions):
-    """ResNet of 18 … 152 layers in torchvision's form, except for what is chosen below."""
+    """ResNet of 18 … 152 layers in torchvision's form, unless the options below change it."""
 
     classifier_keys = ("fc.",)
 
@@ -36,7 +36,7 @@ class ResNetOptions(BackboneOptions):
     depth: Literal[18, 34, 50, 101, 152] = 50
     last_stage: Literal[4, 5] = 5
     """Last stage of the backbone under a neck. 4 leaves stage 5 out, so that a pyramid ends at stride 32: enough for
-    images of a hundred pixels, which a cell of stage 4 sees whole."""
+    images of a hundred pixels, which fit into the receptive field of a cell of stage 4."""
     dilated: bool = False
     """Without a neck: stage 5 keeps stride 16, its 3×3 convolutions are dilated by 2, and it is the feature map; no
     layers remain for a box head (DC5: Dai et al. 2017, "Deformable Convolutional Networks", §3)."""
@@ -46,17 +46,17 @@ class ResNetOptions(BackboneOptions):
     norm: Norm = "frozen"
     """Frozen statistics make sense only with weights or in a checkpoint; from scratch, use `batch` or `group`."""
     train_stages: TrainStages = 3
-    """Number of the five stages that are trained, counted from res5; the others stay as loaded. The first is conv1."""
+    """Number of the five stages conv1, res2 … res5 that are trained, counted from res5; the others stay as loaded."""
 
     def architecture(self) -> str:
         """Return resnet18 … resnet152."""
         return f"resnet{self.depth}"
 
     def make(self, num_classes: int) -> Network:
-        """Return torchvision's network with the chosen norm, strides and dilation, which change no name and no shape.
+        """Return torchvision's network with the chosen norm, strides and dilation; names and shapes of weights stay.
 
         Raises:
-            UserError: there is no 1×1 convolution that could have the stride.
+            UserError: `stride_in_1x1` is set for a network without bottlenecks.
         """
         network = get_model(self.architecture(), norm_layer=norm_layer(self.norm), num_classes=num_classes)
         if self.stride_in_1x1:
@@ -66,7 +66,7 @@ class ResNetOptions(BackboneOptions):
         return network
 
     def stages(self, network: Network) -> Stages:
-        """Return the five stages by torchvision's names, like the layers of the stem."""
+        """Return the five stages; they and the layers of the stem have torchvision's names."""
         stem = OrderedDict((name, getattr(network, name)) for name in ("conv1", "bn1", "relu", "maxpool"))
         stages = OrderedDict(stem=nn.Sequential(stem))
         for name in ("layer1", "layer2", "layer3", "layer4"):
@@ -82,7 +82,7 @@ class ResNetOptions(BackboneOptions):
         return {f"layer{i}": FeatureInfo(*level) for i, level in enumerate(levels, start=1)}
 
     def build(self, multi_scale: bool) -> tuple[ResNet, BoxHead | None]:
-        """Return all levels; else stage 4 (C4) with stage 5 as box head (appendix A), or the dilated stage 5 (DC5)."""
+        """Return all levels; or stage 4 (C4) with stage 5 as box head (appendix A), or the dilated stage 5 (DC5)."""
         if self.dilated and multi_scale:
             raise UserError("backbone.dilated: a neck needs stage 5 at stride 32; set neck to null")
         backbone, box_head = ResNet(self), None
@@ -121,9 +121,9 @@ def _stride_in_1x1(network: Network, depth: int) -> None:
 
 
 def _dilate(stage: nn.Module) -> None:
-    """Remove, in place, the stride of a stage and dilate its 3×3 convolutions by 2 instead.
+    """Remove, in place, the stride of a stage and dilate all its 3×3 convolutions by 2, as in detectron2.
 
-    All of them, as in detectron2; torchvision's `replace_stride_with_dilation` leaves out the first.
+    torchvision's `replace_stride_with_dilation` leaves out the first convolution.
     """
     for layer in stage.modules():
         if isinstance(layer, nn.Conv2d):

@@ -40,13 +40,13 @@ class TimmOptions(BackboneOptions):
 
     @property
     def mean(self) -> Colour:  # type: ignore[override]
-        """Of the network's published weights."""
+        """Mean of each channel for the network's published weights."""
         red, green, blue = (255.0 * value for value in self._published().mean)
         return red, green, blue
 
     @property
     def std(self) -> Colour:  # type: ignore[override]
-        """Of the network's published weights."""
+        """Standard deviation of each channel for the network's published weights."""
         red, green, blue = (255.0 * value for value in self._published().std)
         return red, green, blue
 
@@ -76,7 +76,7 @@ class TimmOptions(BackboneOptions):
         return OrderedDict(body=nn.Sequential(*(part for name, part in network.named_children() if name not in head)))
 
     def build(self, multi_scale: bool) -> tuple[TimmBackbone, None]:
-        """Return timm's `features_only` network, with all its levels or that of stride 16 alone."""
+        """Return timm's `features_only` network, with all its levels or only the one of stride 16."""
         self._refuse_fixed(None)
         body: Any = _timm().create_model(self.model, features_only=True)
         info = body.feature_info
@@ -118,7 +118,7 @@ class TimmOptions(BackboneOptions):
         published = self._published()
         if published.fixed_input_size and size != published.input_size[-1]:
             raise UserError(
-                f"backbone.model: {self.model} takes squares of {published.input_size[-1]} pixels only, and images "
+                f"backbone.model: {self.model} takes only squares of {published.input_size[-1]} pixels, but images "
                 "have many sizes; choose a convolutional network"
             )
 
@@ -130,8 +130,8 @@ class TimmBackbone(Backbone):
         body: timm's `features_only` network.
         levels: the maps to return.
         names: names of all maps that `body` returns.
-        mean: of each channel, on the scale 0 … 255.
-        std: of each channel, on the scale 0 … 255.
+        mean: mean of each channel, on the scale 0 … 255.
+        std: standard deviation of each channel, on the scale 0 … 255.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class TimmBackbone(Backbone):
 
 
 class TimmCropNetwork(CropNetwork):
-    """The network without its classifier, whose input is the only layer that describes a crop."""
+    """The network without its classifier; the classifier's input is the only choice for the features of a crop."""
 
     def __init__(self, size: int, network: Network) -> None:
         network.reset_classifier(0)
@@ -163,12 +163,12 @@ def _timm() -> ModuleType:
     try:
         import timm
     except ModuleNotFoundError:
-        raise UserError("backbone: its networks are timm's, which is not installed; pip install timm") from None
+        raise UserError("backbone: the package timm is not installed; pip install timm") from None
     return timm
 
 
 def _freeze(network: nn.Module) -> None:
-    """Like `norm.freeze`; timm freezes its own batch norms, some of which include an activation."""
+    """Freeze like `norm.freeze`, with timm's function, since some of its batch norms include an activation."""
     freeze_norms = importlib.import_module("timm.layers").freeze_batch_norm_2d
     freeze_norms(network).requires_grad_(False)
 
@@ -178,5 +178,5 @@ def _copy(network: nn.Module, body: nn.Module) -> None:
 
     timm flattens its names (`stages.0` becomes `stages_0`) or nests it one level deeper, as `model`.
     """
-    whole = {key.replace(".", "_"): value for key, value in network.state_dict().items()}
-    body.load_state_dict({key: whole[key.replace(".", "_").removeprefix("model_")] for key in body.state_dict()})
+    state = {key.replace(".", "_"): value for key, value in network.state_dict().items()}
+    body.load_state_dict({key: state[key.replace(".", "_").removeprefix("model_")] for key in body.state_dict()})

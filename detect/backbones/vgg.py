@@ -35,7 +35,7 @@ class VGGOptions(FullyConnectedOptions):
     norm: Norm = "none"
     """The paper has none. Frozen statistics make sense only with weights or in a checkpoint."""
     train_stages: TrainStages = 3
-    """Number of the stages conv1 … conv5 that are trained, counted from conv5; the others stay as loaded. fc6 and fc7
+    """Number of stages of conv1 … conv5 that are trained, counted from conv5; the others stay as loaded. fc6 and fc7
     are always trained. The default is Fast R-CNN's: conv3_1 and up (§4.5)."""
 
     def architecture(self) -> str:
@@ -52,7 +52,7 @@ class VGGOptions(FullyConnectedOptions):
     def stages(self, network: Network) -> Stages:
         """Return conv1 … conv5; all but the first begin with the max-pool that halves their input."""
         layers = network.features
-        pools = [place for place, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+        pools = [index for index, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         bounds = zip([0, *pools[:-1]], pools, strict=True)
         return OrderedDict((f"conv{i}", layers[start:end]) for i, (start, end) in enumerate(bounds, start=1))
 

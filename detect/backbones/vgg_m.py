@@ -22,11 +22,11 @@ STAGES = {"conv1": (0, 3), "conv2": (3, 7), "conv3": (7, 10), "conv4": (10, 12),
 
 @options
 class VGGMOptions(FullyConnectedOptions):
-    """VGG_CNN_M_1024, the VGG-M with 1024 numbers in fc7: stride 16, 512 channels, regions of 6×6.
+    """VGG_CNN_M_1024, the VGG-M whose fc7 has 1024 channels: stride 16, 512 channels, regions of 6×6.
 
     torchvision has no such network, so weights are a file. Its keys are `weight` and `bias` of features.0, .4, .8, .10
-    and .12 (conv1 … conv5) and of classifier.0 and .3 (fc6 and fc7). The published Caffe model takes BGR from which
-    only the mean is subtracted: reverse conv1's three channels of input and multiply them by 58.395, 57.12 and 57.375
+    and .12 (conv1 … conv5) and of classifier.0 and .3 (fc6 and fc7). The published Caffe model takes BGR minus mean and
+    does not divide by the deviation: reverse conv1's three input channels and multiply them by 58.395, 57.12 and 57.375
     (R, G, B).
     """
 
@@ -42,7 +42,7 @@ class VGGMOptions(FullyConnectedOptions):
 
     name: Literal["vgg_m"] = field(default="vgg_m", kw_only=True)
     train_stages: TrainStages = 4
-    """Number of the stages conv1 … conv5 that are trained, counted from conv5; the others stay as loaded. fc6 and fc7
+    """Number of stages of conv1 … conv5 that are trained, counted from conv5; the others stay as loaded. fc6 and fc7
     are always trained. The default is Fast R-CNN's for its small networks: conv2 and up (§4.5)."""
 
     def architecture(self) -> str:
@@ -102,9 +102,9 @@ class VGGMNetwork(nn.Module):
 class LocalResponseNorm(nn.Module):
     """Divide each value by (2 + 1e-4 · the sum of squares over five neighbouring channels)^0.75.
 
-    As Caffe's, whose alpha, 5e-4, is for the mean of the squares (Krizhevsky et al. 2012, §3.3, with Chatfield's
-    constants). torch's module gives the same, but in channels-last takes twice as long on the CPU, and in half
-    precision its squares are infinite from 256 on: here they are float32.
+    The same as Caffe's, whose alpha, 5e-4, is for the mean of the squares (Krizhevsky et al. 2012, §3.3, with
+    Chatfield's constants). torch's module gives the same result, but takes twice as long on the CPU in channels-last,
+    and in half precision its squares overflow from 256 on: here they are float32.
     """
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

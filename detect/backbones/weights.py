@@ -1,4 +1,4 @@
-"""Weights of a whole network from a local file: torchvision's or the user's own."""
+"""Loading weights of a whole network from a local file: torchvision's or the user's own."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ def load_weights(network: nn.Module, weights: str, architecture: str, classifier
     left out.
 
     Raises:
-        UserError: there is no such name or file, the file is no plain state dict (it is never unpickled), or keys,
-            shapes or values do not fit.
+        UserError: the name or file does not exist, the file is not a plain state dict (nothing in it is executed), or
+            keys, shapes or values do not fit.
     """
     is_file = weights.endswith(FILES)
     path = Path(weights).expanduser() if is_file else _published(weights, architecture, network)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a state dict as {', '.join(FILES)}, or a name of torchvision's")
-    there = _read(path)
-    state = {key: value for key, value in there.items() if not key.startswith(classifier_keys)}
+    content = _read(path)
+    state = {key: value for key, value in content.items() if not key.startswith(classifier_keys)}
     _check(network, state, path, architecture, classifier_keys)
     network.load_state_dict(state, strict=False)
     log.info("%s → %s", path, architecture)
-    for line in _table(there, classifier_keys):
+    for line in _table(content, classifier_keys):
         log.info("%s", line)
 
 
-def _table(there: dict[str, Tensor], classifier_keys: tuple[str, ...]) -> list[str]:
-    """Return a table of the parts of a file and what was loaded of them."""
+def _table(content: dict[str, Tensor], classifier_keys: tuple[str, ...]) -> list[str]:
+    """Return a table of the parts of a file, with the number of tensors and whether they were loaded."""
     parts: dict[tuple[str, bool], list[int]] = {}
-    for key, value in there.items():
+    for key, value in content.items():
         parts.setdefault((key.partition(".")[0], key.startswith(classifier_keys)), []).append(value.numel())
     rows = [("part", "tensors", "numbers", "")]
     for (part, is_head), numbers in parts.items():
-        fate = "left out: classes of its training data" if is_head else "loaded"
-        rows.append((part, f"{len(numbers)}", f"{sum(numbers):,}", fate))
+        status = "left out: classes of its training data" if is_head else "loaded"
+        rows.append((part, f"{len(numbers)}", f"{sum(numbers):,}", status))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [f"  {a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
 
 
 def _published(name: str, architecture: str, network: nn.Module) -> Path:
-    """Return the path at which torch.hub keeps the weights of that name."""
+    """Return the path where torch.hub stores the weights of this name."""
     names = get_model_weights(architecture)
-    # Weights without categories lack the fully connected layers too, which VGG's box head needs.
+    # Weights without categories also lack the fully connected layers, which VGG's box head needs.
     published = {key: entry for key, entry in names.__members__.items() if entry.meta["categories"]}
     entry = published.get(name.removeprefix(f"{names.__name__}."))
     if entry is None:
@@ -83,7 +83,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         else:
             state = load_torch(path)
             if path.suffix == ".ckpt":
-                state = _of_classifier(state, path)
+                state = _classifier_weights(state, path)
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: to read this format, pip install safetensors, or save the weights as .pth") from error
     except UserError:
@@ -99,8 +99,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _of_classifier(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return the network's weights in a classifier's checkpoint. Raise `UserError` if it is none."""
+def _classifier_weights(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the network's weights in a classifier's checkpoint. Raise `UserError` if it is not one."""
     state = content.get("state_dict", {}) if isinstance(content, dict) else {}
     network = {key.removeprefix(NETWORK): value for key, value in state.items() if key.startswith(NETWORK)}
     if not network:
@@ -119,8 +119,8 @@ def _check(
     )
     if missing or unexpected:
         counts = [
-            f"{len(keys)} keys are {what}, {keys[0]!r} first"
-            for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
+            f"{len(keys)} keys are {problem}, {keys[0]!r} first"
+            for keys, problem in ((missing, "missing"), (unexpected, "unexpected"))
             if keys
         ]
         raise UserError(f"{path}: does not fit {architecture}: {'; '.join(counts)}; check depth and norm")

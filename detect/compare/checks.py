@@ -1,4 +1,4 @@
-"""Checks before a comparison starts, so that no mistake is reported after hours of training."""
+"""Checks before a comparison starts, so that mistakes are not reported only after hours of training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detect.training.processes import count_processes
 
 
 def common_split(entries: Sequence[Entry]) -> str:
-    """Return the split that all configs name for evaluation. Raise `UserError` if they differ or name none."""
+    """Return the evaluation split that all configs name. Raise `UserError` if they differ or a config names none."""
     splits = {entry.config.data.test or entry.config.data.val for entry in entries}
     if len(splits) > 1 or None in splits:
         named = " and ".join(sorted(str(name) for name in splits if name)) or "none"
@@ -27,7 +27,7 @@ def common_split(entries: Sequence[Entry]) -> str:
 
 
 def check_entry(entry: Entry, dataset: Dataset, split: str, store: Path) -> None:
-    """Raise `UserError` for everything about an entry that can be known to fail before its turn."""
+    """Raise `UserError` for every mistake of an entry that can be found before its training."""
     data = entry.data(entry.classes)
     if entry.classes is not None and set(entry.classes) != set(dataset.classes):
         raise UserError(
@@ -45,7 +45,7 @@ def check_entry(entry: Entry, dataset: Dataset, split: str, store: Path) -> None
 
 
 def _check_folder(entry: Entry) -> None:
-    """Raise `UserError` if the folder of an entry holds anything but its own run."""
+    """Raise `UserError` if the folder of an entry holds something other than the entry's run."""
     folder, config_file = entry.folder, entry.folder / "config.yaml"
     if not folder.exists():
         return
@@ -55,16 +55,16 @@ def _check_folder(entry: Entry) -> None:
     elif config_file.exists():
         _refuse_other_config(folder, load_config(config_file), entry.config)
     elif not folder.is_dir() or any(folder.iterdir()):
-        raise UserError(f"{folder}: is used by something else; give another --out")
+        raise UserError(f"{folder}: holds something other than a run; give another --out")
 
 
-def _refuse_other_config(folder: Path, before: Config, wanted: Config) -> None:
-    if wanted.training.precision == "auto":  # the folder holds the resolved precision
-        wanted = replace(wanted, training=replace(wanted.training, precision=before.training.precision))
-    if before != wanted:
-        old, new = (dict(_leaves(config_to_dict(config))) for config in (before, wanted))
-        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
-        difference = f"{key} {old.get(key)} instead of {new.get(key)}"
+def _refuse_other_config(folder: Path, old: Config, new: Config) -> None:
+    if new.training.precision == "auto":  # the folder holds the resolved precision
+        new = replace(new, training=replace(new.training, precision=old.training.precision))
+    if old != new:
+        old_values, new_values = (dict(_leaves(config_to_dict(config))) for config in (old, new))
+        key = next(key for key in [*old_values, *new_values] if old_values.get(key) != new_values.get(key))
+        difference = f"{key} {old_values.get(key)} instead of {new_values.get(key)}"
         raise UserError(f"{folder}: holds a run with {difference}; give another --out, or remove it")
 
 
@@ -77,9 +77,9 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def open_comparison(out: Path, setting: dict[str, Any], entries: Sequence[Entry]) -> dict[str, Row]:
-    """Mark the folder as a comparison's and return the rows that an interrupted comparison has left, by name.
+    """Mark the folder as a comparison's and return the rows of an interrupted comparison, by name.
 
-    Only rows with the same setting count, and only if their checkpoint has not changed since.
+    Rows are kept only if the setting is the same and their checkpoint has not changed since.
     """
     file = out / "compare.json"
     before = read_comparison(file)

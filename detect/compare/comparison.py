@@ -1,4 +1,4 @@
-"""Comparison of detectors on one data set: train those that are not trained, evaluate all on one split, time all.
+"""Comparison of detectors on one data set: train untrained ones, then evaluate and time all on one split.
 
 The folder holds a run for each config, as `detect train` leaves it, computed proposals if needed, `compare.json` with a
 row per detector, and `compare.png`. An interrupted comparison continues: finished runs and rows are kept, unfinished
@@ -42,19 +42,19 @@ def compare(
     images: int = 50,
     command: str = "",
 ) -> list[Row]:
-    """Train, evaluate and time detectors; write, print and plot a row for each, and return the rows.
+    """Train, evaluate and time detectors; write, print, plot and return a row for each.
 
     Args:
         sources: configs and checkpoints (`.ckpt`), in the order of the rows.
         out: a new folder, or the folder of a comparison to continue.
-        overrides: options for all configs, each in the form `--section.key=VALUE`; checkpoints ignore those of
-            training.
-        split: split to evaluate on; by default the test split that the configs name, else their val split.
+        overrides: options for all configs, each in the form `--section.key=VALUE`; checkpoints ignore the training
+            options.
+        split: split to evaluate on; by default the configs' test split, else their val split.
         images: maximum number of timed images.
         command: command line, for `compare.json`.
 
     Raises:
-        UserError: before anything is trained or written, if the sources do not fit together or to the folder.
+        UserError: the sources do not fit each other or the folder; nothing has been trained or written.
     """
     entries = read_entries(sources, out, overrides)
     split = split or common_split(entries)
@@ -81,7 +81,7 @@ def compare(
 
 
 def _setting(dataset: Dataset, timed: int, command: str) -> dict[str, Any]:
-    """Return what all rows have in common: data, machine, versions."""
+    """Return the setting of all rows: data, machine, versions."""
     cuda = torch.cuda.is_available()
     return {
         "data": str(dataset.root),

@@ -36,32 +36,32 @@ class Entry:
 
     @property
     def trained(self) -> bool:
-        """Whether no training is left to do."""
+        """True if training is complete."""
         return self.classes is not None or (clock.finished(self.folder) and self.checkpoint.exists())
 
     @property
     def uses_store(self) -> bool:
-        """Whether the detector's proposals are given."""
+        """True if the detector's proposals are given."""
         return self.config.model.proposals == "given"
 
     @property
     def needs_store(self) -> bool:
-        """Whether proposals have to be computed for it."""
+        """True if proposals must be computed for the detector."""
         return self.uses_store and self.config.data.proposals is None
 
     @property
     def run(self) -> Path:
-        """Folder of the run that the checkpoint belongs to."""
+        """Folder of the run to which the checkpoint belongs."""
         folder = self.checkpoint.absolute().parent
         return folder.parent if folder.name == "checkpoints" else folder
 
     def with_store(self, store: Path | None) -> Entry:
-        """Return the entry with a proposal store if it needs one and names none."""
+        """Return the entry with `store` as proposal store, if it uses one and its config names none."""
         proposals = (self.config.data.proposals or store) if self.uses_store else None
         return replace(self, config=replace(self.config, data=replace(self.config.data, proposals=proposals)))
 
     def data(self, classes: Sequence[str] | None = None, stored: bool = True) -> DetectionData:
-        """Return the data of the config, for a new model or one with these classes, with or without its store."""
+        """Return the data of the config, for a new model or a model with these classes, with or without proposals."""
         options = self.config.data if stored else replace(self.config.data, proposals=None)
         return DetectionData(options, classes, seed=self.config.training.seed)
 
@@ -72,7 +72,7 @@ def read_entries(sources: Sequence[Path], out: Path, overrides: Sequence[str]) -
         raise UserError("compare: name the configs or checkpoints, for example configs/bccd/faster_rcnn.yaml")
     checkpoint_overrides = tuple(word for word in overrides if not word.startswith("--training."))
     if all(source.suffix == ".ckpt" for source in sources) and len(checkpoint_overrides) < len(overrides):
-        raise UserError("--training: training is over for checkpoints; give only options of data and model")
+        raise UserError("--training: checkpoints are already trained; give only options of data and model")
     entries = []
     for source, name in zip(sources, unique_names(sources), strict=True):
         classes = None
@@ -82,7 +82,7 @@ def read_entries(sources: Sequence[Path], out: Path, overrides: Sequence[str]) -
         else:
             config = load_config(source, overrides)
         entry = Entry(name, source, out / name, config, classes, checkpoint_overrides)
-        # An RPN ignores a store that an override names for all entries.
+        # An override may name a store for all entries; detectors with an RPN do not use it.
         entries.append(entry if entry.uses_store else entry.with_store(None))
     for key in ("root", "skip_unreadable", "follow_links"):
         if len(values := {str(getattr(entry.config.data, key)) for entry in entries}) > 1:
@@ -103,8 +103,10 @@ def unique_names(sources: Sequence[Path]) -> list[str]:
         repeated = [names.count(name) > 1 for name in names]
         if not any(repeated):
             return names
-        longer = [depth + more for depth, more in zip(depths, repeated, strict=True)]
-        if not any(depth <= len(part) and more for depth, part, more in zip(longer, parts, repeated, strict=True)):
+        longer = [depth + is_repeated for depth, is_repeated in zip(depths, repeated, strict=True)]
+        if not any(
+            depth <= len(part) and is_repeated for depth, part, is_repeated in zip(longer, parts, repeated, strict=True)
+        ):
             raise UserError(f"{sources[repeated.index(True)]}: given twice; name each config or checkpoint once")
         depths = longer
 

@@ -31,7 +31,7 @@ class Config:
         model: options of one of `detect.models.MODELS`.
         data: images and annotations.
         training: optimisation.
-        deviations: differences to the paper that it follows; printed before training.
+        deviations: differences to the paper that the experiment reproduces; printed before training.
     """
 
     model: SerializeAsAny[InstanceOf[DetectorOptions]] = field(default_factory=FasterRCNNOptions)
@@ -54,7 +54,7 @@ Experiment = Config | ClassificationConfig
 
 
 def recipe_of(config: Config) -> RecipeOptions:
-    """Return the training recipe. Raise `UserError` if the model has another one."""
+    """Return the training recipe. Raise `UserError` if the model cannot be trained with it."""
     name, allowed = config.model.name, config.model.recipes
     recipe = config.training.recipe or RECIPES[allowed[0]]()
     if recipe.name not in allowed:
@@ -65,12 +65,12 @@ def recipe_of(config: Config) -> RecipeOptions:
 
 
 def check_proposals(config: Config) -> None:
-    """Raise `UserError` if the model needs a store of proposals and has none, or has one that it does not use."""
+    """Raise `UserError` if the model needs a proposal store and none is given, or one is given that it does not use."""
     needed, given = config.model.proposals == "given", config.data.proposals is not None
     if given and not needed:
-        raise UserError(f"data.proposals: {config.model.name} uses no given proposals; leave the store out")
+        raise UserError(f"data.proposals: {config.model.name} does not use given proposals; leave the store out")
     if needed and not given:
         raise UserError(
-            f"data.proposals: {config.model.name} needs them; run detect propose {config.data.root} --out "
+            f"data.proposals: {config.model.name} needs proposals; run detect propose {config.data.root} --out "
             "proposals.db, then add --data.proposals proposals.db"
         )

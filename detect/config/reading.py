@@ -29,7 +29,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Return the experiment of a detector from a YAML file, with overrides `--data.root=DIR` or `--data.root DIR`.
 
     Raises:
-        UserError: with the file, the key, and what is expected there.
+        UserError: the file or an override is not valid; the message names file, key and expected value.
     """
     experiment = load_experiment(path, overrides)
     if isinstance(experiment, ClassificationConfig):
@@ -38,7 +38,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
-    """Like `load_config`, for a detector or, if `model.name` is `classifier`, a classifier."""
+    """Return the experiment of a detector or, if `model.name` is `classifier`, of a classifier, like `load_config`."""
     return config_from_dict({} if path is None else _read_yaml(path), str(path or "options"), overrides)
 
 
@@ -78,16 +78,16 @@ def options_class(name: str) -> type[DetectorOptions] | type[ClassifierOptions]:
 
 
 def _model_name(model: Any) -> str:
-    """Return the model's name; by default it is Faster R-CNN. Raise `KeyError` for anything but text."""
+    """Return the model's name, by default that of Faster R-CNN. Raise `KeyError` for anything but text."""
     name = model.get("name", "faster_rcnn") if isinstance(model, dict) else getattr(model, "name", "faster_rcnn")
-    if not isinstance(name, str):  # YAML has lists too, which no dictionary has as a key
+    if not isinstance(name, str):  # a YAML list is not hashable
         raise KeyError(name)
     return name
 
 
 @cache
 def _adapter(model: Any) -> TypeAdapter:
-    """Return the schema of an experiment with this class of model options."""
+    """Return pydantic's adapter for an experiment with this class of model options."""
     experiment = ClassificationConfig if model is ClassifierOptions else Config
     data = get_type_hints(experiment)["data"]
     schema = create_model(
@@ -101,18 +101,18 @@ def _adapter(model: Any) -> TypeAdapter:
     return TypeAdapter(schema)
 
 
-def _mistake(place: str, mistake: str, source: str, overrides: Sequence[tuple[str, str]]) -> UserError:
-    """Return the error, which names the override if one of them caused it, else the source."""
+def _mistake(option: str, mistake: str, source: str, overrides: Sequence[tuple[str, str]]) -> UserError:
+    """Return the error, which names the override that caused it, or else the source."""
     for key, _ in overrides:
-        if f"{place}.".startswith(f"{key}."):
-            return UserError(f"--{place}: {mistake}")
-        if f"{key}.".startswith(f"{place}."):
+        if f"{option}.".startswith(f"{key}."):
+            return UserError(f"--{option}: {mistake}")
+        if f"{key}.".startswith(f"{option}."):
             return UserError(f"--{key}: {mistake}")
-    return UserError(f"{source}: {place}: {mistake}")
+    return UserError(f"{source}: {option}: {mistake}")
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which YAML's own loader keeps the last."""
+    """Loader that refuses duplicate keys; YAML's own loader keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -168,35 +168,35 @@ def _assign(values: dict[str, Any], key: str, text: str) -> None:
 
 
 def _first_mistake(error: ValidationError) -> tuple[str, str]:
-    """Return the key of the first error, and in one line what is wrong and what is expected."""
+    """Return the option of the first error, and one line with the mistake and the expected value."""
     mistake = error.errors(include_url=False)[0]
-    # pydantic's path contains the tags of unions, the file does not.
-    place = ".".join(str(part) for part in mistake["loc"] if part not in (*BACKBONE_NAMES, *RECIPES))
+    # pydantic's path contains the names of unions' members, the file does not.
+    option = ".".join(str(part) for part in mistake["loc"] if part not in (*BACKBONE_NAMES, *RECIPES))
     match mistake["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            return place, "there is no such option" + _similar(place)
+            return option, "there is no such option" + _similar(option)
         case "union_tag_not_found":
-            return f"{place}.name", "it is missing; give the name of one"
+            return f"{option}.name", "the name is missing; give one"
         case "union_tag_invalid" if isinstance(mistake["input"], dict):
-            return f"{place}.name", f"choose {mistake['ctx']['expected_tags']}, not {mistake['ctx']['tag']!r}"
+            return f"{option}.name", f"choose {mistake['ctx']['expected_tags']}, not {mistake['ctx']['tag']!r}"
         case "union_tag_invalid":
             wanted = "Input should be a mapping"
         case "tuple_type":
             wanted = "Input should be a list, such as " + (f"[{mistake['input']}]" if mistake["input"] else "[1, 2]")
         case "value_error":  # our own validators say what to do
-            return place, mistake["msg"].removeprefix("Value error, ")
+            return option, mistake["msg"].removeprefix("Value error, ")
         case _:
             wanted = mistake["msg"]
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return place, f"{wanted}, not {reprlib.repr(mistake['input'])}{more}"
+    return option, f"{wanted}, not {reprlib.repr(mistake['input'])}{more}"
 
 
-def _similar(place: str) -> str:
+def _similar(option: str) -> str:
     """Return a suggestion: an option of the same name elsewhere, else one with a similar name."""
-    name, keys = place.rpartition(".")[2], _all_keys()
-    if place in keys:  # another model has it
+    name, keys = option.rpartition(".")[2], _all_keys()
+    if option in keys:  # another model has it
         return ""
-    near = [key for key in keys if key.rpartition(".")[2] == name] or get_close_matches(place, keys, n=1)
+    near = [key for key in keys if key.rpartition(".")[2] == name] or get_close_matches(option, keys, n=1)
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 

@@ -1,4 +1,4 @@
-"""Options that have been renamed, so that an old name is answered with the new one."""
+"""Renamed options, so that the error message for an old name contains the new one."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ RENAMED = {
     "training.alternating": "training.recipe.name: alternating",
     "training.bias_rate": "training.bias_lr_factor",
 }
-"""New names by old names. The values of a renamed section are listed if they have new names, too."""
+"""New names by old names. Options of a renamed section are listed only if they were renamed as well."""
 
 
 def find_renamed(values: Any, prefix: str = "") -> tuple[str, str] | None:
-    """Return the first old name in a nested dictionary, the innermost of several, and its new name."""
+    """Return the first old name in a nested dictionary, innermost first, and its new name."""
     for key, value in values.items() if isinstance(values, dict) else ():
         name = f"{prefix}{key}"
         if inner := find_renamed(value, f"{name}."):

@@ -30,13 +30,13 @@ class SVMOptions:
 
     Args:
         c: cost of a violated margin, relative to half the squared norm of the weights.
-        positive_weight: factor of that cost for positives.
-        bias_scale: the constant appended to each feature. The larger it is, the less the bias is regularised.
+        positive_weight: factor of `c` for positives.
+        bias_scale: constant appended to each feature vector. The larger it is, the less the bias is regularised.
         negative_iou: a region is a negative of a class if its IoU with every ground truth of the class is below this.
         hard_margin: a negative enters the cache if its score is above this.
-        evict_margin: a negative leaves the cache if its score is below this after its SVM was trained.
-        retrain_after: an SVM is retrained if its cache has more new negatives than this.
-        feature_norm: mean norm that features are scaled to, so that one `c` suits every layer.
+        evict_margin: a negative leaves the cache if its score is below this after training.
+        retrain_after: an SVM is retrained when its cache has more new negatives than this.
+        feature_norm: mean norm to which features are scaled, so that one `c` suits every layer.
     """
 
     c: PositiveFloat = 1e-3
@@ -56,7 +56,7 @@ class RidgeOptions:
     Args:
         penalty: λ, relative to the squared errors summed over the samples of a class.
         min_iou: regions are samples if their largest IoU with a ground truth is above this.
-        feature_norm: mean norm that features are scaled to.
+        feature_norm: mean norm to which features are scaled.
     """
 
     penalty: PositiveFloat = 1000.0
@@ -88,7 +88,7 @@ class TrainingOptions:
     """Options of training.
 
     Args:
-        recipe: order of training; null takes the model's own: `rcnn_stages` for R-CNN, `joint` for all others.
+        recipe: recipe of training; null takes the model's default: `rcnn_stages` for R-CNN, `joint` for all others.
             `alternating` is for Faster R-CNN.
         epochs: passes over the training split.
         optimizer: `sgd`, `adagrad`, `rmsprop`, `adam` or `adamw`, as in torch.
@@ -97,19 +97,19 @@ class TrainingOptions:
         nesterov: use Nesterov's momentum.
         weight_decay: weight decay of convolutions and linear layers; norms and biases have none.
         bias_lr_factor: factor of the learning rate for biases; 2 in the papers' code.
-        warmup_steps: steps over which the learning rate rises linearly from `warmup_start` times its value.
+        warmup_steps: steps in which the learning rate rises linearly from `warmup_start` times its value.
         warmup_start: factor of the learning rate at the first step.
         schedule: `steps` divides the learning rate by ten at each milestone, `cosine` decays it to zero, `constant`
             keeps it.
         milestones: epochs, which may be fractional, for `steps`.
         clip_norm: maximum norm of all gradients together; null for no limit.
-        precision: `fp32`, or mixed with `bf16` or `fp16`; `auto` is bf16 if the hardware supports it, else fp32.
-        ema: decay of the exponential moving average of the weights, which is evaluated and saved; null for none.
-        compile: run the loss through torch.compile.
+        precision: `fp32`, or mixed: `bf16` or `fp16`; `auto` is bf16 if the hardware supports it, else fp32.
+        ema: decay of the exponential moving average of the weights, which is then evaluated and saved; null for none.
+        compile: compile the computation of the losses with torch.compile.
         validate_every: epochs between validations.
-        save_minutes: minutes between checkpoints within an epoch, the most that a kill costs; `last.ckpt` is also
-            written after each epoch. Null for after each epoch only.
-        patience: validations without a better AP after which training ends; null for never.
+        save_minutes: minutes between checkpoints within an epoch, the maximum that a killed run loses; `last.ckpt` is
+            also written after each epoch. Null writes it after each epoch only.
+        patience: number of validations without a better AP after which training ends; null for never.
         seed: seed of initialisation, shuffling, augmentation and sampling.
         accelerator: device of training; `auto` takes a GPU if there is one.
         devices: number of devices; null takes all GPUs, or one process on the CPU.

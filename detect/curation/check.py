@@ -1,4 +1,4 @@
-"""`detect data check`: check of a data set and of a config's anchors, with the output in the terminal and in files."""
+"""`detect data check`: checks a data set and the anchors of a config; prints and writes the results."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from detect.errors import UserError
 from detect.models.box_head import BoxHeadOptions, build_features
 from detect.models.rpn import RPN, RPNOptions
 
-LOW = 0.9
-"""Warn if the anchors match a smaller share of the ground truths with IoU 0.5."""
+MIN_RECALL = 0.9
+"""Warn if the anchors match a smaller fraction of the ground truths with IoU 0.5."""
 _CASES = 3  # findings per rule in the terminal
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -48,7 +48,7 @@ def run_check(
     Args:
         root: data folder.
         splits: names of the splits; by default all.
-        config: YAML file of an experiment; if given, its anchors are checked, and boxes are measured in its network's
+        config: YAML file of an experiment; if given, its anchors are checked, and tiny boxes are those in its network's
             input.
         json_file: file for all findings.
         html: file for a page with pictures.
@@ -60,14 +60,14 @@ def run_check(
         0 if there are no findings other than notes, else 1.
 
     Raises:
-        UserError: there is no such data set, split or config, or an output cannot be written.
+        UserError: the data set, split or config does not exist, or an output cannot be written.
     """
     console = console or Console()
     experiment = None if config is None else load_config(config)
     resize = None if experiment is None else Resize.for_evaluation(experiment.data)
     report = examine(root, splits, resize=resize, workers=workers)
     anchors = None if experiment is None or report.survey is None else anchor_report(report, experiment)
-    if anchors and config and anchors["ceiling"]["all"]["0.5"] < LOW:
+    if anchors and config and anchors["ceiling"]["all"]["0.5"] < MIN_RECALL:
         share = anchors["ceiling"]["all"]["0.5"]
         what = f"the anchors of {config.name} match only {share:.1%} of the ground truths with IoU 0.5"
         report = replace(report, findings=sort([*report.findings, Finding("anchors", config, what)]))
@@ -89,7 +89,7 @@ def _write_files(report: Report, anchors: dict[str, Any] | None, json_file: Path
         if html is not None:
             write_page(html, report, anchors)
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; choose another place for the file") from None
+        raise UserError(f"{error.filename}: {error.strerror}; choose another path for the file") from None
 
 
 # -------------------------------------------------------------------------------------------------------------- anchors
@@ -117,7 +117,7 @@ def anchors_of(config: Config) -> anchor_recall.Anchors | None:
 
 
 def anchor_report(report: Report, config: Config) -> dict[str, Any] | None:
-    """Return the recall ceiling of a config's anchors, and anchors with a higher one, or None if there are no boxes."""
+    """Return the recall ceiling of a config's anchors, and better anchors; None without boxes or without an RPN."""
     anchors, records = anchors_of(config), _records(report.survey)
     if anchors is None or not any(len(record.boxes) for record in records):
         return None
@@ -160,7 +160,7 @@ def _records(survey: Survey) -> list[Record]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print count, first cases and advice of each rule."""
+    """Print count, first cases and advice for each rule."""
     for rule, findings in report.by_rule():
         check = CHECKS[rule]
         console.print(f"[{_STYLE[check.severity]}]{check.severity:8}[/] [bold]{rule}[/] × {len(findings):,}")
@@ -193,7 +193,7 @@ def print_anchors(anchors: dict[str, Any], console: Console) -> None:
     """Print the recall ceiling of the config's anchors and of the proposed ones."""
     table = Table(
         title="Ground truths matched by an anchor, by IoU: anchors of the config → proposed anchors",
-        caption="A ceiling of the recall, not a prediction of the AP: train with both.",
+        caption="This is an upper bound of recall, not a prediction of AP: compare both by training.",
     )
     for name in ("ground truths", "number", "0.5", "0.7", "mean IoU"):
         table.add_column(name, justify="left" if name == "ground truths" else "right")

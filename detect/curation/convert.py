@@ -46,11 +46,11 @@ class Conversion:
     """Result of a conversion."""
 
     images: Counter[str] = field(default_factory=Counter)
-    """Images written per split."""
+    """Number of images written per split."""
     boxes: Counter[str] = field(default_factory=Counter)
-    """Boxes written per split."""
+    """Number of boxes written per split."""
     changed: Counter[str] = field(default_factory=Counter)
-    """Counts of losses due to the new format and of repaired defects, by description."""
+    """Number of losses due to the new format and of repaired defects, by description."""
     unreadable: list[str] = field(default_factory=list)
     """Images left out, with the reason."""
     classes: tuple[str, ...] = ()
@@ -82,16 +82,16 @@ def convert(
         to: format of the new data set.
         names: names of the splits; by default all.
         margin: for `imagefolder`, as for `to_imagefolder`; by default 0.1.
-        limit: convert only this many images, the first ones, of each split.
+        limit: convert only the first `limit` images of each split.
         follow_links: follow links that lead out of the source.
         progress: show progress bars on a terminal.
 
     Returns:
-        What was written and what was lost.
+        Counts of written images and boxes, and of losses.
 
     Raises:
-        UserError: `source` cannot be read, `out` is not empty, lies in `source` or cannot be written, an option is
-            invalid, or the format cannot represent a split or class.
+        UserError: `source` cannot be read; `out` is not empty, is in `source` or cannot be written; an option is
+            invalid; or the format cannot represent a split or class.
     """
     refuse_within(source, out, "--out")
     if to == "imagefolder":
@@ -127,7 +127,7 @@ def _limit(dataset: Dataset, limit: int | None, result: Conversion) -> Dataset:
 
 
 def _unify_classes(datasets: Sequence[Dataset]) -> list[Dataset]:
-    """Return the splits with the same classes, the union of all, sorted by id as by the COCO reader.
+    """Return the splits with the same classes, the union of all, sorted by id like the COCO reader's.
 
     COCO lists the classes per split, and the lists may differ. Contradictory ids are renumbered.
     """
@@ -151,7 +151,7 @@ def _relabel(dataset: Dataset, classes: tuple[str, ...], category_ids: tuple[int
 
 
 def _adapt(datasets: Sequence[Dataset], to: Format, *, chosen: bool, result: Conversion) -> list[Dataset]:
-    """Return the splits as the new format can store them; `chosen` says that the user named the splits."""
+    """Return the splits in a form that the new format can store; `chosen` is true if the user named the splits."""
     adapted = _unify_classes(datasets)
     if to == "yolo":
         adapted = _yolo_splits(adapted, chosen=chosen, result=result)
@@ -161,7 +161,7 @@ def _adapt(datasets: Sequence[Dataset], to: Format, *, chosen: bool, result: Con
 
 
 def _yolo_splits(datasets: Sequence[Dataset], *, chosen: bool, result: Conversion) -> list[Dataset]:
-    """Rename the splits to YOLO's names. Another split is left out if the known ones have all of its images."""
+    """Rename the splits to YOLO's names. A split with another name is left out if the others have all its images."""
     known = [dataset for dataset in datasets if _YOLO_SPLIT.fullmatch(dataset.split)]
     images = {record.path for dataset in known for record in dataset.records}
     renamed: dict[str, Dataset] = {}
@@ -183,7 +183,7 @@ def _yolo_splits(datasets: Sequence[Dataset], *, chosen: bool, result: Conversio
 
 
 def _supported(dataset: Dataset, to: Format, result: Conversion) -> Dataset:
-    """Return the split with only the boxes that a format supports, and count what is lost."""
+    """Return the split with only the boxes that a format supports, and count losses."""
     crowd, difficult, areas = (_column(dataset, name) for name in ("crowd", "difficult", "areas"))
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in dataset.records)])
     kept = np.ones(len(boxes), dtype=bool)
@@ -199,9 +199,9 @@ def _supported(dataset: Dataset, to: Format, result: Conversion) -> Dataset:
     else:
         result.changed[f"difficult flag lost: {to.upper()} has none"] += int(difficult.sum())
     if to != "coco":
-        own = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-        other = ~np.isclose(areas, own, rtol=1e-5, atol=0) & kept
-        result.changed[f"area replaced by the area of the box: {to.upper()} has no areas"] += int(other.sum())
+        box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        changed = ~np.isclose(areas, box_areas, rtol=1e-5, atol=0) & kept
+        result.changed[f"area replaced by the area of the box: {to.upper()} has no areas"] += int(changed.sum())
     per_image = np.split(kept, np.cumsum([len(record.boxes) for record in dataset.records]))
     return replace(dataset, records=tuple(map(_select, dataset.records, per_image)))
 
@@ -219,7 +219,7 @@ def _select(record: Record, kept: Bool[np.ndarray, " n"]) -> Record:
 
 
 def _classes(datasets: Sequence[Dataset], to: Format, result: Conversion) -> tuple[str, ...]:
-    """Return the classes as the reader of the new format will find them, and count the changes."""
+    """Return the classes in the new format, in its reader's order, and count the changes."""
     classes = datasets[0].classes
     before = dict(zip(classes, datasets[0].category_ids, strict=True))
     after = before
@@ -243,7 +243,7 @@ def _classes(datasets: Sequence[Dataset], to: Format, result: Conversion) -> tup
 
 
 def _is_xml(name: str) -> bool:
-    """Return whether a name survives in an XML file, whose reader strips white space."""
+    """Return whether a name can be stored in XML and read back; the reader strips white space."""
     element = Element("name")
     element.text = name
     try:
@@ -253,7 +253,7 @@ def _is_xml(name: str) -> bool:
 
 
 def _is_utf8(name: str) -> bool:
-    """Return whether a name can be encoded: JSON may contain lone surrogates."""
+    """Return whether a name can be encoded as UTF-8; names from JSON may contain lone surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
@@ -295,7 +295,7 @@ def _write(datasets: Sequence[Dataset], draft: Path, to: Format, progress: bool,
 class _FileNames:
     """Names of the image files: unchanged if possible, safe on all systems, and with unique stems per folder.
 
-    VOC has one folder for all splits, which holds an image of several splits once.
+    VOC has one folder for all splits, in which an image of several splits is stored once.
     """
 
     def __init__(self, *, per_split: bool):
@@ -304,15 +304,15 @@ class _FileNames:
         self._chosen: dict[tuple[str, str], list[tuple[Record, str]]] = {}
 
     def choose(self, record: Record, split: str) -> tuple[str, bool]:
-        """Return the name of a record's image, and whether the file must be written."""
+        """Return the name of a record's image, and whether the file is not written yet."""
         folder = split if self._per_split else ""
         others = self._chosen.setdefault((folder, record.path.name), [])
         for other, name in others:
-            if not self._per_split and _same(record, other):
+            if not self._per_split and _are_equal(record, other):
                 return name, False
         suffix = record.path.suffix if record.path.suffix.lower() in SUFFIXES else _suffix(record.path)
         first = safe_name(record.path.name.removesuffix(suffix)) or "image"
-        if first.lower().endswith(SUFFIXES):  # the reader of VOC strips suffixes from the names in a list
+        if first.lower().endswith(SUFFIXES):  # the VOC reader strips suffixes from listed names
             first = "_".join(first.rsplit(".", 1))
         stem, number = first, 1
         while (folder, stem.casefold()) in self._taken:
@@ -323,14 +323,14 @@ class _FileNames:
         return stem + suffix, True
 
 
-def _same(one: Record, other: Record) -> bool:
+def _are_equal(a: Record, b: Record) -> bool:
     """Return whether two records are the same image with the same boxes."""
     columns = ("boxes", "labels", "difficult")
-    boxes = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in columns)
-    return boxes and (one.path == other.path or filecmp.cmp(one.path, other.path, shallow=False))
+    boxes = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in columns)
+    return boxes and (a.path == b.path or filecmp.cmp(a.path, b.path, shallow=False))
 
 
 def _suffix(path: Path) -> str:
-    """Return the usual suffix of an image file that has none."""
+    """Return the usual suffix for an image file without an image's suffix."""
     with Image.open(path) as image:
         return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(image.format or "", f".{image.format}".lower())

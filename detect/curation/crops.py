@@ -1,4 +1,4 @@
-"""Conversion of a detection data set to a classification data set: each object becomes an image of its class.
+"""Conversion of a detection data set to a classification data set: each object becomes an image.
 
     SOURCE, in any readable format  ->  OUT/SPLIT/CLASS/IMAGE_k.jpg
 
@@ -36,7 +36,7 @@ class Crops:
     """Result of a conversion."""
 
     crops: Counter[str] = field(default_factory=Counter)
-    """Images written per class."""
+    """Number of images written per class."""
     small: int = 0
     """Number of boxes left out because a side is shorter than `MIN_SIDE`."""
     crowds: int = 0
@@ -44,7 +44,7 @@ class Crops:
     unreadable: list[str] = field(default_factory=list)
     """Images left out, with the reason."""
     renamed: dict[str, str] = field(default_factory=dict)
-    """Folder of each class whose name cannot be the name of a folder."""
+    """Folder of each class whose name cannot be used as a folder name."""
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
@@ -77,7 +77,7 @@ def to_imagefolder(
         out: new folder; it appears complete or not at all.
         names: names of the splits; by default all.
         margin: margin around a box on each side, as a fraction of its width and height, up to the image's edge.
-        limit: convert only this many images, the first ones, of each split.
+        limit: convert only the first `limit` images of each split.
         follow_links: follow links that lead out of the source.
         progress: show a progress bar on a terminal.
 
@@ -110,7 +110,7 @@ def folder_names(classes: Iterable[str]) -> dict[str, str]:
     """Return a folder name for each class, by `safe_name`.
 
     Raises:
-        UserError: nothing is left of a name, or two names become equal, possibly only on systems that ignore case.
+        UserError: a name becomes empty, or two names become equal, perhaps only on systems that ignore case.
     """
     folders: dict[str, str] = {}
     class_of: dict[str, str] = {}
@@ -124,7 +124,7 @@ def folder_names(classes: Iterable[str]) -> dict[str, str]:
 
 
 def safe_name(name: str) -> str:
-    """Return a file name that contains no path, is not hidden and is allowed on Windows. It may be empty."""
+    """Return a file name without a path, not hidden and allowed on Windows; it may be empty."""
     safe = "".join("_" if letter in _UNSAFE or not letter.isprintable() else letter for letter in name)
     return safe.strip(". ")
 
@@ -141,7 +141,7 @@ def crop(
 
 
 def _convert(dataset: Dataset, out: Path, folders: Mapping[str, str], margin: float, progress: bool) -> Crops:
-    """Write the objects of a split."""
+    """Write the crops of a split."""
     total = Crops()
 
     def write(record: Record, stem: str) -> Crops:
@@ -157,7 +157,7 @@ def _convert(dataset: Dataset, out: Path, folders: Mapping[str, str], margin: fl
 def _write_crops(
     record: Record, stem: str, classes: Sequence[str], out: Path, folders: Mapping[str, str], margin: float
 ) -> Crops:
-    """Write the objects of an image."""
+    """Write the crops of an image."""
     small = (record.boxes[:, 2:] - record.boxes[:, :2]).min(axis=1, initial=np.inf) < MIN_SIDE
     result = Crops(small=int((small & ~record.crowd).sum()), crowds=int(record.crowd.sum()))
     chosen = np.flatnonzero(~small & ~record.crowd)
@@ -179,7 +179,7 @@ def _write_crops(
 
 
 def _stems(dataset: Dataset) -> list[str]:
-    """Return the stems of the image files, or the image ids if two files in different folders have the same stem."""
+    """Return the stems of the image files, or the image ids if two stems are equal."""
     stems = [record.path.stem for record in dataset.records]
     if len({stem.casefold() for stem in stems}) == len(stems):
         return stems

@@ -1,9 +1,9 @@
-"""Download of public data sets into the layout that the readers know.
+"""Download of public data sets, in the layouts of the readers.
 
     download("voc2007", Path("data"))  ->  data/voc2007/{JPEGImages, Annotations, ImageSets/Main}
 
-An archive is stored as `<file>.part` beside the data set until it is unpacked, so that an interrupted transfer can be
-resumed. The folder of the data set appears complete, in one step, or not at all.
+An archive is stored as `<file>.part` next to the data set until it is unpacked, so that an interrupted transfer can be
+resumed. The folder of the data set appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from detect.files.atomic import new_folder
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0
-"""Seconds without data."""
+"""Maximum number of seconds without data."""
 PAUSES = (1, 2, 4, 8)
 """Seconds before each retry. An attempt that received data starts again with the first pause."""
 TRANSIENT = {408, 429, 500, 502, 503, 504}
-"""HTTP status codes that are worth a retry."""
+"""HTTP status codes that are retried."""
 NETWORK_ERRORS = (URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
@@ -49,7 +49,7 @@ def download(name: str, root: Path, *, sources: Mapping[str, Source] = SOURCES, 
 
     Args:
         name: `voc2007`, `voc2012`, `coco`, `bccd`, or a part: `coco/annotations`, `coco/train2017`, `coco/val2017`.
-        root: folder of all data sets. Existing content of `root / name` is left as it is.
+        root: folder of all data sets. Existing content of `root / name` is not changed.
         sources: source of each data set by name.
         progress: show transferred bytes, speed and remaining time.
 
@@ -57,13 +57,13 @@ def download(name: str, root: Path, *, sources: Mapping[str, Source] = SOURCES, 
         The folder for the reader: `root / name`, or for a part the folder of its data set.
 
     Raises:
-        UserError: the name is unknown; the server cannot be reached, or sends no or another file than expected; an
+        UserError: the name is unknown; the server cannot be reached, or does not send the expected file; an
             archive is damaged or would write outside of its folder; or the disk is full.
     """
     root = Path(root)
     names = [key for key in sources if key == name or key.startswith(f"{name}/")]
     if not names:
-        raise UserError(f"{name}: no data set of that name; there are {', '.join(sources)}")
+        raise UserError(f"{name}: no data set has this name; choose one of {', '.join(sources)}")
     console = Console(stderr=True, quiet=not progress, markup=False, highlight=False, soft_wrap=True)
     columns = (
         TextColumn("{task.description}"),
@@ -81,8 +81,8 @@ def download(name: str, root: Path, *, sources: Mapping[str, Source] = SOURCES, 
             try:
                 _install(sources[key], folder, root, bars)
             except OSError as error:  # of the disk; network errors are handled where they occur
-                place = error.filename or folder
-                raise UserError(f"{place}: {error.strerror or error}; fix that or choose another folder") from error
+                path = error.filename or folder
+                raise UserError(f"{path}: {error.strerror or error}; fix that or choose another folder") from error
     return root / name.split("/")[0]
 
 
@@ -106,10 +106,10 @@ def _install(source: Source, folder: Path, root: Path, bars: Progress) -> None:
 
 
 def _obtain(archive: Archive, root: Path, limit: int, bars: Progress) -> Path:
-    """Return the complete archive on disk, not yet verified: a file of the user, or `<file>.part`."""
-    own = root / archive.file
-    if own.is_file():
-        return own
+    """Return the complete but unverified archive on disk: a file of the user, or `<file>.part`."""
+    provided = root / archive.file
+    if provided.is_file():
+        return provided
     part = root / f"{archive.file}.part"
     task = bars.add_task(archive.file, total=archive.size)
     best, failures = 0, 0
@@ -129,7 +129,7 @@ def _obtain(archive: Archive, root: Path, limit: int, bars: Progress) -> Path:
 
 
 def _transfer(archive: Archive, part: Path, received: int, limit: int, bars: Progress, task: TaskID) -> None:
-    """Try once to complete `part`, which has `received` bytes; raise a network error if bytes are still missing."""
+    """Try once to complete `part`, which has `received` bytes. Raise a network error if it stays incomplete."""
     if archive.size is not None and received == archive.size:
         bars.update(task, completed=received)
         return
@@ -162,7 +162,7 @@ def _transfer(archive: Archive, part: Path, received: int, limit: int, bars: Pro
 
 
 def _remedy(part: Path) -> str:
-    return f"run this again later, or fetch the file by other means to {part.with_suffix('')}"
+    return f"run this again later, or download the file by other means to {part.with_suffix('')}"
 
 
 def _reason(error: Exception) -> str:
@@ -195,7 +195,7 @@ def _verify(archive: Archive, file: Path, bars: Progress) -> str:
 
 
 def _unpack(archive: Archive, file: Path, into: Path, limit: int, bars: Progress) -> int:
-    """Unpack an archive into a folder, and return what remains of `limit` bytes."""
+    """Unpack an archive into a folder, and return the remainder of `limit` bytes."""
     task = bars.add_task(f"unpack {archive.file}", total=None)
     try:
         remaining = unpack(archive, file, into, limit, partial(bars.advance, task))
@@ -205,9 +205,9 @@ def _unpack(archive: Archive, file: Path, into: Path, limit: int, bars: Progress
     return remaining
 
 
-def _refuse(file: Path, what: str) -> UserError:
-    """Return the error for a bad archive. A downloaded one is removed so that it is not resumed; a user's is kept."""
+def _refuse(file: Path, problem: str) -> UserError:
+    """Return the error for a bad archive. A downloaded one is removed, a user's is kept."""
     if file.suffix == ".part":
         file.unlink()
-        return UserError(f"{file}: {what}; the file was removed, run this again to download it")
-    return UserError(f"{file}: {what}; remove it or replace it with a good one")
+        return UserError(f"{file}: {problem}; the file was removed, run this again to download it")
+    return UserError(f"{file}: {problem}; remove it or replace it with a good one")

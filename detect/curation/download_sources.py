@@ -11,7 +11,7 @@ class Archive:
 
     url: str
     file: str
-    """File name on disk, also for an archive that the user fetched by other means."""
+    """File name on disk, also for an archive that the user downloaded by other means."""
     inside: str = "."
     """Folder in the archive that becomes the data set; other content is ignored."""
     size: int | None = None
@@ -22,15 +22,15 @@ class Archive:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Archives that are unpacked into one folder, in one step."""
+    """Archives that are unpacked into one folder."""
 
     archives: tuple[Archive, ...]
     limit: int
-    """Largest unpacked size in bytes, well above the actual size: an archive that exceeds it is a bomb."""
+    """Maximum unpacked size in bytes, well above the actual size, against zip bombs."""
     licence: str
 
 
-# VOC and COCO are published over plain http, so their checksums must be trusted.
+# VOC and COCO are published over plain http, so only the checksums here verify them.
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
 _COCO = "http://images.cocodataset.org"
 _VOC_LICENCE = (

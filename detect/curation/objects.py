@@ -1,4 +1,4 @@
-"""Objects of a split as columns, for statistics. Crowds are no objects."""
+"""Objects of a split as columns, for statistics. Crowds are not objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """The objects of a split in columns: `m` objects, `i` images."""
+    """Objects of a split as columns: `m` objects, `i` images."""
 
     boxes: Float64[np.ndarray, "m 4"]
     """xyxy in pixels."""

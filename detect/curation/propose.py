@@ -31,15 +31,15 @@ class Outcome:
     added: int = 0
     """Number of images whose proposals were added."""
     present: int = 0
-    """Number of images that are already in the store or are equal to another image."""
+    """Number of images that were already in the store or are equal to another image."""
     unreadable: list[str] = field(default_factory=list)
-    """One line for each image that could not be read, with the reason."""
+    """Unreadable images, one line each, with the reason."""
 
 
 def propose(
     sources: Sequence[str], out: Path, mode: Mode = "fast", seed: int = 0, processes: int | None = None
 ) -> Outcome:
-    """Add the proposals of all images to the store `out`, which is created if it does not exist.
+    """Add the proposals of all images to the store `out`, which is created if necessary.
 
     An interrupted call can be repeated: each image is in the store completely or not at all.
 
@@ -51,7 +51,7 @@ def propose(
         processes: number of processes; by default one per core.
 
     Raises:
-        UserError: a source has no images, or `out` is no store or a store with other parameters.
+        UserError: a source has no images, or `out` is not a store, or a store with other parameters.
     """
     if processes is not None and processes < 1:
         raise UserError(f"--processes: {processes}; give 1 or more")
@@ -92,17 +92,17 @@ def find_images(sources: Sequence[str]) -> list[Path]:
 
 
 Result = Float32[np.ndarray, "n 4"] | str | None
-"""Proposals, or the reason why the image has none, or None for an image that is already in the store."""
+"""Proposals, or the reason why the image has none, or None if the image is already in the store."""
 
 
 def _results(
     paths: Iterable[Path], store: ProposalStore, mode: Mode, seed: int, processes: int
 ) -> Iterator[tuple[Path, bytes, Result]]:
-    """Yield each image with its digest and result, as they are completed.
+    """Yield each image with its digest and result, in order of completion.
 
     Only a few jobs are submitted at a time, because results take memory.
     """
-    # Spawned: a fork of a process with threads may hang.
+    # Spawned, because a fork of a process with threads may hang.
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_init_process)
     running: dict[Future[Result], tuple[Path, bytes]] = {}
     started: set[bytes] = set()
@@ -127,7 +127,9 @@ def _results(
             yield from finished()
         yield from finished(all_of_them=True)
     except BrokenProcessPool:
-        raise UserError("a process was killed, maybe for lack of memory; start again with fewer --processes") from None
+        raise UserError(
+            "a process was killed, perhaps for lack of memory; start again with fewer --processes"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

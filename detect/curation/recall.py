@@ -33,7 +33,7 @@ def store_recall(store: ProposalStore, dataset: Dataset, limits: Sequence[int] =
             boxes = store.boxes(digest(record.path))
         except KeyError:
             raise UserError(
-                f"{store.path}: no proposals for {record.path}; make them with detect propose {dataset.root}"
+                f"{store.path}: no proposals for {record.path}; compute them with detect propose {dataset.root}"
             ) from None
         add_image(recall, record, boxes)
     return recall
@@ -42,17 +42,17 @@ def store_recall(store: ProposalStore, dataset: Dataset, limits: Sequence[int] =
 def add_image(recall: ProposalRecall, record: Record, boxes: Float32[np.ndarray, "n 4"]) -> None:
     """Add one image with its proposals, xyxy in pixels of the file, best first."""
     proposals, gt_boxes, labels, crowd = (
-        torch.from_numpy(one)[None] for one in (boxes, record.boxes, record.labels, record.crowd)
+        torch.from_numpy(array)[None] for array in (boxes, record.boxes, record.labels, record.crowd)
     )
-    every = torch.ones(proposals.shape[:2], dtype=torch.bool)
-    recall.update(Proposals(proposals, every.float(), every), Targets(gt_boxes, labels, torch.ones_like(crowd), crowd))
+    valid = torch.ones(proposals.shape[:2], dtype=torch.bool)
+    recall.update(Proposals(proposals, valid.float(), valid), Targets(gt_boxes, labels, torch.ones_like(crowd), crowd))
 
 
 @torch.no_grad()
 def rpn_recall(
     model: TwoStage, loader: DataLoader, device: torch.device, limits: Sequence[int] = LIMITS
 ) -> ProposalRecall:
-    """Return the recall of a detector's RPN, with as many proposals as in training."""
+    """Return the recall of a detector's RPN, with the number of proposals of training."""
     recall = ProposalRecall(limits)
     for batch in track(loader, "recall"):
         recall.update(model.propose(batch.images.to(device)).to("cpu"), batch.targets)

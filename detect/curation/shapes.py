@@ -1,11 +1,11 @@
-"""Synthetic detection data set: coloured shapes on textured ground, in COCO layout, without a download.
+"""Synthetic detection data set: coloured shapes on a textured background, in COCO layout, without a download.
 
     make_shapes(Path("data/shapes"))  ->  data/shapes/{annotations/instances_<split>.json, images/<split>/*.jpg}
 
-Ground truths describe the visible part of a shape, as in annotated photographs: the box is the tightest one around the
+Ground truths describe the visible part of a shape, as in annotated photographs: the box is the bounding box of the
 pixels that neither another shape nor the border hides, and the area counts these pixels. At least `VISIBLE` of each
-shape is visible; a shape that would hide more of another one, or of itself, is drawn again elsewhere. Shadows, lines
-and specks are no objects.
+shape is visible: a shape for which this does not hold, or that hides too much of another one, is drawn again elsewhere.
+Shadows, lines and specks are not objects.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from detect.terminal import track
 
 SHAPES = ("circle", "square", "triangle", "ring")
 VISIBLE = 0.75
-"""Smallest visible fraction of a shape; with less, its class is ambiguous."""
+"""Minimum visible fraction of a shape; with less, its class is ambiguous."""
 EMPTY = 0.06
 """Fraction of images without shapes."""
-MOST = 6
-"""Largest number of shapes in an image."""
+MAX_SHAPES = 6
+"""Maximum number of shapes in an image."""
 DIAMETERS = (0.22, 0.6)
 """Range relative to the shorter side; at 192 pixels 42 … 115, COCO's medium and large, with some small."""
 TILT = np.pi / 9
-"""Largest rotation to either side, in radians."""
+"""Maximum rotation to either side, in radians."""
 TRIES = 30
-"""Attempts to place one more shape."""
+"""Maximum number of attempts to place a shape."""
 QUALITY = 92
 """JPEG quality."""
 
@@ -54,8 +54,8 @@ def make_shapes(
 
     Args:
         out: new folder; it appears complete or not at all.
-        images: number of images by the name of the split. A single number is that of `train`; `val` gets a fifth of it.
-        size: smallest and largest side in pixels; each height and width is drawn from this range.
+        images: number of images by split. A single number is for `train`; `val` then has a fifth of it.
+        size: minimum and maximum side in pixels; each height and width is drawn from this range.
         seed: an image depends only on the seed, its split and its index, not on the number of images. The same versions
             of NumPy and OpenCV give the same bytes.
         progress: show a progress bar.
@@ -103,8 +103,8 @@ def _make_split(folder: Path, split: str, count: int, size: tuple[int, int], see
         bar = track(made, f"shapes {split}", count, shown=progress)
         for number, (image, objects) in enumerate(bar, start=1):
             images.append({"id": number, **image})
-            for one in objects:
-                annotations.append({"id": len(annotations) + 1, "image_id": number, **one})
+            for entry in objects:
+                annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})
     finally:
         pool.shutdown(cancel_futures=True)
     return {
@@ -116,7 +116,7 @@ def _make_split(folder: Path, split: str, count: int, size: tuple[int, int], see
 
 
 def _make_image(folder: Path, split: str, index: int, size: tuple[int, int], seed: int) -> tuple[dict, list[dict]]:
-    """Write an image and return its COCO entry and those of its objects, without ids."""
+    """Write an image, and return the COCO entries of the image and its objects, without ids."""
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
     pixels, labels, masks = draw_scene(rng, size)
     file = folder / f"{index:06}.jpg"
@@ -143,19 +143,19 @@ def draw_scene(
 ) -> tuple[UInt8[np.ndarray, "H W 3"], list[int], list[Bool[np.ndarray, "H W"]]]:
     """Draw one RGB image, and return it with the label and the visible pixels of each shape."""
     height, width = (int(side) for side in rng.integers(size[0], size[1], 2, endpoint=True))
-    canvas = _ground(rng, height, width)
+    canvas = _background(rng, height, width)
     _draw_clutter(rng, canvas)
     labels: list[int] = []
     masks: list[Bool[np.ndarray, "H W"]] = []
     areas: list[float] = []
-    count = 0 if rng.random() < EMPTY else rng.integers(1, MOST, endpoint=True)
+    count = 0 if rng.random() < EMPTY else rng.integers(1, MAX_SHAPES, endpoint=True)
     for _ in range(count):
         for _ in range(TRIES):
             label = int(rng.integers(len(SHAPES)))
             alpha, area = _random_shape(rng, label, height, width)
             mask = alpha >= 0.5
             visible = [*(below & ~mask for below in masks), mask]
-            if all(seen.sum() >= VISIBLE * whole for seen, whole in zip(visible, [*areas, area], strict=True)):
+            if all(part.sum() >= VISIBLE * full for part, full in zip(visible, [*areas, area], strict=True)):
                 _paint(rng, canvas, alpha)
                 labels, masks, areas = [*labels, label], visible, [*areas, area]
                 break
@@ -171,10 +171,10 @@ def _random_shape(
     radius = shorter * np.exp(rng.uniform(*np.log(DIAMETERS))) / 2
     angle = rng.uniform(-TILT, TILT)
     centre = rng.uniform((0, 0), (width, height))
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    contours = [outline @ turn * radius + centre for outline in outlines(SHAPES[label])]
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    contours = [outline @ rotation * radius + centre for outline in outlines(SHAPES[label])]
     area = abs(sum(cv2.contourArea(contour.astype(np.float32), oriented=True) for contour in contours))
-    # Drawn four times as large and averaged: OpenCV enlarges filled shapes by half a pixel, which becomes an eighth.
+    # Drawn four times as large and averaged: OpenCV enlarges filled shapes by half a pixel, here thus by an eighth.
     fixed = [np.round((contour * 4 - 0.5) * 16).astype(np.int32) for contour in contours]  # 4 fractional bits
     large = np.zeros((4 * height, 4 * width), np.uint8)
     cv2.fillPoly(large, fixed, 255, shift=4)
@@ -205,8 +205,8 @@ def _polygon(corners: int, first: float = -np.pi / 2) -> Float[np.ndarray, "n 2"
 # ---------------------------------------------------------------------------------------------------------------- paint
 
 
-def _ground(rng: np.random.Generator, height: int, width: int) -> Float32[np.ndarray, "H W 3"]:
-    """Return a ground of two dull colours, mixed by a texture, with a gradient of light."""
+def _background(rng: np.random.Generator, height: int, width: int) -> Float32[np.ndarray, "H W 3"]:
+    """Return a background of two dull colours, mixed by a texture, with a gradient of light."""
     hue, value = rng.random(), rng.uniform(0.35, 0.85)
     first = _colour(hue, rng.uniform(0.05, 0.3), value)
     second = _colour(hue + rng.uniform(-0.2, 0.2), rng.uniform(0.05, 0.3), value + rng.uniform(-0.25, 0.25))
@@ -234,7 +234,7 @@ def _draw_clutter(rng: np.random.Generator, canvas: Float32[np.ndarray, "H W 3"]
 
 
 def _paint(rng: np.random.Generator, canvas: Float32[np.ndarray, "H W 3"], alpha: Float32[np.ndarray, "H W"]) -> None:
-    """Paint a shape on the canvas: its shadow, its texture in one bright colour, and its darker rim."""
+    """Paint a shape on the canvas: a shadow, a texture in one bright colour, and a darker rim."""
     height, width = alpha.shape
     blur = max(1.0, min(height, width) / 80)
     shadow = cv2.GaussianBlur(alpha, (0, 0), blur)

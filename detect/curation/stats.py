@@ -1,6 +1,6 @@
 """Statistics of a data set: images, objects and classes per split.
 
-Objects are single objects; crowds are counted separately and are not part of any other number.
+Crowds are counted separately and are not objects.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from detect.data.read import read_all
 from detect.errors import UserError, one_line
 from detect.files.atomic import new_folder
 
-SHOWN = 30
-"""Number of classes in the terminal; the others are added up."""
+MAX_CLASSES = 30
+"""Maximum number of classes in the terminal; all others are summed up in one row."""
 QUANTILES = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
@@ -112,23 +112,23 @@ def _image_statistics(objects: Objects, labels: Sequence[Shaped[np.ndarray, " _"
 
 def _box_statistics(objects: Objects) -> dict[str, Any]:
     sides = objects.sides
-    own_image = objects.sizes[objects.image].astype(np.float64)
+    image_sizes = objects.sizes[objects.image].astype(np.float64)
     return {
         "box_width": _spread(sides[:, 0]),
         "box_height": _spread(sides[:, 1]),
         "box_size": _spread(np.sqrt(sides.prod(axis=1))),
         "box_aspect_ratio": _spread(sides[:, 0] / sides[:, 1]),
-        "box_share_of_image": _spread(sides.prod(axis=1) / own_image.prod(axis=1)),
+        "box_share_of_image": _spread(sides.prod(axis=1) / image_sizes.prod(axis=1)),
         **{name: int(((low <= objects.areas) & (objects.areas < high)).sum()) for name, (low, high) in AREAS.items()},
     }
 
 
 def _pairs(dataset: Dataset) -> list[list[Any]]:
-    """Return the pairs of classes that occur together, with the number of images, the most frequent first."""
-    together = cooccurrence(dataset)
-    first, second = np.nonzero(np.triu(together, k=1))
-    order = np.argsort(-together[first, second], kind="stable")
-    return [[dataset.classes[first[k]], dataset.classes[second[k]], int(together[first[k], second[k]])] for k in order]
+    """Return the pairs of classes that occur in the same image, with the number of images, most frequent first."""
+    counts = cooccurrence(dataset)
+    first, second = np.nonzero(np.triu(counts, k=1))
+    order = np.argsort(-counts[first, second], kind="stable")
+    return [[dataset.classes[first[k]], dataset.classes[second[k]], int(counts[first[k], second[k]])] for k in order]
 
 
 def _count(labels: Shaped[np.ndarray, " n"], dataset: Dataset) -> Int64[np.ndarray, " C"]:
@@ -151,14 +151,14 @@ def _count_rules(dataset: Dataset) -> dict[str, int]:
 
 
 def print_statistics(splits: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print two tables with a column per split: the statistics as a whole, and the objects per class."""
+    """Print two tables with a column per split: overall statistics, and objects per class."""
     console = console or Console()
-    console.print(_whole(splits))
+    console.print(_overall(splits))
     console.print()
     console.print(_by_class(splits))
 
 
-def _whole(splits: Mapping[str, Mapping[str, Any]]) -> Table:
+def _overall(splits: Mapping[str, Mapping[str, Any]]) -> Table:
     table = _table("", splits)
 
     def row(title: str, value: Any) -> None:
@@ -194,9 +194,9 @@ def _by_class(splits: Mapping[str, Mapping[str, Any]]) -> Table:
     }
     totals = [one["objects"] for one in splits.values()]
     order = sorted(counts, key=lambda name: counts[name], reverse=True)
-    for name in order[:SHOWN]:
+    for name in order[:MAX_CLASSES]:
         table.add_row(Text(shorten(name)), *map(_with_share, counts[name], totals))
-    if rest := order[SHOWN:]:
+    if rest := order[MAX_CLASSES:]:
         sums = [sum(column) for column in zip(*(counts[name] for name in rest), strict=True)]
         table.add_row(f"{len(rest)} more classes", *map(_with_share, sums, totals))
     return table

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 BARS, MATRIX = 40, 20
-"""Largest number of classes in the bar chart and in the matrix; those with the most objects are shown."""
+"""Maximum number of classes in the bar chart and in the matrix, which show the most frequent ones."""
 GRID = 48
 """Number of cells on each side of a heat map."""
 INK, MUTED, PALE = "#1f2933", "#7b8794", "#e4e7eb"
@@ -53,7 +53,7 @@ def draw_statistics(path: Path, dataset: Dataset) -> None:
     for axes, draw in zip(plots, drawings, strict=False):
         draw(axes, objects)
     _draw_cooccurrence(plots[-1], dataset, objects)
-    with warnings.catch_warnings():  # the font lacks some scripts, and draws boxes instead
+    with warnings.catch_warnings():  # the font has no glyphs for some scripts
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure.savefig(path, dpi=150)
 
@@ -63,7 +63,7 @@ def draw_statistics(path: Path, dataset: Dataset) -> None:
 
 def _draw_classes(axes: Axes, dataset: Dataset, objects: Objects) -> None:
     """Plot the number of objects per class in descending order, with one grey bar for the remaining classes."""
-    chosen, counts = _most(dataset, objects, BARS)
+    chosen, counts = _most_frequent(dataset, objects, BARS)
     names = [shorten(dataset.classes[label], 22) for label in chosen]
     colours = [BLUE] * len(names)
     if rest := len(dataset.classes) - len(chosen):
@@ -83,10 +83,10 @@ def _draw_classes(axes: Axes, dataset: Dataset, objects: Objects) -> None:
 
 
 def _draw_cooccurrence(axes: Axes, dataset: Dataset, objects: Objects) -> None:
-    """Plot the share of the images with the class of the row that also have the class of the column."""
-    chosen, _ = _most(dataset, objects, MATRIX)
-    together = cooccurrence(dataset)[np.ix_(chosen, chosen)]
-    shares = together / np.maximum(np.diag(together)[:, None], 1)
+    """Plot the share of the images with the row's class that also have the column's class."""
+    chosen, _ = _most_frequent(dataset, objects, MATRIX)
+    counts = cooccurrence(dataset)[np.ix_(chosen, chosen)]
+    shares = counts / np.maximum(np.diag(counts)[:, None], 1)
     np.fill_diagonal(shares, np.nan)
     _style(axes, "co-occurrence of classes", "", frame=True)
     if len(chosen) < 2:
@@ -100,7 +100,9 @@ def _draw_cooccurrence(axes: Axes, dataset: Dataset, objects: Objects) -> None:
     return None
 
 
-def _most(dataset: Dataset, objects: Objects, limit: int) -> tuple[Shaped[np.ndarray, " k"], Shaped[np.ndarray, " k"]]:
+def _most_frequent(
+    dataset: Dataset, objects: Objects, limit: int
+) -> tuple[Shaped[np.ndarray, " k"], Shaped[np.ndarray, " k"]]:
     """Return the labels with the most objects, and their numbers of objects."""
     counts = np.bincount(objects.labels, minlength=len(dataset.classes))
     chosen = np.argsort(-counts, kind="stable")[:limit]
@@ -184,9 +186,8 @@ def _draw_centres(axes: Axes, objects: Objects) -> None:
     if not len(objects.boxes):
         return _show_text(axes, "no object")
     centres = (objects.boxes[:, :2] + objects.boxes[:, 2:]) / 2 / objects.sizes[objects.image]
-    cells = int(
-        np.clip(np.sqrt(len(centres)) / 2, 8, GRID)
-    )  # large enough for several objects per cell, to average out noise
+    # Cells so large that several objects per cell average out noise.
+    cells = int(np.clip(np.sqrt(len(centres)) / 2, 8, GRID))
     edges = np.linspace(0, 1, cells + 1)
     counts = np.histogram2d(centres[:, 0], centres[:, 1], [edges, edges])[0]
     _colour_bar(axes, axes.imshow(counts.T, cmap=MAP, extent=(0, 1, 1, 0), aspect="auto", vmin=0))
@@ -255,11 +256,11 @@ def _show_text(axes: Axes, text: str) -> None:
 
 
 def _mark(axes: Axes, value: float, text: str) -> None:
-    """Draw a vertical line with its value beside its upper end."""
+    """Draw a vertical line with its value next to the upper end."""
     axes.axvline(value, color=AMBER, linewidth=1.2)
-    transform, ground = axes.get_xaxis_transform(), {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+    transform, box = axes.get_xaxis_transform(), {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
     text = f" {text.format(value)}"
-    axes.text(value, 0.97, text, transform=transform, va="top", fontsize="small", color=AMBER, bbox=ground)
+    axes.text(value, 0.97, text, transform=transform, va="top", fontsize="small", color=AMBER, bbox=box)
 
 
 def _colour_bar(axes: Axes, picture: AxesImage, *, percent: bool = False) -> None:

@@ -19,7 +19,7 @@ from detect.curation.download_sources import Archive
 
 CHUNK = 1 << 20
 BLOCK = 4096
-"""Bytes counted for every file, its smallest size on disk, so that a bomb of empty files is detected too."""
+"""Bytes counted for every file, the minimum on disk, so that archives of many empty files are also limited."""
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError)
 """Errors of an archive that is damaged or not allowed."""
 
@@ -31,22 +31,22 @@ def unpack(archive: Archive, file: Path, into: Path, limit: int, advance: Callab
         archive: description of the archive.
         file: the archive on disk.
         into: target folder.
-        limit: largest number of bytes.
+        limit: maximum number of bytes.
         advance: called with the number of bytes of each written chunk.
 
     Returns:
-        What remains of `limit`.
+        The remainder of `limit`.
 
     Raises:
-        ValueError: the archive has no folder `inside`, has forbidden entries or unpacks to more than `limit`. It is one
-            of the errors in `DAMAGED`, which the archive modules raise for damaged files.
+        ValueError: the archive has no folder `inside`, has forbidden entries or unpacks to more than `limit`. Like the
+            errors of the archive modules for damaged files, it is in `DAMAGED`.
     """
-    found = False
+    is_empty = True
     for name, content in _files(file, zipped=archive.file.endswith(".zip")):
         path = PurePosixPath(name)
         if not path.is_relative_to(archive.inside):
             continue
-        found = True
+        is_empty = False
         target = into / path.relative_to(archive.inside)
         target.parent.mkdir(parents=True, exist_ok=True)
         limit -= BLOCK
@@ -56,8 +56,8 @@ def unpack(archive: Archive, file: Path, into: Path, limit: int, advance: Callab
                 out.write(chunk)
                 advance(len(chunk))
         if limit < 0:
-            raise ValueError("it unpacks to more than such a data set needs")
-    if not found:
+            raise ValueError("it unpacks to more than expected")
+    if is_empty:
         raise ValueError(f"it has no folder {archive.inside}")
     return limit
 

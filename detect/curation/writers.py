@@ -1,7 +1,7 @@
-"""Writers of COCO, VOC and YOLO annotation files, which the readers of these formats read back unchanged.
+"""Writers of COCO, VOC and YOLO annotation files, from which the readers restore the same values.
 
-Boxes are written with the fewest decimals from which the reader recovers the same float32, whole numbers without a
-decimal point. The images are not written here; `names` holds the file name of each image.
+Boxes are written with the smallest number of decimals that restores the same float32, and whole numbers without a
+decimal point. Images are not written here; `names` has the file name of each image.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from detect.data.annotations import MIN_SIDE
 from detect.data.dataset import Dataset, Record
 
 DIGITS = 17
-"""Largest number of decimals: a float64 below 1 needs no more."""
+"""Maximum number of decimals, enough for a float64 below 1."""
 
 OUTSIDE = 1e-9
-"""Pixels by which a written box may exceed its image, where the reader clips it: the rounding of a float64."""
+"""Pixels by which a written box may exceed its image because of rounding; the reader clips it."""
 
 Numbers: TypeAlias = Float64[np.ndarray, "m 2"]
 """One number per box for the horizontal and one for the vertical axis."""
@@ -37,7 +37,7 @@ def write_coco(root: Path, split: str, names: Sequence[str], dataset: Dataset) -
         images.append({"id": record.id, "file_name": name, "width": record.width, "height": record.height})
         for box, label, crowd, area in zip(boxes, record.labels, record.crowd, record.areas, strict=True):
             annotation = {
-                "id": len(annotations) + 1,  # pycocotools scores an id of 0 wrong
+                "id": len(annotations) + 1,  # pycocotools evaluates an id of 0 incorrectly
                 "image_id": record.id,
                 "category_id": dataset.category_ids[label],
                 "bbox": [_plain(number) for number in box],
@@ -77,7 +77,7 @@ def write_yolo(root: Path, split: str, names: Sequence[str], dataset: Dataset) -
 
 
 def write_yaml(root: Path, splits: Sequence[str], classes: Sequence[str]) -> None:
-    """Write YOLO's `data.yaml`, without `path`: the data folder is then the folder of the file, also after a move."""
+    """Write YOLO's `data.yaml` without `path`: the data folder is then the file's, even after it was moved."""
     document = {split: f"images/{split}" for split in splits} | {"nc": len(classes), "names": list(classes)}
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     (root / "data.yaml").write_text(text, encoding="utf-8")
@@ -100,7 +100,7 @@ def coco_boxes(dataset: Dataset) -> Float64[np.ndarray, "m 4"]:
 def voc_boxes(dataset: Dataset) -> Float64[np.ndarray, "m 4"]:
     """Return xmin, ymin, xmax and ymax of all boxes of a split, counted from 1 and inclusive.
 
-    A box at most one pixel wide or high cannot be represented: see `detect.data.formats.voc`.
+    A box at most one pixel wide or high cannot be represented (see `detect.data.formats.voc`).
     """
     start, end, size = _columns(dataset)
 
@@ -143,7 +143,7 @@ def _fewest_digits(
     end: Numbers,
     size: Numbers,
 ) -> tuple[Numbers, Numbers]:
-    """Return the written numbers with the fewest digits from which `read` recovers the float32 box, per axis.
+    """Return the numbers with the fewest digits from which `read` restores the float32 box, per axis.
 
     Args:
         write: returns the two written numbers per axis for a number of digits.

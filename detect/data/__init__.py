@@ -1,1 +1,1 @@
-"""From files on disk to padded batches."""
+"""Reading of data sets, and loading of padded batches."""

@@ -1,4 +1,4 @@
-"""Annotations of one split as its files state them, and their repair.
+"""Annotations of one split as its files contain them, and their repair.
 
 A format's reader fills `Annotations`; `repair` then brings all boxes into their images.
 """
@@ -19,7 +19,7 @@ from detect.data.defects import DefectLog
 MIN_SIDE = 1e-3
 """Pixels. A box with a shorter side has no area."""
 ROUNDING = 0.01
-"""Pixels. A box that exceeds its image by less is clipped without a report: the file rounds its numbers."""
+"""Pixels. A box that exceeds its image by less, because of rounding in the file, is clipped without a report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Annotations:
     paths: list[Path]
     """Image files, which may not exist."""
     sources: list[Path]
-    """The file with the boxes of each image."""
+    """Annotation file of each image."""
     declared: list[tuple[Any, ...] | None]
-    """Width and height of each image according to its source, or None."""
+    """Width and height of each image according to its annotation file, or None."""
     ids: list[int] | None
     """Image ids, or None if the format has none."""
     boxes: Float64[np.ndarray, "m 4"]
@@ -47,7 +47,7 @@ class Annotations:
     areas: Float64[np.ndarray, " m"]
     """NaN if the file has none."""
     places: list[str]
-    """Location of each box in its source, such as `line 3`."""
+    """Location of each box in its annotation file, such as `line 3`."""
     normalised: bool = False
 
 
@@ -58,8 +58,8 @@ def choose_classes(
 
     Args:
         names: name of each category id of a file.
-        classes: classes that the labels follow; by default those of the file, in the order of `names`. A class that the
-            file lacks gets an unused id; a category that is not one of `classes` gets no label.
+        classes: names of the labels; by default the file's, in the order of `names`. A class that the
+            file does not have gets an unused id; a category that is not one of `classes` gets no label.
     """
     chosen = tuple(names.values()) if classes is None else tuple(classes)
     id_of = {name: id for id, name in names.items()}
@@ -76,12 +76,12 @@ def repair(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: Defec
 
     Args:
         annotations: the annotations of a split.
-        sizes: actual width and height of each image; 0 if the image could not be read, and its boxes are left out.
-        log: the defects are added here.
+        sizes: actual width and height of each image; 0 if the image cannot be read: its boxes are left out.
+        log: log to which the defects are added.
     """
     annotations = _select(annotations, sizes[annotations.image].all(axis=1))
     limits = np.tile(sizes[annotations.image], 2).astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):  # such values are tested below
+    with np.errstate(over="ignore", invalid="ignore"):  # such boxes are reported below
         boxes = annotations.boxes * limits if annotations.normalised else annotations.boxes
         inner = np.clip(boxes, 0, limits).astype(np.float32)
         sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)

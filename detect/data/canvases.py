@@ -1,4 +1,4 @@
-"""Canvases: all images of a batch share one size, and the network sees only a few sizes in total."""
+"""Canvases: the common size of all images in a batch. A run has only a few sizes in total."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 from detect.data.transforms import Resize
 
 SIZE_DIVISIBILITY = 32
-"""Height and width of a canvas are multiples of this, the coarsest stride of the backbones."""
+"""Height and width of a canvas are multiples of the coarsest stride of the backbones."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -20,7 +20,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Request to a worker: the index of an image, its scale, its canvas and the seed of its augmentation."""
+    """Request to a worker: index, scale, canvas and augmentation seed of an image."""
 
     index: int
     resize: Resize
@@ -75,9 +75,9 @@ class CanvasBatchSampler(Sampler[list[Item]]):
         sizes: heights and widths of the image files.
         batch_size: batch size per process.
         resizes: the scales to draw from.
-        max_canvases: largest number of canvases per scale.
+        max_canvases: maximum number of canvases per scale.
         training: shuffle, draw scales and fill the batches.
-        seed: with the epoch, it determines everything that is drawn.
+        seed: determines, with the epoch, all random numbers.
         rank: index of this process.
         world_size: number of processes.
     """
@@ -110,7 +110,7 @@ class CanvasBatchSampler(Sampler[list[Item]]):
 
     @property
     def sampler(self) -> CanvasBatchSampler:
-        """This object: Lightning looks here for `set_epoch`."""
+        """This object, because Lightning calls `sampler.set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -118,12 +118,12 @@ class CanvasBatchSampler(Sampler[list[Item]]):
         self.epoch = epoch
 
     def resume_at(self, epoch: int, batch: int) -> None:
-        """Resume within an epoch at this process's batch `batch`; the earlier batches are skipped."""
+        """Resume within an epoch at batch `batch` of this process; earlier batches are skipped."""
         self.epoch = self._resume_epoch = epoch
         self._resume_batch = batch
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch, also if the epoch is resumed."""
+        """Return the number of batches of a whole epoch, even when resuming within an epoch."""
         batches = int(np.ceil(np.bincount(self.groups) / self._global_batch_size).sum())
         return batches if self.training else len(range(self.rank, batches, self.world_size))
 

@@ -31,7 +31,7 @@ _NO_BOXES = np.empty((0, 4), np.float32)
 
 
 class ClassificationData(LightningDataModule):
-    """Splits of classification data; each is read and checked when it is first used, before the first step.
+    """Splits of classification data; each is read and checked on first use, before the first training step.
 
     Args:
         options: location and transforms of the data.
@@ -54,7 +54,7 @@ class ClassificationData(LightningDataModule):
         return self._classes
 
     def split(self, name: str) -> ImageClasses:
-        """Return a split by its name; it is read once, and its labels follow `classes`."""
+        """Return a split by its name; it is read once, and its labels are indices into `classes`."""
         if name not in self._splits:
             # The training split determines the classes, because another split may lack some.
             dataset = self._read(name, self._classes if name == self.options.train else self.classes)
@@ -80,7 +80,7 @@ class ClassificationData(LightningDataModule):
         return [] if self.val is None else self.eval_loader(self.val)
 
     def eval_loader(self, dataset: ImageClasses) -> data.DataLoader:
-        """Return batches of centre crops, with each image of a split once, on one of the processes."""
+        """Return batches of centre crops; each image of the split occurs once, on one of the processes."""
         return self._loader(dataset, self.options.eval_batch_size, None)
 
     def _read(self, name: str, classes: Sequence[str] | None) -> ImageClasses:
@@ -129,7 +129,7 @@ class _ClassificationImages(data.Dataset):
             if image.shape[:2] != (size, size):
                 height, width = image.shape[:2]
                 raise UserError(
-                    f"data.augment: makes images of {height} × {width}, not {size} × {size} as data.size says; leave "
+                    f"data.augment: makes images of {height} × {width}, but data.size is {size}; leave "
                     "out the transforms that crop or resize (data.crop does that)"
                 )
         return image, int(self.dataset.labels[item.index]), item.index
@@ -138,8 +138,8 @@ class _ClassificationImages(data.Dataset):
 def centre_crop(image: UInt8[np.ndarray, "h w 3"], size: int, short_side: int) -> UInt8[np.ndarray, "size size 3"]:
     """Return the centre `size` × `size` of an image whose short side is resized to `short_side`.
 
-    The image is cropped first and resized afterwards, so that a long thin image does not become a huge one. Papers do
-    it in the other order; the results differ by the rounding to whole pixels of the file.
+    The image is cropped before resizing, so that a long thin image does not become huge. Papers use the reverse order;
+    the results differ by the rounding to whole pixels of the file.
     """
     height, width = image.shape[:2]
     side = max(1, round(min(height, width) * size / short_side))
@@ -148,7 +148,7 @@ def centre_crop(image: UInt8[np.ndarray, "h w 3"], size: int, short_side: int) -
 
 
 def collate(samples: Sequence[Sample]) -> ClassificationBatch:
-    """Return a batch with channels last in memory: OpenCV decodes to it and the network expects it."""
+    """Return a batch with channels last in memory, as OpenCV decodes and the network expects."""
     images, labels, ids = zip(*samples, strict=True)
     return ClassificationBatch(
         images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
@@ -161,6 +161,6 @@ def _steps(options: ClassificationDataOptions) -> list[Step]:
     """Return the random crop to the network's size, followed by the other augmentations."""
     if options.crop is None:
         return list(options.augment)
-    # Area averaging when it shrinks, as in evaluation: the default of albumentations would skip pixels.
+    # Area averaging when shrinking, as in evaluation: the default of albumentations would skip pixels.
     arguments = {"scale": options.crop.scale, "ratio": options.crop.ratio, "area_for_downscale": "image"}
     return [{"RandomResizedCrop": {"size": (options.size, options.size), **arguments}}, *options.augment]

@@ -1,4 +1,4 @@
-"""Options of the data of a classifier."""
+"""Options of classification data."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class RandomCropOptions:
 
 @options
 class ClassificationDataOptions:
-    """Location of the images and their classes, and their way to the network.
+    """Options of reading, transforming and loading images with one class each.
 
     Args:
         dataset: `folder`, one folder per class (ROOT/SPLIT/CLASS/*.jpg), or `digits` of scikit-learn, with the splits
             train and test and without a root.
         root: data folder.
         train: training split.
-        val: validation split, which selects the best checkpoint; null for none, and the last checkpoint is used.
+        val: validation split, which selects the best checkpoint; null for none, which uses the last checkpoint.
         test: split that is evaluated once at the end; null for `val`.
         size: side of the network's square input, in pixels.
         resize: short side in evaluation, in pixels, before the centre crop of `size`; at least `size`.

@@ -37,10 +37,10 @@ def collate(samples: Sequence[Sample], max_objects: int, max_proposals: int = 0)
     proposals are used, padded to that length.
 
     Raises:
-        UserError: an image has more than `max_objects` ground truths. None are dropped silently.
+        UserError: an image has more than `max_objects` ground truths; none is dropped silently.
     """
     count, (height, width) = len(samples), samples[0].canvas
-    # Channels last in memory: OpenCV decodes to it and the network expects it.
+    # Channels last in memory, as OpenCV decodes and the network expects.
     pixels = np.zeros((count, height, width, 3), np.uint8)
     length = _padded_length(samples, max_objects)
     boxes, labels = np.zeros((count, length, 4), np.float32), np.zeros((count, length), np.int64)

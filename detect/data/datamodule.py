@@ -28,7 +28,7 @@ from detect.structures import Batch
 
 
 class DetectionData(LightningDataModule):
-    """Splits of a detection data set; each is read and checked when it is first used, before the first step.
+    """Splits of a detection data set; each is read and checked on first use, before the first training step.
 
     Args:
         options: location and transforms of the data.
@@ -56,7 +56,7 @@ class DetectionData(LightningDataModule):
         return self._classes
 
     def split(self, name: str) -> Dataset:
-        """Return a split by its name; it is read once, and its labels follow `classes`."""
+        """Return a split by its name; it is read once, and its labels are indices into `classes`."""
         if name not in self._splits:
             dataset = self._read(name, classes=self._classes)
             self._digest(dataset)
@@ -65,7 +65,7 @@ class DetectionData(LightningDataModule):
 
     @property
     def train(self) -> Dataset:
-        """Training split. Raises `UserError` if it has no box."""
+        """Training split. Raise `UserError` if it has no box."""
         classes = self.classes
         dataset = self.split(self.options.train)
         assert dataset.classes == classes
@@ -87,18 +87,18 @@ class DetectionData(LightningDataModule):
         return [] if self.val is None else self.eval_loader(self.val)
 
     def eval_loader(self, dataset: Dataset) -> data.DataLoader:
-        """Return batches with each image of a split once, on one of the processes, without augmentation."""
+        """Return batches without augmentation; each image of the split occurs once, on one of the processes."""
         return self._loader(dataset, self.options.eval_batch_size, [Resize.for_evaluation(self.options)], None)
 
     def proposals_of(self, dataset: Dataset) -> Iterator[Float32[np.ndarray, "n 4"]]:
-        """Yield the proposals of each image that the detector uses, xyxy in pixels of the file, best first."""
+        """Yield the best `max_proposals` proposals of each image, xyxy in pixels of the file, best first."""
         assert self.options.proposals is not None
         with closing(ProposalStore(self.options.proposals)) as store:
             for record in dataset.records:
                 yield store.boxes(self._digests[record.path])[: self.options.max_proposals]
 
     def _digest(self, dataset: Dataset) -> None:
-        """Compute the digests that identify images in the proposal store; raise `UserError` if the store lacks some."""
+        """Compute the digests that identify images in the proposal store. Raise `UserError` if the store lacks any."""
         if self.options.proposals is None:
             return
         paths = [record.path for record in dataset.records]
@@ -107,8 +107,8 @@ class DetectionData(LightningDataModule):
         with closing(ProposalStore(self.options.proposals)) as store:
             if missing := store.missing(digests):
                 raise UserError(
-                    f"{store.path}: no proposals for {len(missing)} images of {dataset.root} {dataset.split}, first "
-                    f"{missing[0]}, new or changed; run detect propose {dataset.root} --out {store.path}"
+                    f"{store.path}: no proposals for {len(missing)} new or changed images of {dataset.root} "
+                    f"{dataset.split}, first {missing[0]}; run detect propose {dataset.root} --out {store.path}"
                 )
         self._digests |= digests
 
@@ -132,7 +132,7 @@ class DetectionData(LightningDataModule):
 
 
 class DetectionImages(data.Dataset):
-    """Decoded, augmented and resized images with their boxes and, if there is a store, their proposals.
+    """Decoded, augmented and resized images with their boxes and, if given, their proposals.
 
     Args:
         dataset: the images and boxes.
@@ -153,7 +153,7 @@ class DetectionImages(data.Dataset):
 
     @cached_property
     def store(self) -> ProposalStore | None:
-        """Proposal store, opened by each worker separately when it is first used."""
+        """Proposal store, opened by each worker separately on first use."""
         return None if self.proposals is None else ProposalStore(self.proposals)
 
     def __del__(self) -> None:

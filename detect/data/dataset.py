@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
 VALIDATION = ("val", "valid", "validation")
-"""Names of the validation split. A split requested by one of them may have another of them on disk."""
+"""Synonyms for the validation split; the name on disk may differ from the requested one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image and its boxes, in pixels of the image as `decode` returns it (EXIF orientation applied)."""
+    """One image and its boxes, in pixels of the image that `decode` returns (EXIF orientation applied)."""
 
     id: int
     path: Path
@@ -34,14 +34,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """Defect in a data set, as a reader reports it."""
+    """Defect in a data set, reported by a reader."""
 
     rule: str
     """Name of the rule that was applied, a key of `defects.RULES`."""
     path: Path
     """File with the defect."""
     detail: str
-    """Object, value and consequence in a few words."""
+    """Location and value in a few words."""
 
 
 @dataclass(frozen=True, slots=True)

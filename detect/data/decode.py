@@ -1,7 +1,7 @@
-"""Decoding of image files to RGB, by one function for training and prediction, so that both see the same pixels.
+"""Decoding of image files to RGB, with one function for training and prediction, so that both get the same pixels.
 
-Pillow reads the header first, and a truncated or too large image is refused before a pixel is decoded. OpenCV, the
-faster of the two, then decodes JPEG and PNG; Pillow decodes the other formats.
+Pillow reads the header first, and truncated or too large images are refused before any pixel is decoded. OpenCV, the
+faster library, then decodes JPEG and PNG; Pillow decodes the other formats.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from PIL import Image
 from detect.errors import UserError, reason
 
 MAX_PIXELS = 2**27
-"""Largest width × height that is decoded: 134 million pixels, 400 MB as RGB."""
+"""Maximum width × height: 134 million pixels, 400 MB as RGB."""
 
-MAX_BYTES, MAX_BYTES_A_PIXEL = 2**28, 16
-"""Largest size of an image file, which is read whole: the first number, plus the second for each pixel."""
+MAX_BYTES, MAX_BYTES_PER_PIXEL = 2**28, 16
+"""Maximum size of an image file, which is read whole: the first number, plus the second for each pixel."""
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Suffixes of image files, in lower case."""
@@ -36,7 +36,7 @@ _IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"
 # In entropy-coded data FF is followed by 00 or a restart marker; every other FF starts a segment.
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 
-# Pillow warns from 90 million pixels on. MAX_PIXELS replaces that warning.
+# Pillow warns from 90 million pixels on; MAX_PIXELS replaces this.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -44,11 +44,11 @@ def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
     """Decode an image file, or its bytes, to RGB pixels.
 
     The EXIF orientation is applied, greyscale and palette images become RGB, alpha is dropped, and 16-bit values keep
-    their upper 8 bits. Colour profiles are not applied, nor is EXIF data behind the pixels of a PNG. An animation is
-    decoded to its first frame.
+    their upper 8 bits. Colour profiles are ignored, like EXIF data behind the pixels of a PNG. An animation is decoded
+    to its first frame.
 
     Raises:
-        UserError: the file is missing, no image, truncated, damaged, or larger than `max_pixels`.
+        UserError: the file is missing, not an image, truncated, damaged, or larger than `max_pixels`.
     """
     with _open(source) as file:
         name = _name(source)
@@ -68,7 +68,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return the width and height of the image that `decode` returns, from the header alone.
 
     Raises:
-        UserError: as `decode`.
+        UserError: the file is missing, not an image, or larger than `MAX_PIXELS`.
     """
     with _open(path) as file:
         return _upright_size(_header(file, str(path), MAX_PIXELS))
@@ -86,13 +86,13 @@ def check_image(path: Path) -> tuple[int, int]:
     A JPEG, PNG or WebP is not decoded: its structure shows whether it is complete. Other, rare formats are decoded.
 
     Raises:
-        UserError: the file is missing, no image, truncated or larger than `MAX_PIXELS`.
+        UserError: the file is missing, not an image, truncated or larger than `MAX_PIXELS`.
     """
     with _open(path) as file:
         image = _header(file, str(path), MAX_PIXELS)
         _refuse_truncated(file, image.format, str(path))
         size = _upright_size(image)
-    if image.format not in _IS_WHOLE:
+    if image.format not in _IS_COMPLETE:
         decode(path)
     return size
 
@@ -113,7 +113,7 @@ def _open(source: Path | bytes) -> BinaryIO:
 
 
 def _header(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
-    """Return Pillow's image with its header read and its pixels not loaded."""
+    """Return Pillow's image, whose header is read and whose pixels are not loaded yet."""
     length = file.seek(0, io.SEEK_END)
     file.seek(0)
     try:
@@ -123,11 +123,11 @@ def _header(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     except MemoryError:
         raise
     except Exception:  # a hostile header can raise nearly any exception
-        raise UserError(f"{name}: this is no image, or its header is damaged; {_REMEDY}") from None
+        raise UserError(f"{name}: this is not an image, or its header is damaged; {_REMEDY}") from None
     width, height = image.size
     if width * height > max_pixels:
         raise UserError(f"{name}: the image has {width} × {height} pixels, more than {max_pixels}; make it smaller")
-    if length > MAX_BYTES + MAX_BYTES_A_PIXEL * width * height:
+    if length > MAX_BYTES + MAX_BYTES_PER_PIXEL * width * height:
         raise UserError(f"{name}: {length >> 20} MiB are too many for {width} × {height} pixels; save it again")
     if min(width, height) < 1:
         raise UserError(f"{name}: the image has {width} × {height} pixels; leave it out")
@@ -138,7 +138,7 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":  # Pillow applies it itself
         return 1
     try:
-        # Not `image.getexif`: for a PNG that decodes the pixels, to read the chunks behind them.
+        # Not `image.getexif`, which decodes the pixels of a PNG to read the chunks behind them.
         value = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF data is common, and the image is usable without it
         return 1
@@ -151,7 +151,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _upright(pixels: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """Apply the EXIF orientation (CIPA DC-008, table 6), which says where row 0 and column 0 of the scene are."""
+    """Apply the EXIF orientation (CIPA DC-008, table 6), which names the sides of the scene at row 0 and column 0."""
     if orientation >= 5:  # row 0 is the left or right side of the scene
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -179,8 +179,8 @@ def _pixels(file: BinaryIO, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _refuse_truncated(file: BinaryIO, format: str | None, name: str) -> None:
-    is_whole = _IS_WHOLE.get(format or "")
-    if is_whole and not is_whole(file):
+    is_complete = _IS_COMPLETE.get(format or "")
+    if is_complete and not is_complete(file):
         raise UserError(f"{name}: the image is truncated; {_REMEDY}")
 
 
@@ -190,9 +190,9 @@ def _ends_with(file: BinaryIO, ending: bytes) -> bool:
     return file.read() == ending
 
 
-def _jpeg_is_whole(file: BinaryIO) -> bool:
-    """Return whether an end-of-image marker follows the scans. That of a thumbnail is inside a segment and ignored."""
-    if _ends_with(file, _EOI):  # true for nearly all files, which then need not be read whole
+def _jpeg_is_complete(file: BinaryIO) -> bool:
+    """Return whether an end-of-image marker follows the scans; markers inside segments (thumbnails) are ignored."""
+    if _ends_with(file, _EOI):  # true for nearly all files, of which no more is read
         return True
     file.seek(0)
     data = file.read()
@@ -204,8 +204,8 @@ def _jpeg_is_whole(file: BinaryIO) -> bool:
     return False
 
 
-def _png_is_whole(file: BinaryIO) -> bool:
-    """Return whether the chunks end with IEND; anything may follow it."""
+def _png_is_complete(file: BinaryIO) -> bool:
+    """Return whether the chunks end with IEND; further data may follow."""
     if _ends_with(file, _IEND):
         return True
     file.seek(8)
@@ -216,10 +216,10 @@ def _png_is_whole(file: BinaryIO) -> bool:
     return False
 
 
-def _webp_is_whole(file: BinaryIO) -> bool:
-    """Return whether the file is as long as its RIFF header says."""
+def _webp_is_complete(file: BinaryIO) -> bool:
+    """Return whether the file has the length in its RIFF header."""
     file.seek(4)
     return int.from_bytes(file.read(4), "little") + 8 <= file.seek(0, io.SEEK_END)
 
 
-_IS_WHOLE = {"JPEG": _jpeg_is_whole, "MPO": _jpeg_is_whole, "PNG": _png_is_whole, "WEBP": _webp_is_whole}
+_IS_COMPLETE = {"JPEG": _jpeg_is_complete, "MPO": _jpeg_is_complete, "PNG": _png_is_complete, "WEBP": _webp_is_complete}

@@ -1,6 +1,6 @@
 """Defects in the files of a data set, and the action taken for each kind.
 
-`DefectLog` collects all defects of a split, so that the user sees all of them at once and not one per attempt.
+`DefectLog` collects all defects of a split, so that all of them are reported at once instead of one per attempt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Rule(NamedTuple):
 
     verdict: Literal["refused", "repaired"]
     action: str
-    """What the user should do if the data is refused, what was done if it is repaired."""
+    """Remedy for refused data, or the repair."""
 
 
 _SKIP = "leave such images out with --data.skip_unreadable true"
@@ -33,7 +33,7 @@ RULES: dict[str, Rule] = {
     "missing-annotation": Rule("refused", "add the file; for an image without objects, a file without objects"),
     "nan-box": Rule("refused", "write finite numbers or remove the box"),
     "pixel-box": Rule(
-        "refused", "YOLO wants fractions: divide x and width by the image's width, y and height by its height"
+        "refused", "YOLO needs fractions: divide x and width by the image's width, y and height by its height"
     ),
     "unknown-category": Rule("refused", "correct it, or add its name: COCO in categories, YOLO in names of data.yaml"),
     "unknown-class": Rule(
@@ -54,7 +54,7 @@ RULES: dict[str, Rule] = {
     "negative-size": Rule("repaired", "a box with reversed corners is left out, its image is kept"),
     "outside-image": Rule("repaired", "a box entirely outside its image is left out, the image is kept"),
     "clipped": Rule("repaired", "a box that exceeds its image is clipped at the edge"),
-    "size-mismatch": Rule("repaired", "the file gives another size than the image has: the image's size is used"),
+    "size-mismatch": Rule("repaired", "the size in the file differs from the image's size, which is used"),
     "missing-label": Rule(
         "repaired",
         "an image without a label file, which is expected in `labels` for an image in `images`, counts as empty",
@@ -64,7 +64,7 @@ RULES: dict[str, Rule] = {
     "missing-area": Rule("repaired", "an annotation without a finite area gets the area of its box"),
     "missing-iscrowd": Rule("repaired", "an annotation without iscrowd is read as a single object"),
 }
-"""All kinds of defects that the readers detect. Identical boxes in one image are no defect: they are kept."""
+"""All kinds of defects that the readers detect. Identical boxes in one image are not a defect: they are kept."""
 
 _SKIPPABLE = ("missing-image", "unreadable-image")
 _REMEDY = {name: rule.action for name, rule in RULES.items()}
@@ -73,7 +73,7 @@ _DONE = _REMEDY | dict.fromkeys(_SKIPPABLE, "the image is left out")
 
 
 class DefectLog:
-    """Log of the defects of one split. It also reads annotation files, and logs those that cannot be read.
+    """Log of the defects of one split. It also reads annotation files, and logs unreadable ones.
 
     Args:
         root: data folder.
@@ -97,13 +97,13 @@ class DefectLog:
         self._defects.append(Defect(rule, path, detail))
 
     def stop(self, rule: str, path: Path, detail: str) -> NoReturn:
-        """Log a defect after which nothing can be read, and raise `UserError`."""
+        """Log a defect that makes the split unreadable, and raise `UserError`."""
         self.add(rule, path, detail)
         self.raise_refused()
         raise AssertionError(f"{rule} is not refused")
 
     def read(self, path: Path) -> bytes | None:
-        """Return the content of an annotation file, or log a defect and return None if it cannot be read."""
+        """Return the content of an annotation file; if it cannot be read, log a defect and return None."""
         try:
             return self.fence.read(path)
         except OutsideError as error:
@@ -115,7 +115,7 @@ class DefectLog:
         return None
 
     def need(self, path: Path) -> bytes:
-        """Return the content of an annotation file that the split cannot do without, or raise `UserError`."""
+        """Return the content of a required annotation file. Raise `UserError` if it cannot be read."""
         content = self.read(path)
         if content is None:
             self.raise_refused()
@@ -128,23 +128,23 @@ class DefectLog:
         return tuple(defect for defect in self._defects if defect.rule in self._repairable)
 
     def raise_refused(self) -> None:
-        """Raise one `UserError` for all defects that cannot be repaired, with count, first case and remedy per rule."""
+        """Raise one `UserError` for all refused defects, if any, with count, first case and remedy per rule."""
         refused = [defect for defect in self._defects if defect.rule not in self._repairable]
         if refused:
             raise UserError(one_line(f"{self._root}, split {self._split}: {_cases(refused, _REMEDY)}"))
 
 
 def refuse_without_boxes(dataset: Dataset) -> None:
-    """Raise `UserError` if a split has no box to train on, with the repaired defects, which often explain it."""
+    """Raise `UserError` if a split has no box to train on; the message lists repaired defects, a likely cause."""
     if not any((~record.crowd).any() for record in dataset.records):
-        why = f": {_cases(dataset.repaired, _DONE)}" if dataset.repaired else ""
-        what = f"the split {dataset.split}, of {len(dataset)} images, has no box to train on"
+        cause = f": {_cases(dataset.repaired, _DONE)}" if dataset.repaired else ""
+        problem = f"the split {dataset.split}, of {len(dataset)} images, has no box to train on"
         remedy = "add boxes or name another split with --data.train"
-        raise UserError(one_line(f"{dataset.root}: {what}{why}; {remedy}"))
+        raise UserError(one_line(f"{dataset.root}: {problem}{cause}; {remedy}"))
 
 
 def summary(dataset: Dataset) -> str:
-    """Return a few lines on a split: counts of images, boxes and classes, and count and first case per rule."""
+    """Return a summary of a split: counts of images, boxes and classes, and count and first case per defect rule."""
     records = dataset.records
     boxes = sum(len(record.boxes) for record in records)
     counts = np.bincount(

@@ -1,7 +1,7 @@
 """Handwritten digits of scikit-learn: 1,797 images of 8 × 8 pixels that need no download.
 
 They are the test set of UCI's "Optical recognition of handwritten digits" (Alpaydin and Kaynak 1998): bitmaps of
-32 × 32 pixels, in which each block of 4 × 4 pixels was counted, 0 … 16. A fifth of them, 360, is the split `test` here,
+32 × 32 pixels, reduced to the counts, 0 … 16, in blocks of 4 × 4. A fifth of them, 360, is the split `test` here,
 stratified by digit; the same people wrote both splits.
 """
 
@@ -25,10 +25,10 @@ def read_digits(split: str, classes: Sequence[str] | None = None) -> ImageClasse
 
     Args:
         split: `train` or `test`.
-        classes: as for `read_imagefolder`.
+        classes: classes of a trained model; see `read_imagefolder`.
 
     Raises:
-        UserError: there is no such split, or a digit is missing from `classes`.
+        UserError: the split does not exist, or a digit is missing from `classes`.
     """
     if split not in SPLITS:
         raise UserError(f"{ROOT}: there is no split {split}; name one of {', '.join(SPLITS)}, or null for none")

@@ -15,7 +15,7 @@ from detect.files.fence import Fence, OutsideError, is_file
 from detect.terminal import track
 
 _BAR_FROM = 200
-"""Number of images above which the check takes long enough for a progress bar."""
+"""Number of images above which a progress bar is shown."""
 
 
 class HeaderCheck(NamedTuple):
@@ -24,9 +24,9 @@ class HeaderCheck(NamedTuple):
     size: tuple[int, int] | None
     """Width and height, or None if the image cannot be read."""
     rule: str = ""
-    """The rule, a key of `defects.RULES`, if the image cannot be read."""
+    """Key of `defects.RULES` if the image cannot be read."""
     detail: str = ""
-    """Why it cannot be read."""
+    """Reason why the image cannot be read."""
 
 
 def check_images(paths: Sequence[Path], progress: bool = True, fence: Fence | None = None) -> Iterator[HeaderCheck]:
@@ -45,5 +45,5 @@ def _check(fence: Fence | None, path: Path) -> HeaderCheck:
     try:
         return HeaderCheck(check_image(path))
     except UserError as error:
-        # Without its remedy, because the rule has one of its own.
+        # Without the remedy: the rule has its own.
         return HeaderCheck(None, "unreadable-image", str(error).removeprefix(f"{path}: ").rpartition("; ")[0])

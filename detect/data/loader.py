@@ -41,11 +41,11 @@ def make_loader(
         sizes: heights and widths of the image files.
         batch_size: batch size per process.
         resizes: scales to draw from.
-        canvases: largest number of canvases per scale.
-        collate: makes a batch from samples.
+        canvases: maximum number of canvases per scale.
+        collate: collate function, which makes a batch from samples.
         workers: data loading processes; 0 loads in this process.
         seed: determines shuffles, scales and augmentations.
-        trainer: Lightning's trainer, which knows the epoch and batch at which training starts.
+        trainer: Lightning's trainer, which has the epoch and batch at which training starts.
         training: shuffle, draw scales and fill the batches.
     """
     rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
@@ -63,7 +63,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0 and training,
         pin_memory=torch.cuda.is_available(),
-        # Separate, because the random numbers of the model must not depend on the workers or their start.
+        # A separate generator: the random numbers of the model must not depend on the workers.
         generator=torch.Generator().manual_seed(seed),
         worker_init_fn=partial(_init_worker, exiting=_exiting()),
     )
@@ -71,18 +71,18 @@ def make_loader(
 
 @cache
 def _exiting() -> Any:
-    """Return a flag in shared memory that is set when this process exits; its workers read it."""
+    """Return a flag in shared memory, for the workers, that is set when this process exits."""
     exiting = multiprocessing.RawValue(ctypes.c_bool, False)
     atexit.register(setattr, exiting, "value", True)
     return exiting
 
 
 def _init_worker(worker: int, exiting: Any) -> None:
-    """Limit OpenCV to one thread, and let the worker end with its parent process only.
+    """Limit OpenCV to one thread, and ignore signals until the parent process exits.
 
     Ctrl-C and a cluster's signals reach all processes of a run. The parent saves a checkpoint and then ends its
-    workers; if they died earlier, it would raise an error. On its exit it sends SIGTERM and waits, so the worker must
-    react to that signal then.
+    workers; if they ended earlier, it would raise an error. When it exits, it sends SIGTERM and waits for the workers,
+    so they must not ignore that signal then.
     """
     cv2.setNumThreads(0)
 

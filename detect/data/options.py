@@ -1,4 +1,4 @@
-"""Options of the data of a detector."""
+"""Options of detection data."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from detect.options import options
 
 Side = Annotated[int, Field(gt=0, le=8192)]
-"""Pixels. The largest canvas takes 200 MB; a larger one would exceed any memory."""
+"""Pixels. The largest canvas takes 200 MB; this limit prevents running out of memory."""
 
 
 @options
 class DataOptions:
-    """Location of the images and boxes, and their way to the network.
+    """Options of reading, transforming and loading images with boxes.
 
     Args:
         root: data folder; its format (COCO, VOC or YOLO) is detected.
         train: training split.
-        val: validation split, which selects the best checkpoint; null for none, and the last checkpoint is used.
+        val: validation split, which selects the best checkpoint; null for none, which uses the last checkpoint.
         test: split that is evaluated once at the end; null for `val`.
-        short_side: pixels of the short side. Of several, training draws one per batch and evaluation uses the largest.
-        long_side: largest number of pixels of the long side.
+        short_side: pixels of the short side. Training draws one of several per batch, evaluation uses the largest.
+        long_side: maximum number of pixels of the long side.
         batch_size: training batch size per device.
         eval_batch_size: evaluation batch size per device.
         workers: data loading processes per device; 0 loads in the main process.
         augment: albumentations by name, applied in training before resizing.
-        canvases: number of canvas sizes per short side. More of them need less padding, fewer of them less compilation.
-        max_objects: largest number of ground truths per image.
+        canvases: maximum number of canvas sizes per short side. More need less padding, fewer need less compilation.
+        max_objects: maximum number of ground truths per image.
         proposals: proposal store written by `detect propose`, for detectors without an RPN.
-        max_proposals: number of proposals per image; the best are used.
+        max_proposals: maximum number of proposals per image, best first.
         skip_unreadable: leave out missing and damaged images (they are counted and reported) instead of stopping.
         follow_links: follow links out of the data folder; only for links that you made yourself.
     """

@@ -22,7 +22,7 @@ from detect.files.fence import Fence, OutsideError
 
 
 def splits(root: Path | str, follow_links: bool = False) -> tuple[str, ...]:
-    """Return the names of the splits of a data folder, or raise `UserError` if its format is unknown."""
+    """Return the names of the splits of a data folder. Raise `UserError` if its format is unknown."""
     return _detect_format(Path(root), follow_links)[1]
 
 
@@ -35,22 +35,22 @@ def read(
     follow_links: bool = False,
     progress: bool = True,
 ) -> Dataset:
-    """Read one split of a data folder, check every box and every image header, and keep the order of the files.
+    """Read one split of a data folder and check every box and image header. The order of the files is kept.
 
     The format is detected: COCO (`annotations/instances_{split}.json`, or Roboflow's `{split}/_annotations.coco.json`),
-    VOC (`ImageSets/Main/{split}.txt`) or YOLO (`data.yaml`). `train` also finds a split with a year, `train2017`, and
-    `val`, `valid` and `validation` are the same, as long as only one split matches.
+    VOC (`ImageSets/Main/{split}.txt`) or YOLO (`data.yaml`). `train` also matches a split with a year, `train2017`, and
+    `val`, `valid` and `validation` are synonyms, as long as only one split matches.
 
     Args:
         root: data folder.
         split: one of `splits(root)`.
-        classes: classes of a trained model, which the labels follow; by default the classes of the data.
-        skip_unreadable: leave out missing and damaged images, and count them as repaired.
+        classes: classes of a trained model, which define the labels; by default the classes of the data.
+        skip_unreadable: leave out missing and damaged images, and report them as repaired.
         follow_links: follow links that lead out of the folder. The folder itself may always be a link.
         progress: show a progress bar on a terminal.
 
     Raises:
-        UserError: there is no such split, or it has defects that `defects.RULES` refuses. One line lists count, first
+        UserError: the split does not exist, or has defects that `defects.RULES` refuses. The message has count, first
             case and remedy of each kind of defect.
     """
     root = Path(root)
@@ -76,13 +76,13 @@ def read(
 def read_all(
     root: Path | str, names: Sequence[str] | None = None, *, follow_links: bool = False, progress: bool = True
 ) -> dict[str, Dataset]:
-    """Read some splits of a data folder, by default all, without unreadable images.
+    """Read the named splits of a data folder, by default all, without unreadable images.
 
     Returns:
         Each split once, by its name in the files.
 
     Raises:
-        UserError: as `read`.
+        UserError: see `read`.
     """
     chosen = splits(root, follow_links) if names is None else names
     datasets = [read(root, name, skip_unreadable=True, follow_links=follow_links, progress=progress) for name in chosen]
@@ -90,10 +90,10 @@ def read_all(
 
 
 def image_files(root: Path) -> list[Path]:
-    """Return the images listed by a data set's splits, or all image files below a folder of unknown format.
+    """Return the images that a data set's splits list, or all image files below a folder of unknown format.
 
     Raises:
-        UserError: an image lies behind a link that leads out of the folder.
+        UserError: a link to an image leads out of the folder.
     """
     paths = _listed_images(root)
     if paths is None:
@@ -127,7 +127,7 @@ def _detect_format(root: Path, follow_links: bool) -> tuple[str, tuple[str, ...]
 
 @contextmanager
 def _garbage_collection_paused() -> Iterator[None]:
-    """Pause the garbage collector, whose search for cycles among millions of new objects takes longer than parsing."""
+    """Pause the garbage collector: its search for cycles in millions of new objects takes longer than parsing."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -138,7 +138,7 @@ def _garbage_collection_paused() -> Iterator[None]:
 
 
 def _resolve(root: Path, split: str, names: tuple[str, ...]) -> str:
-    """Return the name of the split in the files: `split`, or the only synonym of it, possibly with a year."""
+    """Return the name of the split in the files: `split` or its only synonym, possibly with a year."""
     synonyms = VALIDATION if split in VALIDATION else (split,)
     dated = re.compile(f"({'|'.join(map(re.escape, synonyms))})(\\d{{4}})?")
     candidates = [split] if split in names else [name for name in names if dated.fullmatch(name)]
@@ -149,7 +149,7 @@ def _resolve(root: Path, split: str, names: tuple[str, ...]) -> str:
 
 
 def _check_images(annotations: Annotations, log: DefectLog, progress: bool) -> Int64[np.ndarray, "i 2"]:
-    """Return width and height of each image, 0 if it cannot be read, and log the defects of the images."""
+    """Return width and height of each image, 0 if it cannot be read; log the defects of the images."""
     paths = annotations.paths
     sizes = np.zeros((len(paths), 2), dtype=np.int64)
     for index, (size, rule, detail) in enumerate(check_images(paths, progress, log.fence)):
@@ -184,16 +184,16 @@ def _records(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> tuple
     records = []
     for index, path in enumerate(annotations.paths):
         width, height = map(int, sizes[index])
-        if not width:  # it could not be read, and the user chose to leave it out
+        if not width:  # unreadable and skipped
             continue
-        own = slice(bounds[index], bounds[index + 1])
-        columns = (boxes[own], labels[own], crowd[own], difficult[own], areas[own])
+        rows = slice(bounds[index], bounds[index + 1])
+        columns = (boxes[rows], labels[rows], crowd[rows], difficult[rows], areas[rows])
         records.append(Record(ids[index], path, width, height, *columns))
     return tuple(records)
 
 
 def image_ids(paths: Sequence[Path]) -> list[int]:
-    """Return ids for images without ids: the digits of their names if these are unique, else 1 … n."""
+    """Return ids for images without ids: the digits in their names if these are unique, else 1 … n."""
     digits = [re.sub(r"[^0-9]", "", path.stem) for path in paths]
     if all(0 < len(digit) <= 18 for digit in digits) and len(set(map(int, digits))) == len(digits):
         return list(map(int, digits))

@@ -27,7 +27,7 @@ Step = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Scale of an image: its short side becomes `short_side`, or its long side `long_side` if it would be longer.
+    """Scale of an image: the short side becomes `short_side`, but the long side at most `long_side`.
 
     Girshick 2015, §2.4.
     """
@@ -37,7 +37,7 @@ class Resize:
 
     @classmethod
     def for_evaluation(cls, options: DataOptions) -> Self:
-        """Return the scale of evaluation and prediction, the largest of training."""
+        """Return the scale for evaluation and prediction: the largest scale of training."""
         return cls(max(options.short_side), options.long_side)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
@@ -47,9 +47,9 @@ class Resize:
 
 
 class Augmentation:
-    """Albumentations by name, as in YAML: `[{HorizontalFlip: {p: 0.5}}, …]`.
+    """Augmentation by albumentations' transforms, named as in YAML: `[{HorizontalFlip: {p: 0.5}}, …]`.
 
-    Each call has its own seed, so that the result depends neither on the worker that loads the image nor on the images
+    Each call has its own seed, so that the result does not depend on the worker that loads the image or on the images
     before it.
 
     Raises:
@@ -61,7 +61,7 @@ class Augmentation:
         # Labels would come back as float32, so the boxes carry their indices instead.
         boxes = A.BboxParams(format="pascal_voc", label_fields=["indices"], clip=True, min_area=1.0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # transforms that do not move boxes are no mistake
+            warnings.simplefilter("ignore", UserWarning)  # transforms that do not move boxes are allowed
             self.compose = A.Compose(transforms, bbox_params=boxes) if transforms else None
 
     def __call__(
@@ -70,10 +70,10 @@ class Augmentation:
         """Augment an image.
 
         Returns:
-            The image, the boxes that remain in it, and their indices in `boxes`.
+            The image, the remaining boxes, and their indices in `boxes`.
 
         Raises:
-            UserError: a transform fails on the image, or its result is not RGB of 8 bits.
+            UserError: a transform fails on the image, or its result is not 8-bit RGB.
         """
         indices = np.arange(len(boxes))
         if self.compose is None:
@@ -90,14 +90,14 @@ class Augmentation:
         image, kept = out["image"], np.asarray(out["indices"], dtype=np.int64).reshape(-1)
         if image.dtype != np.uint8 or image.shape[2:] != (3,):
             raise UserError(
-                f"data.augment: makes {image.dtype} images of shape {image.shape}, not RGB of 8 bits; leave out the "
+                f"data.augment: makes {image.dtype} images of shape {image.shape}, not 8-bit RGB; leave out the "
                 "transforms that normalise or convert images"
             )
         return image, np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4), kept
 
 
 def resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-    """Resize an image to a height and width: by area averaging to shrink it, by linear interpolation to enlarge it."""
+    """Resize an image to (height, width): with area averaging when shrinking, else with linear interpolation."""
     if image.shape[:2] == size:
         return image
     shrinks = size[0] < image.shape[0]
@@ -120,7 +120,7 @@ def _transform(name: str, arguments: Any) -> A.BasicTransform:
 
 
 def _explain(error: Exception) -> str:
-    """Return one line on a transform's invalid arguments; albumentations validates with pydantic, in many lines."""
+    """Return a transform's error in one line; albumentations raises pydantic's errors, which have several lines."""
     if not isinstance(error.__cause__, ValidationError):
         return reason(error)
     first = error.__cause__.errors(include_url=False)[0]

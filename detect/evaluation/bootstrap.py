@@ -5,11 +5,11 @@ A resample draws as many images as the data set has, with replacement. The 95 % 
 an image are not independent. Two detectors are compared on the same resamples, so that images that are hard for both
 cancel out.
 
-AP grows as the number of ground truths falls, since precision is interpolated by the highest one at a recall or above,
+AP grows as the number of ground truths falls, since the interpolated precision is the highest one at a recall or above,
 and a resample has fewer distinct ground truths than the data set. The percentiles are too high by this bias (ch. 10),
-at times higher than the metric itself, and are corrected for it. The interval predicts AP on other test sets of this
-size. On 250 synthetic sets of 100 images and 20 classes it contained the expected AP in 94 % of the cases; uncorrected
-percentiles did in 77 %.
+sometimes higher than the metric itself, and are corrected for it. The interval predicts AP on other test sets of this
+size. On 250 synthetic sets of 100 images and 20 classes it contained the expected AP in 94 % of the cases, without the
+correction in 77 %.
 
 Letters: B resamples and the data set itself, I images, C classes, G ground truths.
 """
@@ -32,9 +32,9 @@ _METRICS = {
     "medium": {"APm": "AP", "ARm": "AR100"},
     "large": {"APl": "AP", "ARl": "AR100"},
 }
-"""Metrics by area range, each with the class metric that it is the mean of."""
+"""Metrics by area range, each with the class metric whose mean it is."""
 MIN_IMAGES = 5
-"""Fewest images with ground truths for an interval; resamples of fewer images give intervals that are too narrow."""
+"""Minimum number of images with ground truths for an interval; with fewer, intervals are too narrow."""
 
 Interval = tuple[float, float]
 
@@ -52,14 +52,15 @@ class Resamples:
     images: dict[str, int]
     """Number of images with ground truths, for each metric."""
     images_of_class: list[int]
+    """Number of images with ground truths, for each class."""
 
 
 def draw_weights(num_images: int, resamples: int, seed: int) -> Int32[np.ndarray, "B I"]:
-    """Draw how often each image is in each resample; row 0 is the data set itself, with all weights 1."""
-    random = np.random.default_rng(seed)
+    """Draw the number of times that each resample contains each image; row 0 is the data set itself, all 1."""
+    generator = np.random.default_rng(seed)
     weights = np.ones((1 + resamples, num_images), np.int32)
     for row in weights[1:] if num_images else ():
-        row[:] = np.bincount(random.integers(0, num_images, num_images), minlength=num_images)
+        row[:] = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
     return weights
 
 
@@ -72,10 +73,10 @@ def resample(
     classes: dict[str, np.ndarray] = {}
     for area, (low, high) in AREA_RANGES.items():
         matches = match_area(ground_truths, detections, low, high)
-        of_class = weighted_coco(ground_truths, detections, matches, weights)
-        areas[area] = {name: class_mean(values) for name, values in of_class.items()}
+        class_metrics = weighted_coco(ground_truths, detections, matches, weights)
+        areas[area] = {name: class_mean(values) for name, values in class_metrics.items()}
         images |= dict.fromkeys(_METRICS[area], count_images(ground_truths, matches.positives))
-        classes = classes or of_class  # the first area range is "all"
+        classes = classes or class_metrics  # the first area range is "all"
     metrics = {name: areas[area][source] for area, names in _METRICS.items() for name, source in names.items()}
     voc = weighted_voc(ground_truths, detections, weights)
     metrics |= {name: class_mean(values) for name, values in voc.items()}
@@ -130,18 +131,18 @@ def paired_difference(
 
 
 def class_mean(values: Float64[np.ndarray, "B C"]) -> Float64[np.ndarray, " B"]:
-    """Return the mean over the classes that have ground truths; NaN if none has."""
+    """Return the mean over the classes that have ground truths; NaN without such classes."""
     known = ~np.isnan(values)
     total, count = np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def count_images(ground_truths: FlatGroundTruths, chosen: Bool[np.ndarray, " G"]) -> int:
-    """Return the number of images that have chosen ground truths."""
+    """Return the number of images that have at least one of the chosen ground truths."""
     return len(np.unique(ground_truths.image_of[chosen]))
 
 
 def _bias_corrected(values: Float64[np.ndarray, " B"]) -> Float64[np.ndarray, " b"]:
-    """Return the known values of the resamples, shifted so that their mean is the value of the data set."""
+    """Return the values of the resamples except NaN, shifted so that their mean is the value of the data set."""
     known = values[1:][~np.isnan(values[1:])]
     return known - known.mean() + values[0] if len(known) and not np.isnan(values[0]) else known[:0]

@@ -20,7 +20,7 @@ from detect.devices import is_distributed
 from detect.structures import ClassificationBatch
 
 TOP_K = 5
-"""Predictions of an image that count for top5."""
+"""Number of predictions per image that count for top5."""
 
 
 class ClassPrediction(NamedTuple):
@@ -49,7 +49,7 @@ class ClassificationEvaluator:
         """Add a batch.
 
         Raises:
-            ValueError: the number of logits is not that of the classes.
+            ValueError: the number of logits is not the number of classes.
         """
         if logits.shape[1] != len(self.dataset.classes):
             raise ValueError(f"{logits.shape[1]} logits for {len(self.dataset.classes)} classes")
@@ -76,7 +76,7 @@ class ClassificationEvaluator:
         yield from map(ClassPrediction._make, zip(*(column.tolist() for column in columns), strict=True))
 
     def compute(self) -> dict[str, Any]:
-        """Compute the metrics of the evaluated images, in 0 … 1; None for a share of nothing.
+        """Compute the metrics of the evaluated images, in 0 … 1; None where the denominator is 0.
 
         Returns:
             `top1` and `top5`: share of the images whose label is the best one, or among the best five (with fewer than

@@ -119,15 +119,17 @@ def coco_results(predictions: Sequence[Prediction], dataset: Dataset) -> list[di
     """
     return [
         {"image_id": image_id, "category_id": dataset.category_ids[label], "bbox": box, "score": score}
-        for image_id, one in by_image(predictions, dataset).items()
-        for box, label, score in zip(xywh(one.boxes).tolist(), one.labels.tolist(), one.scores.tolist(), strict=True)
+        for image_id, prediction in by_image(predictions, dataset).items()
+        for box, label, score in zip(
+            xywh(prediction.boxes).tolist(), prediction.labels.tolist(), prediction.scores.tolist(), strict=True
+        )
     ]
 
 
 def evaluate_coco(
     dataset: Dataset, predictions: Sequence[Prediction], *, engine: Engine = "pycocotools"
 ) -> dict[str, Any]:
-    """Compute COCO's box metrics, each in 0 … 1, or None where there is no ground truth for it.
+    """Compute COCO's box metrics, each in 0 … 1, or None without ground truths.
 
     An image without a prediction counts as an image without detections.
 
@@ -177,13 +179,13 @@ def evaluate_coco_json(
 
 
 def mean_of_known(values: np.ndarray) -> float | None:
-    """Return the mean of the values other than -1, pycocotools' mark for "no ground truth"; None if there are none."""
+    """Return the mean of the values except -1, which means "no ground truth" in pycocotools; None without values."""
     known = values[values > -1]
     return float(known.mean()) if known.size else None
 
 
 def xywh(boxes: Float[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n 4"]:
-    """Convert xyxy boxes to x, y, width, height in float64, in which differences of float32 numbers are exact."""
+    """Convert xyxy boxes to x, y, width, height in float64, where differences of float32 numbers are exact."""
     corners = boxes.astype(np.float64)
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 

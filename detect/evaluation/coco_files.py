@@ -1,7 +1,7 @@
-"""COCO annotation and results files, read so that metrics equal pycocotools' on the same files to the last bit.
+"""Reading of COCO annotation and results files, so that metrics equal pycocotools' on the same files to the last bit.
 
-Unlike the readers in `detect.data`, which repair training data, this one changes no number: boxes stay float64, and
-images need not exist.
+Unlike the readers in `detect.data`, which repair training data, these functions change no number: boxes stay float64,
+and images need not exist.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from detect.evaluation.coco import Prediction
 from detect.files.fence import MAX_BYTES, Fence, inside, read_bounded
 
 NOWHERE = Path(os.devnull)
-"""Folder of the images if none was given: a file name in somebody's JSON must not choose which file is opened."""
+"""Folder of the images if none was given, so that file names in untrusted JSON do not choose which files are opened."""
 
 _Box = Annotated[list[float], Field(min_length=4, max_length=4)]
 _FINITE = ConfigDict(allow_inf_nan=False)
@@ -84,12 +84,12 @@ class GroundTruthFile:
 def read_ground_truth(file: Path, images: Path | None = None) -> GroundTruthFile:
     """Read a COCO annotation file.
 
-    Annotation ids are replaced by 1, 2, …, because pycocotools takes id 0 for "not matched". A missing `area` is that
-    of the box, a missing `iscrowd` is 0. None of this changes a metric that pycocotools computes without an error.
+    Annotation ids are replaced by 1, 2, …, because pycocotools takes id 0 for "not matched". A missing `area` becomes
+    that of the box, a missing `iscrowd` 0. This changes no metric that pycocotools computes without an error.
 
     Args:
         file: the annotation file.
-        images: folder of the images, if they are to be shown.
+        images: folder of the images, if they will be shown.
 
     Raises:
         UserError: the file cannot be read, is not a COCO annotation file, has a number that is not finite, has an
@@ -117,7 +117,7 @@ def read_ground_truth(file: Path, images: Path | None = None) -> GroundTruthFile
 
 
 def read_results(file: Path, dataset: Dataset) -> tuple[list[dict[str, Any]], list[Prediction]]:
-    """Read a COCO results file and return its content and the same as predictions.
+    """Read a COCO results file and return its content, as it is and as predictions.
 
     Raises:
         UserError: the file cannot be read, is not a COCO results file, has a number that is not finite, or has a
@@ -132,11 +132,11 @@ def read_results(file: Path, dataset: Dataset) -> tuple[list[dict[str, Any]], li
     predictions = [
         Prediction(
             id,
-            _xyxy(own),
-            np.array([one["score"] for one in own], np.float64),
-            np.array([label_of[one["category_id"]] for one in own], np.int64),
+            _xyxy(entries),
+            np.array([entry["score"] for entry in entries], np.float64),
+            np.array([label_of[entry["category_id"]] for entry in entries], np.int64),
         )
-        for id, own in of_image.items()
+        for id, entries in of_image.items()
     ]
     return results, predictions
 
@@ -193,21 +193,21 @@ def _records(
     fence = Fence(folder) if folder else None
     records = []
     for image in images:
-        own = of_image[image["id"]]
-        boxes = _xyxy(own)
+        entries = of_image[image["id"]]
+        boxes = _xyxy(entries)
         name = image.get("file_name", str(image["id"]))
         path = inside(folder, folder, name) if folder else NOWHERE / Path(name).name
         if path is None or (fence and not fence.admits(path)):
             problem = f"the file_name of image {image['id']} leads out of {folder}, by its name or by a link"
             raise UserError(f"{file}: {problem}; correct it, or give the folder that contains the images")
-        # The size is for drawing only. If the file has none, it is the smallest that holds all boxes.
+        # The size is for drawing only. If the file has none, it is the smallest that contains all boxes.
         width, height = np.ceil(boxes[:, 2:].max(axis=0, initial=1.0)).astype(int).tolist()
         columns = (
             boxes,
-            np.array([label_of[one["category_id"]] for one in own], np.int64),
-            np.array([one["iscrowd"] == 1 for one in own], bool),
-            np.zeros(len(own), bool),
-            np.array([one["area"] for one in own], np.float64),
+            np.array([label_of[entry["category_id"]] for entry in entries], np.int64),
+            np.array([entry["iscrowd"] == 1 for entry in entries], bool),
+            np.zeros(len(entries), bool),
+            np.array([entry["area"] for entry in entries], np.float64),
         )
         records.append(Record(image["id"], path, image.get("width", width), image.get("height", height), *columns))
     return tuple(records)

@@ -1,4 +1,4 @@
-"""Confusion matrix of predicted and true classes, for any score threshold."""
+"""Confusion matrix of predicted and true classes at every score threshold."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def confusion(
     In each image, detections are matched in descending order of their scores, each to the free ground truth of any
     class with the highest IoU, if that is at least `iou_threshold`. An unmatched detection counts as background, or is
     ignored if the same share of it lies in a crowd region. Detections with lower scores do not change the match, so the
-    matrix at a score threshold is the sum over the score bins from there on.
+    matrix at a score threshold is the sum over the score bins from this threshold on.
 
     Returns:
         Columns of equal length: `bin` of the score, `predicted` label, `true` label (C is background), and `count` of

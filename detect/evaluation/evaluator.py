@@ -1,4 +1,4 @@
-"""Accumulation of detections over batches and processes, and their metrics."""
+"""Evaluator: accumulates detections over batches and processes and computes metrics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Evaluator:
             self.losses[name] += float(loss) * len(batch)
 
     def gather(self) -> None:
-        """Gather the batches of all processes, so that each of them computes the same metrics."""
+        """Gather the batches of all processes, so that each process computes the same metrics."""
         shards: list[Any] = [(self.predictions, self.recall, dict(self.losses))]
         if is_distributed():
             shards *= distributed.get_world_size()
@@ -52,7 +52,7 @@ class Evaluator:
         self.predictions.sort(key=lambda prediction: prediction.image_id)
 
     def compute(self, engine: Engine = "pycocotools") -> dict[str, Any]:
-        """Return all metrics, and the losses, if there were any, as means over the images."""
+        """Return all metrics and, if any losses were added, their means over the images."""
         count = max(1, len(self.predictions))
         losses = {name: loss / count for name, loss in self.losses.items()}
         return {

@@ -1,4 +1,4 @@
-"""Ground truths and detections of a data set as flat arrays, as the compiled kernels of this package take them.
+"""Ground truths and detections of a data set as flat arrays, for the compiled kernels of this package.
 
 Letters: I images (I1 is I + 1), D detections, G ground truths, C classes (C1 is C + 1).
 """
@@ -86,9 +86,9 @@ class FlatDetections:
     indices: Int64[np.ndarray, " D"]
     """Index of each detection in the `Prediction` of its image."""
     ranks: Int64[np.ndarray, " D"]
-    """Number of detections of the same image and class that come before."""
+    """Number of detections of the same image and class that precede it."""
     by_class: Int64[np.ndarray, " D"]
-    """Indices of the detections class by class, highest scores first, equal scores in the order of the images."""
+    """Indices of the detections sorted by class, then descending score, equal scores in the order of the images."""
     class_starts: Int64[np.ndarray, " C1"]
     """Class c has the detections `by_class[class_starts[c] : class_starts[c + 1]]`."""
 
@@ -127,12 +127,12 @@ def flatten_detections(dataset: Dataset, predictions: Sequence[Prediction]) -> F
     of_image = by_image(predictions, dataset)
     ids = sorted(record.id for record in dataset.records)
     predicted = [(image, of_image[id_]) for image, id_ in enumerate(ids) if id_ in of_image]
-    counts = [len(one.labels) for _, one in predicted]
+    counts = [len(prediction.labels) for _, prediction in predicted]
     return sort_detections(
         image_of=np.repeat(np.array([image for image, _ in predicted], np.int64), counts),
-        boxes=xywh(np.concatenate([np.empty((0, 4), np.float32), *(one.boxes for _, one in predicted)])),
-        scores=np.concatenate([np.empty(0), *(one.scores for _, one in predicted)]).astype(np.float64),
-        labels=np.concatenate([np.empty(0, np.int64), *(one.labels for _, one in predicted)]),
+        boxes=xywh(np.concatenate([np.empty((0, 4), np.float32), *(prediction.boxes for _, prediction in predicted)])),
+        scores=np.concatenate([np.empty(0), *(prediction.scores for _, prediction in predicted)]).astype(np.float64),
+        labels=np.concatenate([np.empty(0, np.int64), *(prediction.labels for _, prediction in predicted)]),
         indices=np.concatenate([np.empty(0, np.int64), *(np.arange(count) for count in counts)]),
         num_images=len(dataset.records),
         num_classes=len(dataset.classes),

@@ -1,7 +1,7 @@
 """COCO's matching of detections to ground truths, and precision-recall curves (Lin et al. 2014).
 
-The results equal those of pycocotools to the last bit, ties included. Any subset of the ground truths can be ignored:
-what pycocotools does for small, medium and large objects works here for any part of the data.
+The results equal those of pycocotools to the last bit, ties included. Any subset of the ground truths can be ignored,
+as pycocotools does for small, medium and large objects.
 
 Letters: I images, D detections, G ground truths, C classes, T IoU thresholds, R recall thresholds.
 """
@@ -20,7 +20,7 @@ from detect.ops.threads import in_threads
 IOU_THRESHOLDS: Float64[np.ndarray, " T"] = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS: Float64[np.ndarray, " R"] = np.linspace(0.0, 1.0, 101)
 MAX_DETECTIONS = 100
-"""Detections of each class and image that are evaluated, those of the highest scores."""
+"""Number of evaluated detections per class and image, with the highest scores."""
 AREA_RANGES = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 """COCO's object sizes in square pixels; both ends are inclusive."""
 
@@ -51,7 +51,7 @@ class PrecisionRecall:
     recall: Float64[np.ndarray, "T C"]
     """Highest recall."""
     scores: Float64[np.ndarray, "T R C"]
-    """Score threshold that reaches each recall; 0 if none does."""
+    """Score threshold at each recall; 0 if the recall is not reached."""
 
 
 def match(
@@ -71,7 +71,7 @@ def match(
         ground_truths: ground truths of all images.
         detections: detections of all images.
         ignored_gt: ground truths to ignore in addition to crowd regions.
-        outside: detections to ignore if they match nothing.
+        outside: detections to ignore if they are not matched.
         iou_thresholds: IoU thresholds, ascending.
     """
     ignored_gt = ground_truths.crowd if ignored_gt is None else ground_truths.crowd | ignored_gt
@@ -92,7 +92,7 @@ def match(
 
 
 def match_area(ground_truths: FlatGroundTruths, detections: FlatDetections, low: float, high: float) -> Matches:
-    """Match with only the ground truths of `low` … `high` square pixels.
+    """Match, ignoring ground truths of less than `low` or more than `high` square pixels.
 
     Unmatched detections of another size are ignored.
     """
@@ -110,7 +110,7 @@ def precision_recall(
         ground_truths: ground truths of all images.
         detections: detections of all images.
         matches: result of `match` for them.
-        max_detections: detections of each class and image to keep, those of the highest scores.
+        max_detections: number of detections per class and image to keep, with the highest scores.
     """
     num_classes = ground_truths.num_classes
     precision = np.full((len(matches.ground_truths), len(RECALL_THRESHOLDS), num_classes), -1.0)
@@ -136,10 +136,10 @@ def precision_recall(
 def _match(first, last, detections, ground_truths, ignored_gt, thresholds, matched):
     """Fill in `matched` int32 [T, D] for the images `first` … `last` - 1."""
     gt_labels, gt_boxes, crowd = ground_truths.labels, ground_truths.boxes, ground_truths.crowd
-    most = 1
+    max_candidates = 1
     for image in range(first, last):
-        most = max(most, ground_truths.starts[image + 1] - ground_truths.starts[image])
-    candidates, ious = np.empty(most, np.int64), np.empty(most)
+        max_candidates = max(max_candidates, ground_truths.starts[image + 1] - ground_truths.starts[image])
+    candidates, ious = np.empty(max_candidates, np.int64), np.empty(max_candidates)
     for image in range(first, last):
         begin, end = ground_truths.starts[image], ground_truths.starts[image + 1]
         taken = np.zeros((len(thresholds), end - begin), np.bool_)

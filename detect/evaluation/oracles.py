@@ -1,10 +1,10 @@
-"""AP with oracles that correct one part of the detector after another.
+"""AP after oracles that correct one kind of error after another.
 
 As in Hoiem et al. 2012 ("Diagnosing Error in Object Detectors") and Borji & Iranmanesh 2019 ("Empirical Upper Bound in
 Object Detection and More"), an oracle corrects one kind of error, with TIDE's IoU thresholds for background (0.1) and
 foreground (0.5). TIDE applies each oracle to the original detections. Here each oracle is applied on top of the
 previous ones: its gain is its share of the total loss over the IoU thresholds 0.50 … 0.95, and the last AP is 1. The
-gains depend on the order, which follows a detector: class, box, duplicates, background, misses.
+gains depend on the order: class, box, duplicates, background, misses.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from detect.evaluation.tide import BACKGROUND_IOU, FOREGROUND_IOU
 from detect.ops.threads import in_threads
 
 _MEANINGS = {
-    "no oracle": "the detections as they are",
-    "perfect classes": "a detection with IoU ≥ 0.5 to an object, but not to one of its class, gets that object's class",
+    "no oracle": "the unchanged detections",
+    "perfect classes": "a detection with IoU ≥ 0.5 only with objects of other classes gets the class of the best one",
     "perfect boxes": "a detection gets the box of the best free object of its class with IoU ≥ 0.1",
     "no duplicates": "only the best detection of each object is kept",
     "no background": "detections without an object are removed",
@@ -41,15 +41,15 @@ def oracles(ground_truths: FlatGroundTruths, detections: FlatDetections) -> list
         `name`, `AP`, `AP50` (None without ground truths) and `meaning` of each step.
     """
     steps = [detections]
-    steps.append(_changed(ground_truths, detections, labels=_perfect_labels(ground_truths, detections)))
+    steps.append(_replace(ground_truths, detections, labels=_perfect_labels(ground_truths, detections)))
     matched, is_first = _match_nearest(ground_truths, steps[-1])
     boxes = detections.boxes
     if len(ground_truths.boxes):
         boxes = np.where((matched >= 0)[:, None], ground_truths.boxes[matched], boxes)
-    steps.append(_changed(ground_truths, steps[-1], boxes=boxes))
+    steps.append(_replace(ground_truths, steps[-1], boxes=boxes))
     unique = is_first | (matched < 0)
-    steps.append(_changed(ground_truths, steps[-1], kept=unique))
-    steps.append(_changed(ground_truths, steps[-1], kept=is_first[unique]))
+    steps.append(_replace(ground_truths, steps[-1], kept=unique))
+    steps.append(_replace(ground_truths, steps[-1], kept=is_first[unique]))
     missed = ~ground_truths.crowd
     missed[matched[matched >= 0]] = False
     steps.append(_with_missed(ground_truths, steps[-1], missed))
@@ -77,7 +77,7 @@ def _perfect_labels(ground_truths: FlatGroundTruths, detections: FlatDetections)
 def _match_nearest(
     ground_truths: FlatGroundTruths, detections: FlatDetections
 ) -> tuple[Int32[np.ndarray, " D"], Bool[np.ndarray, " D"]]:
-    """Return the ground truth of each detection, or -1, and whether the detection is the first one of it."""
+    """Return the ground truth of each detection, or -1, and a mask of the first detection of each ground truth."""
     matched, is_first = np.full(len(detections.labels), -1, np.int32), np.zeros(len(detections.labels), bool)
 
     def work(first: int, last: int) -> None:
@@ -87,22 +87,22 @@ def _match_nearest(
     return matched, is_first
 
 
-def _changed(
+def _replace(
     ground_truths: FlatGroundTruths,
     detections: FlatDetections,
     kept: Bool[np.ndarray, " D"] | None = None,
     **columns: np.ndarray,
 ) -> FlatDetections:
-    """Return the detections with other columns, or a subset of them; equal scores keep their order."""
+    """Return the detections with some columns replaced, or a subset of them; equal scores keep their order."""
     detections = replace(detections, **columns)
-    chosen = np.arange(len(detections.labels)) if kept is None else np.flatnonzero(kept)
-    return _sorted(ground_truths, *(column[chosen] for column in _columns(detections)))
+    indices = np.arange(len(detections.labels)) if kept is None else np.flatnonzero(kept)
+    return _sorted(ground_truths, *(column[indices] for column in _columns(detections)))
 
 
 def _with_missed(
     ground_truths: FlatGroundTruths, detections: FlatDetections, missed: Bool[np.ndarray, " G"]
 ) -> FlatDetections:
-    """Return the detections and, with score 1, the missed ground truths."""
+    """Return the detections and the missed ground truths, as detections with score 1."""
     count = int(missed.sum())
     image_of, boxes = ground_truths.image_of[missed], ground_truths.boxes[missed]
     added = (image_of, boxes, np.ones(count), ground_truths.labels[missed], np.zeros(count, int))
@@ -119,7 +119,7 @@ def _sorted(ground_truths: FlatGroundTruths, *columns: np.ndarray) -> FlatDetect
 
 @numba.njit(cache=True, nogil=True)
 def _relabel(first, last, detections, ground_truths, labels):
-    """Change `labels` int64 [D] where a detection is on a ground truth of another class and on none of its own."""
+    """Change `labels` int64 [D] of detections on a ground truth of another class, but on none of their own class."""
     for image in range(first, last):
         for d in range(detections.starts[image], detections.starts[image + 1]):
             best, matched, correct = FOREGROUND_IOU, -1, False
@@ -134,7 +134,7 @@ def _relabel(first, last, detections, ground_truths, labels):
 
 @numba.njit(cache=True, nogil=True)
 def _nearest(first, last, detections, ground_truths, matched, is_first):
-    """Fill in the ground truth of each detection, a free one if there is one: int32 [D] and bool [D]."""
+    """Fill in `matched` int32 [D] and `is_first` bool [D]; a detection takes a free ground truth if there is one."""
     for image in range(first, last):
         begin, end = ground_truths.starts[image], ground_truths.starts[image + 1]
         taken = np.zeros(end - begin, np.bool_)

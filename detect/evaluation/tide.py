@@ -1,18 +1,18 @@
 """Loss of AP by kind of error: TIDE.
 
 Bolya et al. 2020, "TIDE: A General Toolbox for Identifying Object Detection Errors". Each wrong detection has one kind
-of error. A missed ground truth that no corrected detection could match is an error of its own kind. The dAP of a kind
-is the gain in AP at IoU 0.5 if an oracle corrects this kind alone (§2.3). The numbers are those of the authors'
-package, tidecv 1.0.1, which differs from the paper and from COCO:
+of error. Missed ground truths that no corrected detection could match are another kind. The dAP of a kind is the gain
+in AP at IoU 0.5 if an oracle corrects this kind alone (§2.3). The numbers equal those of the authors' package, tidecv
+1.0.1, which differs from the paper and from COCO:
 
 - The 100 highest scores of an image are evaluated, over all classes. COCO evaluates 100 per class.
 - A class with detections but without ground truths counts with an AP of 0; COCO leaves it out. Hence `ap50` can be
   lower than COCO's AP50.
 - The kinds are tested in the order Loc, Cls, Dupe, Bkg, Both, and IoUs of exactly 0.1 and 0.5 are Loc.
-- A detection ignored in a crowd region is classified, and can be corrected to a true positive, like a wrong one.
-- Cls and Loc share the ground truths: of all detections that could be corrected to match one, only the best is, even
-  if it has the other kind of error, and the others are removed. A corrected detection whose ground truth is matched
-  already is removed.
+- A detection that is ignored in a crowd region still has a kind, and can be corrected to a true positive.
+- Cls and Loc share the ground truths: of all detections that could be corrected to match a ground truth, only the best
+  is corrected, even if it has the other kind of error, and the others are removed. A corrected detection whose ground
+  truth is matched already is removed.
 - A negative dAP, which rounding of the recalls can cause, becomes 0, except for FalsePos and FalseNeg.
 
 Letters: I images, D detections, d detections of one image or those evaluated, G ground truths, C classes.
@@ -60,8 +60,8 @@ _MAIN = {
     "Miss": ("missed", "an object without a correct, Cls or Loc detection"),
 }
 _SPECIAL = {
-    "FalsePos": ("false positives", "all wrong detections ranked after the correct ones"),
-    "FalseNeg": ("false negatives", "all missed objects left out"),
+    "FalsePos": ("false positives", "all wrong detections, ranked after the correct ones"),
+    "FalseNeg": ("false negatives", "all missed objects, left out"),
 }
 
 
@@ -110,7 +110,7 @@ def tide(dataset: Dataset, predictions: Sequence[Prediction]) -> Errors:
     in_order[detections.starts[detections.image_of] + detections.indices] = kinds
     states = np.where(ground_truths.crowd, 2, ~outcome.matched).astype(np.int8)
     ids = sorted(record.id for record in dataset.records)
-    # Not strict: without images np.split still returns one array, an empty one.
+    # Not strict: without images np.split returns one empty array.
     return Errors(
         *(ap50, delta_ap, counts),
         kinds=dict(zip(ids, np.split(in_order, detections.starts[1:-1]), strict=False)),
@@ -126,7 +126,7 @@ class _Outcome(NamedTuple):
     ignored: np.ndarray
     """Wrong detections in a crowd region of their class: bool [D]."""
     targets: np.ndarray
-    """Ground truth that a Cls or Loc would match if it were corrected, else -1: int32 [D]."""
+    """Ground truth that a Cls or Loc detection would match after correction, else -1: int32 [D]."""
     matched: np.ndarray
     """Ground truths that a detection matches: bool [G]."""
 
@@ -172,9 +172,9 @@ def _delta_ap(
     order = np.argsort(correct, kind="stable")
 
     def gain(
-        labels: np.ndarray, scores: np.ndarray, correct: np.ndarray, kept: np.ndarray, wanted: np.ndarray
+        labels: np.ndarray, scores: np.ndarray, correct: np.ndarray, kept: np.ndarray, gt_counts: np.ndarray
     ) -> float:
-        ap = _mean_ap(labels[order], scores[order], correct[order], kept[order], wanted)
+        ap = _mean_ap(labels[order], scores[order], correct[order], kept[order], gt_counts)
         return (ap or 0.0) - ap50
 
     delta_ap: dict[str, float | None] = {}
@@ -199,7 +199,7 @@ def _delta_ap(
 def _corrected(
     scores: Float64[np.ndarray, " d"], targets: Int32[np.ndarray, " d"], matched: Bool[np.ndarray, " G"]
 ) -> Bool[np.ndarray, " d"]:
-    """Return the detections that a correction turns into true positives: the best one of each missed ground truth."""
+    """Return a mask of the detections that correction makes true positives, the best of each missed ground truth."""
     order = np.argsort(-scores, kind="stable")
     order = order[targets[order] >= 0]
     order = order[~matched[targets[order]]]
@@ -278,12 +278,9 @@ def _classify(first, last, detections, ground_truths, outcome):
 
 @numba.njit(cache=True, nogil=True)
 def _classify_wrong(d, begin, label, ious, ground_truths, outcome):
-    """Fill in `outcome` of a wrong detection from its IoU with each ground truth of its image, from `begin` on."""
-    same, other, duplicate = (
-        0.0,
-        0.0,
-        0.0,
-    )  # highest IoU with one of its class, of another, and a matched one of its own
+    """Fill in `outcome` of a wrong detection from its IoU with each ground truth of its image; the first is `begin`."""
+    # Highest IoU with a ground truth of its class, of another class, and with a matched one of its class.
+    same, other, duplicate = 0.0, 0.0, 0.0
     same_gt, other_gt = -1, -1
     for i in range(len(ious)):
         g, iou = begin + i, ious[i]

@@ -1,7 +1,7 @@
 """Mean average precision of the PASCAL VOC challenge (Everingham et al. 2010, §3.4.1, and the VOC2007 devkit).
 
-The devkit's boxes include their last pixel, hence the "+1" in its widths. Ours begin one pixel earlier (x1 = xmin - 1)
-and end at the same number, so that x2 - x1 is already the devkit's width, and the IoUs are equal.
+The devkit's boxes include their last pixel, hence the "+1" in its widths. Boxes here begin one pixel earlier (x1 =
+xmin - 1) and end at the same number, so that x2 - x1 is the devkit's width, and the IoUs are equal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Detections:
 
 
 def evaluate_voc(dataset: Dataset, predictions: Sequence[Prediction], *, iou_threshold: float = 0.5) -> dict[str, Any]:
-    """Compute both forms of VOC's mAP, in 0 … 1, or None without ground truths.
+    """Compute both forms of VOC's mAP, in 0 … 1; None without ground truths.
 
     A detection matches the ground truth of its class with the highest IoU. It is correct if the IoU is at least
     `iou_threshold` and no detection with a higher score matched that ground truth. Difficult objects and crowd regions
@@ -62,11 +62,11 @@ def _highest_ious(dataset: Dataset, predictions: dict[int, Prediction]) -> _Dete
     parts = [(np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
     first = 0
     for record in dataset.records:
-        if one := predictions.get(record.id):
-            both = (torch.from_numpy(boxes.astype(np.float64)) for boxes in (one.boxes, record.boxes))
-            iou = np.where(one.labels[:, None] == record.labels, iou_matrix(*both).numpy(), 0.0)
+        if prediction := predictions.get(record.id):
+            both = (torch.from_numpy(boxes.astype(np.float64)) for boxes in (prediction.boxes, record.boxes))
+            iou = np.where(prediction.labels[:, None] == record.labels, iou_matrix(*both).numpy(), 0.0)
             iou = np.pad(iou, ((0, 0), (0, 1)))  # a last column of zeros, for images without ground truths
-            parts.append((one.scores, one.labels, first + iou.argmax(axis=1), iou.max(axis=1)))
+            parts.append((prediction.scores, prediction.labels, first + iou.argmax(axis=1), iou.max(axis=1)))
         first += len(record.labels)
     return _Detections(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -74,7 +74,7 @@ def _highest_ious(dataset: Dataset, predictions: dict[int, Prediction]) -> _Dete
 def _correct(
     detections: _Detections, label: int, ignored: Bool[np.ndarray, " n"], iou_threshold: float
 ) -> Bool[np.ndarray, " d"]:
-    """Return which detections of a class are correct, highest scores first, without those that are ignored."""
+    """Return a mask of the correct detections of a class, highest scores first; ignored detections are left out."""
     chosen = np.flatnonzero(detections.labels == label)
     chosen = chosen[np.argsort(-detections.scores[chosen], kind="stable")]
     # An IoU of 0 is no match, not even for a threshold of 0: such a detection has no ground truth.

@@ -27,11 +27,11 @@ CLASS_METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 class Events(NamedTuple):
     """Precision-recall curves of all classes, in a form that image weights can be applied to.
 
-    Precision at a detection is TP / (TP + FP) of the detections up to it. At one IoU threshold most detections are
-    false positives, and they are the same at every threshold. They are listed once: `listed` has the detections that
-    count at the strictest threshold, class by class, highest scores first. An event is a detection that is a true
-    positive at a threshold, or that counts at this threshold but is not listed, or the reverse. The weight of
-    TP + FP up to an event is then that of the listed detections up to it, plus the changes of the events up to it.
+    Precision at a detection is TP / (TP + FP) of the detections up to it. Most detections are false positives, at all
+    IoU thresholds. They are stored once: `listed` has the detections that count at the strictest threshold, sorted by
+    class, then descending score. An event is a detection that is a true positive at a threshold, or that counts at this
+    threshold but is not listed, or the reverse. The weight of TP + FP up to an event is then the weight of the listed
+    detections up to it, plus the changes of the events up to it.
     """
 
     listed: np.ndarray
@@ -39,7 +39,7 @@ class Events(NamedTuple):
     listed_starts: np.ndarray
     """Class c has `listed[listed_starts[c] : listed_starts[c + 1]]`: int64 [C1]."""
     positives: np.ndarray
-    """Image of each ground truth that is not ignored, class by class: int32 [P]."""
+    """Image of each ground truth that is not ignored, sorted by class: int32 [P]."""
     positive_starts: np.ndarray
     """Class c has `positives[positive_starts[c] : positive_starts[c + 1]]`: int64 [C1]."""
     starts: np.ndarray
@@ -107,7 +107,7 @@ def _events(
     num_classes = ground_truths.num_classes
     classes = np.arange(num_classes + 1)
     listed_starts = np.searchsorted(labels[listed], classes)
-    # From positions among all detections to positions among those of the class.
+    # Convert positions among all detections to positions among the detections of the class.
     listed_before = np.cumsum(listed)[position] - listed_starts[labels[position]]
     event_keys = threshold * num_classes + labels[position]  # ascending
     positive = np.flatnonzero(positives)
@@ -129,7 +129,7 @@ def _events(
 
 @numba.njit(cache=True, nogil=True)
 def _cumulative_weights(weights, images, sums):
-    """Fill in `sums`: element i is the weight of the first i images."""
+    """Fill in `sums`: element i is the total weight of the first i images."""
     sums[0] = 0
     for i in range(len(images)):
         sums[i + 1] = sums[i] + weights[images[i]]
@@ -145,14 +145,14 @@ def _total_weight(weights, images):
 
 @numba.njit(cache=True, nogil=True)
 def _walk(weights, events, first, last, sums, true_positives, precisions):
-    """Walk along the events `first` … `last` - 1, one curve, and return its number n of true positives.
+    """Follow one curve, the events `first` … `last` - 1, and return its number n of true positives.
 
-    Fill in, for each of the n, the weight of the true positives up to it (int64) and the highest precision at it or
+    For each of the n fill in the weight of the true positives up to it (int64) and the highest precision at it or
     later (float64). `sums` are the cumulative weights of the listed detections of the class.
     """
     n, tp, change = 0, 0, 0
     for e in range(first, last):
-        # No branches, since the weights make them unpredictable: an event that is no hit is overwritten by the next.
+        # No branches, which would be unpredictable: the next event overwrites an event that is not a true positive.
         weight = weights[events.images[e]]
         change += events.changes[e] * weight
         tp += events.hits[e] * weight
@@ -239,7 +239,7 @@ def _voc(first, last, all_weights, events, out):
 
 @numba.njit(cache=True, nogil=True)
 def _match_voc(first, last, detections, ground_truths, iou_threshold, matched, is_first):
-    """Fill in the matched ground truth of each detection, or -1, and whether it is the first match of it.
+    """Fill in the matched ground truth of each detection, or -1, and whether the detection is its first match.
 
     `matched` is int32 [D], `is_first` bool [D].
     """
@@ -247,14 +247,14 @@ def _match_voc(first, last, detections, ground_truths, iou_threshold, matched, i
         begin, end = ground_truths.starts[image], ground_truths.starts[image + 1]
         taken = np.zeros(end - begin, np.bool_)
         for d in range(detections.starts[image], detections.starts[image + 1]):
-            most = 0.0
+            best = 0.0
             for g in range(begin, end):
                 if ground_truths.labels[g] == detections.labels[d]:
                     iou = overlap(detections.boxes[d], ground_truths.boxes[g], False)
-                    if iou > most:
-                        most = iou
+                    if iou > best:
+                        best = iou
                         matched[d] = g
-            if matched[d] >= 0 and most < iou_threshold:
+            if matched[d] >= 0 and best < iou_threshold:
                 matched[d] = -1
             if matched[d] >= 0 and not taken[matched[d] - begin]:
                 taken[matched[d] - begin] = is_first[d] = True

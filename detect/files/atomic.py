@@ -29,8 +29,8 @@ def atomic_write(path: Path, drafts: Path | None = None, keep_existing: bool = F
 
     Args:
         path: target file. Its folder is created if it is missing.
-        drafts: existing folder of the draft, on the same disk; by default that of `path`.
-        keep_existing: leave `path` alone if another process has created it in the meantime.
+        drafts: existing folder of the draft, on the same disk; by default the folder of `path`.
+        keep_existing: do not overwrite `path` if another process has created it in the meantime.
     """
     # A random name: processes on several machines that share a disk may have the same process id.
     # Only a part of the stem: a name may already have the maximum length.
@@ -51,13 +51,13 @@ def atomic_write(path: Path, drafts: Path | None = None, keep_existing: bool = F
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically, with its line ends as they are."""
+    """Write a UTF-8 text file atomically, without changing line ends."""
     with atomic_write(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="")
 
 
 def remove_drafts(folder: Path, recursive: bool = True) -> None:
-    """Remove all drafts in or below a folder that no process is writing any more."""
+    """Remove all drafts in or below a folder to which no other process writes."""
     for pattern in DRAFTS:
         for draft in folder.rglob(pattern) if recursive else folder.glob(pattern):
             if draft.is_symlink() or not draft.is_dir():
@@ -72,21 +72,21 @@ def new_folder(out: Path) -> Iterator[Path]:
         UserError: `out` exists and is not an empty folder, cannot be created, or another run is writing it.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UserError(f"{out}: exists and is no folder; choose another place or remove it")
+        raise UserError(f"{out}: exists and is not a folder; choose another path or remove it")
     if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out}: the folder is not empty; choose another place or remove it")
+        raise UserError(f"{out}: the folder is not empty; choose another path or remove it")
     draft = out.with_name(f".{out.name}.partial")
     created = [folder for folder in out.parents if not folder.exists()]
     try:
         draft.mkdir(parents=True)
     except FileExistsError:
-        raise UserError(f"{draft}: another run is writing it, or was killed; in that case remove it") from None
+        raise UserError(f"{draft}: another run is writing it; if that run was killed, remove it") from None
     except OSError as error:
-        raise UserError(f"{out}: cannot be created ({error.strerror}); fix that or choose another place") from None
+        raise UserError(f"{out}: cannot be created ({error.strerror}); fix that or choose another path") from None
     try:
         yield draft
         if out.is_dir():
-            out.rmdir()  # Windows replaces no folder, not even an empty one
+            out.rmdir()  # Windows cannot replace a folder, not even an empty one
         draft.replace(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -102,18 +102,18 @@ def refuse_within(root: Path | str, out: Path | str, option: str) -> None:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise `UserError` if `out` exists already or cannot exist."""
+    """Raise `UserError` if `out` exists already, or cannot be created because a parent is a file."""
     try:
         exists, blocked = out.exists(), any(parent.is_file() for parent in out.parents)
     except OSError as error:
         raise UserError(f"{str(out)[:80]}…: {error.strerror}; choose another --out") from None
     if exists or blocked:
-        what = "this exists already" if exists else "a part of this path is a file"
-        raise UserError(f"{out}: {what}; give another --out")
+        problem = "this exists already" if exists else "a part of this path is a file"
+        raise UserError(f"{out}: {problem}; give another --out")
 
 
 def _link(draft: Path, path: Path) -> bool:
-    """Hard-link the draft to `path` and return whether `path` exists now; some disks have no links."""
+    """Hard-link the draft to `path`. Return whether `path` exists now; some file systems have no hard links."""
     try:
         path.hardlink_to(draft)
     except FileExistsError:

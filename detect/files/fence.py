@@ -1,4 +1,4 @@
-"""Bounded and fenced reading of a data folder from an untrusted source: only files below its root, of limited size."""
+"""Reading of untrusted data folders: only files below the root, and of limited size."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import yaml
 
 MAX_BYTES = {".json": 2**31, ".xml": 2**24, ".txt": 2**26, ".yaml": 2**20}
-"""Largest size of an annotation file of each kind. Parsing takes several times as much memory; LVIS has 2**30 bytes."""
+"""Maximum size of an annotation file of each kind. Parsing takes several times as much memory; LVIS has 2**30 bytes."""
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml if it is available: pure Python takes a second for a thousand names."""
+"""libyaml if it is available: the loader in Python takes a second for a thousand names."""
 
 _MAX_DEPTH = 16
 
@@ -21,15 +21,15 @@ class OutsideError(Exception):
     """A link leads out of the data folder."""
 
     def __init__(self) -> None:
-        super().__init__("it is a link, or lies behind one, that leads out of the data folder")
+        super().__init__("a link leads out of the data folder")
 
 
 class Fence:
-    """Fence around a data folder: files behind links that lead out of the folder are not read.
+    """Fence around a data folder: files outside of it that links lead to are not read.
 
     Args:
-        root: data folder. It may itself be a link or lie behind one, as its owner arranged it.
-        follow_links: follow all links, because the user made them.
+        root: data folder. It may itself be a link or be below one.
+        follow_links: follow all links; for a user who trusts them.
     """
 
     def __init__(self, root: Path, follow_links: bool = False) -> None:
@@ -37,7 +37,7 @@ class Fence:
         self._folders: dict[str, bool] = {}
 
     def admits(self, path: Path) -> bool:
-        """Return whether the file or folder, with links resolved, lies below the root. It need not exist."""
+        """Return whether the path, with links resolved, is below the root. It need not exist."""
         if self._follow_links:
             return True
         folder = os.path.dirname(path)  # noqa: PTH120  cached: many images share a folder
@@ -52,7 +52,7 @@ class Fence:
 
         Raises:
             OutsideError: a link leads out of the root.
-            ValueError: the path is no regular file, or the file is larger than `MAX_BYTES`.
+            ValueError: the path is not a regular file, or the file is larger than `MAX_BYTES`.
             OSError: the file cannot be read.
         """
         if not self.admits(path):
@@ -67,18 +67,18 @@ class Fence:
         return real == self._root or real.startswith(os.path.join(self._root, ""))  # noqa: PTH118
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """Return the content of a file of at most `most` bytes.
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file of at most `max_bytes` bytes.
 
     Raises:
-        ValueError: the path is no regular file, or the file is larger.
+        ValueError: the path is not a regular file, or the file is larger.
         OSError: the file cannot be read.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # opening a pipe would block forever
         raise ValueError("it is a pipe or a device, not a file")
-    if status.st_size > most:
-        raise ValueError(f"it has {status.st_size / 2**20:,.0f} MiB, at most {most / 2**20:,.0f} are read")
+    if status.st_size > max_bytes:
+        raise ValueError(f"it has {status.st_size / 2**20:,.0f} MiB, at most {max_bytes / 2**20:,.0f} are read")
     return path.read_bytes()
 
 
@@ -109,16 +109,16 @@ def inside(root: Path, folder: Path, name: str) -> Path | None:
         return None
     if not path.is_absolute():
         return folder / path
-    # The root may have been given under another name: with `..` or through a link.
+    # The root may have been given in another form: with `..` or through a link.
     bases = root.absolute(), Path(os.path.realpath(root))
     return next((root / path.relative_to(base) for base in bases if path.is_relative_to(base)), None)
 
 
 def is_file(path: Path) -> bool:
-    """Return whether the file exists. Unlike `Path.is_file` it never raises, for example for a too long name."""
+    """Return whether the file exists. Unlike `Path.is_file`, never raise, for example for a name that is too long."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether the folder exists; like `is_file` it never raises."""
+    """Return whether the folder exists. Like `is_file`, never raise."""
     return os.path.isdir(path)  # noqa: PTH112

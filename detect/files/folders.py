@@ -8,7 +8,7 @@ from detect.errors import UserError
 
 
 def unused_folder(folder: Path) -> Path:
-    """Return the folder if it does not exist yet, else the first of `FOLDER_2`, `FOLDER_3`, … that does not exist."""
+    """Return the first of `FOLDER`, `FOLDER_2`, `FOLDER_3`, … that does not exist."""
     numbered = (folder.with_name(f"{folder.name}_{number}") for number in range(2, 10**4))
     return next(path for path in (folder, *numbered) if not path.exists())
 
@@ -22,7 +22,7 @@ def refuse_used(out: Path, remedy: str = "") -> None:
 
 
 def create_folder(out: Path) -> None:
-    """Create a folder, before work that would be lost if it cannot be created. Raise `UserError` if it cannot."""
+    """Create a folder, before any work that its absence would waste. Raise `UserError` if it cannot be created."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

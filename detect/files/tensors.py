@@ -1,4 +1,4 @@
-"""Files of tensors, read without executing anything in them."""
+"""Reading files of tensors without executing anything."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from detect.errors import UserError
 
 
 def load_torch(path: Path) -> Any:
-    """Load what `torch.save` wrote, on the CPU, with torch's restricted unpickler.
+    """Load a file of `torch.save` onto the CPU with torch's restricted unpickler.
 
     Raises:
-        UserError: the file is a compressed zip, which unpacks to more than its size; `torch.save` never compresses.
-        Exception: whatever torch raises for a file that it cannot read.
+        UserError: the file is a compressed zip, which `torch.save` never writes.
+        Exception: torch cannot read the file; it raises exceptions of many types.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -29,7 +29,7 @@ def load_torch(path: Path) -> Any:
 
 
 def refuse_repeated(state: Mapping[str, Tensor], path: Path) -> None:
-    """Raise `UserError` if a tensor has more elements than its storage, as a strided view of a few bytes can have."""
+    """Raise `UserError` if a tensor has more elements than its storage, like a strided view of a few bytes."""
     for key, value in state.items():
         if value.numel() * value.itemsize > value.untyped_storage().nbytes():
             raise UserError(f"{path}: {key[:80]!r} has more numbers than are in the file; get another file")

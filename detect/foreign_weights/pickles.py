@@ -58,7 +58,7 @@ def read_pickle(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give another file") from None
     except Exception as error:  # hostile bytes can raise any error
-        raise UserError(f"{path}: not a pickle, or a damaged one ({type(error).__name__}); download it again") from None
+        raise UserError(f"{path}: not a pickle, or damaged ({type(error).__name__}); download it again") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from detect.models.rpn import ProposalCounts, RPNOptions
 from detect.models.two_stage import TwoStage
 
 MODELS: list[Any] = [RCNN, FastRCNN, FasterRCNN]
-"""Classes of all detectors, subclasses of `Detector`. A new one is one file and one entry here; code outside of the
-package can append its own."""
+"""Classes of all detectors, subclasses of `Detector`. A new detector is one file and one entry here; code outside of
+the package can append its own."""
 
 
 def model_names() -> tuple[str, ...]:
@@ -25,18 +25,18 @@ def model_names() -> tuple[str, ...]:
 
 
 def options_class(name: str) -> type[DetectorOptions]:
-    """Return the options class of a detector by its YAML name. Raise `KeyError` if there is no such detector."""
+    """Return the options class of the detector with this YAML name. Raise `KeyError` if no detector has it."""
     classes: dict[str, type[DetectorOptions]] = {model.Options.name: model.Options for model in MODELS}
     return classes[name]
 
 
 def build_detector(options: DetectorOptions, num_classes: int) -> Detector:
-    """Return the detector that the options describe, its weights initialised or loaded as they say."""
+    """Return the detector that the options describe, with initialised or loaded weights."""
     for model in MODELS:
         if type(options) is model.Options:
             detector: Detector = model(num_classes, options)
             return detector
-    raise TypeError(f"{type(options).__name__} belongs to no detector in detect.models.MODELS")
+    raise TypeError(f"{type(options).__name__}: no detector in detect.models.MODELS has these options")
 
 
 __all__ = [

@@ -15,12 +15,13 @@ class AnchorGenerator(nn.Module):
     Args:
         strides: stride of each level in pixels.
         sizes: square roots of the anchors' areas in pixels, a tuple for each level. Feature pyramids have one size
-            a level (Lin et al. 2017, §4.1), a single map has several.
+            per level (Lin et al. 2017, §4.1), a single map has several.
         ratios: height over width, the same on all levels.
-        offset: position of an anchor's centre in its cell: 0 the corner, 0.5 the middle.
+        offset: position of an anchor's centre in its cell: 0 is the corner, 0.5 the middle.
         rounded: round the shapes to whole pixels, as in torchvision.
-        fitted: spread the cells of a level over the canvas, ⌊side of the canvas / cells⌋ apart, as torchvision does.
-            This differs from the stride if the canvas is no multiple of it: 13 cells at stride 64 span 800 pixels.
+        fitted: place the cells of a level ⌊side of the canvas / number of cells⌋ pixels apart, as torchvision does,
+            instead of one stride apart. The two differ if the side is not a multiple of the stride: 13 cells at stride
+            64 span 800 pixels.
     """
 
     def __init__(
@@ -47,14 +48,14 @@ class AnchorGenerator(nn.Module):
     """Anchors of each level, centred on the origin."""
 
     def forward(self, features: Sequence[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "A 4"]:
-        """Return the anchors for feature maps of these sizes, xyxy in pixels of the canvas; some reach beyond it."""
+        """Return the anchors of these feature maps, xyxy in pixels of the canvas; some reach beyond it."""
         canvas_height, canvas_width = (cells * self.strides[0] for cells in features[0].shape[-2:])
         levels = []
         for level, stride, shapes in zip(features, self.strides, self.shapes, strict=True):
             height, width = level.shape[-2:]
-            down, right = (canvas_height // height, canvas_width // width) if self.fitted else (stride, stride)
-            y = (torch.arange(height, device=shapes.device) + self.offset) * down
-            x = (torch.arange(width, device=shapes.device) + self.offset) * right
+            step_y, step_x = (canvas_height // height, canvas_width // width) if self.fitted else (stride, stride)
+            y = (torch.arange(height, device=shapes.device) + self.offset) * step_y
+            x = (torch.arange(width, device=shapes.device) + self.offset) * step_x
             y, x = torch.meshgrid(y, x, indexing="ij")
             centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
             levels.append((centres + shapes).reshape(-1, 4))
@@ -62,8 +63,8 @@ class AnchorGenerator(nn.Module):
 
 
 def _shapes(sizes: Sequence[float], ratios: Sequence[float]) -> Float[Tensor, "k 4"]:
-    """Return anchors centred on the origin: for each ratio every size."""
+    """Return anchors centred on the origin, ordered by ratio, then by size."""
     size = torch.tensor(sizes, dtype=torch.float32)
-    stretch = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]
-    height, width = (stretch * size).flatten(), (size / stretch).flatten()
+    root = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]
+    height, width = (root * size).flatten(), (size / root).flatten()
     return torch.stack([-width, -height, width, height], dim=-1) / 2

@@ -20,7 +20,7 @@ class BoxCoder:
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
 
     def encode(self, boxes: Float[Tensor, "*b 4"], references: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
-        """Return the deltas from `references` to `boxes`; sides are clamped to a thousandth of a pixel."""
+        """Return the deltas from `references` to `boxes`; sides are at least a thousandth of a pixel."""
         cx, cy, w, h = _centre_form(boxes)
         rx, ry, rw, rh = _centre_form(references)
         wx, wy, ww, wh = self.weights
@@ -29,7 +29,7 @@ class BoxCoder:
 
     def decode(self, deltas: Float[Tensor, "*b 4"], references: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
         """Return the boxes that `deltas` describe relative to `references`, in float32."""
-        # One weight at a time: a tensor of weights would be copied to the GPU, which synchronises.
+        # Each weight is a number: a tensor of weights would be copied to the GPU, which synchronises.
         dx, dy, dw, dh = (delta / weight for delta, weight in zip(deltas.float().unbind(-1), self.weights, strict=True))
         x1, y1, x2, y2 = references.float().unbind(-1)
         w, h = x2 - x1, y2 - y1
@@ -39,7 +39,7 @@ class BoxCoder:
 
 
 def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return centre, width and height. The floor keeps the unused deltas of empty, padded boxes finite."""
+    """Return centre, width and height. The minimum side keeps the unused deltas of padding boxes finite."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     w, h = (x2 - x1).clamp(min=1e-3), (y2 - y1).clamp(min=1e-3)
     return x1 + 0.5 * w, y1 + 0.5 * h, w, h

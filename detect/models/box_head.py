@@ -1,4 +1,4 @@
-"""From a pooled region to a vector (box head), then to class logits and box deltas (box predictor)."""
+"""Box head: pooled region → vector; box predictor: vector → class logits and box deltas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detect.options import Layers, options
 
 @options
 class BoxHeadOptions:
-    """Layers between region pooling and predictor, for networks that leave none, such as those with a pyramid.
+    """Layers between region pooling and predictor, for networks that have no layers left for it, as with a pyramid.
 
     Args:
         convolutions: number of 3×3 convolutions with batch norm.
@@ -33,7 +33,7 @@ class BoxHeadOptions:
 class ConvFCBoxHead(BoxHead):
     """3×3 convolutions, if any, then fully connected layers.
 
-    Two layers of 1024 are Lin et al. 2017, §4.2; four convolutions with batch norm and one layer are torchvision's v2.
+    Lin et al. 2017, §4.2 have two layers of 1024; torchvision's v2 has four convolutions with batch norm and one layer.
     """
 
     def __init__(self, channels_in: int, pooled: int = 7, options: BoxHeadOptions | None = None) -> None:
@@ -72,7 +72,7 @@ class BoxPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, vectors: Float[Tensor, "N c"]) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N C 4"]]:
-        """Compute logits of the C classes and, last, background (K = C + 1), and deltas of each class."""
+        """Compute logits of the C classes and of background, which is last (K = C + 1), and deltas of each class."""
         vectors = vectors.to(self.scores.weight.dtype)  # the box head may be in half precision
         deltas = self.deltas(vectors).float().unflatten(1, (-1, 4))
         return self.scores(vectors).float(), deltas.expand(-1, self.num_classes, -1)
@@ -84,10 +84,12 @@ def build_features(
     box_head_options: BoxHeadOptions,
     ranks: Ranks = (),
 ) -> tuple[Backbone, Neck | None, tuple[FeatureInfo, ...], BoxHead]:
-    """Build backbone, neck and box head; the third value describes the feature maps that heads run on.
+    """Build backbone, neck, the description of the feature maps that heads run on, and box head.
 
-    With `ranks` the box head is factorized, to load a compressed checkpoint into it. Pretrained weights would be lost
-    there: `UserError` if `backbone_options` names any.
+    With `ranks` the box head is factorized, so that a compressed checkpoint can be loaded.
+
+    Raises:
+        UserError: `ranks` are given together with pretrained weights, which the factorization would discard.
     """
     if ranks and backbone_options.weights is not None:
         raise UserError("svd: only a trained box head can be truncated; train without svd, then run detect compress")

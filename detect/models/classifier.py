@@ -1,4 +1,4 @@
-"""Image classification, which detectors' backbones are pretrained on (Girshick et al. 2014, §2.3)."""
+"""Image classification, to pretrain the backbones of detectors (Girshick et al. 2014, §2.3)."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class ClassifierOptions:
 
     Args:
         backbone: the network.
-        trainable: layers that are trained: `all`; `stages`, the last `backbone.train_stages` and those after them; or
-            `head`, the classification layers on frozen features.
+        trainable: layers that are trained: `all`; `stages`, the last `backbone.train_stages` stages and all layers
+            after them; or `head`, the classification layers on frozen features.
         dropout: probability of every dropout layer; null keeps the network's own.
-        label_smoothing: fraction of the label spread over all classes (Szegedy et al. 2016, §7).
-        loss_weights: weights of the loss and of those of GoogLeNet's two auxiliary classifiers (Szegedy et al. 2015,
-            §5); other networks use the first only.
+        label_smoothing: fraction of the label that is spread over all classes (Szegedy et al. 2016, §7).
+        loss_weights: weights of the loss and of the losses of GoogLeNet's two auxiliary classifiers (Szegedy et al.
+            2015, §5); other networks use the first only.
     """
 
     name: Literal["classifier"] = "classifier"
@@ -45,7 +45,7 @@ class ClassifierOptions:
 class Classifier(nn.Module):
     """A whole network, from the pixels to the classes.
 
-    A detector or another classifier can begin from its checkpoint, given as `backbone.weights`.
+    Its checkpoint can initialise a detector or another classifier, given as `backbone.weights`.
     """
 
     mean: Float[Tensor, " 3"]
@@ -72,7 +72,7 @@ class Classifier(nn.Module):
         self.memory_format = torch.channels_last
 
     def to_memory_format(self, memory_format: torch.memory_format) -> Self:
-        """Convert the weights, and from now on the pixels, to a memory format; results stay the same."""
+        """Use a memory format for the weights and the pixels; results stay the same."""
         self.memory_format = memory_format
         return self.to(memory_format=memory_format)
 
@@ -81,7 +81,7 @@ class Classifier(nn.Module):
         return self._outputs(images)[0].float()
 
     def loss(self, batch: ClassificationBatch) -> dict[str, Float[Tensor, ""]]:
-        """Compute cross entropies by name, which training sums; in training those of auxiliary classifiers too."""
+        """Compute the cross entropies by name, in training also of auxiliary classifiers; training sums them."""
         names = ("classification", "auxiliary2", "auxiliary1")  # GoogLeNet returns the deeper one first
         first, shallow, deep = self.options.loss_weights
         weights = (first, deep, shallow)

@@ -16,7 +16,7 @@ from detect.structures import Targets
 class DeltaStatistics(nn.Module):
     """Normalises regression targets to mean 0 and variance 1 within each class, and restores predictions.
 
-    Mean and deviation are buffers, so that a checkpoint carries them; before `measure` they are 0 and 1.
+    Mean and standard deviation are buffers, so that checkpoints contain them; before `measure` they are 0 and 1.
     """
 
     mean: Float[Tensor, "C 4"]
@@ -30,15 +30,20 @@ class DeltaStatistics(nn.Module):
     def measure(
         self, images: Iterable[tuple[Float[Tensor, "R 4"], Targets]], box_coder: BoxCoder, matcher: Matcher
     ) -> None:
-        """Measure the deltas of the proposals that are objects, image by image, with its ground truths (batch size 1).
+        """Measure the deltas of the positive proposals of all images.
 
-        Boxes may have any scale. A class with fewer than two such proposals keeps mean 0 and deviation 1.
+        A class with fewer than two positive proposals keeps mean 0 and standard deviation 1.
+
+        Args:
+            images: proposals and ground truths of each image, at any scale; the ground truths are a batch of one.
+            box_coder: encodes the boxes.
+            matcher: decides which proposals are positive.
         """
         count, total, squares = (torch.zeros_like(self.mean, dtype=torch.float64) for _ in range(3))
         for boxes, targets in images:
             if not targets.boxes.shape[1]:
                 continue
-            matched, labels = (of_image[0] for of_image in match(boxes[None], targets, matcher))
+            matched, labels = (values[0] for values in match(boxes[None], targets, matcher))
             positive = labels == 1
             deltas = box_coder.encode(targets.boxes[0][matched[positive]], boxes[positive]).double()
             classes = targets.labels[0][matched[positive]]
@@ -53,7 +58,7 @@ class DeltaStatistics(nn.Module):
         self.std.copy_(std.where(known, 1.0))
 
     def normalize(self, deltas: Float[Tensor, "*b 4"], labels: Int[Tensor, "*b"]) -> Float[Tensor, "*b 4"]:
-        """Normalise regression targets by the statistics of their class; those of background are not used."""
+        """Normalise regression targets by the statistics of their class; the values for background are not used."""
         labels = labels.clamp(max=len(self.mean) - 1)
         return (deltas - self.mean[labels]) / self.std[labels]
 

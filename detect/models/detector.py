@@ -25,7 +25,7 @@ ProposalSource = Literal["own", "given", "none"]
 class DetectorOptions:
     """Base class of the options of detectors.
 
-    A subclass stands beside its model, defines a field `name` with its YAML name, and holds the paper's defaults.
+    A subclass is in the file of its model, defines a field `name` with its YAML name, and holds the paper's defaults.
     """
 
     name: str
@@ -40,13 +40,13 @@ class DetectorOptions:
 class Detector(nn.Module):
     """Base class of detectors.
 
-    A subclass names its options class, is constructed as `Model(num_classes, options)`, and implements `loss` and
-    `detect`. Nothing else is asked of it; training, evaluation, prediction and export work with these two.
+    A subclass sets `Options` to its options class, is constructed as `Model(num_classes, options)`, and implements
+    `loss` and `detect`. Training, evaluation, prediction and export need only these two methods.
 
     Args:
         num_classes: C, without background.
-        options: options of the subclass. `postprocessing`, which `detect` applies, begins as `options.postprocess`;
-            prediction may lower or raise its thresholds.
+        options: options of the subclass. `detect` applies the attribute `postprocessing`, at first
+            `options.postprocess`; prediction may change its thresholds.
         backbone: feature maps of the whole image.
         neck: pyramid over these maps; without one the heads run on the backbone's last map.
     """
@@ -63,7 +63,7 @@ class Detector(nn.Module):
         self.memory_format = torch.channels_last
 
     def loss(self, batch: Batch) -> Losses:
-        """Return the losses by name, which training sums. Shapes must not depend on the values of the batch."""
+        """Return the losses by name; training sums them. Shapes must not depend on the values of the batch."""
         raise NotImplementedError
 
     def detect(self, images: Images, proposals: Proposals | None = None) -> Detections:
@@ -76,7 +76,7 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Images | Num[Tensor, "B 3 H W"], proposals: Proposals | None = None) -> Detections:
-        """Call `detect`; a plain tensor of RGB pixels stands for images that fill the canvas."""
+        """Call `detect`; images given as a tensor of RGB pixels fill the canvas."""
         if isinstance(images, Tensor):
             sizes = torch.tensor(images.shape[2:], device=images.device).expand(len(images), -1)
             images = Images(images, sizes)
@@ -84,7 +84,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> tuple[Losses, Detections]:
-        """Return losses and detections of a batch. A detector that can compute both in one pass overrides this."""
+        """Return losses and detections of a batch. Override this if one pass can compute both."""
         return self.loss(batch), self.detect(batch.images, batch.proposals)
 
     def features(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
@@ -113,15 +113,15 @@ class Detector(nn.Module):
         return ()
 
     def to_memory_format(self, memory_format: torch.memory_format) -> Self:
-        """Convert the weights, and from now on the pixels, to a memory format; results stay the same."""
+        """Use a memory format for the weights and the pixels; results stay the same."""
         self.memory_format = memory_format
         return self.to(memory_format=memory_format)
 
 
 def known_targets(targets: Targets, num_classes: int) -> Targets:
-    """Mask out targets with non-finite boxes or invalid labels (readers already reject them); at least one is padding.
+    """Mask out targets with non-finite boxes or invalid labels, which readers already reject.
 
-    Static shapes: a batch without ground truths gets one padded entry, as collate makes it.
+    A batch without ground truths gets one padding entry, as the collate function adds, so that G is never 0.
     """
     if not targets.boxes.shape[1]:
         count = len(targets.boxes)

@@ -1,4 +1,4 @@
-"""Fast R-CNN: given proposals share the features of the whole image (Girshick 2015)."""
+"""Fast R-CNN: given proposals are pooled from features of the whole image (Girshick 2015)."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ class FastRCNNOptions(DetectorOptions):
         backbone: body of the network.
         neck: feature pyramid; null runs on the backbone's last map, with the network's own layers as box head.
         pooling: region pooling.
-        box_head: layers on a pooled region, if the network leaves none.
+        box_head: layers on a pooled region, if the network has no layers left for it.
         region_head: sampling, matching and regression.
-        postprocess: from predictions to detections.
+        postprocess: selection of detections from the predictions.
         scales: factors of further image sizes in prediction; each proposal is pooled from the size at which it is
-            closest to 224² pixels (§2.2). Training sees one size a step, drawn from `data.short_side`. Not with a neck.
+            closest to 224² pixels (§2.2). Each training step has one size, drawn from `data.short_side`. Cannot be
+            combined with a neck.
         svd: ranks of the box head's fully connected layers, set by `detect compress`.
     """
 
@@ -78,11 +79,11 @@ class FastRCNN(TwoStage):
     def features(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
         """Return the feature map of the images, and in prediction one more for each of `scales`."""
         sizes = [images] if self.training else [images, *(_resize(images, scale) for scale in self.scales)]
-        return [level for one in sizes for level in super(FastRCNN, self).features(one)]
+        return [level for resized in sizes for level in super(FastRCNN, self).features(resized)]
 
 
 def _resize(images: Images, scale: float) -> Images:
-    """Scale the images, on a canvas whose sides are multiples of 32."""
+    """Scale the images and pad the canvas to multiples of 32."""
     pixels = F.interpolate(images.pixels.float(), scale_factor=scale, mode="bilinear", antialias=scale < 1)
     height, width = pixels.shape[2:]
     pixels = F.pad(pixels, (0, -width % 32, 0, -height % 32))

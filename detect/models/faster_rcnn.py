@@ -27,9 +27,9 @@ class FasterRCNNOptions(DetectorOptions):
         neck: feature pyramid; null runs on the backbone's last map, with the network's own layers as box head.
         rpn: region proposal network.
         pooling: region pooling.
-        box_head: layers on a pooled region, if the network leaves none.
+        box_head: layers on a pooled region, if the network has no layers left for it.
         region_head: sampling, matching and regression.
-        postprocess: from predictions to detections.
+        postprocess: selection of detections from the predictions.
         svd: ranks of the box head's fully connected layers, set by `detect compress`.
     """
 

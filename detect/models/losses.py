@@ -30,11 +30,11 @@ def box_regression_loss(
     valid: Bool[Tensor, "*b"],
     beta: float,
 ) -> Float[Tensor, ""]:
-    """Compute smooth L1 of the objects' deltas, divided by the number of valid samples (both losses weigh alike)."""
+    """Compute smooth L1 of the positives' deltas, divided by the number of all valid samples, like the other loss."""
     losses = F.smooth_l1_loss(deltas.float(), regression_targets, beta=beta, reduction="none").sum(dim=-1)
     return torch.where(positive & valid, losses, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def _mean(losses: Tensor, valid: Tensor) -> Tensor:
-    # where, not a product: an invalid NaN times zero would be NaN.
+    # torch.where instead of a product: NaN of an invalid sample times zero would be NaN.
     return torch.where(valid, losses, 0.0).sum() / valid.sum().clamp(min=1)

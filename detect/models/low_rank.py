@@ -1,4 +1,4 @@
-"""Fully connected layers as two smaller ones, by truncated singular value decomposition (Girshick 2015, §3.1)."""
+"""Truncated SVD: each fully connected layer becomes two smaller ones (Girshick 2015, §3.1)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from detect.backbones import BoxHead
 from detect.errors import UserError
 
 Ranks = tuple[PositiveInt, ...]
-"""Ranks of the box head's fully connected layers, from the first on; see `factorize`."""
+"""Ranks of the box head's first fully connected layers; see `factorize`."""
 
 
 def factorize(box_head: BoxHead, ranks: Sequence[int]) -> None:
-    """Replace, in place, the first fully connected layers by two untrained ones each, of the shapes of a truncated SVD.
+    """Replace each of the first fully connected layers by two untrained ones, in place.
 
-    A layer of u × v weights becomes one of t × v without bias and one of u × t, with nothing in between: t(u + v)
-    weights instead of uv.
+    A layer of u × v weights becomes a layer of t × v weights without bias, followed directly by one of u × t:
+    t(u + v) weights instead of uv, as in a truncated SVD.
 
     Args:
         box_head: the layers after region pooling.
-        ranks: t of fc6, of fc7, and so on; further layers stay as they are.
+        ranks: t of fc6, of fc7, and so on; layers without a rank stay as they are.
 
     Raises:
         UserError: there are fewer layers than ranks, or a rank is not in 1 … the layer's full rank.
@@ -31,8 +31,8 @@ def factorize(box_head: BoxHead, ranks: Sequence[int]) -> None:
     layers = _fully_connected(box_head)
     if len(ranks) > len(layers):
         raise UserError(
-            f"svd: {len(ranks)} ranks, but the box head has {len(layers)} fully connected layers; give one for each "
-            "that is to be compressed, from the first"
+            f"svd: {len(ranks)} ranks, but the box head has {len(layers)} fully connected layers; give one rank for "
+            "each layer to compress, from the first on"
         )
     for (name, layer), rank in zip(layers.items(), ranks, strict=False):
         u, v = layer.weight.shape
@@ -44,10 +44,10 @@ def factorize(box_head: BoxHead, ranks: Sequence[int]) -> None:
 
 @torch.no_grad()
 def truncate(box_head: BoxHead, ranks: Sequence[int]) -> None:
-    """Replace the layers as `factorize` and set their weights to the best approximation W ≈ U Σ Vᵀ, Σ with t values.
+    """Replace layers like `factorize` and set their weights to the truncated SVD W ≈ U Σ Vᵀ with t singular values.
 
     The first layer is Σ Vᵀ, the second U with the old bias (eq. 5). U holds the first eigenvectors of W Wᵀ, in double
-    precision, and Σ Vᵀ = Uᵀ W: less work than the whole decomposition, most of which would be discarded.
+    precision, and Σ Vᵀ = Uᵀ W, which is less work than a complete SVD.
     """
     original = _fully_connected(box_head)
     factorize(box_head, ranks)
@@ -59,5 +59,5 @@ def truncate(box_head: BoxHead, ranks: Sequence[int]) -> None:
 
 
 def _fully_connected(box_head: BoxHead) -> dict[str, nn.Linear]:
-    """Return the fully connected layers by name: fc6 and fc7, or those of a pyramid's box head; a res5 has none."""
+    """Return the fully connected layers of a box head by name."""
     return {name: layer for name, layer in box_head.named_modules() if isinstance(layer, nn.Linear)}

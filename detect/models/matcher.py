@@ -11,7 +11,7 @@ from torch import Tensor
 from detect.ops.boxes import area, intersection_matrix
 from detect.structures import Targets
 
-# A box with this fraction of its area in a crowd region is neither object nor background.
+# A box with at least this fraction of its area in crowd regions is neither object nor background.
 CROWD_SHARE = 0.7
 
 
@@ -22,7 +22,7 @@ class Matcher:
     Args:
         positive_iou: minimum IoU of an object.
         negative_iou: background is below this IoU; boxes in between are ignored.
-        best_is_positive: the best boxes of every ground truth are objects at any IoU (for anchors).
+        best_is_positive: the boxes with the highest IoU with a ground truth are objects at any IoU (for anchors).
         negative_iou_min: background is at or above this IoU; boxes below it are ignored.
     """
 
@@ -34,7 +34,7 @@ class Matcher:
     def __call__(
         self, iou: Float[Tensor, "*b n G"], valid: Bool[Tensor, "*b G"]
     ) -> tuple[Int[Tensor, "*b n"], Int[Tensor, "*b n"]]:
-        """Return the index of each box's best ground truth, and its label; only `valid` ground truths match."""
+        """Return the index of each box's best ground truth, and the box's label; only `valid` ground truths match."""
         iou = iou.masked_fill(~valid.unsqueeze(-2), -1.0)
         best, indices = iou.max(dim=-1)
         positive = best >= self.positive_iou
@@ -50,9 +50,9 @@ def match(
 ) -> tuple[Int[Tensor, "B n"], Int[Tensor, "B n"]]:
     """Match boxes with the ground truths of their image; background in a crowd region is ignored.
 
-    Boxes outside of `candidates` are ignored too, and are no ground truth's best box.
+    Boxes outside of `candidates` are also ignored, and are never the best box of a ground truth.
     """
-    # Ground truths along the rows: reductions over them then run along contiguous boxes, several times faster.
+    # Ground truths are rows: reductions over them then run along contiguous boxes, several times faster.
     shared = intersection_matrix(targets.boxes, boxes)
     crowd = (targets.valid & targets.crowd).unsqueeze(-1)
     ignored = _mostly(shared * crowd, boxes)

@@ -1,4 +1,4 @@
-"""From class probabilities and box deltas to detections (Girshick 2015, §2.3; Ren et al. 2015, §3.3)."""
+"""Selection of detections from class probabilities and box deltas (Girshick 2015, §2.3; Ren et al. 2015, §3.3)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class PostprocessOptions:
     Args:
         score_threshold: detections with lower scores are dropped.
         nms_threshold: IoU above which NMS drops the lower-scoring of two detections of one class.
-        max_detections: maximum number of detections an image.
-        pre_nms_top_k: maximum number of (region, class) pairs an image that enter NMS. A trained detector has a few
-            hundred.
+        max_detections: maximum number of detections per image.
+        pre_nms_top_k: maximum number of (region, class) pairs per image that enter NMS. A trained detector has a few
+            hundred above the threshold.
         min_size: detections with a side shorter than this many pixels are dropped.
     """
 
@@ -45,12 +45,12 @@ def postprocess(
     box_coder: BoxCoder,
     options: PostprocessOptions,
 ) -> Detections:
-    """Decode, clip, apply NMS within each class, and keep the best D of each image, by descending score.
+    """Decode, clip, apply NMS within each class, and keep the best D of each image, in order of descending score.
 
     Args:
-        probabilities: score of each class for each region, in 0 … 1.
+        probabilities: score of each class for each region, from 0 to 1.
         deltas: deltas of each class, relative to `boxes`.
-        boxes: regions that the deltas refer to.
+        boxes: boxes that the deltas are relative to.
         valid: false for padded regions.
         sizes: height and width of each image.
         box_coder: decodes the deltas.
@@ -62,9 +62,9 @@ def postprocess(
     scores, pairs = topk(scores, options.pre_nms_top_k)
     labels = pairs % num_classes
 
-    pair = pairs.unsqueeze(-1).expand(-1, -1, 4)
-    references = boxes.gather(1, (pair // num_classes))
-    boxes = clip(box_coder.decode(deltas.flatten(1, 2).gather(1, pair), references), sizes)
+    pairs = pairs.unsqueeze(-1).expand(-1, -1, 4)
+    references = boxes.gather(1, pairs // num_classes)
+    boxes = clip(box_coder.decode(deltas.flatten(1, 2).gather(1, pairs), references), sizes)
     valid = (scores > 0) & large_enough(boxes, options.min_size)
     boxes = boxes.where(valid.unsqueeze(-1), 0.0)
 

@@ -28,12 +28,12 @@ POSTPROCESS = PostprocessOptions(nms_threshold=0.3)
 
 @options
 class CropPredictorOptions:
-    """How R-CNN classifies and regresses a crop; each alternative is an ablation of the paper (§3.2).
+    """Classification and regression of a crop; the alternatives to the defaults are ablations of the paper (§3.2).
 
     Args:
         layer: the features of the SVMs; null takes the network's last layer.
         classifier: `svm`, trained after the network, or the `softmax` of fine-tuning.
-        regression: refine boxes by ridge regression on pool5; without it detections are proposals.
+        regression: refine boxes by ridge regression on pool5; without it the boxes of detections are proposals.
     """
 
     layer: Layer | None = None
@@ -47,10 +47,10 @@ class RCNNOptions(DetectorOptions):
 
     Args:
         backbone: the network that runs on each crop.
-        crop: how proposals are cropped.
-        predictor: how crops are classified and regressed.
+        crop: cropping of proposals.
+        predictor: classification and regression of crops.
         region_head: sampling and matching for fine-tuning.
-        postprocess: from predictions to detections.
+        postprocess: selection of detections from the predictions.
     """
 
     proposals: ClassVar = "given"
@@ -65,7 +65,7 @@ class RCNNOptions(DetectorOptions):
 
 
 class RCNN(TwoStage):
-    """R-CNN: the backbone is the image itself, and the region head runs a whole network on each crop.
+    """R-CNN: the backbone returns the image itself, and the region head runs a whole network on each crop.
 
     The loss fine-tunes the network with softmax; SVMs and regressors are trained afterwards
     (`detect.training.rcnn_stages`).
@@ -84,7 +84,7 @@ class RCNN(TwoStage):
 
 
 class CropHead(RegionHead):
-    """R-CNN's region head: warp, network, and for training softmax, for detection SVMs and regressors."""
+    """R-CNN's region head: warp, network, then softmax for training, SVMs and regressors for detection."""
 
     box_head: CropNetwork
     predictor: CropPredictor
@@ -102,7 +102,7 @@ class CropHead(RegionHead):
     def forward(
         self, features: list[Float[Tensor, "B 3 _ _"]], boxes: Float[Tensor, "B S 4"]
     ) -> tuple[Float[Tensor, "B S _"], Float[Tensor, "B S C 4"]]:
-        """Compute the SVMs' margins, or logits, and deltas of each box."""
+        """Compute margins (SVMs) or logits (softmax), and deltas, of each box."""
         layers = self.describe(features, boxes)
         logits, deltas = self.predictor({name: values.flatten(0, 1) for name, values in layers.items()})
         return logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
@@ -110,11 +110,11 @@ class CropHead(RegionHead):
     def describe(
         self, features: list[Float[Tensor, "B 3 _ _"]], boxes: Float[Tensor, "B S 4"]
     ) -> dict[str, Float[Tensor, "B S _"]]:
-        """Compute the layers of each box's crop, with at most `crops_per_pass` crops at a time."""
+        """Compute the features of each box's crop by layer, with at most `crops_per_pass` crops at a time."""
         chunks = []
-        for some in boxes.split(max(1, self.crops_per_pass // len(boxes)), dim=1):
-            layers = self.box_head.forward_layers(self.pooling(features, some))
-            chunks.append({name: values.unflatten(0, some.shape[:2]) for name, values in layers.items()})
+        for chunk in boxes.split(max(1, self.crops_per_pass // len(boxes)), dim=1):
+            layers = self.box_head.forward_layers(self.pooling(features, chunk))
+            chunks.append({name: values.unflatten(0, chunk.shape[:2]) for name, values in layers.items()})
         return {name: torch.cat([chunk[name] for chunk in chunks], dim=1) for name in chunks[0]}
 
     def loss(self, features: list[Float[Tensor, "B 3 _ _"]], samples: Samples) -> dict[str, Float[Tensor, ""]]:
@@ -123,12 +123,12 @@ class CropHead(RegionHead):
         return {"classification": classification_loss(logits, samples.labels.flatten(), samples.valid.flatten())}
 
     def probabilities(self, logits: Float[Tensor, "B S _"]) -> Float[Tensor, "B S C"]:
-        """Compute softmax, or map margins to 0 … 1, which keeps their order."""
+        """Compute the softmax, or the sigmoid of margins, which keeps their order."""
         return logits.sigmoid() if self.predictor.options.classifier == "svm" else super().probabilities(logits)
 
 
 class CropPredictor(nn.Module):
-    """Predictions from the layers of a crop: softmax of fine-tuning, one SVM and one box regressor a class.
+    """Predictions from the layers of a crop: softmax of fine-tuning, one SVM and one box regressor per class.
 
     Args:
         layers: names and widths of the layers, in the network's order.
@@ -149,7 +149,7 @@ class CropPredictor(nn.Module):
         self.regressors = nn.Linear(layers["pool5"], 4 * num_classes) if options.regression else None
         nn.init.normal_(self.logits.weight, std=0.01)
         nn.init.zeros_(self.logits.bias)
-        # Not trained by gradients: until they are fitted, they detect nothing and move nothing.
+        # Not trained by gradients: until they are fitted, all margins and deltas are zero.
         for layer in (self.svms, self.regressors):
             if layer is not None:
                 layer.requires_grad_(False)
@@ -157,9 +157,9 @@ class CropPredictor(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, layers: dict[str, Float[Tensor, "N _"]]) -> tuple[Float[Tensor, "N _"], Float[Tensor, "N C 4"]]:
-        """Compute margins of the C classes, or logits of these and background, and deltas."""
+        """Compute margins of the C classes (SVMs) or logits of classes and background (softmax), and deltas."""
         classifier = self.logits if self.svms is None else self.svms
-        margins, pool5 = classifier(layers[self.layer].float()), layers["pool5"].float()
+        scores, pool5 = classifier(layers[self.layer].float()), layers["pool5"].float()
         if self.regressors is None:
-            return margins, pool5.new_zeros(len(pool5), self.num_classes, 4)
-        return margins, F.linear(pool5, self.regressors.weight, self.regressors.bias).unflatten(1, (-1, 4))
+            return scores, pool5.new_zeros(len(pool5), self.num_classes, 4)
+        return scores, F.linear(pool5, self.regressors.weight, self.regressors.bias).unflatten(1, (-1, 4))

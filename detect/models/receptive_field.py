@@ -1,10 +1,12 @@
 """Receptive fields of a network's operations.
 
+A layer with kernel k and dilation d changes the receptive field r and the stride s to
+
     r ← r + (k - 1) · d · s        receptive field: pixels of the input along a side that one cell depends on
     s ← s · stride                 stride: pixels of the input from one cell to the next
 
-hold from layer to layer, with kernel k and dilation d (Araujo, Norris and Sim 2019, "Computing Receptive Fields of
-Convolutional Neural Networks": equivalent to F(i) = (F(i+1) - 1) · stride + k, evaluated from the input).
+(Araujo, Norris and Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks": equivalent to
+F(i) = (F(i+1) - 1) · stride + k, evaluated from the input).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ReceptiveField:
-    """Receptive field of a cell along each axis of a map; size and stride are `inf` if it sees the whole input."""
+    """Receptive field of a cell along each axis of a map; size and stride are `inf` for the whole input."""
 
     size: tuple[float, ...]
     """Pixels of the input along each side that the cell depends on."""
@@ -28,7 +30,7 @@ class ReceptiveField:
     cells: int
     """Number of cells in all maps of the batch."""
     of_region: bool = False
-    """Region pooling restarts both, in cells of the pooled region; for R-CNN these are pixels of the crop."""
+    """True after region pooling: size and stride then count cells of the pooled region, or pixels of R-CNN's crop."""
 
 
 _REGION_POOLING = {"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "roi_align_cpu"}
@@ -47,7 +49,7 @@ def propagate(name: str, args: Any, fields: set[ReceptiveField], out: Tensor) ->
     """
     if name in _REGION_POOLING:
         return initial_field(out, axes=2, of_region=True)
-    field = _joined(fields)
+    field = _merge(fields)
     if field is None:
         return None
     axes = len(field.size)
@@ -62,42 +64,42 @@ def propagate(name: str, args: Any, fields: set[ReceptiveField], out: Tensor) ->
         ratios = [before / after for before, after in zip(args[0].shape[-axes:], out.shape[-axes:], strict=True)]
         return _slide(field, [taps] * axes, ratios, out)
     if name in ("mean", "sum", "amax", "amin") and _over_map(args, axes):
-        return _everything(field)
+        return _whole_input(field)
     if name in ("mm", "addmm"):
         rows = out.shape[0]
-        return field if rows == field.cells else _everything(field)
-    return _everything(field) if name in ("bmm", "baddbmm") or "attention" in name else field
+        return field if rows == field.cells else _whole_input(field)
+    return _whole_input(field) if name in ("bmm", "baddbmm") or "attention" in name else field
 
 
 def initial_field(maps: Tensor, axes: int, of_region: bool = False) -> ReceptiveField:
-    """Return the receptive field of the input, where each cell sees itself."""
+    """Return the receptive field of the input, where each cell depends on itself only."""
     return ReceptiveField((1,) * axes, (1,) * axes, _cells(maps, axes), of_region)
 
 
-def _everything(field: ReceptiveField) -> ReceptiveField:
+def _whole_input(field: ReceptiveField) -> ReceptiveField:
     infinite = (math.inf,) * len(field.size)
     return replace(field, size=infinite, stride=infinite)
 
 
-def _joined(fields: set[ReceptiveField]) -> ReceptiveField | None:
-    """Return the field where branches meet: the largest size, and the finest stride, as coarser maps are upsampled."""
+def _merge(fields: set[ReceptiveField]) -> ReceptiveField | None:
+    """Return the field where branches meet: the largest size and the finest stride (coarser maps are upsampled)."""
     axes = max((len(field.size) for field in fields), default=0)
-    alike = [field for field in fields if len(field.size) == axes]
-    if len(alike) < 2:
-        return alike[0] if alike else None
+    comparable = [field for field in fields if len(field.size) == axes]
+    if len(comparable) < 2:
+        return comparable[0] if comparable else None
     return ReceptiveField(
-        tuple(max(sides) for sides in zip(*(field.size for field in alike), strict=True)),
-        tuple(min(sides) for sides in zip(*(field.stride for field in alike), strict=True)),
-        max(field.cells for field in alike),
-        any(field.of_region for field in alike),
+        tuple(max(sides) for sides in zip(*(field.size for field in comparable), strict=True)),
+        tuple(min(sides) for sides in zip(*(field.stride for field in comparable), strict=True)),
+        max(field.cells for field in comparable),
+        any(field.of_region for field in comparable),
     )
 
 
 def _slide(field: ReceptiveField, spans: Sequence[float], strides: Sequence[float], out: Tensor) -> ReceptiveField:
-    """Return the field of a window that spans and moves by these numbers of cells (formula at the top of this file)."""
-    seen = zip(field.size, field.stride, spans, strict=True)
+    """Return the field of a window of `spans` cells that moves by `strides` cells (formula at the top of this file)."""
+    axes = zip(field.size, field.stride, spans, strict=True)
     return ReceptiveField(
-        tuple(size + (span - 1) * step if span > 1 else size for size, step, span in seen),
+        tuple(size + (span - 1) * step if span > 1 else size for size, step, span in axes),
         tuple(step * stride for step, stride in zip(field.stride, strides, strict=True)),
         _cells(out, len(spans)),
         field.of_region,
@@ -111,7 +113,7 @@ def _cells(maps: Tensor, axes: int) -> int:
 def _convolution(
     weight: Tensor, _bias: Any, stride: Sequence[int], _padding: Any, dilation: Sequence[int], transposed: bool
 ) -> tuple[list[float], list[float]]:
-    """Return the cells that a window spans, and by which it moves, along each axis."""
+    """Return span and stride of a convolution's window in cells, along each axis."""
     kernel = weight.shape[2:]
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, per_axis(dilation, len(kernel)), strict=True)]
     strides = per_axis(stride, len(kernel))
@@ -121,7 +123,7 @@ def _convolution(
 
 
 def _pool(name: str, args: Any, axes: int) -> tuple[list[float], list[float]]:
-    """Return the same for max_pool(x, kernel, stride, padding, dilation, …) and avg_pool(x, kernel, stride, …)."""
+    """Return span and stride of max_pool(x, kernel, stride, padding, dilation, …) or avg_pool(x, kernel, stride, …)."""
     kernel = per_axis(args[1], axes)
     stride = per_axis(args[2], axes) if len(args) > 2 and args[2] else kernel
     dilation = per_axis(args[4] if name.startswith("max") and len(args) > 4 else 1, axes)
@@ -129,17 +131,17 @@ def _pool(name: str, args: Any, axes: int) -> tuple[list[float], list[float]]:
 
 
 def _adaptive(before: Sequence[int], after: Sequence[int]) -> tuple[list[float], list[float]]:
-    """Return the same for an adaptive pool, whose cell i of m covers the cells ⌊i · n / m⌋ … ⌈(i + 1) · n / m⌉ of n."""
+    """Return span and stride of an adaptive pool; cell i of m covers the cells ⌊i · n / m⌋ … ⌈(i + 1) · n / m⌉ of n."""
     spans, strides = [], []
     for n, m in zip(before, after, strict=True):
-        everything = m == 1 < n
-        spans.append(math.inf if everything else max(-(-(i + 1) * n // m) - i * n // m for i in range(m)))
-        strides.append(math.inf if everything else n / m)
+        whole = m == 1 < n
+        spans.append(math.inf if whole else max(-(-(i + 1) * n // m) - i * n // m for i in range(m)))
+        strides.append(math.inf if whole else n / m)
     return spans, strides
 
 
 def per_axis(value: int | Sequence[int], axes: int) -> list[int]:
-    """Return one number for each of the last axes; torch pools a line as a plane of height 1."""
+    """Return one number per axis, the last ones if there are more: torch pools 1-D input as 2-D of height 1."""
     values = [value] if isinstance(value, int) else list(value)
     return values * axes if len(values) == 1 else values[-axes:]
 

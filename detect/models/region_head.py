@@ -1,4 +1,4 @@
-"""The head on regions: sample, pool, classify, regress (Girshick 2015, §2; Ren et al. 2015, §3.3).
+"""Region head: samples, pools, classifies and regresses regions (Girshick 2015, §2; Ren et al. 2015, §3.3).
 
 proposals [B, R] ─ sample ─→ Samples [B, S]
 Samples          ─ pooling, box head, predictor ─→ logits [B, S, K], deltas [B, S, C, 4] ─→ loss     K = C + 1
@@ -31,16 +31,16 @@ class RegionHeadOptions:
     """Options of sampling, matching and regression; the defaults are Faster R-CNN's with a feature pyramid.
 
     Args:
-        batch_size_per_image: regions an image in the loss.
+        batch_size_per_image: regions per image in the loss.
         positive_fraction: maximum fraction of objects among them.
         positive_iou: regions with at least this IoU with a ground truth are objects.
-        negative_iou: regions below this IoU are background.
-        negative_iou_min: but only from this IoU on; Fast R-CNN's 0.1 is a heuristic for hard examples (Girshick 2015,
+        negative_iou: regions below this IoU, and not below `negative_iou_min`, are background.
+        negative_iou_min: minimum IoU of background; Fast R-CNN's 0.1 is a heuristic for hard examples (Girshick 2015,
             §2.3).
         class_agnostic: predict four deltas for all classes together instead of four for each class.
         delta_weights: factors of (dx, dy, dw, dh) that give the regression targets unit variance; null measures mean
-            and variance of each class on the training proposals, as Fast R-CNN does (§2.3); it needs given proposals.
-        smooth_l1_beta: where smooth L1 turns from quadratic to linear.
+            and variance of each class on the training proposals, as Fast R-CNN does (§2.3), and needs given proposals.
+        smooth_l1_beta: absolute error at which smooth L1 turns from quadratic to linear.
     """
 
     batch_size_per_image: PositiveInt = 512
@@ -55,12 +55,12 @@ class RegionHeadOptions:
 
 @dataclass(frozen=True, slots=True)
 class RegionPredictions:
-    """Prediction of a head for each region, before NMS. A further head, as in a cascade, can refine it."""
+    """Predictions of a head for each region, before NMS."""
 
     probabilities: Float[Tensor, "B R C"]
     deltas: Float[Tensor, "B R C 4"]
     boxes: Float[Tensor, "B R 4"]
-    """The boxes that the deltas refer to."""
+    """Boxes that the deltas are relative to."""
     valid: Bool[Tensor, "B R"]
 
 
@@ -69,9 +69,9 @@ class RegionHead(nn.Module):
 
     Args:
         num_classes: C, without background.
-        pooling: features of one size for each region.
-        box_head: a vector from the features of a region.
-        predictor: logits and deltas from that vector.
+        pooling: returns features of a fixed size for each region.
+        box_head: turns the features of a region into a vector.
+        predictor: computes logits and deltas from the vector.
         options: sampling, matching and regression.
     """
 
@@ -94,7 +94,7 @@ class RegionHead(nn.Module):
 
     @torch.no_grad()
     def sample(self, proposals: Proposals, targets: Targets) -> Samples:
-        """Sample regions among proposals and ground truths, each with the ground truth that it matches."""
+        """Sample regions from proposals and ground truths, and match each with a ground truth."""
         objects = targets.valid & ~targets.crowd
         boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
         matched, labels = match(boxes, targets, self.matcher)
@@ -136,7 +136,7 @@ class RegionHead(nn.Module):
         return RegionPredictions(self.probabilities(logits), deltas, proposals.boxes, proposals.valid)
 
     def probabilities(self, logits: Float[Tensor, "B S K"]) -> Float[Tensor, "B S C"]:
-        """Compute the probability of each class, without background."""
+        """Compute the probabilities of the classes, without background."""
         return logits.softmax(dim=-1)[..., :-1]
 
     def detect(
@@ -146,7 +146,7 @@ class RegionHead(nn.Module):
         sizes: Int[Tensor, "B 2"],
         options: PostprocessOptions,
     ) -> Detections:
-        """Return the detections among the proposals, in images of `sizes` (height, width)."""
+        """Return the detections in images of `sizes` (height, width)."""
         predictions = self.predict(features, proposals)
         detections = postprocess(
             predictions.probabilities,

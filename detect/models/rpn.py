@@ -1,10 +1,10 @@
-"""The region proposal network (Ren et al. 2015, Faster R-CNN, §3).
+"""Region proposal network (Ren et al. 2015, Faster R-CNN, §3).
 
 features   L maps [B, C, h, w]
     │ head: 3×3 convolution, then for each of the k anchors of a cell one score and four deltas
 RPNOutput  logits [B, A]   deltas [B, A, 4]   anchors [A, 4]       A = Σ over levels of h · w · k
-    ├ loss:    match anchors with ground truths, sample 256 an image, log loss + smooth L1
-    └ propose: top-k a level, decode, clip, drop the tiny, NMS a level, top-k → Proposals [B, R]
+    ├ loss:    match anchors with ground truths, sample 256 per image, log loss + smooth L1
+    └ propose: top-k per level, decode, clip, drop tiny boxes, NMS per level, top-k → Proposals [B, R]
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from detect.structures import Proposals, Targets
 
 @options
 class ProposalCounts:
-    """Maximum number of boxes a level before NMS, and an image after it."""
+    """Maximum number of boxes per level before NMS, and per image after it."""
 
     pre_nms_top_k: PositiveInt
     post_nms_top_k: PositiveInt
@@ -47,11 +47,11 @@ class RPNOptions:
     """Options of a region proposal network; the defaults are those with a feature pyramid.
 
     Args:
-        anchor_sizes: square roots of the anchors' areas in pixels: one size a level, or all sizes of a single level.
+        anchor_sizes: square roots of the anchors' areas in pixels: one size per level, or all sizes of a single level.
         anchor_ratios: height over width.
-        anchor_offset: position of an anchor's centre in its cell: 0 the corner, 0.5 the middle.
+        anchor_offset: position of an anchor's centre in its cell: 0 is the corner, 0.5 the middle.
         anchors_rounded: round the anchors' shapes to whole pixels.
-        anchors_fitted: spread the cells of a level over the canvas, as torchvision does, instead of a stride apart.
+        anchors_fitted: spread the cells of a level over the canvas, as torchvision does, instead of one stride apart.
         convolutions: 3×3 convolutions before the two output layers.
         training: counts of proposals in training.
         testing: counts of proposals in evaluation and prediction.
@@ -59,11 +59,11 @@ class RPNOptions:
         min_size: proposals with a side shorter than this many pixels are dropped.
         positive_iou: anchors with at least this IoU are objects, as are the best anchors of every ground truth.
         negative_iou: anchors below this IoU are background.
-        batch_size_per_image: anchors an image in the loss.
+        batch_size_per_image: anchors per image in the loss.
         positive_fraction: maximum fraction of objects among them.
         straddle_threshold: anchors that reach further than this many pixels over the image's border are ignored in
             training; 0 in the paper. Null trains on all, as usual with a feature pyramid.
-        smooth_l1_beta: where smooth L1 turns from quadratic to linear.
+        smooth_l1_beta: absolute error at which smooth L1 turns from quadratic to linear.
     """
 
     anchor_sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (32, 64, 128, 256, 512)
@@ -86,12 +86,13 @@ class RPNOptions:
 
 @dataclass(frozen=True, slots=True)
 class RPNOutput:
-    """The head's raw output for every anchor, before sigmoid and decoding."""
+    """Raw output of the head for every anchor, before sigmoid and decoding."""
 
     logits: Float[Tensor, "B A"]
     deltas: Float[Tensor, "B A 4"]
     anchors: Float[Tensor, "A 4"]
     level_sizes: tuple[int, ...]
+    """Number of anchors of each level."""
 
 
 class RPN(nn.Module):
@@ -158,7 +159,7 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def propose(self, output: RPNOutput, sizes: Int[Tensor, "B 2"], counts: ProposalCounts) -> Proposals:
-        """Return the best boxes of each image after NMS within each level, by descending score."""
+        """Return the best boxes of each image after NMS within each level, in order of descending score."""
         boxes, scores, valid = [], [], []
         levels = zip(
             output.logits.split(output.level_sizes, dim=1),

@@ -1,8 +1,7 @@
 """Summary of a network: output shape, receptive field, parameters and FLOPs of each layer.
 
-One run of the network is traced, operation by operation, and each tensor carries its receptive field along. Branches,
-layers that are called several times and operations inside a `forward` are therefore counted as they are, for any
-network.
+All operations of one run are traced, together with the receptive field of each tensor. Branches, layers that are called
+several times and operations inside of a `forward` are therefore counted correctly, for any network.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ class Layer:
     name: str
     kind: str
     calls: int
-    """Number of calls, for an RPN's head one a level; `shapes` and `receptive_field` are of the first."""
+    """Number of calls, for an RPN's head one per level; `shapes` and `receptive_field` are of the first."""
     shapes: tuple[tuple[int, ...], ...]
     """Shapes of all output tensors."""
     receptive_field: ReceptiveField | None
-    """Of the first output; None if it does not depend on the input."""
+    """Receptive field of the first output; None if it does not depend on the input."""
     parameters: int
-    """Parameters that no earlier row has used."""
+    """Number of parameters that no earlier row uses."""
     flops: int
     """FLOPs of all calls."""
 
@@ -55,9 +54,9 @@ class Summary:
     parameters: int
     trainable: int
     unused: int
-    """Parameters not used in this run, such as those of auxiliary classifiers."""
+    """Number of parameters that this run does not use, such as those of auxiliary classifiers."""
     bytes: int
-    """Memory of the parameters."""
+    """Memory of the parameters in bytes."""
     flops: int
     """2 × the multiply-adds of convolutions and matrix products; other operations are not counted."""
 
@@ -71,20 +70,20 @@ def summarize(
     `torch.device("meta")`.
 
     Receptive fields assume that the last axes of a map are cells, as in [B, C, H, W]. Where branches meet, the largest
-    counts. A matrix product with one row a cell is a 1×1 convolution; any other sees the whole input, as do attention,
-    a mean over the map and an adaptive pool to one cell.
+    field is reported. A matrix product with one row per cell counts as a 1×1 convolution. The field of every other
+    matrix product, of attention, of a mean over the map and of an adaptive pool to one cell is the whole input.
 
     Args:
         model: any network.
         inputs: arguments of `run`; receptive fields are measured in cells of the tensors [B, C, …] among them.
         run: function to trace; by default the model itself.
-        depth: level of modules that become rows: 1 for the children of the model, 2 for their children, and so on. By
-            default the deepest that fits into `ROWS` rows.
+        depth: depth of the modules that become rows: 1 for the children of the model, 2 for their children, and so on.
+            By default the largest that gives at most `ROWS` rows.
     """
     trace = _Trace(model, inputs)
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            # The network itself is the root, even if `run` is not its forward; a single layer is its own only row.
+            # The network itself is the root, even if `run` is not its forward; a single layer is the only row.
             if name or not any(model.children()):
                 enter = partial(trace.enter, name)
                 stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
@@ -106,12 +105,12 @@ def summarize(
 def summarize_on_image(
     model: nn.Module, height: int, width: int, proposals: int, depth: int | None = None
 ) -> tuple[Summary, int]:
-    """Summarise a detector or a classifier on one image; return the number of regions that a detector classifies, too.
+    """Return the summary of a detector or a classifier on one image, and the number of regions a detector classifies.
 
     Args:
         model: on the meta device.
         height: pixels; a detector's canvas has the next multiple of 32.
-        width: likewise.
+        width: pixels, like the height.
         proposals: number of regions for a detector with given proposals.
         depth: as for `summarize`.
     """
@@ -142,7 +141,7 @@ class _Call:
     name: str
     kind: str
     own: bool = False
-    given: tuple[tuple[int, ...], ...] = ()
+    input_shapes: tuple[tuple[int, ...], ...] = ()
     shapes: tuple[tuple[int, ...], ...] = ()
     receptive_field: ReceptiveField | None = None
     parameters: int = 0
@@ -158,7 +157,7 @@ class _Call:
 
 
 class _Trace(TorchDispatchMode):
-    """Records every operation, in the module that the hooks report."""
+    """Records every operation under the module that runs it, according to the hooks."""
 
     def __init__(self, model: nn.Module, inputs: Sequence[Any]) -> None:
         super().__init__()
@@ -172,7 +171,7 @@ class _Trace(TorchDispatchMode):
 
     def enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Enter a module's call."""
-        call = _Call(name, _kind(module), given=_shapes((args, kwargs)))
+        call = _Call(name, _kind(module), input_shapes=_shapes((args, kwargs)))
         self.open[-1].steps.append(call)
         self.open.append(call)
 
@@ -185,21 +184,21 @@ class _Trace(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        given = list(_tensors((args, kwargs)))
+        inputs = list(_tensors((args, kwargs)))
         outputs = list(_tensors(out))
-        seen = {known for tensor in given if (known := self.fields.get(tensor))}
-        reached = propagate(func.overloadpacket.__name__, args, seen, outputs[0]) if outputs else None
-        if reached is not None:
+        input_fields = {known for tensor in inputs if (known := self.fields.get(tensor))}
+        output_field = propagate(func.overloadpacket.__name__, args, input_fields, outputs[0]) if outputs else None
+        if output_field is not None:
             for tensor in outputs:
-                self.fields[tensor] = reached
+                self.fields[tensor] = output_field
         count = flop_registry.get(func.overloadpacket)
         flops = count(*args, **kwargs, out_val=out) if count else 0
-        parameters = sum(self.unused.pop(id(tensor), 0) for tensor in given)
+        parameters = sum(self.unused.pop(id(tensor), 0) for tensor in inputs)
         if flops or parameters:
-            self._add(flops, parameters, out, reached)
+            self._add(flops, parameters, out, output_field)
         return out
 
-    def _add(self, flops: int, parameters: int, out: Any, reached: ReceptiveField | None) -> None:
+    def _add(self, flops: int, parameters: int, out: Any, output_field: ReceptiveField | None) -> None:
         call = self.open[-1]
         step = next((step for step in call.steps if step.own), None)
         if step is None:
@@ -207,7 +206,7 @@ class _Trace(TorchDispatchMode):
             call.steps.append(step)
         step.flops += flops
         step.parameters += parameters
-        step.shapes, step.receptive_field = _shapes(out), reached
+        step.shapes, step.receptive_field = _shapes(out), output_field
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -220,7 +219,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         for item in value:
             yield from _tensors(item)
     elif is_dataclass(value) and not isinstance(value, type):
-        yield from _tensors([getattr(value, part.name) for part in fields(value)])
+        yield from _tensors([getattr(value, item.name) for item in fields(value)])
 
 
 def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
@@ -245,10 +244,13 @@ def _depths(call: _Call) -> Iterator[int]:
 
 
 def _rows(root: _Call, depth: int) -> tuple[Layer, ...]:
-    """Return calls at that depth and leaves above it, grouped by name, without those that change nothing."""
-    together: dict[str, list[_Call]] = {}
-    for call in _cut(root, depth):
-        together.setdefault(call.name, []).append(call)
+    """Return calls at this depth and leaves above it, grouped by name.
+
+    Calls that keep the shape and have neither parameters nor FLOPs are left out.
+    """
+    groups: dict[str, list[_Call]] = {}
+    for call in _calls_at(root, depth):
+        groups.setdefault(call.name, []).append(call)
     return tuple(
         Layer(
             name,
@@ -259,38 +261,38 @@ def _rows(root: _Call, depth: int) -> tuple[Layer, ...]:
             sum(call.total("parameters") for call in calls),
             sum(call.total("flops") for call in calls),
         )
-        for name, calls in together.items()
-        if any(map(_changes, calls))
+        for name, calls in groups.items()
+        if any(map(_is_listed, calls))
     )
 
 
-def _changes(call: _Call) -> bool:
-    return call.own or call.shapes != call.given or call.total("parameters") + call.total("flops") > 0
+def _is_listed(call: _Call) -> bool:
+    return call.own or call.shapes != call.input_shapes or call.total("parameters") + call.total("flops") > 0
 
 
-def _cut(call: _Call, depth: int) -> Iterator[_Call]:
+def _calls_at(call: _Call, depth: int) -> Iterator[_Call]:
     for step in call.steps:
         if step.own or step.depth >= depth or all(inner.own for inner in step.steps):
             yield step
         else:
-            yield from _cut(step, depth)
+            yield from _calls_at(step, depth)
 
 
 def _kind(module: nn.Module) -> str:
-    """Return the class of a module, with the window of its only convolution or pool."""
+    """Return the class name of a module, with the window if it has a single convolution or pool."""
     name = type(module).__name__
     windows = [part for part in module.modules() if hasattr(part, "kernel_size") and hasattr(part, "stride")]
-    alone = len(windows) == 1 and not any(isinstance(part, nn.Linear) for part in module.modules())
-    return f"{name} {_window(windows[0])}" if alone else name
+    single = len(windows) == 1 and not any(isinstance(part, nn.Linear) for part in module.modules())
+    return f"{name} {_window(windows[0])}" if single else name
 
 
 def _window(layer: Any) -> str:
-    """Return a window such as 7×7/2, with dilation and groups if there are any."""
+    """Return a window such as 7×7/2, with dilation and groups unless they are 1."""
     axes = int(next((letter for letter in type(layer).__name__ if letter in "123"), 2))
     kernel, stride = per_axis(layer.kernel_size, axes), per_axis(layer.stride, axes)
-    words = "×".join(map(str, kernel if axes > 1 else kernel[:1]))
+    text = "×".join(map(str, kernel if axes > 1 else kernel[:1]))
     if set(stride) != {1}:
-        words += f"/{stride[0]}" if len(set(stride)) == 1 else "/" + "×".join(map(str, stride))
+        text += f"/{stride[0]}" if len(set(stride)) == 1 else "/" + "×".join(map(str, stride))
     dilation, groups = per_axis(getattr(layer, "dilation", 1), axes), getattr(layer, "groups", 1)
-    words += f", dilation {dilation[0]}" if set(dilation) != {1} else ""
-    return words + (f", {groups} groups" if groups > 1 else "")
+    text += f", dilation {dilation[0]}" if set(dilation) != {1} else ""
+    return text + (f", {groups} groups" if groups > 1 else "")

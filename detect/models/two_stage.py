@@ -27,7 +27,7 @@ PARTS: tuple[Part, ...] = ("rpn", "boxes")
 
 
 class TwoStage(Detector):
-    """The pipeline of every R-CNN.
+    """Base class of all R-CNN detectors.
 
     Args:
         num_classes: C, without background.
@@ -51,13 +51,13 @@ class TwoStage(Detector):
         self.rpn, self.region_head = rpn, region_head
 
     def loss(self, batch: Batch, parts: Sequence[Part] = PARTS) -> Losses:
-        """Return the losses of RPN and region head by name; `parts` selects these for alternating training."""
+        """Return the losses of RPN and region head by name; alternating training selects one with `parts`."""
         features = self.features(batch.images)
         return self._loss(features, self._rpn(features), batch, parts)
 
     @torch.no_grad()
     def detect(self, images: Images, proposals: Proposals | None = None) -> Detections:
-        """Return the detections in pixels of the canvas, with the proposals that they were made from."""
+        """Return the detections in pixels of the canvas, with the proposals."""
         features = self.features(images)
         proposals = self._proposals(self._rpn(features), images, proposals, training=False)
         return self.region_head.detect(features, proposals, images.sizes, self.postprocessing)
@@ -73,11 +73,11 @@ class TwoStage(Detector):
 
     @torch.no_grad()
     def propose(self, images: Images) -> Proposals:
-        """Return the RPN's proposals, as many as in training."""
+        """Return the RPN's proposals, with the counts of training."""
         return self._proposals(self._rpn(self.features(images)), images, None, training=True)
 
     def fp32_modules(self) -> tuple[nn.Module, ...]:
-        """Return the predictor, whose output decides on scores and boxes."""
+        """Return the predictor, which computes scores and boxes."""
         return (self.region_head.predictor,)
 
     def _rpn(self, features: Features) -> RPNOutput | None:
@@ -97,7 +97,7 @@ class TwoStage(Detector):
     def _proposals(
         self, rpn_output: RPNOutput | None, images: Images, given: Proposals | None, training: bool
     ) -> Proposals:
-        """Return the given proposals, else the RPN's."""
+        """Return the given proposals or, without them, the RPN's."""
         if given is not None:
             boxes, valid = finite_boxes(given.boxes, given.valid)
             return Proposals(boxes, given.scores, valid)

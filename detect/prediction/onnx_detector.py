@@ -175,7 +175,7 @@ def _open_session(path: Path) -> Any:
         return onnxruntime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # onnxruntime has an exception class per error code, without a common base
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not an ONNX model, or a damaged one ({reason}); export it again") from None
+        raise UserError(f"{path}: not an ONNX model, or damaged ({reason}); export it again") from None
 
 
 def physical_cores() -> int:

@@ -1,1 +1,1 @@
-"""Results for people: tables, pictures, and the report as an HTML page."""
+"""Presentation of results: tables, pictures, and the report as an HTML page."""

@@ -1,7 +1,7 @@
-"""Analysis of evaluations for the report's page.
+"""Analysis of evaluations for the HTML report.
 
-`analyse` takes one detector, `compare_runs` several on the same images. Both return dicts, lists, numbers and None, as
-in JSON; metrics are fractions in 0 … 1.
+`analyse` takes one detector, `compare_runs` several on the same images. Both return dictionaries, lists, numbers and
+None, as in JSON; metrics are fractions in 0 … 1.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from detect.evaluation.weighted import weighted_coco
 from detect.report.meanings import DETECTION_MEANINGS
 
 DIGITS = 4
-"""Decimals of curves: as many as a plot can show, at a third of the size."""
+"""Decimals of curves: enough for a plot, at a third of the file size."""
 SIZES = {"under 32²": "small", "32² – 96²": "medium", "over 96²": "large"}
 CROWDING = {"1": (1, 1), "2 – 4": (2, 4), "5 – 9": (5, 9), "10 – 19": (10, 19), "20 or more": (20, 10**9)}
 RATIOS = {
@@ -65,7 +65,7 @@ def analyse(
     Args:
         dataset: images with their ground truths.
         predictions: at most one per image.
-        resamples: number of bootstrap resamples; without any there are no intervals.
+        resamples: number of bootstrap resamples; 0 gives no intervals.
         seed: seed of the bootstrap.
 
     Raises:
@@ -103,7 +103,7 @@ def compare_runs(
         seed: seed of the bootstrap.
 
     Returns:
-        The metrics of each run, as in `analyse`. For each run but the first: its index (`run`), and the `difference`,
+        The metrics of each run, as in `analyse`. For each run except the first: its index (`run`), and `difference`,
         `interval` and `p` (see `paired_difference`) of all `metrics` and of the AP of all `classes`.
 
     Raises:
@@ -117,7 +117,7 @@ def compare_runs(
         {"run": number, **_differences(dataset, samples[0], samples[number], class_counts)}
         for number in range(1, len(runs))
     ]
-    return [_metrics(one) for one in samples], pairs
+    return [_metrics(of_run) for of_run in samples], pairs
 
 
 def _differences(dataset: Dataset, first: Resamples, other: Resamples, class_counts: list[int]) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _slices(
     """Return the metrics of subsets of the ground truths.
 
     The other ground truths are ignored, as are the detections that match them. An unmatched detection counts as wrong
-    in the slice that it would belong to if it were a ground truth.
+    in the slice to which it would belong as a ground truth.
     """
     sizes = []
     for name, area in SIZES.items():
@@ -228,8 +228,8 @@ def _slices(
         rows[kind] = []
         for name, inside, outside in slices(ground_truths, detections):
             matches = match(ground_truths, detections, ~inside, outside)
-            of_class = weighted_coco(ground_truths, detections, matches, weights)
-            values = {metric: class_mean(of_classes) for metric, of_classes in of_class.items()}
+            class_metrics = weighted_coco(ground_truths, detections, matches, weights)
+            values = {metric: class_mean(of_classes) for metric, of_classes in class_metrics.items()}
             rows[kind].append(_slice_row(name, values, ground_truths, inside & ~ground_truths.crowd))
     return [{"name": kind, "meaning": meaning, "rows": rows[kind]} for kind, meaning in SLICE_MEANINGS.items()]
 

@@ -20,9 +20,9 @@ from detect.files.atomic import write_text
 from detect.terminal import table
 
 _MAX_NUMBERED = 20
-"""Most classes whose confusion matrix is drawn with numbers and all names."""
+"""Maximum number of classes for which the confusion matrix has numbers and all names."""
 _MAX_PRINTED = 40
-"""Most classes that are printed."""
+"""Maximum number of classes that are printed."""
 
 
 def print_classification(metrics: dict[str, Any], console: Console | None = None) -> None:
@@ -34,7 +34,7 @@ def print_classification(metrics: dict[str, Any], console: Console | None = None
     """
     console = console or Console()
     per_class = metrics["per_class"]
-    among = f"the best {TOP_K}" if len(per_class) > TOP_K else f"all {len(per_class)}, so always"
+    among = f"the best {TOP_K}" if len(per_class) > TOP_K else f"all {len(per_class)}, which is always true"
     meanings = {"top1": "the true class is the best prediction", "top5": f"the true class is among {among}"}
     console.print(table(("metric", "%", "meaning"), [(name, metrics[name], text) for name, text in meanings.items()]))
     console.print()
@@ -51,15 +51,15 @@ def write_classification(out: Path, metrics: dict[str, Any], evaluator: Classifi
     dataset = evaluator.dataset
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(metrics, indent=2, allow_nan=False)
-    # One line for each row of the matrix, not for each number. JSON strings contain no line breaks.
+    # One line per row of the matrix instead of one per number. JSON strings contain no line breaks.
     rows = re.sub(r"\[\n([\s\d,]+)\]", lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
     write_text(out / "metrics.json", rows)
     with (out / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("image", "truth", "predicted", "probability"))
-        for one in evaluator.predictions():
-            names = (dataset.classes[one.ground_truth], dataset.classes[one.predicted])
-            writer.writerow((dataset.name(one.image), *names, f"{one.probability:.4f}"))
+        for prediction in evaluator.predictions():
+            names = (dataset.classes[prediction.ground_truth], dataset.classes[prediction.predicted])
+            writer.writerow((dataset.name(prediction.image), *names, f"{prediction.probability:.4f}"))
     confusion = np.array(metrics["confusion"])
     draw_confusion(out / "confusion.png", confusion, dataset.classes, f"{dataset.root} {dataset.split}")
 
@@ -67,8 +67,8 @@ def write_classification(out: Path, metrics: dict[str, Any], evaluator: Classifi
 def draw_confusion(path: Path, confusion: Int[np.ndarray, "C C"], classes: Sequence[str], title: str) -> None:
     """Draw a confusion matrix to an image file: true classes as rows, predicted classes as columns.
 
-    The colour is the share of the row. With up to 20 classes the cells have their numbers of images, except zeros; with
-    more, some names are left out.
+    The colour is the share of the row. With up to 20 classes the cells show their number of images unless it is 0; with
+    more classes, some names are left out.
     """
     from matplotlib.figure import Figure  # here, because the import takes a second
 
@@ -93,6 +93,6 @@ def draw_confusion(path: Path, confusion: Int[np.ndarray, "C C"], classes: Seque
 
 
 def _short(name: str, length: int = 20) -> str:
-    """Return a class name, which comes from a file, shortened and without characters that no font has."""
+    """Return a class name, shortened and without unprintable characters, which names from files may contain."""
     printable = one_line(name)
     return printable if len(printable) <= length else f"{printable[: length - 1]}…"

@@ -35,12 +35,12 @@ def read_comparison(file: Path) -> dict[str, Any] | None:
 
 
 def write_comparison(file: Path, rows: Sequence[Row], finished: bool, about: Mapping[str, Any]) -> None:
-    """Write the rows and what they were measured on, atomically."""
+    """Write the rows and the setting of the measurement, atomically."""
     write_text(file, json.dumps({"rows": rows, "finished": finished, **about}, indent=2, allow_nan=False))
 
 
 def print_comparison(rows: Sequence[Row], about: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the metrics in per cent, the costs, and the conditions of the measurement."""
+    """Print the metrics in per cent, the costs, and the setting of the measurement."""
     console = console or Console()
     recall = next(name for name in rows[0] if name.startswith("recall@"))
     keys = ("config", "detector", "AP", "AP50", "VOC07", recall)
@@ -58,10 +58,10 @@ def print_comparison(rows: Sequence[Row], about: Mapping[str, Any], console: Con
     for line in (
         f"{about['data']} {about['split']}, {about['images']} images. VOC07: mAP at 11 recalls.",
         f"recall: of the best {limit} proposals at IoU {iou}. training: seconds. memory: {about['memory']}.",
-        f"image: seconds at batch size 1, median of {about['timed_images']} images after a warm-up, and its stages, "
-        "without decoding, resizing and copying. Stored proposals were computed again.",
-        "disk: the checkpoint file, with the optimizer state of a detector trained by gradients. store: the proposals "
-        "of one image.",
+        f"image: seconds per image at batch size 1, median of {about['timed_images']} images after a warm-up, and its "
+        "stages, without decoding, resizing and copying. The time of stored proposals is that of computing them.",
+        "disk: the checkpoint file, including the optimizer state of a detector trained by gradients. store: the "
+        "proposals of one image.",
         f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {machine['device']}.",
     ):
         console.print(line, markup=False, highlight=False)
@@ -90,7 +90,7 @@ def _seconds(value: float | None) -> str:
 
 
 def draw_comparison(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Draw AP50 and AP of each detector against its seconds per image to an image file, each named at its AP50."""
+    """Draw AP50 and AP of each detector against its seconds per image to an image file, with names at AP50."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # here, because the import takes a second
     from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -109,7 +109,7 @@ def draw_comparison(path: Path, rows: Sequence[Row], title: str) -> None:
         axes.plot([], [], "o", color="0.4", markerfacecolor=fill, markersize=MARKER_SIZE, label=name)
     times = [row["test_seconds_per_image"] for row in rows]
     low, high = min(times), max(times)
-    # At least a decade, so that a small difference does not look large.
+    # The axis spans at least a decade, so that small differences do not appear large.
     margin = max(1.6, (10 * low / high) ** 0.5)
     axes.set(xscale="log", xlim=(low / margin, high * margin), ylim=(0, 1.05))
     axes.set(xlabel="seconds per image", ylabel="average precision")
@@ -129,10 +129,10 @@ def name_points(
 ) -> list[Bbox]:
     """Label each point without covering labels, lines, markers, the legend or the border of the axes.
 
-    A label is placed as near to its point as possible, and connected with it by a line if it is far away.
+    A label is placed as near to its point as possible; a line connects distant ones.
 
     Args:
-        axes: the plot; its layout is fixed from now on.
+        axes: the plot, whose layout is fixed by this call.
         points: x and y in data coordinates.
         names: label of each point.
         colours: colour of each label.
@@ -175,22 +175,24 @@ def _occupied(axes: Axes, pixel: float) -> list[Bbox]:
 
 
 def _place(axes: Axes, text: Annotation, taken: Sequence[Bbox], pixel: float) -> Bbox:
-    """Move a label to the nearest offset where it covers least, and return its box."""
+    """Move a label to the nearest of the offsets where it covers the smallest area, and return its box."""
     box, area = text.get_window_extent(), axes.get_window_extent()
     offsets = list(_offsets(box.width / pixel, box.height / pixel))
     moved = [box.translated(pixel * right, pixel * up) for right, up in offsets]
     covered = [
-        sum(_shared_area(one, other) for other in taken) + one.width * one.height - _shared_area(one, area)
-        for one in moved
+        sum(_shared_area(candidate, other) for other in taken)
+        + candidate.width * candidate.height
+        - _shared_area(candidate, area)
+        for candidate in moved
     ]
-    # A hundredth of a pixel allows for rounding.
+    # Up to a hundredth of a pixel may be covered, because of rounding.
     best = next((index for index, pixels in enumerate(covered) if pixels < 0.01), covered.index(min(covered)))
     text.set_position(offsets[best])
     return moved[best]
 
 
 def _offsets(width: float, height: float) -> Iterator[tuple[float, float]]:
-    """Yield offsets of a label on rings around its point, the nearest first, on each ring from the right."""
+    """Yield offsets of a label on rings around its point, nearest ring first, each ring from the right."""
     for distance in range(6, 150, 6):
         for step in range(16):
             angle = step * pi / 8

@@ -1,4 +1,4 @@
-"""Drawing of boxes and labels on images. Nothing here needs torch."""
+"""Drawing of boxes and labels on images, without torch."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def text_size(text: str, font: Font) -> tuple[int, int]:
 
 
 def _shortened(text: str, font: Font, width: int) -> str:
-    """Return the text, cut in the middle to fit the width and 32 letters; the end, where scores are, is kept."""
+    """Return the text, shortened in the middle to fit the width and 32 letters; the end, usually a score, is kept."""
     text = " ".join(text.split())  # Pillow anchors single lines only
     length, end = min(len(text), _MAX_LETTERS), text[-5:]
     result = text if len(text) <= _MAX_LETTERS else f"{text[: length - 6]}…{end}"
@@ -101,10 +101,10 @@ def _place(
     taken: Int[np.ndarray, "m 4"],
     size: tuple[int, int],
 ) -> Int[np.ndarray, " 4"]:
-    """Return where the label of box `i` hides least: above or below the box, or inside at its top or bottom.
+    """Return the rectangle where the label of box `i` hides least: above or below the box, or inside at top or bottom.
 
-    The label starts at the left side of the box or ends at its right side. Labels already placed are avoided first,
-    then boxes; a pixel of its own box counts half.
+    The label starts at the left side of the box or ends at its right side. It avoids labels already placed first,
+    then boxes; pixels of its own box count half.
 
     Args:
         i: index of the box.
@@ -120,20 +120,22 @@ def _place(
         for x in (left, right - width)
         if y >= 0 and y + height <= size[1]
     ] or [(max(0, min(left, size[0] - width)), 0)]
-    places = np.array([(x, y, x + width, y + height) for x, y in corners])
-    of_boxes = _shared_pixels(places, boxes)
-    hidden = of_boxes.sum(axis=1) - 0.5 * of_boxes[:, i]
-    return places[np.lexsort((hidden, _shared_pixels(places, taken).sum(axis=1)))[0]]
+    candidates = np.array([(x, y, x + width, y + height) for x, y in corners])
+    hidden_of_box = _shared_pixels(candidates, boxes)
+    hidden = hidden_of_box.sum(axis=1) - 0.5 * hidden_of_box[:, i]
+    return candidates[np.lexsort((hidden, _shared_pixels(candidates, taken).sum(axis=1)))[0]]
 
 
-def _shared_pixels(some: Int[np.ndarray, "p 4"], others: Int[np.ndarray, "q 4"]) -> Int[np.ndarray, "p q"]:
-    """Return the intersection of each rectangle with each of the others, in pixels."""
-    sides = np.minimum(some[:, None, 2:], others[:, 2:]) - np.maximum(some[:, None, :2], others[:, :2])
+def _shared_pixels(a: Int[np.ndarray, "p 4"], b: Int[np.ndarray, "q 4"]) -> Int[np.ndarray, "p q"]:
+    """Return the area of the intersection of each rectangle in `a` with each in `b`, in pixels."""
+    sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
     return np.maximum(sides, 0).prod(axis=-1)
 
 
-def _write(pen: ImageDraw.ImageDraw, place: Sequence[int], text: str, font: Font, colour: tuple[int, int, int]) -> None:
-    left, top, right, bottom = place
+def _write(
+    pen: ImageDraw.ImageDraw, rectangle: Sequence[int], text: str, font: Font, colour: tuple[int, int, int]
+) -> None:
+    left, top, right, bottom = rectangle
     pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
     luminance = np.dot(colour, (0.299, 0.587, 0.114))
     pen.text((left + 3, (top + bottom) / 2), text, fill=BLACK if luminance > 110 else WHITE, font=font, anchor="lm")

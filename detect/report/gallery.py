@@ -20,14 +20,14 @@ from detect.evaluation.coco import Prediction, by_image
 from detect.evaluation.tide import KINDS, STATES, Errors
 
 DRAWN_SCORE = 0.3
-"""Lowest score of the detections that are drawn."""
+"""Minimum score of drawn detections."""
 ERROR_SCORE = 0.5
-"""Lowest score of wrong detections that count as errors of their image."""
+"""Minimum score of wrong detections that count as errors of their image."""
 MAX_IMAGES = 60
 MAX_WORST = 40
-"""Images with the most errors; the others show classes and kinds of error that these do not."""
+"""Maximum number of images chosen for their number of errors; others are examples of further classes and errors."""
 MAX_PER_PAIR = 24
-"""Images for each pair of detectors in a comparison."""
+"""Maximum number of images for each pair of detectors in a comparison."""
 THUMBNAIL_SIDE = 400
 """Longest side of a thumbnail in pixels."""
 
@@ -45,12 +45,12 @@ class ImageErrors:
 
     @property
     def missed(self) -> Bool[np.ndarray, " n"]:
-        """Missed ground truths."""
+        """Mask of the missed ground truths."""
         return self.states == STATES.index("missed")
 
     @property
     def wrong(self) -> Bool[np.ndarray, " d"]:
-        """Wrong detections of score `ERROR_SCORE` or more."""
+        """Mask of the wrong detections with a score of at least `ERROR_SCORE`."""
         wrong = (self.kinds != KINDS.index("correct")) & (self.kinds != KINDS.index("ignored"))
         return wrong & (self.prediction.scores >= ERROR_SCORE)
 
@@ -61,13 +61,13 @@ class ImageErrors:
 
     @property
     def share_correct(self) -> float:
-        """Matched ground truths among these and the errors; 1 for an image without objects and detections."""
+        """Matched ground truths / (matched ground truths + errors); 1 for an image without either."""
         matched = int(np.sum(self.states == STATES.index("matched")))
         return matched / (matched + self.num_errors) if matched + self.num_errors else 1.0
 
     @property
     def groups(self) -> set[tuple[str, int]]:
-        """Classes and kinds of error that this image is an example of."""
+        """Classes and kinds of error that occur among the errors of this image."""
         labels = [*self.record.labels[self.missed].tolist(), *self.prediction.labels[self.wrong].tolist()]
         kinds = self.kinds[self.wrong].tolist()
         return {("class", label) for label in labels} | {("kind", kind) for kind in kinds}
@@ -91,9 +91,9 @@ def errors_by_image(dataset: Dataset, predictions: Sequence[Prediction], errors:
 def gallery(images: Sequence[ImageErrors]) -> list[dict[str, Any]]:
     """Select at most `MAX_IMAGES` images for the report, most errors first.
 
-    An error is a missed ground truth, or a wrong detection of score `ERROR_SCORE` or more. The first `MAX_WORST` images
-    are those with the most errors. Others follow if they show a class or a kind of error that fewer than two of the
-    images before them show.
+    An error is a missed ground truth, or a wrong detection with a score of at least `ERROR_SCORE`. The first
+    `MAX_WORST` images are those with the most errors. Others follow if their errors have a class or kind that occurs in
+    fewer than two of the images before.
     """
     chosen: list[ImageErrors] = []
     shown: Counter[tuple[str, int]] = Counter()
@@ -115,19 +115,19 @@ def gallery(images: Sequence[ImageErrors]) -> list[dict[str, Any]]:
 
 
 def largest_differences(runs: Sequence[Sequence[ImageErrors]]) -> list[dict[str, Any]]:
-    """Select, for each run but the first, the `MAX_PER_PAIR` images in which `share_correct` differs most from it."""
+    """Select the `MAX_PER_PAIR` images whose `share_correct` differs most from the first run, for each other run."""
     images = []
     for number, run in enumerate(runs[1:], start=1):
-        gains = np.array([one.share_correct - first.share_correct for one, first in zip(run, runs[0], strict=True)])
+        gains = np.array([image.share_correct - first.share_correct for image, first in zip(run, runs[0], strict=True)])
         for index in np.argsort(-np.abs(gains), kind="stable")[:MAX_PER_PAIR]:
-            of_runs = [image_errors[index] for image_errors in runs]
+            image_by_run = [image_errors[index] for image_errors in runs]
             if gains[index]:
                 images.append(
-                    thumbnail(of_runs[0].record)
+                    thumbnail(image_by_run[0].record)
                     | {
-                        "ground_truths": ground_truth_rows(of_runs[0]),
-                        "detections": [detection_rows(one) for one in of_runs],
-                        "share_correct": [one.share_correct for one in of_runs],
+                        "ground_truths": ground_truth_rows(image_by_run[0]),
+                        "detections": [detection_rows(image) for image in image_by_run],
+                        "share_correct": [image.share_correct for image in image_by_run],
                         "run": number,
                     }
                 )
@@ -154,7 +154,7 @@ def ground_truth_rows(image: ImageErrors) -> list[list[Any]]:
 
 
 def detection_rows(image: ImageErrors) -> list[list[Any]]:
-    """Return each detection of score `DRAWN_SCORE` or more as x1, y1, x2, y2, label, score, kind; best first."""
+    """Return each detection with at least `DRAWN_SCORE` as x1, y1, x2, y2, label, score, kind; best first."""
     scores = image.prediction.scores.astype(np.float64)
     chosen = np.flatnonzero(scores >= DRAWN_SCORE)
     chosen = chosen[np.argsort(-scores[chosen], kind="stable")]

@@ -1,4 +1,4 @@
-"""Meanings of the metrics, as the terminal and the report show them."""
+"""Explanations of the metrics for the terminal and the report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VOC_MEANINGS = {
     "VOC": "VOC mAP, area under the curve (from 2010)",
 }
 DETECTION_MEANINGS = {**COCO_MEANINGS, **VOC_MEANINGS}
-"""Metrics of detections, in the order of the report."""
+"""Metrics of detections in the order of the report."""
 OVERLAP_MEANINGS = {"ABO": "best IoU with a proposal, mean over the objects", "MABO": "ABO, mean over the classes"}
 
 

@@ -1,4 +1,4 @@
-"""The layers of a network as a table for the terminal."""
+"""Table of a network's layers for the terminal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
 def print_summary(summary: Summary, title: str, console: Console | None = None) -> None:
-    """Print layers and totals for a terminal of 100 columns.
+    """Print layers and totals, for a terminal of 100 columns.
 
     Args:
         summary: the summary.
         title: line above the table.
-        console: by default the terminal.
+        console: where to print; by default the terminal.
     """
     console = console or Console()
     first = next((layer for layer in summary.layers if layer.receptive_field and layer.receptive_field.of_region), None)
@@ -45,7 +45,7 @@ def print_summary(summary: Summary, title: str, console: Console | None = None) 
 
 
 def _table(summary: Summary, first_of_region: Layer | None) -> Table:
-    # The unit leaves four to six digits of the total before the point, so that no relevant layer shows as 0.
+    # With this unit the total has four to six digits before the point, so that no relevant layer is shown as 0.
     exponent = max(0, (len(str(summary.flops)) - 1) // 3 - 1)
     unit, decimals = 1000**exponent, 1 if exponent else 0
     table = Table(box=HORIZONTALS, pad_edge=False, collapse_padding=True, show_footer=True)
@@ -81,7 +81,7 @@ def _table(summary: Summary, first_of_region: Layer | None) -> Table:
 
 
 def _shape(layer: Layer) -> str:
-    """Return the first shape, without a batch of one image; … marks further tensors."""
+    """Return the first shape, without the axis of a batch of one; … stands for further tensors."""
     if not layer.shapes:
         return "–"
     shape = layer.shapes[0]
@@ -90,6 +90,6 @@ def _shape(layer: Layer) -> str:
 
 
 def _sides(sides: Sequence[float]) -> str:
-    """Return one number if the axes agree; "all" for the whole input."""
+    """Return one number if all axes are equal, else one per axis; "all" stands for the whole input."""
     words = ["all" if math.isinf(side) else f"{side:g}" for side in sides]
     return words[0] if len(set(words)) == 1 else "×".join(words)

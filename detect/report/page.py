@@ -1,10 +1,10 @@
-"""An evaluation, or a comparison of several, as one self-contained HTML page.
+"""Self-contained HTML page of an evaluation or of a comparison of several.
 
 The page consists of the files in the folder `web`: a shell (`page.html`) around the body of each kind of page, a style
-sheet, and JavaScript modules that build everything else in the browser from the data. The modules are joined to one
+sheet, and JavaScript modules that build everything else in the browser from the data. The modules are joined into one
 script, in the order below. The data are embedded as JSON, and their text becomes text on the page, never markup. The
 page's Content-Security-Policy allows its own style and script, identified by their hashes, and embedded images;
-anything injected neither runs nor loads.
+injected content is neither run nor loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def render_report(data: dict[str, Any]) -> str:
     """Return the page of one evaluation.
 
     Args:
-        data: what the page shows; shares are fractions in 0 … 1, unknown values are None, boxes are xyxy in pixels.
+        data: content of the page; shares are fractions in 0 … 1, unknown values None, boxes xyxy in pixels.
             `title`, `subject` and `metrics` are required. A section is left out if its key (`classes`, `curves`,
             `thresholds`, `confusion`, `errors`, `slices`, `calibration`, `proposals`, `oracles`, `gallery`, `training`,
             `config`) is missing, None or empty.
@@ -83,8 +83,8 @@ def _hash(text: str) -> str:
 def _json(data: dict[str, Any]) -> str:
     r"""Return JSON that is safe within `<script>`.
 
-    There `</script>` would end it, `<!--` would begin a comment, and older parsers take U+2028 and U+2029 for line
-    ends. These characters occur only within JSON strings, where each can be written as `\u…`.
+    `</script>` would end the element, `<!--` would begin a comment, and older parsers take U+2028 and U+2029 for line
+    ends. These characters occur only in JSON strings, where each can be written as `\u…`.
     """
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":

@@ -26,7 +26,7 @@ def draw_pair(
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
     """Draw the ground truths on the left and the detections on the right, with titles.
 
-    Small images are enlarged two or three times to keep lines and text fine; large ones are reduced to 1600 pixels.
+    Small images are enlarged two or three times, so that lines and text are fine; large ones are shrunk to 1600 pixels.
     For an image more than twice as wide as high, the detections are below the ground truths.
 
     Args:
@@ -59,14 +59,14 @@ def write_pictures(
     """Write `draw_pair` of `count` images, evenly spaced over the data set, as JPEGs to the folder `out`.
 
     Args:
-        out: folder, created if it is missing.
+        out: folder, created if missing.
         dataset: images and ground truths.
         predictions: at most one per image.
         count: number of images.
         score_threshold: lowest score of the detections to draw.
 
     Returns:
-        The files in the order of the data set, named like their images, with the id where two names are equal.
+        The files in the order of the data set, named like their images; the id is added to names that occur twice.
 
     Raises:
         UserError: an image cannot be read.
@@ -83,7 +83,7 @@ def write_pictures(
         pair = draw_pair(decode(record.path), record, prediction, dataset.classes, score_threshold=score_threshold)
         stem = record.path.stem
         paths.append(out / f"{stem if stems[stem.lower()] == 1 else f'{stem}_{record.id}'}.jpg")
-        # Full resolution of the colours (4:4:4) keeps thin coloured lines sharp.
+        # Colour at full resolution (4:4:4), which keeps thin coloured lines sharp.
         Image.fromarray(pair).save(paths[-1], quality=90, subsampling=0)
     return paths
 

@@ -1,4 +1,4 @@
-"""Recall of proposals, as tables and as a picture."""
+"""Recall of proposals, as tables and as a plot."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ IOU_THRESHOLDS = (0.5, 0.7, 0.8)
 def print_recall(recall: ProposalRecall, classes: Sequence[str], console: Console | None = None) -> None:
     """Print recall, AR, ABO and MABO of the first k proposals for each limit k, and the ABO of each class.
 
-    Recall is the share of the ground truths that have a proposal with the IoU. For AR, as in COCO, each proposal
-    matches one ground truth at most.
+    Recall is the share of the ground truths that have a proposal with at least this IoU. For AR, as in COCO, a proposal
+    matches at most one ground truth.
 
     Args:
-        recall: proposals of a split.
+        recall: recall of the proposals of a split.
         classes: class names by label.
         console: where to print; by default the terminal.
     """

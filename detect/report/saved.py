@@ -1,4 +1,4 @@
-"""Evaluations read back from their folders or from COCO files, for a new report or a comparison."""
+"""Reading of evaluations from their folders or from COCO files, for a new report or a comparison."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from detect.evaluation.voc import evaluate_voc
 from detect.files.fence import read_bounded
 
 _MAX_BYTES = 2**26
-"""Largest `metrics.json`; a thousand classes take a hundredth of it."""
+"""Maximum size of `metrics.json`; a thousand classes take a hundredth of this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Predictions of a detector on a data set, and their metrics."""
+    """Predictions of a detector on a data set, with metrics."""
 
     name: str
     dataset: Dataset
@@ -34,7 +34,7 @@ class Evaluation:
 def evaluate_files(
     ground_truth: Path, predictions: Path, images: Path | None = None, engine: Engine = "pycocotools"
 ) -> tuple[Evaluation, int]:
-    """Evaluate COCO files of any origin.
+    """Evaluate a COCO annotation file and a results file.
 
     Args:
         ground_truth: COCO annotation file.
@@ -44,10 +44,10 @@ def evaluate_files(
 
     Returns:
         The evaluation, whose COCO metrics equal those of pycocotools on the same files to the last bit, and the number
-        of skipped annotations, those of images that the annotation file does not list.
+        of skipped annotations, whose images the annotation file does not list.
 
     Raises:
-        UserError: a file cannot be read or is not of its kind.
+        UserError: a file cannot be read or has another format.
     """
     file = read_ground_truth(ground_truth, images)
     return _evaluate(predictions.stem, file, predictions, engine), file.num_skipped
@@ -60,8 +60,8 @@ def read_evaluations(
 
     Args:
         sources: folders of runs or of evaluations; with `ground_truth` also results files.
-        ground_truth: COCO annotation file; by default the data set that the first folder names is read.
-        images: folder of the images of `ground_truth`, if they are to be shown.
+        ground_truth: COCO annotation file; by default the data set of the first folder's evaluation is read.
+        images: folder of the images of `ground_truth`, if they will be shown.
 
     Raises:
         UserError: a folder has no evaluation, or the evaluations are of different data.
@@ -71,8 +71,8 @@ def read_evaluations(
         origins = [_origin(folder) for folder in folders]
         for folder, origin in zip(folders, origins, strict=True):
             if origin != origins[0]:
-                about = "{} is of {}, split {}".format(folder, *origin[:2])
-                raise UserError(f"{about}, but {folders[0]} is not; compare evaluations of one split")
+                evaluated = "{} is an evaluation of {}, split {}".format(folder, *origin[:2])
+                raise UserError(f"{evaluated}, but {folders[0]} is not; compare evaluations of one split")
         root, split, classes = origins[0]
         dataset = read(root, split, classes=classes, skip_unreadable=True)
         file = GroundTruthFile(coco_ground_truth(dataset), dataset, 0)
@@ -93,7 +93,7 @@ def _evaluate(name: str, file: GroundTruthFile, predictions_file: Path, engine: 
 
 
 def _evaluation_folder(source: Path) -> Path:
-    """Return the folder of an evaluation, `source` itself or its `eval`; a file is returned as it is."""
+    """Return the folder of an evaluation: `source` or its folder `eval`; a file is returned unchanged."""
     if source.is_file():
         return source
     for folder in (source, source / "eval"):
@@ -122,7 +122,7 @@ def _saved_metrics(folder: Path) -> dict[str, Any]:
 
 
 def _names(sources: Sequence[Path]) -> list[str]:
-    """Return the last components of each path, as few as make all names different."""
+    """Return the last components of each path, the smallest number that makes all names different."""
     paths = [source.absolute().with_suffix("") if source.is_file() else source.absolute() for source in sources]
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]

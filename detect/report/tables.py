@@ -1,4 +1,4 @@
-"""Metrics as tables for a terminal of 80 columns."""
+"""Tables of metrics for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CLASS_COLUMNS = {"truths": "objects", "AP": "AP", "AP50": "AP50", "AP75": "AP75
 
 
 def print_metrics(metrics: dict[str, Any], console: Console | None = None) -> None:
-    """Print metrics in per cent: a table of the overall metrics, and one with a row for each class.
+    """Print metrics in per cent: a table of the overall metrics, and a table with a row for each class.
 
     Args:
         metrics: results of `evaluate_coco`, `evaluate_voc` and `ProposalRecall.compute`, or some of them.
@@ -37,7 +37,7 @@ def _value(value: float | dict[str, Any] | None) -> float | None:
 
 
 def _class_columns(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the columns of the table of classes: by title, the values by class name."""
+    """Return the columns of the table of classes: title → class name → value."""
     columns: dict[str, dict[str, Any]] = {}
     if per_class := metrics.get("per_class"):
         for key, title in _CLASS_COLUMNS.items():

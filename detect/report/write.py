@@ -27,14 +27,14 @@ VERSIONS = ("detect", "torch", "torchvision", "lightning", "pycocotools", "numpy
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Origin of the detections of a report; None for what is unknown."""
+    """Origin of the detections of a report; unknown values are None."""
 
     title: str
     checkpoint: Path | None = None
     config: str | None = None
     """Configuration of the experiment as YAML."""
     run: Path | None = None
-    """Folder of the training run, which contains its curves."""
+    """Folder of the training run, for the training curves."""
     command: str | None = None
 
 
@@ -45,7 +45,7 @@ def write_report(
     origin: Origin,
     recall: ProposalRecall | None = None,
 ) -> None:
-    """Write the page of one evaluation; `recall` is that of the proposals, if there were any."""
+    """Write the page of one evaluation, with the proposals' `recall` if the detector uses any."""
     write_text(file, render_report(report_data(dataset, predictions, origin, recall)))
 
 
@@ -79,8 +79,8 @@ def write_comparison_report(file: Path, runs: Sequence[Evaluation], command: str
     data = {
         "title": title,
         "runs": [
-            {"name": run.name, "subject": subject, "metrics": own}
-            for run, subject, own in zip(runs, subjects, metrics, strict=True)
+            {"name": run.name, "subject": subject, "metrics": run_metrics}
+            for run, subject, run_metrics in zip(runs, subjects, metrics, strict=True)
         ],
         "pairs": pairs,
         "images": largest_differences(errors),
@@ -89,7 +89,7 @@ def write_comparison_report(file: Path, runs: Sequence[Evaluation], command: str
 
 
 def _subject(dataset: Dataset, predictions: Sequence[Prediction], origin: Origin) -> dict[str, Any]:
-    """Return what was evaluated, when, and with which versions."""
+    """Return the evaluated data with counts, the date, and the versions."""
     crowds = sum(int(record.crowd.sum()) for record in dataset.records)
     return {
         "images": len(dataset),
@@ -123,7 +123,7 @@ def training_curves(file: Path) -> dict[str, Any] | None:
 
 
 def _group(name: str) -> str:
-    """Return the chart that a column belongs to: losses, metrics (AP, AR@100 …) or learning rates."""
+    """Return the chart of a column: losses, metrics (AP, AR@100 …) or learning rates."""
     if name.startswith("lr-"):
         return "learning rate"
     return "metrics" if name.startswith(("AP", "AR", "VOC", "recall", "ABO", "MABO")) else "losses"

@@ -1,1 +1,1 @@
-"""The training loop, on Lightning."""
+"""Training with Lightning."""

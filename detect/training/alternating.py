@@ -14,14 +14,14 @@ from detect.training.recipe import Recipe
 
 
 class Alternating(Recipe):
-    """RPN and detector are trained in turns and share one backbone in the end.
+    """Train RPN and detector alternately, so that they share one backbone in the end.
 
     1. Train an RPN from the initial weights.
-    2. Train a detector from the initial weights on its proposals; the two share nothing yet.
+    2. Train a detector from the initial weights on its proposals; the two share no layers yet.
     3. Train an RPN on the detector's backbone, which is frozen.
     4. Train the detector's own layers on that RPN's proposals, with backbone and RPN frozen.
 
-    A run resumes in the step that it was in, and reads the last checkpoints of those before.
+    A run resumes in the step in which it stopped, and reads the last checkpoints of the steps before.
     """
 
     model: FasterRCNN

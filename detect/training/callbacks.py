@@ -1,4 +1,4 @@
-"""Callbacks: a progress bar, and the end of a run with a non-finite loss."""
+"""Callbacks: a progress bar, and a check for non-finite losses and gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from detect.training.randomness import get_random_state, set_random_state
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Values of a step that are checked once the device has computed them."""
+    """Values of a step, to check when the device has computed them."""
 
     number: int
     values: Tensor
@@ -32,7 +32,7 @@ class _Step:
 
 
 class StopOnNaN(Callback):
-    """Ends training within a step of a non-finite loss or gradient, and names the images and the layer.
+    """Ends training at a non-finite loss or gradient, at most one step later, and reports the images and the layer.
 
     On CUDA the values of a step are checked after the next one has been queued, so that nothing waits for the GPU. No
     checkpoint is written before the check. With fp16, gradients may overflow; the scaler skips such steps.
@@ -77,7 +77,7 @@ class StopOnNaN(Callback):
         if step is None:
             return
         if step.copied is not None:
-            step.copied.synchronize()  # before that the copy is not complete
+            step.copied.synchronize()  # the copy is complete only after this
         nonfinite = [
             f"{name} is {value.item()}"
             for name, value in zip(("loss", "gradient's norm"), step.values, strict=True)
@@ -87,18 +87,18 @@ class StopOnNaN(Callback):
             assert isinstance(module, TrainingModule)
             set_random_state(module.device, step.random)
             with torch.enable_grad(), trainer.precision_plugin.train_step_context():
-                place = first_nonfinite(module.model, lambda: module.losses(step.batch, module.model.loss))
+                location = first_nonfinite(module.model, lambda: module.losses(step.batch, module.model.loss))
             images = ", ".join(map(str, step.batch.ids.tolist()))
             raise UserError(
-                f"step {step.number}: the {nonfinite[0]} on the images with ids {images}, first in {place}; "
+                f"step {step.number}: the {nonfinite[0]} on the images with ids {images}, first in {location}; "
                 "check them, lower --training.learning_rate, or set --training.clip_norm 10"
             )
 
 
 class ProgressBar(Callback):
-    """One bar over the whole run: epoch, steps, losses, last AP, elapsed and remaining time.
+    """One bar for the whole run: epoch, steps, losses, last AP, elapsed and remaining time.
 
-    Without a terminal it prints one line an epoch.
+    Without a terminal it prints one line per epoch.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class ProgressBar(Callback):
         batch: Batch | ClassificationBatch,
         batch_idx: int,
     ) -> None:
-        """Advance; losses are read only once a second, since reading them waits for the device."""
+        """Advance. Losses are read only once per second, since reading them waits for the device."""
         description = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self.bar.update(self._task, completed=trainer.global_step, description=description)
         if not self.bar.disable and time.monotonic() - self._last_shown > 1:
@@ -157,7 +157,7 @@ class ProgressBar(Callback):
         self.bar.stop()
 
     def _metrics(self, trainer: Trainer, module: LightningModule) -> str:
-        """Return the sum of the losses and AP, which fit into 80 columns, and in wider terminals each loss."""
+        """Return the sum of the losses and AP, which fit into 80 columns, or in wider terminals each loss as well."""
         parts = module.loss_names if isinstance(module, TrainingModule) else ()
         wide = not self.console.is_terminal or self.console.width >= 150
         shown = ("loss", *parts, "val_loss", "AP", "AP50") if wide else ("loss", "AP")

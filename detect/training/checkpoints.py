@@ -14,16 +14,16 @@ from detect.training.run_folder import disk_errors
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to the disk, and renames: no crash loses the previous checkpoint."""
+    """Writes checkpoints atomically: no crash loses the previous checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint. Raise `UserError` if the disk refuses it."""
+        """Write a checkpoint. Raise `UserError` if it cannot be written."""
         path, size = Path(path), _size(checkpoint)
         with disk_errors(path, size):
             save_torch(checkpoint, path)
 
 
 def _size(checkpoint: dict[str, Any]) -> int:
-    """Return the bytes of all tensors, each counted once."""
+    """Return the number of bytes of all tensors, each counted once."""
     tensors = {leaf.data_ptr(): leaf.nbytes for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor)}
     return sum(tensors.values())

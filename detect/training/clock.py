@@ -15,7 +15,7 @@ from detect.training.run_folder import write
 @rank_zero_only
 def begin(out: Path, resume: bool) -> None:
     """Record the start of a session in a run's folder, with the seconds of earlier sessions."""
-    _write(out, {"seconds": _so_far(out) if resume else 0.0, "since": time.time()})
+    _write(out, {"seconds": _seconds_so_far(out) if resume else 0.0, "since": time.time()})
 
 
 @rank_zero_only
@@ -37,7 +37,7 @@ def seconds(out: Path) -> float | None:
     return _read(out).get("seconds") if finished(out) else None
 
 
-def _so_far(out: Path) -> float | None:
+def _seconds_so_far(out: Path) -> float | None:
     """Return the seconds of earlier sessions. A killed session counts until its last write to the folder."""
     record = _read(out)
     if "since" not in record or record["seconds"] is None:
@@ -47,7 +47,7 @@ def _so_far(out: Path) -> float | None:
 
 
 def _read(out: Path) -> dict[str, Any]:
-    """Return the content of the file; an empty dictionary if there is none."""
+    """Return the content of the file, or an empty dictionary without one."""
     file = out / "training.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 

@@ -1,4 +1,4 @@
-"""Training an experiment: checks, the recipe, and the run's folder."""
+"""Training of an experiment: checks, recipe, and the run's folder."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ E = TypeVar("E", Config, ClassificationConfig)
 
 
 def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) -> tuple[Path, float]:
-    """Train a detector; return the best checkpoint (the last one without validation) and the seconds it took.
+    """Train a detector; return the best checkpoint (without validation the last one) and the duration in seconds.
 
     The folder `out` then holds `config.yaml`, `metrics.csv`, `tensorboard/`, `checkpoints/{best,last}.ckpt` and
-    `training.json` with the seconds of all sessions. With `resume` the run continues from the folder's last checkpoint,
-    or starts if there is none.
+    `training.json` with the duration of all sessions. With `resume` the run continues from the folder's last
+    checkpoint, or starts if the folder has none.
 
     Raises:
-        UserError: the config does not fit itself, the data, this machine or the folder.
+        UserError: the options contradict each other, or do not fit the data, this machine or the folder.
         KeyboardInterrupt: the run was interrupted; its checkpoints are complete.
     """
     config = _with_precision(config)
     started = time.monotonic()
-    recipe = prepare(config, data)  # finds all mistakes in the config before the folder exists
+    recipe = prepare(config, data)  # raises all mistakes in the config before the folder exists
     recipe.measure_data()
     card = model_card(config, data.train.classes, data.train.category_ids)
     # Of all recipes: the folder may hold a run of another one.
@@ -79,7 +79,7 @@ def prepare(config: Config, data: DetectionData) -> Recipe:
     """Check the experiment and return its recipe with the initial model; nothing is written.
 
     Raises:
-        UserError: the config does not fit itself, the data or this machine.
+        UserError: the options contradict each other, or do not fit the data or this machine.
     """
     check_machine(config.training)
     _check_val(data)
@@ -117,7 +117,7 @@ def fit_classifier(
 def _session(config: Experiment, out: Path, resume: bool) -> Iterator[None]:
     """Own the run's folder: only this process, or the processes of this training, may write to it."""
     with owned(out), interruptible():
-        # Only the first process checks: to the others, the run that has begun would be their own.
+        # Only the first process checks: to the others, this run itself might look like another one that has begun.
         if not resume and is_first() and (out / "config.yaml").exists():
             raise UserError(f"{out}: another run has begun in this folder; give another --out")
         clock.begin(out, resume)
@@ -137,7 +137,7 @@ def _save_config(config: Experiment, out: Path) -> None:
 
 
 def _with_precision(config: E) -> E:
-    """Return the experiment with the precision that `auto` means here; the run's folder records it."""
+    """Return the experiment with `auto` replaced by this machine's precision, to record it in the run's folder."""
     return replace(config, training=replace(config.training, precision=resolve_precision(config.training)))
 
 
@@ -150,7 +150,7 @@ def _check_val(data: DetectionData) -> None:
 
 
 def _check_shares(training: TrainingOptions, data: DetectionData | ClassificationData) -> None:
-    """Raise `UserError` if a process would have no batch to validate on, where Lightning ends."""
+    """Raise `UserError` if a process would have no batch to validate on; Lightning would end the run there."""
     processes = count_processes(training)
     if data.val is not None and len(batches := data.val_dataloader()) < processes:
         raise UserError(
@@ -160,13 +160,13 @@ def _check_shares(training: TrainingOptions, data: DetectionData | Classificatio
 
 
 def _check_size(config: ClassificationConfig) -> None:
-    """Raise `UserError` if the images are too small for the network: a pass without data and without weights."""
+    """Raise `UserError` if the images are too small for the network, checked by a pass on the meta device."""
     size, options = config.data.size, replace(config.model, backbone=replace(config.model.backbone, weights=None))
     with torch.device("meta"):
         model = Classifier(1, options).eval()
         try:
             model(torch.empty(1, 3, size, size, dtype=torch.uint8))
-        except (RuntimeError, ValueError) as error:  # torch's own, of a layer left without a cell, or with one only
+        except (RuntimeError, ValueError) as error:  # torch's own: a layer's map has one cell or none
             raise UserError(f"data.size: {size} pixels are too few for the network; give more ({error})") from None
 
 
@@ -176,8 +176,8 @@ def check_resumable(config: Config, classes: tuple[str, ...], checkpoint: Path) 
     if before.classes != classes:
         raise UserError(f"--resume: {checkpoint} has the classes {', '.join(before.classes)}; the data has others")
     if before.config.model != config.model:
-        raise UserError(f"--resume: {checkpoint} has another network than the config; start a new run for another one")
+        raise UserError(f"--resume: {checkpoint} has another network than the config; start a new run")
     for name in ("optimizer", "learning_rate", "momentum", "nesterov", "weight_decay", "bias_lr_factor"):
-        was, wanted = getattr(before.config.training, name), getattr(config.training, name)
-        if was != wanted:
-            raise UserError(f"--resume: {checkpoint} began with training.{name} {was}, not {wanted}; start a new run")
+        old, new = getattr(before.config.training, name), getattr(config.training, name)
+        if old != new:
+            raise UserError(f"--resume: {checkpoint} began with training.{name} {old}, not {new}; start a new run")

@@ -16,10 +16,10 @@ from detect.training.recipe import Recipe
 
 
 class Joint(Recipe):
-    """One loop over all losses (Girshick 2015, §2.3; Ren et al. 2015, §3.2, approximate joint training)."""
+    """One training loop with all losses (Girshick 2015, §2.3; Ren et al. 2015, §3.2, approximate joint training)."""
 
     def measure_data(self) -> None:
-        """Measure the box deltas, if the model normalises them."""
+        """Measure the statistics of the box deltas, if the model normalises them."""
         if isinstance(self.model, TwoStage) and self.model.region_head.statistics is not None:
             measure_deltas(self.model, self.data)
 
@@ -29,7 +29,7 @@ class Joint(Recipe):
 
 
 def measure_deltas(model: TwoStage, data: DetectionData) -> None:
-    """Set mean and variance of the box deltas on the training split; flips and scales hardly change them."""
+    """Measure the box deltas on the training split without augmentation; flips and scales hardly change them."""
     head = model.region_head
     assert head.statistics is not None
     records = data.train.records

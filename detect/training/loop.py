@@ -1,4 +1,4 @@
-"""Lightning's loop with our callbacks, loggers and checkpoints."""
+"""Lightning's training loop with the callbacks, loggers and checkpoints of this package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from detect.training.saving import Patience, SaveLast
 
 
 def run_loop(module: TrainingModule, data: DetectionData | ClassificationData, out: Path, resume: bool = False) -> None:
-    """Train in the folder `out`; with `resume` continue from its last checkpoint, if there is one."""
+    """Train in the folder `out`; with `resume` continue from its last checkpoint, if it has one."""
     training, validates = module.training_options, module.evaluator is not None
     resume = resume and last_checkpoint(out).exists()
     saved = torch.load(last_checkpoint(out), weights_only=True, mmap=True) if resume else {}
@@ -34,7 +34,7 @@ def run_loop(module: TrainingModule, data: DetectionData | ClassificationData, o
     # Events that TensorBoard logged after the checkpoint are dropped as well.
     board = TensorBoardLogger(out, name="", version="tensorboard", purge_step=saved["global_step"] if resume else None)
     with warnings.catch_warnings():
-        # Lightning's advice on workers and its own use of deprecated torch functions help no user.
+        # Lightning warns about the number of workers and about its own use of deprecated torch functions.
         warnings.filterwarnings("ignore", module="lightning")
         trainer = Trainer(
             **trainer_devices(training, unused_parameters=module.trains_in_part),
@@ -56,12 +56,12 @@ def run_loop(module: TrainingModule, data: DetectionData | ClassificationData, o
         try:
             checkpoint = last_checkpoint(out) if resume else None
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit:  # Lightning turns an interrupt into it
+        except SystemExit:  # Lightning raises this on an interrupt
             raise KeyboardInterrupt from None
 
 
 def run_step(module: DetectorModule, data: DetectionData, out: Path, resume: bool) -> None:
-    """Run the loop, then load the saved weights into the model: with an EMA, these are the average."""
+    """Run the loop, then load the saved weights into the model; with an EMA these are the average."""
     run_loop(module, data, out, resume)
     module.model.load_state_dict(load_checkpoint(last_checkpoint(out)).model.state_dict())
 
@@ -88,7 +88,7 @@ def _callbacks(training: TrainingOptions, out: Path, monitor: str | None, metric
         best: dict[str, Any] = {"dirpath": out / "checkpoints", "filename": "best", "enable_version_counter": False}
         callbacks.append(SaveBest(monitor=monitor, mode="max", save_on_train_epoch_end=False, **best))
     if training.ema is not None:
-        # Not EMAWeightAveraging, whose formula also changes constants, such as anchors, by a rounding error a step.
+        # Not EMAWeightAveraging, whose formula changes constants, such as anchors, by a rounding error in each step.
         callbacks.append(WeightAveraging(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(training.ema)))
     if training.patience is not None and monitor is not None:
         callbacks.append(Patience(monitor, mode="max", patience=training.patience))
@@ -96,7 +96,7 @@ def _callbacks(training: TrainingOptions, out: Path, monitor: str | None, metric
 
 
 class SaveBest(ModelCheckpoint):
-    """Keeps the checkpoint of the highest metric, and of equal ones the last."""
+    """Keeps the checkpoint with the highest metric; of equal ones the last."""
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return whether to save; equal metrics count as better."""
@@ -104,9 +104,9 @@ class SaveBest(ModelCheckpoint):
         return bool(equal) or super().check_monitor_top_k(trainer, current)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best metric even if the run's folder was moved, where Lightning would overwrite the best file."""
-        here = Path(self.dirpath or ".")
+        """Restore the best metric even if the run's folder was moved; Lightning would then overwrite the best file."""
+        folder = Path(self.dirpath or ".")
         paths = ("best_model_path", "kth_best_model_path", "last_model_path")
-        moved = {name: str(here / Path(path).name) if (path := state_dict.get(name)) else "" for name in paths}
-        best = {str(here / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
+        moved = {name: str(folder / Path(path).name) if (path := state_dict.get(name)) else "" for name in paths}
+        best = {str(folder / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})

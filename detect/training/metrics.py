@@ -1,4 +1,4 @@
-"""`metrics.csv`: losses, learning rates and metrics, one row for each time they are logged."""
+"""`metrics.csv`: losses, learning rates and metrics, one row per logging call."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Row = dict[str, Any]
 
 
 class MetricsFile(Logger):
-    """Logger that writes each row immediately, so that a kill loses nothing that was logged.
+    """Logger that writes each row immediately, so that a killed run keeps everything that was logged.
 
-    Lightning's own logger deletes the file of a resumed run, and rewrites it in place for every new column.
+    Lightning's own logger deletes the file when a run resumes, and rewrites it in place for every new column.
 
     Args:
         file: path; an existing file is overwritten, except for `rows`.
@@ -40,12 +40,12 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Name that Lightning requires."""
+        """Name of the logger."""
         return self.file.stem
 
     @property
     def version(self) -> str:
-        """Name that Lightning requires."""
+        """Version of the logger; there is none."""
         return ""
 
     @rank_zero_only
@@ -61,18 +61,18 @@ class MetricsFile(Logger):
         self.rows += 1
 
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
-        """Do nothing: they are in config.yaml."""
+        """Do nothing: the options are in config.yaml."""
 
     def _rewrite(self, rows: list[Row]) -> None:
         write(self.file, ",".join(self._columns) + "\r\n" + _lines(rows, self._columns))
 
 
 def _read(file: Path) -> list[Row]:
-    """Return the complete rows of the file, without one that was cut off."""
+    """Return the complete rows of the file, without a truncated last one."""
     if not file.exists():
         return []
-    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
-    return list(csv.DictReader(whole.splitlines()))
+    complete, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
+    return list(csv.DictReader(complete.splitlines()))
 
 
 def _lines(rows: list[Row], columns: list[str]) -> str:

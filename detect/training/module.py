@@ -1,4 +1,4 @@
-"""Training step and validation step, for Lightning's loop."""
+"""Lightning modules: training and validation steps of detectors and classifiers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from detect.training.randomness import get_random_state, set_random_state
 
 
 class TrainingModule(LightningModule):
-    """Base class of the training of detectors and classifiers.
+    """Base class of the modules of detectors and classifiers.
 
     Args:
         model: the detector or classifier.
@@ -39,7 +39,7 @@ class TrainingModule(LightningModule):
     monitor: ClassVar[str]
     """Metric that selects the best checkpoint; higher is better."""
     trains_in_part: bool = False
-    """Whether some trainable parameters get no gradient."""
+    """True if some trainable parameters get no gradient."""
     evaluator: Evaluator | ClassificationEvaluator | None
 
     def __init__(self, model: Detector | Classifier, training: TrainingOptions, card: dict[str, Any] | None) -> None:
@@ -55,12 +55,12 @@ class TrainingModule(LightningModule):
         self.loss_names: tuple[str, ...] = ()
 
     def setup(self, stage: str) -> None:
-        """Seed each process differently for sampling and dropout; Lightning has seeded all of them alike."""
+        """Seed each process differently for sampling and dropout; Lightning has seeded all of them equally."""
         if is_distributed():
             torch.manual_seed(self.training_options.seed + distributed.get_rank())
 
     def losses(self, batch: Any, loss: Callable[..., Losses]) -> Losses:
-        """Return the losses of a batch, computed by `loss`, which is the model's own or the compiled one."""
+        """Return the losses of a batch, computed by `loss`: the model's method or its compiled form."""
         raise NotImplementedError
 
     def training_step(self, batch: Any, index: int) -> dict[str, Tensor]:
@@ -73,22 +73,22 @@ class TrainingModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients; a step with non-finite gradients changes nothing.
+        """Clip the gradients and skip the update if they are not finite.
 
-        It sets `gradient_norm` and does not wait for the device.
+        Sets `gradient_norm` and, except for RMSprop, does not wait for the device.
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if gradient_clip_val is not None:
             self.gradient_norm = clip_grad_norm_(parameters, gradient_clip_val)
         else:
-            self.gradient_norm = get_total_norm(one.grad for one in parameters if one.grad is not None)
-        if optimizer.defaults.get("fused"):  # as a gradient scaler sets it
+            self.gradient_norm = get_total_norm(p.grad for p in parameters if p.grad is not None)
+        if optimizer.defaults.get("fused"):  # set like this by a gradient scaler
             optimizer.found_inf = (~self.gradient_norm.isfinite()).float()  # type: ignore[attr-defined]
         elif self.training_options.precision != "fp16" and not self.gradient_norm.isfinite():  # only RMSprop waits
             optimizer.zero_grad()
 
     def total(self, losses: Losses, batch: Batch | ClassificationBatch) -> dict[str, Tensor]:
-        """Return the sum of the losses, which is minimised, and log it and each of them."""
+        """Return the sum of the losses, to be minimised, and log the sum and each loss."""
         self.loss_names = tuple(losses)
         total = torch.stack(list(losses.values())).sum()
         logged = {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
@@ -96,7 +96,7 @@ class TrainingModule(LightningModule):
         return {"loss": total}
 
     def share_buffers(self) -> None:
-        """Give every process the running statistics of the first, for validation."""
+        """Copy the running statistics of the first process to all others, for validation."""
         if is_distributed():
             for buffer in self.model.buffers():
                 distributed.broadcast(buffer, 0)
@@ -104,17 +104,17 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimizer and the learning rate schedule, by step."""
         optimizer = make_optimizer(self.model, self.training_options)
-        # Lightning's own estimate would start the workers, before a resumed run knows its epoch.
+        # Lightning's own estimate would start the workers before a resumed run knows its epoch.
         steps = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         scheduler = schedule(optimizer, self.training_options, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copy from page-locked memory while the device computes."""
+        """Copy a batch from page-locked memory while the device computes."""
         return batch.to(device, non_blocking=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add class names, preprocessing, versions, and the random state of every process."""
+        """Add the model card and the random state of every process."""
         checkpoint["detect"] = self.card
         states: list[Any] = [get_random_state(self.device)]
         if is_distributed():
@@ -123,7 +123,7 @@ class TrainingModule(LightningModule):
         checkpoint["random"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the random state of each process that the run had before."""
+        """Restore the random state of each process."""
         states, rank = checkpoint["random"], distributed.get_rank() if is_distributed() else 0
         if rank < len(states):
             set_random_state(self.device, states[rank])
@@ -137,7 +137,7 @@ class DetectorModule(TrainingModule):
         training: options of the optimisation.
         val: ground truths of the validation batches.
         card: model card for the checkpoints.
-        parts: parts of a two-stage detector's losses; None for all.
+        parts: parts of a two-stage detector whose losses are minimised; None for all.
         proposer: another detector that proposes the regions, instead of the model's own RPN.
     """
 
@@ -156,11 +156,11 @@ class DetectorModule(TrainingModule):
         self.model: Detector
         self.parts, self.trains_in_part = parts, parts is not None
         self.evaluator: Evaluator | None = None if val is None else Evaluator(val)
-        # In a tuple, so that it is no submodule, which would be trained and saved.
+        # In a tuple, so that it is not a submodule, which would be trained and saved.
         self.proposer = () if proposer is None else (proposer.eval(),)
 
     def losses(self, batch: Batch, loss: Callable[..., Losses]) -> Losses:
-        """Return the losses of `parts`, on the proposer's regions if there is one."""
+        """Return the losses of `parts`, on the regions of the proposer, if any."""
         for proposer in self.proposer:
             batch = replace(batch, proposals=proposer.to(self.device).propose(batch.images))
         return loss(batch) if self.parts is None else loss(batch, self.parts)
@@ -174,7 +174,7 @@ class DetectorModule(TrainingModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         """Evaluate losses and detections of a batch."""
         assert self.evaluator is not None
-        # The same samples at every validation, without changing the random numbers of training.
+        # Same samples in every validation, without changing the random numbers of training.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.training_options.seed)
             losses, detections = self.model.validate(batch)

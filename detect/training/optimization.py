@@ -12,7 +12,7 @@ from detect.config import TrainingOptions
 
 
 def make_optimizer(model: nn.Module, training: TrainingOptions) -> optim.Optimizer:
-    """Return the chosen optimizer of the trainable parameters, in three groups: weights, biases, scales of norms."""
+    """Return the optimizer of the trainable parameters, in three groups: weights, biases, scales of norms."""
     weights: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
     scales: list[nn.Parameter] = []
@@ -28,7 +28,7 @@ def make_optimizer(model: nn.Module, training: TrainingOptions) -> optim.Optimiz
         {"params": scales, "lr": rate, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    # Fused: one pass over the memory instead of several. With a scaler, Lightning could not clip the gradients.
+    # Fused kernels take one pass over the memory. With fp16's scaler, Lightning cannot clip gradients before them.
     fused = training.precision != "fp16"
     match training.optimizer:
         case "sgd":
@@ -44,7 +44,7 @@ def make_optimizer(model: nn.Module, training: TrainingOptions) -> optim.Optimiz
 
 
 def schedule(optimizer: optim.Optimizer, training: TrainingOptions, steps_per_epoch: int) -> LambdaLR:
-    """Return the learning rate of each step: linear warm-up times the chosen schedule."""
+    """Return the learning rate schedule by step: linear warm-up times the chosen schedule."""
     total = max(1, training.epochs * steps_per_epoch)
     drops = [milestone * steps_per_epoch for milestone in training.milestones]
 

@@ -1,4 +1,4 @@
-"""Processes, devices and precision of a training."""
+"""Processes, devices and precision of a training run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from detect.devices import choose_device, multiplies_bf16, warn_of_slow_bf16
 from detect.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)
-"""Time that a process waits for another whose machine is lost; the death of a process is noticed at once. Processes are
-never that far apart, except while a large model is compiled."""
+"""Time that a process waits for another one whose machine is lost; the end of a process is noticed immediately.
+Processes are never this far apart, except while a large model is compiled."""
 LIGHTNING_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 class DDP(DDPStrategy):
-    """Validates without DDP's wrapper, whose broadcasts would hang if processes have unequal shares of the images."""
+    """Validates without DDP's wrapper: its broadcasts would hang if processes have different numbers of batches."""
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module's own step."""
@@ -32,32 +32,32 @@ class DDP(DDPStrategy):
 
 
 def count_processes(training: TrainingOptions) -> int:
-    """Return the number of processes that a training uses on this machine, or under torchrun in all."""
+    """Return the number of processes of a training run: under torchrun those of all machines, else of this one."""
     if torch.distributed.is_torchelastic_launched():
         return int(os.environ["WORLD_SIZE"])
     return training.devices or max(1, 0 if training.accelerator == "cpu" else torch.accelerator.device_count())
 
 
 def trainer_devices(training: TrainingOptions, unused_parameters: bool) -> dict[str, Any]:
-    """Return the trainer's arguments on devices: as torchrun started the processes, else as the options say.
+    """Return the trainer's arguments for devices: under torchrun from the environment, else from the options.
 
     Args:
-        training: the options.
-        unused_parameters: whether some trainable parameters have no gradient, as in alternating training.
+        training: options of training.
+        unused_parameters: true if some trainable parameters have no gradient, as in alternating training.
     """
     parallel = DDP(find_unused_parameters=unused_parameters, timeout=TIMEOUT)
     if torch.distributed.is_torchelastic_launched():
-        here, machines = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
-        return {"accelerator": training.accelerator, "devices": here, "num_nodes": machines, "strategy": parallel}
+        local, machines = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+        return {"accelerator": training.accelerator, "devices": local, "num_nodes": machines, "strategy": parallel}
     several = count_processes(training) > 1
     devices = training.devices or "auto"
     return {"accelerator": training.accelerator, "devices": devices, "strategy": parallel if several else "auto"}
 
 
 def cluster_plugins(training: TrainingOptions) -> list[Any]:
-    """Return the plugin that keeps Lightning from requeueing SLURM jobs.
+    """Return a plugin that prevents Lightning from requeueing SLURM jobs, if this is one.
 
-    It would save in the middle of a step and in the working directory, from which runs would then resume.
+    Lightning would save within a step and into the working directory, and later runs would resume from there.
     """
     if not SLURMEnvironment.detect() or torch.distributed.is_torchelastic_launched():
         return []
@@ -65,7 +65,7 @@ def cluster_plugins(training: TrainingOptions) -> list[Any]:
 
 
 def resolve_precision(training: TrainingOptions) -> Literal["fp32", "bf16", "fp16"]:
-    """Return the precision that `auto` means on this machine, else the chosen one."""
+    """Return the chosen precision, with `auto` resolved for this machine."""
     device = choose_device(training.accelerator)
     if training.precision == "auto":
         return "bf16" if multiplies_bf16(device) else "fp32"
@@ -75,7 +75,7 @@ def resolve_precision(training: TrainingOptions) -> Literal["fp32", "bf16", "fp1
 
 
 def check_machine(training: TrainingOptions) -> None:
-    """Raise `UserError` if this machine lacks the devices or the precision of the options."""
+    """Raise `UserError` if this machine does not have the devices or support the precision of the options."""
     gpus, processes = torch.accelerator.device_count(), count_processes(training)
     if training.accelerator == "gpu" and not gpus:
         raise UserError("training.accelerator: torch sees no GPU; choose cpu or auto")

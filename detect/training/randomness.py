@@ -1,4 +1,4 @@
-"""Random state of training, for exact resume."""
+"""Random state of training, so that runs resume exactly."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def get_random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return torch's random state, on the CPU and on the device.
+    """Return torch's random state on the CPU and on the device.
 
-    Shuffling, scales and augmentation follow from seed and step (`CanvasBatchSampler`), and nothing uses the generators
-    of Python and NumPy.
+    Shuffling, scales and augmentation depend on seed and step only (`CanvasBatchSampler`), and nothing uses the
+    generators of Python and NumPy.
     """
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":

@@ -5,9 +5,9 @@
     3. mine       the SVMs, from hard negatives, in one pass over all regions     RUN/stages/{mining,svms}.npz
     4. regress    ridge regression, class by class                                RUN/checkpoints/best.ckpt
 
-Each stage resumes where it was killed, to the same bits. For each image, the disk holds the ground truths' features in
-float32 and pool5 of at most `MAX_NEAR` regions in float16. The features of all regions, hundreds of gigabytes for VOC
-in the paper's code, are used as they come and never stored.
+Each killed stage resumes where it stopped, with bit-identical results. For each image, the disk holds the ground
+truths' features in float32 and pool5 of at most `MAX_NEAR` regions in float16. The features of all regions, hundreds of
+gigabytes for VOC in the paper's code, are never stored.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from detect.training.svm import LinearSVMs, SVMTrainer, negatives
 FINE_TUNING = "fine_tuning"
 """Folder of the first stage within a run's folder."""
 MAX_NEAR = 64
-"""Number of regions an image, drawn at random, that the regressors are fitted to."""
+"""Maximum number of random regions per image that the regressors are fitted to."""
 MAX_MEASURED = 32
-"""Number of regions an image, drawn at random, that the scale of the features is measured on."""
+"""Maximum number of random regions per image that the scale of the features is measured on."""
 SAVE_SECONDS = 60.0
-"""Seconds of mining that a kill can cost."""
+"""Seconds between saved states of mining; a killed run loses at most this time."""
 
 
 class RCNNStages(Recipe):
-    """R-CNN's stages, one after the other. There is no validation: before the last stage there is no detector."""
+    """R-CNN's stages, one after the other. No validation: the detector is complete only after the last stage."""
 
     model: RCNN
 
@@ -68,7 +68,7 @@ class RCNNStages(Recipe):
         return [loop.last_checkpoint(out / FINE_TUNING)]
 
     def train(self, card: dict[str, Any], out: Path, resume: bool) -> None:
-        """Run the stages that are not done yet."""
+        """Run the stages that are not complete yet."""
         options, training = recipe_of(self.config), self.config.training
         assert isinstance(options, RCNNStagesOptions)
         done, folder = out / "checkpoints" / "best.ckpt", out / "stages"
@@ -86,13 +86,13 @@ class RCNNStages(Recipe):
 
 
 def fit_predictors(model: RCNN, loader: DataLoader[Batch], options: RCNNStagesOptions, folder: Path) -> None:
-    """Fit the SVMs and the box regressors of a fine-tuned model, if it has them.
+    """Fit the SVMs and the box regressors of a fine-tuned model, if it has any.
 
     Args:
-        model: in eval mode, on the device to run on.
+        model: the model in eval mode, on the device to run on.
         loader: the training split without augmentation, each image once, always in the same order.
         options: options of SVMs and regressors.
-        folder: intermediate results, which the caller removes.
+        folder: folder of intermediate results, which the caller removes.
     """
     predictor = model.region_head.predictor
     if predictor.svms is None and predictor.regressors is None:
@@ -111,7 +111,7 @@ def fit_predictors(model: RCNN, loader: DataLoader[Batch], options: RCNNStagesOp
 
 
 def collect(model: RCNN, loader: DataLoader[Batch], options: RCNNStagesOptions, folder: Path) -> None:
-    """Store, image by image, the samples of SVMs and regressors, except for the negatives."""
+    """Store the positives of the SVMs and the samples of the regressors, in one file per image."""
     folder.mkdir(parents=True, exist_ok=True)
     layer = model.region_head.predictor.layer
     for index, batch, row in _images(loader, "features of the ground truths"):
@@ -120,14 +120,14 @@ def collect(model: RCNN, loader: DataLoader[Batch], options: RCNNStagesOptions, 
             continue
         ground_truths, labels, proposals = _boxes(batch, row)
         regions = torch.cat([ground_truths, proposals])
-        random = np.random.default_rng(index)
+        generator = np.random.default_rng(index)
         samples, best = regression_samples(iou_matrix(regions, ground_truths).numpy(), options.ridge.min_iou)
-        chosen = np.sort(random.permutation(len(samples))[:MAX_NEAR])
+        chosen = np.sort(generator.permutation(len(samples))[:MAX_NEAR])
         near, matched = torch.from_numpy(samples[chosen]), torch.from_numpy(best[chosen])
-        measured = torch.from_numpy(np.sort(random.permutation(len(regions))[:MAX_MEASURED]))
-        described = _describe(model, batch, row, torch.cat([ground_truths, regions[near], regions[measured]]))
+        measured = torch.from_numpy(np.sort(generator.permutation(len(regions))[:MAX_MEASURED]))
+        features = _describe(model, batch, row, torch.cat([ground_truths, regions[near], regions[measured]]))
         of_ground_truths, of_near, of_measured = (
-            {name: values[start:end] for name, values in described.items()}
+            {name: values[start:end] for name, values in features.items()}
             for start, end in _spans(len(ground_truths), len(near), len(measured))
         )
         _save(
@@ -151,7 +151,7 @@ def mine(model: RCNN, loader: DataLoader[Batch], options: RCNNStagesOptions, fol
     if done.exists():
         return LinearSVMs(**_load(done))
     files = _files(folder / "features")
-    positives = [_of_class(files, label, "positives", "labels") for label in range(model.num_classes)]
+    positives = [_rows_of_class(files, label, "positives", "labels") for label in range(model.num_classes)]
     scale = _scale(files, "norms", options.svm.feature_norm)
     trainer = SVMTrainer(positives, scale, options.svm)
     if begun.exists():
@@ -184,10 +184,10 @@ def regress(num_classes: int, options: RCNNStagesOptions, folder: Path) -> Ridge
 
     def samples() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for label in stage(range(num_classes), "box regressors"):
-            # No variable: it would keep these while those of the next class are read.
+            # No variable: it would keep the arrays in memory while the next class is read.
             yield (
-                _of_class(files, label, "near", "near_labels").astype(np.float32),
-                _of_class(files, label, "deltas", "near_labels"),
+                _rows_of_class(files, label, "near", "near_labels").astype(np.float32),
+                _rows_of_class(files, label, "deltas", "near_labels"),
             )
 
     return fit_regressors(samples(), scale, options.ridge)
@@ -214,30 +214,30 @@ def _boxes(batch: Batch, row: int) -> tuple[Tensor, np.ndarray, Tensor]:
 
 
 def _in_crowd(batch: Batch, row: int, regions: Tensor) -> np.ndarray:
-    """Return which regions lie in a crowd region and are no negatives, as in `match`."""
+    """Return a mask of the regions that lie in crowd regions; as in `match`, they are not negatives."""
     targets = batch.targets
     return in_crowd(targets.boxes[row, targets.valid[row] & targets.crowd[row]], regions).numpy()
 
 
 @torch.no_grad()
 def _describe(model: RCNN, batch: Batch, row: int, boxes: Tensor) -> dict[str, np.ndarray]:
-    """Compute the layers of each region's crop."""
+    """Compute the features of each region's crop by layer."""
     images, device = batch.images, model.backbone.mean.device
-    one = type(images)(images.pixels[row : row + 1], images.sizes[row : row + 1]).to(device)
-    layers = model.region_head.describe(model.features(one), boxes[None].to(device))
+    image = type(images)(images.pixels[row : row + 1], images.sizes[row : row + 1]).to(device)
+    layers = model.region_head.describe(model.features(image), boxes[None].to(device))
     return {name: values[0].float().cpu().numpy() for name, values in layers.items()}
 
 
 def _scale(files: Iterable[Path], name: str, norm: float) -> float:
-    """Return the factor that gives the features a mean norm."""
+    """Return the factor that scales the features to the mean norm `norm`."""
     norms = np.concatenate([_load(file)[name] for file in files])
     if not norms.any():
         raise UserError(f"the features of {len(norms)} regions are all zero; start from weights, or fine-tune")
     return norm / float(norms.mean(dtype=np.float64))
 
 
-def _of_class(files: Iterable[Path], label: int, name: str, labels: str) -> np.ndarray:
-    """Return the rows of one class of all images; only the named arrays are read."""
+def _rows_of_class(files: Iterable[Path], label: int, name: str, labels: str) -> np.ndarray:
+    """Return the rows of one class from the files of all images; only the named arrays are read."""
     rows = []
     for file in files:
         with np.load(file) as content:

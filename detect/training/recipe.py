@@ -1,4 +1,4 @@
-"""The interface of training recipes: which losses are trained in which order."""
+"""Interface of training recipes: the losses and the order in which they are trained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Recipe(ABC):
 
     Args:
         config: the experiment.
-        data: its images and annotations.
+        data: images and annotations of the experiment.
     """
 
     def __init__(self, config: Config, data: DetectionData) -> None:
@@ -31,12 +31,12 @@ class Recipe(ABC):
         """Return a new model of the config."""
         return build_detector(self.config.model, len(self.data.classes))
 
-    def measure_data(self) -> None:  # noqa: B027  most recipes need nothing
-        """Measure what the model needs to know of the training data, before the run's folder is created."""
+    def measure_data(self) -> None:  # noqa: B027  most recipes measure nothing
+        """Measure statistics of the training data that the model needs, before the run's folder is created."""
 
     @staticmethod
     def checkpoints(out: Path) -> list[Path]:
-        """Return where a run of this recipe in the folder `out` may have checkpoints to resume from."""
+        """Return the paths of the checkpoints that a run of this recipe in the folder `out` would resume from."""
         return [last_checkpoint(out)]
 
     @abstractmethod

@@ -1,10 +1,10 @@
-"""Box regression by ridge regression on pool5 features, one regressor a class (Girshick et al. 2014, §3.5, App. C).
+"""Box regression by ridge regression on pool5 features, one regressor per class (Girshick et al. 2014, §3.5, App. C).
 
-Each region that overlaps its best ground truth enough is a sample of that class. With the samples of a class as rows
-of X, each feature scaled and a bias of 1 appended, and their centred deltas as rows of Y, the regressor minimises
-|XW - Y|² + λ|W|², with the bias regularised too: W = (XᵀX + λ)⁻¹XᵀY = Xᵀ(XXᵀ + λ)⁻¹Y.
+Each region whose IoU with its best ground truth is above `min_iou` is a sample of that class. The rows of X are the
+scaled features of a class's samples with a 1 appended for the bias, the rows of Y their centred deltas. The regressor
+minimises |XW - Y|² + λ|W|², with the bias regularised too: W = (XᵀX + λ)⁻¹XᵀY = Xᵀ(XXᵀ + λ)⁻¹Y.
 
-The paper's code first whitens Y, to YT with T = V diag(1/sqrt(D + 0.001)) Vᵀ of Y's covariance V diag(D) Vᵀ, and
+The paper's code first whitens Y, to YT with T = V diag(1/sqrt(D + 0.001)) Vᵀ, where V diag(D) Vᵀ is Y's covariance, and
 undoes that in each prediction. With one λ for all four deltas W is linear in Y, so T and T⁻¹ cancel and are left out.
 """
 
@@ -20,13 +20,13 @@ from jaxtyping import Float, Float32, Float64, Int64
 
 from detect.config import RidgeOptions
 
-# Rows, or columns, of features converted to float64 at a time.
+# Number of rows or columns of features that are converted to float64 at a time.
 CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class RidgeRegressors:
-    """A linear map from unscaled features to deltas, for each class."""
+    """One linear map from unscaled features to deltas per class."""
 
     weights: Float32[np.ndarray, "C d 4"]
     biases: Float32[np.ndarray, "C 4"]
@@ -39,12 +39,12 @@ class RidgeRegressors:
 def regression_samples(
     iou: Float[np.ndarray, "n G"], min_iou: float
 ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
-    """Return the indices of regions that are samples, and of each one's ground truth of largest IoU, of any class.
+    """Return the indices of the regions that are samples, and of each sample's best ground truth, which has any class.
 
-    As in the paper's code, ground truths are regions too: samples with deltas of 0.
+    As in the paper's code, ground truths are regions too, and thus samples with deltas of 0.
     """
     regions = np.flatnonzero(iou.max(axis=1, initial=0.0) > min_iou)
-    # Without samples there may be no ground truth either, and argmax needs one.
+    # argmax needs a ground truth; an image without samples may have none.
     return regions, iou[regions].argmax(axis=1) if len(regions) else regions
 
 
@@ -64,7 +64,7 @@ def fit_regressors(
         scale: factor of the features that gives them a mean norm of `feature_norm`.
         options: penalty.
     """
-    # No loop: its variables would keep one class's samples while the next are created.
+    # No loop: its variables would keep one class's samples in memory while the next class is read.
     weights, biases = zip(*starmap(partial(_fit, scale=scale, penalty=options.penalty), samples), strict=True)
     return RidgeRegressors(np.stack(weights).astype(np.float32), np.stack(biases).astype(np.float32))
 
@@ -85,7 +85,7 @@ def _fit(
 def _primal(
     features: Float32[np.ndarray, "n d"], scale: float, targets: Float64[np.ndarray, "n 4"], penalty: float
 ) -> Float64[np.ndarray, "d+1 4"]:
-    """Compute (XᵀX + λ)⁻¹XᵀY, summed over the samples."""
+    """Compute (XᵀX + λ)⁻¹XᵀY; XᵀX and XᵀY are summed over chunks of samples."""
     side = features.shape[1] + 1
     gram, product = np.zeros((side, side)), np.zeros((side, 4))
     for rows in _chunks(len(features)):
@@ -100,9 +100,9 @@ def _primal(
 def _dual(
     features: Float32[np.ndarray, "n d"], scale: float, targets: Float64[np.ndarray, "n 4"], penalty: float
 ) -> Float64[np.ndarray, "d+1 4"]:
-    """Compute Xᵀ(XXᵀ + λ)⁻¹Y, with XXᵀ summed over the channels."""
+    """Compute Xᵀ(XXᵀ + λ)⁻¹Y; XXᵀ is summed over chunks of channels."""
     side, channels = features.shape
-    gram = np.ones((side, side))  # the bias' part of XXᵀ
+    gram = np.ones((side, side))  # contribution of the bias to XXᵀ
     for columns in _chunks(channels):
         chunk = np.multiply(features[:, columns], scale, dtype=np.float64)
         gram += chunk @ chunk.T

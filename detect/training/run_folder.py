@@ -19,16 +19,19 @@ except ModuleNotFoundError:  # Windows, which has no lock against a second run
 
 
 def is_first() -> bool:
-    """Return whether this process is the one of a training that writes."""
+    """Return whether this is the first process of a training run, which writes the files."""
     return not getattr(rank_zero_only, "rank", 0)
 
 
 @contextmanager
 def owned(out: Path) -> Iterator[None]:
-    """Create the folder and lock it for this process, or the processes of one training, until the block ends.
+    """Create the folder and lock it for this training run until the block ends.
 
-    The lock belongs to the operating system and ends with its process, even if that is killed; workers do not inherit
-    it. Drafts of a killed process are removed. Raise `UserError` if another run is using the folder.
+    The operating system releases the lock when the process ends, even if it is killed; workers do not inherit it.
+    Drafts of a killed process are removed.
+
+    Raises:
+        UserError: another run is using the folder.
     """
     if not is_first():  # the first process holds the lock for all
         yield
@@ -41,7 +44,7 @@ def owned(out: Path) -> Iterator[None]:
             try:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
-                raise UserError(f"{out}: another run is at work in this folder; give another --out") from None
+                raise UserError(f"{out}: another run is using this folder; give another --out") from None
             except OSError:  # a file system without locks
                 pass
         remove_drafts(out)
@@ -49,14 +52,14 @@ def owned(out: Path) -> Iterator[None]:
 
 
 def write(file: Path, text: str) -> None:
-    """Write a text file atomically. Raise `UserError` if the disk refuses it."""
+    """Write a text file atomically. Raise `UserError` if it cannot be written."""
     with disk_errors(file, len(text)):
         write_text(file, text)
 
 
 @contextmanager
 def disk_errors(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turn an `OSError` while writing `path` into a `UserError`, with the number of bytes needed if it is known."""
+    """Turn an `OSError` while writing `path` into a `UserError`, which names the number of bytes needed, if known."""
     try:
         yield
     except OSError as error:
@@ -68,9 +71,9 @@ def disk_errors(path: Path, size: int | None = None) -> Iterator[None]:
 
 def disk_full_message(path: Path, reason: str, size: int | None = None) -> str:
     """Return the message for a file that did not fit on the disk."""
-    needed = "" if size is None else f" it needs {_amount(size)} and"
-    free = _amount(shutil.disk_usage(path.parent).free) if path.parent.exists() else "nothing"
-    return f"{path}: {reason};{needed} there are {free} left: free some space, then go on with --resume"
+    needed = "" if size is None else f"; needed: {_amount(size)}"
+    free = f"; free: {_amount(shutil.disk_usage(path.parent).free)}" if path.parent.exists() else ""
+    return f"{path}: {reason}{needed}{free}; free some space, then continue with --resume"
 
 
 def _amount(size: int) -> str:

@@ -1,10 +1,10 @@
-"""`last.ckpt`: when it is written, and exact resume from it.
+"""Writing `last.ckpt`, and exact resume from it.
 
-It is written after each epoch, every `minutes` within an epoch and before its validation, and on SIGTERM, SIGUSR1
-(which clusters send before they take a machine away) and Ctrl-C. A run that was killed and resumed ends with the same
-bits as an uninterrupted one: the checkpoint holds the weights and their average, optimiser, schedule, scaler, every
-process's random state, and the position in the epoch. The batches of an epoch depend on the seed and its number only;
-those done are skipped (`CanvasBatchSampler.begin`).
+It is written after each epoch, within an epoch and before its validation if `minutes` have passed, and on SIGTERM,
+SIGUSR1 (which clusters send before they reclaim a machine) and Ctrl-C. A run that was killed and resumed ends with the
+same bits as an uninterrupted one: the checkpoint holds the weights and their average, optimiser, schedule, scaler, the
+random state of every process, and the position in the epoch. The batches of an epoch depend only on the seed and the
+epoch's number; those already trained on are skipped (`CanvasBatchSampler.begin`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from detect.training.metrics import MetricsFile
 ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 """Signals that ask a run to end."""
 SYNCHRONIZE_EVERY = 50
-"""Batches between agreements of several processes on whether to save; each waits for the device."""
+"""Several processes agree on whether to save every this many batches, because this waits for the device."""
 
 
 class SaveLast(Checkpoint):
@@ -49,7 +49,7 @@ class SaveLast(Checkpoint):
         _install_handlers(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save within an epoch; everything of the previous batch is done and logged."""
+        """Save within an epoch; the previous batch is completed and logged."""
         agree = trainer.world_size == 1 or batch_idx % SYNCHRONIZE_EVERY == 0
         if batch_idx and agree and self._is_time(trainer):
             self._save(trainer)
@@ -60,7 +60,7 @@ class SaveLast(Checkpoint):
             self._save(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Abort a validation on a signal. Several processes, with unequal shares of it, finish it first."""
+        """Abort a validation on a signal. Several processes, with different numbers of batches, finish it first."""
         if trainer.received_sigterm and trainer.world_size == 1:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightAveraging):  # swaps the weights back
@@ -72,7 +72,7 @@ class SaveLast(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save on the exception that Lightning raises in every process between two steps after a signal."""
+        """Save after a signal: Lightning then raises an exception in every process between two steps."""
         if isinstance(exception, SIGTERMException):
             self._save(trainer)
 
@@ -81,7 +81,7 @@ class SaveLast(Checkpoint):
         checkpoint["metrics_rows"] = self.metrics.rows
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Set the state of Lightning's loops to where the run resumes."""
+        """Set the state of Lightning's loops to the position where the run resumes."""
         set_position(checkpoint["loops"]["fit_loop"], checkpoint["global_step"])
 
     def _is_time(self, trainer: Trainer) -> bool:
@@ -91,14 +91,14 @@ class SaveLast(Checkpoint):
         return is_time if trainer.world_size == 1 else trainer.strategy.broadcast(is_time)
 
     def _save(self, trainer: Trainer) -> None:
-        """Save, unless the checkpoint of this position exists."""
+        """Save, unless this position was saved already."""
         if self._saved != _position(trainer):
             trainer.save_checkpoint(self.path)
             self._saved, self._saved_at = _position(trainer), time.monotonic()
 
 
 class Patience(EarlyStopping):
-    """Early stopping; Lightning's own would continue a resumed run that it had stopped."""
+    """Early stopping that also ends a resumed run that was stopped before; Lightning's own would continue it."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop a run that was stopped before."""
@@ -107,7 +107,7 @@ class Patience(EarlyStopping):
 
 
 def set_position(loop: dict[str, Any], step: int) -> None:
-    """Convert the saved state of Lightning's loops, in place, into one from which they resume exactly.
+    """Convert the saved state of Lightning's loops, in place, to one from which they resume exactly.
 
     There are three positions: at the start of an epoch, before one of its batches, and before its validation.
     """
@@ -122,16 +122,16 @@ def set_position(loop: dict[str, Any], step: int) -> None:
     batches["current"] = _all(batch)
     batches["is_last_batch"] = validates
     validation = loop["epoch_loop.val_loop.batch_progress"]
-    # Started and nothing processed makes Lightning run it.
+    # With 1 started and 0 processed, Lightning runs it.
     validation["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0} if validates else _all(0)
     validation["current"], validation["is_last_batch"] = _all(0), False
-    # Logged metrics carry the number of the step; the last one counts after its validation.
+    # Metrics are logged with this number of steps; the last step counts only after the validation.
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - validates
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn a signal to end into `KeyboardInterrupt`, outside of Lightning's loop."""
+    """Turn the signals `ENDS` into `KeyboardInterrupt`, outside of Lightning's loop."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

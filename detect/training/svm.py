@@ -1,12 +1,12 @@
-"""One linear SVM a class, with hard negative mining in one pass over the images (Girshick et al. 2014, §2.3, App. B).
+"""Linear SVMs, one per class, with hard negative mining in one pass over the images (Girshick et al. 2014, §2.3).
 
-features [n, d] of an image's regions, and which of them are negatives of which class
+features [n, d] of an image's regions, mask [n, C] of the negatives of each class
     │ one product computes all scores [n, C]; negatives above the margin enter the cache of their class
-cache    each region once, with the classes that hold it
+cache    each region once, with a mask of the classes whose cache contains it
     │ after enough new negatives of a class: train its SVM, evict easy negatives
 LinearSVMs  weights [C, d]   biases [C]
 
-The thresholds, which the paper omits, and the scaling of the features are those of its code.
+The thresholds, which the paper (Appendix B) omits, and the scaling of the features are those of its code.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LinearSVMs:
 def negatives(
     iou: Float[np.ndarray, "n G"], labels: Int64[np.ndarray, " G"], classes: int, negative_iou: float
 ) -> Bool[np.ndarray, "n C"]:
-    """Return which regions are negatives of which class: IoU below the threshold with all of its ground truths.
+    """Return a mask of the negatives of each class: IoU with all ground truths of the class below the threshold.
 
     As in the paper's code, ground truths are regions too, and negatives of all other classes.
     """
@@ -59,12 +59,12 @@ class SVMTrainer:
     Memory: float32 features of the positives and of each region in the cache of any class, stored once. After training,
     a class's cache holds its support vectors and the negatives close to them (scores of at least `evict_margin`); until
     the next training at most `retrain_after` and one image's regions are added. Training a class needs 12 more bytes
-    for each value of its samples, and liblinear 16 for each nonzero one.
+    per value of its samples, and liblinear 16 more per nonzero value.
 
-    The first image's negatives all enter the cache. They train the first SVMs, which select later ones.
+    All negatives of the first image enter the cache. They train the first SVMs, which select later negatives.
 
     Args:
-        positives: for each class the features of its ground truths, possibly none; they are referenced, not copied.
+        positives: features of the ground truths of each class, possibly none; they are not copied.
         scale: factor of the features that gives them a mean norm of `feature_norm`.
         options: thresholds and cost.
     """
@@ -77,19 +77,19 @@ class SVMTrainer:
         self._scale = scale
         classes, channels = len(positives), positives[0].shape[1]
         # A class without positives keeps this SVM: on negatives alone (ten or more, by C and bias_scale) the hinge loss
-        # gives weight 0 and bias -1, the score of background. Its cache stays empty, although -1 is above hard_margin
-        # and all negatives would enter it.
+        # gives weight 0 and bias -1, the score of background. Its cache must stay empty, although -1 is above
+        # hard_margin.
         self._svms = LinearSVMs(np.zeros((classes, channels), np.float32), np.full(classes, -1, np.float32))
-        self._learns = np.array([len(features) > 0 for features in positives])
+        self._has_positives = np.array([len(features) > 0 for features in positives])
         self._trained = np.zeros(classes, bool)
         self._new = np.zeros(classes, np.int64)
-        # Features [n, d] and the classes that hold them [n, C], one block an image, so that adding copies nothing.
+        # Features [n, d] and a mask of the classes that hold them [n, C]; one block per image, so `add` copies none.
         self._cache = [(np.empty((0, channels), np.float32), np.empty((0, classes), bool))]
 
     def add(self, features: Float32[np.ndarray, "n d"], negative: Bool[np.ndarray, "n C"]) -> None:
-        """Add the next image: its unscaled features, and which are `negatives` of which class."""
+        """Add the unscaled features of the next image, with the mask of `negatives`."""
         hard = self._svms.scores(features) > self.options.hard_margin
-        enters = negative & self._learns & (hard | ~self._trained)
+        enters = negative & self._has_positives & (hard | ~self._trained)
         rows = enters.any(axis=1)
         self._cache.append((features[rows], enters[rows]))
         self._new += enters.sum(axis=0)
@@ -102,9 +102,9 @@ class SVMTrainer:
         Raises:
             UserError: no image had a negative of a class that has positives.
         """
-        # Without new negatives nothing changes: evicted ones had no part in the solution.
+        # Training again without new negatives changes nothing: evicted negatives are no support vectors.
         self._train(self._new > 0)
-        untrained = np.flatnonzero(self._learns & ~self._trained)
+        untrained = np.flatnonzero(self._has_positives & ~self._trained)
         if len(untrained):
             raise UserError(
                 f"class {untrained[0]}: none of the {self.images} images has a negative of it; "
@@ -125,7 +125,7 @@ class SVMTrainer:
         }
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restore a `state` of a trainer with the same positives, scale and options, to equal bits.
+        """Restore the exact `state` of a trainer with the same positives, scale and options.
 
         Raises:
             ValueError: the state has other classes or features.
@@ -139,7 +139,7 @@ class SVMTrainer:
         self._svms = LinearSVMs(state["weights"].copy(), state["biases"].copy())
 
     def _train(self, due: Bool[np.ndarray, " C"]) -> None:
-        """Train the SVMs that are due, sequentially since liblinear's random numbers are global, and evict."""
+        """Train the SVMs that are due, one by one since liblinear's random numbers are global, and evict negatives."""
         for label in np.flatnonzero(due).tolist():
             self._train_one(label)
         if due.any():
@@ -151,7 +151,7 @@ class SVMTrainer:
     def _train_one(self, label: int) -> None:
         positives = self._positives[label]
         held = [features[column[:, label]] for features, column in self._cache]
-        # float64, as in liblinear, and one matrix, so that no bit depends on the blocks of the cache.
+        # float64, as in liblinear, and one matrix, so that results do not depend on the blocks of the cache.
         samples = np.concatenate([positives, *held], dtype=np.float64)
         del held
         samples *= self._scale

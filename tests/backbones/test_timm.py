@@ -97,7 +97,7 @@ def test_norms_with_an_activation_inside_are_not_folded_away():
     ("options", "message"),
     [
         ({"model": "resnet81"}, "timm has no network named 'resnet81'; did you mean resnet18"),
-        ({"model": "vit_tiny_patch16_224"}, "takes squares of 224 pixels only"),
+        ({"model": "vit_tiny_patch16_224"}, "takes only squares of 224 pixels, but images have many sizes"),
         (
             {"model": SMALL, "weights": "c3_in1k"},
             r"download model.safetensors of https://huggingface.co/timm/resnet10t",

@@ -156,5 +156,5 @@ def test_mistakes_of_the_user(tmp_path):
     root = coco(tmp_path / "data")
     with pytest.raises(UserError, match="configs/bccd"):
         run(root, config=tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="choose another place"):
+    with pytest.raises(UserError, match="choose another path"):
         run(root, json_file=tmp_path / "none" / "f.json")

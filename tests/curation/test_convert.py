@@ -223,7 +223,7 @@ def test_repairs_and_omissions_are_reported(plain, tmp_path):
         "zero-area": 1,
         "clipped": 1,
     }
-    assert len(done.unreadable) == 1 and "2 b.png: this is no image" in done.unreadable[0]
+    assert len(done.unreadable) == 1 and "2 b.png: this is not an image" in done.unreadable[0]
     assert done.images == {"train": 1} and done.boxes == {"train": 1}
 
 

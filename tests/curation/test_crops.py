@@ -110,7 +110,7 @@ def test_unreadable_images_are_reported(tmp_path):
     content[len(content) // 2] ^= 255  # complete, but its checksum is wrong
     damaged.write_bytes(content)
     done = to_imagefolder(root, tmp_path / "out", progress=False)
-    assert "1.png: this is no image" in done.unreadable[0]
+    assert "1.png: this is not an image" in done.unreadable[0]
     assert done.crops.total() + len(done.unreadable) == 3
 
 

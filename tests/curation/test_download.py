@@ -247,7 +247,7 @@ def test_a_failure_leaves_no_new_root(server, tmp_path):
 
 
 def test_unknown_name(tmp_path):
-    with pytest.raises(UserError, match=r"^imagenet: no data set of that name; there are voc2007, voc2012, coco/"):
+    with pytest.raises(UserError, match=r"^imagenet: no data set has this name; choose one of voc2007, voc2012, coco/"):
         download("imagenet", tmp_path, progress=False)
 
 
@@ -369,7 +369,7 @@ def test_new_folder_waits_for_no_other_run(tmp_path):
 
 def test_new_folder_over_a_file(tmp_path):
     (tmp_path / "a").touch()
-    with pytest.raises(UserError, match="is no folder"), new_folder(tmp_path / "a"):
+    with pytest.raises(UserError, match="is not a folder"), new_folder(tmp_path / "a"):
         pass
 
 

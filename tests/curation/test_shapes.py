@@ -92,7 +92,7 @@ def test_one_number_gives_val_a_fifth(tmp_path):
 
 def test_some_scenes_are_empty_and_some_full():
     counts = [len(draw_scene(np.random.default_rng([5, index]), (64, 80))[1]) for index in range(120)]
-    assert min(counts) == 0 and max(counts) == shapes.MOST
+    assert min(counts) == 0 and max(counts) == shapes.MAX_SHAPES
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_wrong_arguments(tmp_path, arguments, words):
 def test_an_existing_folder_is_left_alone(tmp_path):
     (tmp_path / "shapes").mkdir()
     (tmp_path / "shapes" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty; choose another place or remove it"):
+    with pytest.raises(UserError, match="not empty; choose another path or remove it"):
         make_shapes(tmp_path / "shapes", images=1, progress=False)
     assert (tmp_path / "shapes" / "mine.txt").read_text() == "mine"
 

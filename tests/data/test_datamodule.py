@@ -245,7 +245,7 @@ def test_a_store_that_lacks_an_image_is_refused_at_once(shapes, stored, tmp_path
     assert data(copy, proposals=stored).train  # the path of a file does not matter
     image = sorted((copy / "images" / "train").iterdir())[3]
     cv2.imwrite(str(image), cv2.imread(str(image))[::-1])
-    message = rf"no proposals for 1 images of .*copy train, first .*{image.name}, new or changed; run detect propose"
+    message = rf"no proposals for 1 new or changed images of .*copy train, first .*{image.name}; run detect propose"
     with pytest.raises(UserError, match=message):
         data(copy, proposals=stored).train  # noqa: B018
     with pytest.raises(UserError, match="gone: no such file"):

@@ -225,7 +225,7 @@ def test_missing_folder_and_empty(tmp_path, save):
             function(tmp_path / "none.jpg")
         with pytest.raises(UserError, match="no such image file"):
             function(tmp_path)
-        with pytest.raises(UserError, match=r"empty\.jpg: this is no image"):
+        with pytest.raises(UserError, match=r"empty\.jpg: this is not an image"):
             function(save(b"", "empty.jpg"))
     with pytest.raises(UserError, match="image of 4 bytes"):
         decode(b"\xff\xd8\xff\xe0")

@@ -31,7 +31,7 @@ def test_what_is_not_damaged_is_read(fuzz, reader):
 
 def test_a_refusal_is_one_line(fuzz, reader):
     kind, words = reader.outcome(fuzz.Case("yolo", "data.yaml", b"names: [", "cut"))
-    assert kind == "refused" and "data.yaml: it is no YAML" in words
+    assert kind == "refused" and "data.yaml: it is not YAML" in words
 
 
 @pytest.mark.parametrize("part", range(5))

@@ -119,5 +119,5 @@ def test_a_transform_that_fails_on_an_image_is_a_mistake_in_one_line():
 
 @pytest.mark.parametrize("name", ["Normalize", "ToFloat"])
 def test_an_image_that_is_no_longer_8_bits_is_a_mistake(name):
-    with pytest.raises(UserError, match="not RGB of 8 bits"):
+    with pytest.raises(UserError, match="not 8-bit RGB"):
         Augmentation([{name: {"p": 1.0}}])(picture(8, 8), NONE, seed=0)

@@ -171,7 +171,7 @@ def test_deep_nesting(tmp_path):
 def test_a_truncated_file_is_refused(tmp_path, part):
     whole = pickle.dumps({"model": ARRAYS}, protocol=3)
     path = written(tmp_path, whole[: int(part * len(whole)) if isinstance(part, float) else part])
-    with pytest.raises(UserError, match="not a pickle, or a damaged one") as error:
+    with pytest.raises(UserError, match="not a pickle, or damaged") as error:
         read_pickle(path)
     assert "\n" not in str(error.value)
 

@@ -222,7 +222,8 @@ def test_training_sees_one_size():
 
 
 def test_a_feature_pyramid_has_scales_of_its_own():
-    with pytest.raises(UserError, match=r"^scales: a feature pyramid has scales of its own; leave them out$"):
+    message = r"^scales: a feature pyramid already has several scales; leave the option out$"
+    with pytest.raises(UserError, match=message):
         fpn(scales=(2,))
 
 

@@ -96,7 +96,11 @@ def test_parameters_are_those_of_the_paper():
         ("voc", (0,), r"^svd: 0: fc6 has .*1 … 10$"),
         ("voc", (-1,), r"^svd: -1: fc6"),
         ("pyramid", (2, 9), r"^svd: 9: layers\.1 has 8 × 8 weights; give a rank of 1 … 8$"),
-        ("voc", (2, 2, 2), r"^svd: 3 ranks, but the box head has 2 fully connected layers; give one for each"),
+        (
+            "voc",
+            (2, 2, 2),
+            r"^svd: 3 ranks, but the box head has 2 fully connected layers; give one rank for each layer to compress",
+        ),
     ],
 )
 @pytest.mark.parametrize("change", [factorize, truncate])

@@ -89,7 +89,7 @@ def test_the_predictor_keeps_float32(model):
 
 
 def test_unknown_options_belong_to_no_detector():
-    with pytest.raises(TypeError, match=r"OneBoxOptions belongs to no detector in detect\.models\.MODELS"):
+    with pytest.raises(TypeError, match=r"^OneBoxOptions: no detector in detect\.models\.MODELS has these options$"):
         build_detector(OneBoxOptions(), 3)
 
 

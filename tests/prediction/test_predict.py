@@ -85,7 +85,7 @@ def write_video(path, count=5, fps=12.5, size=(48, 32)) -> Path:
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Seven images of red 10, 20, … 70 in the order of their names, and a file among them that is no image."""
+    """Seven images of red 10, 20, … 70 in the order of their names, and a file among them that is not an image."""
     for i in range(7):
         write_image(tmp_path / "photos" / f"{i}.png", 10 * (i + 1))
     (tmp_path / "photos" / "3.broken.jpg").write_bytes(b"none")

@@ -219,7 +219,7 @@ def test_unreadable_images_among_readable_ones(folder, workers):
     errors = Errors()
     assert values(frames(sources, workers=workers, on_error=errors)) == [0, 0, 2, 3, 4, 5, 6, 9, 4]
     assert [name for name, _ in errors] == [str(folder / "a" / "0.PNG"), "none.png", "item 3", "item 5", "item 7"]
-    assert "truncated" in errors[0][1] and "item 3: image of 8 bytes: this is no image" in errors[2][1]
+    assert "truncated" in errors[0][1] and "item 3: image of 8 bytes: this is not an image" in errors[2][1]
     assert (
         "item 5: the array has dtype float64" in errors[3][1]
         and "item 7: images cannot be read from 'list'" in errors[4][1]
@@ -724,7 +724,7 @@ def test_nothing_is_downloaded_without_permission(server, wrap):
     ("answer", "message"),
     [
         ((404, {}, []), "answers 404 Not Found; check the address"),
-        ((200, {}, [b"<html>"]), "/x: image of 6 bytes: this is no image"),
+        ((200, {}, [b"<html>"]), "/x: image of 6 bytes: this is not an image"),
         ((200, {"Content-Length": "99"}, [png(1)[:50]]), "the transfer ended 49 bytes early"),
         ((302, {"Location": "file:///etc/hostname"}, []), "answers 302 .*file:///etc/hostname"),
         ((302, {"Location": "ftp://127.0.0.1/x.png"}, []), "which is not http"),

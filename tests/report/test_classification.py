@@ -35,7 +35,7 @@ def test_tables():
     logits = torch.tensor([[2.0, 1, 0, 0], [0, 3, 0, 0], [0, 3, 0, 0], [0, 1, 0, -1]])
     lines = printed(evaluated([0, 0, 1, 2], logits).compute())
     assert "top1 50.0 the true class is the best prediction" in lines
-    assert "top5 100.0 the true class is among all 4, so always" in lines
+    assert "top5 100.0 the true class is among all 4, which is always true" in lines
     assert "class images recall precision" in lines and "class 1 1 100.0 33.3" in lines and "class 3 0 – –" in lines
 
 

@@ -249,7 +249,9 @@ def test_a_validation_split_must_tell_the_best_epoch(changed, tmp_path, monkeypa
 
 def test_an_rpn_takes_no_proposals_of_a_store(changed, tmp_path):
     config, data = changed({"proposals": tmp_path / "store"}), DetectionData(changed().data)
-    with pytest.raises(UserError, match=r"^data\.proposals: faster_rcnn uses no given proposals; leave the store out$"):
+    with pytest.raises(
+        UserError, match=r"^data\.proposals: faster_rcnn does not use given proposals; leave the store out$"
+    ):
         fit(config, data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -233,9 +233,11 @@ def test_a_run_is_not_resumed_with_a_detector_of_another_recipe(first, rcnn, con
 def test_what_does_not_fit_together_is_refused(fast_rcnn, rcnn, config, tmp_path):
     for one in (fast_rcnn, rcnn):
         without = replace(one, data=replace(one.data, proposals=None))
-        with pytest.raises(UserError, match=f"data.proposals: {one.model.name} needs them; run detect propose"):
+        with pytest.raises(UserError, match=f"data.proposals: {one.model.name} needs proposals; run detect propose"):
             run(without, tmp_path)
-    with pytest.raises(UserError, match=r"data\.proposals: faster_rcnn uses no given proposals; leave the store out"):
+    with pytest.raises(
+        UserError, match=r"data\.proposals: faster_rcnn does not use given proposals; leave the store out"
+    ):
         run(replace(config, data=replace(config.data, proposals=rcnn.data.proposals)), tmp_path)
     for recipe in (None, AlternatingOptions()):
         measured = replace(config.model, region_head=RegionHeadOptions(delta_weights=None))

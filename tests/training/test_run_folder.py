@@ -36,7 +36,7 @@ def test_a_folder_has_one_owner_until_that_is_killed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, str(out / ".lock")], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
         with (
-            pytest.raises(UserError, match=r"run: another run is at work in this folder; give another --out$"),
+            pytest.raises(UserError, match=r"run: another run is using this folder; give another --out$"),
             owned(out),
         ):
             pass
@@ -82,7 +82,7 @@ def test_a_checkpoint_that_the_disk_does_not_take(tmp_path, small_files):
     AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(100)}, path)
     shared = torch.ones(500_000)
     with pytest.raises(
-        UserError, match=r"last\.ckpt: File too large; it needs 2\.0 MB and there are .* left: free some"
+        UserError, match=r"last\.ckpt: File too large; needed: 2\.0 MB; free: .*; free some space, then continue"
     ):
         AtomicCheckpointIO().save_checkpoint({"x": shared, "again": shared}, path)
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
@@ -91,7 +91,7 @@ def test_a_checkpoint_that_the_disk_does_not_take(tmp_path, small_files):
 
 def test_a_text_that_the_disk_does_not_take(tmp_path, small_files):
     write(tmp_path / "config.yaml", "before")
-    with pytest.raises(UserError, match=r"config\.yaml: File too large; it needs 90000 bytes and"):
+    with pytest.raises(UserError, match=r"config\.yaml: File too large; needed: 90000 bytes; free:"):
         write(tmp_path / "config.yaml", "x" * 90_000)
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
     assert (tmp_path / "config.yaml").read_text() == "before"

@@ -1,9 +1,9 @@
 """Recall ceiling of a network's anchors on a data set, and anchors that fit the data better.
 
-A ground truth that no anchor overlaps well is never learnt well, which limits the recall of any training. For an anchor
-of a given shape, the IoU with a ground truth falls with the distance of the centres along either axis. The best anchor
-of that shape is therefore in the nearest usable cell, and only one cell per level and shape must be considered. The
-result is exact.
+A detector does not learn ground truths that no anchor overlaps well, so anchors limit the recall. For an anchor of a
+given shape, the IoU with a ground truth falls with the distance of the centres along either axis. The best anchor of
+that shape is therefore in the nearest usable cell, and only one cell per level and shape must be considered. The result
+is exact.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SHAPES = {
     "taller than 1 : 3": (3.0, np.inf),
 }
 """Ranges of height over width."""
-_MOST = 2000  # boxes for the fit of anchors; a random sample of more boxes gives the same result
+_MAX_BOXES = 2000  # boxes to fit anchors to; larger random samples give the same result
 
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """Anchors of a network, as its generator places them on a canvas."""
+    """Anchors of a network and their placement on a canvas, as in its anchor generator."""
 
     sizes: tuple[tuple[float, ...], ...]
     """Square roots of the areas, in pixels of the canvas, per level."""
@@ -46,11 +46,11 @@ class Anchors:
     offset: float = 0.0
     """Centre of an anchor in its cell: 0 for the corner, 0.5 for the middle."""
     rounded: bool = True
-    """Whether the corners of a shape around the origin are rounded to whole pixels."""
+    """True if the corners of a shape around the origin are rounded to whole pixels."""
     fitted: bool = False
-    """Whether the cells are spaced by ⌊side of the canvas / number of cells⌋ instead of by the stride."""
+    """True if the cells are ⌊side of the canvas / number of cells⌋ pixels apart instead of one stride."""
     border: float | None = None
-    """Pixels by which an anchor used in training may exceed the image; None for no limit."""
+    """Number of pixels by which an anchor may exceed the image in training; None for no limit."""
 
     def shapes(self, level: int) -> Float64[np.ndarray, "k 4"]:
         """Return the anchors of a level around the origin, xyxy: all sizes for each ratio."""
@@ -62,7 +62,7 @@ class Anchors:
 
 @dataclass(frozen=True, slots=True)
 class GroundTruths:
-    """Boxes of a data set in the coordinates of the network: `n` boxes, each with the sizes of its image."""
+    """Boxes of a data set in the network's coordinates: `n` boxes, with the sizes of their images."""
 
     boxes: Float64[np.ndarray, "n 4"]
     """xyxy in pixels of the canvas."""
@@ -75,7 +75,7 @@ class GroundTruths:
 
 
 def ground_truths(records: Sequence[Record], resize: Resize, canvases: int) -> GroundTruths:
-    """Return the boxes of records, without crowds, resized and placed on canvases as in evaluation."""
+    """Return the boxes of records, without crowds, resized and placed on canvases like in evaluation."""
     if not records:
         return GroundTruths(np.empty((0, 4)), np.empty((0, 2)), np.empty((0, 2), dtype=np.int64), np.empty(0))
     resized = np.array([resize.size(record.height, record.width) for record in records], dtype=np.int64)
@@ -117,7 +117,7 @@ def _nearest(
     steps: Float64[np.ndarray, "n 2"],
     axis: int,
 ) -> tuple[Float64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Return the usable anchor centre nearest to each ground truth along an axis (0 is x), and whether one exists."""
+    """Return the usable anchor centre nearest to each ground truth along an axis (0 is x), and where there is one."""
     side = 1 - axis  # sizes are height, width
     step, first, last = steps[:, side], np.zeros(len(steps)), cells[:, side] - 1.0
     if anchors.border is not None:
@@ -131,7 +131,7 @@ def _nearest(
 
 
 def ceiling(gt: GroundTruths, anchors: Anchors) -> dict[str, dict[str, float]]:
-    """Return the share of ground truths that some anchor overlaps with IoU ≥ 0.5 and ≥ 0.7, also by size and shape.
+    """Return the share of ground truths that an anchor overlaps with IoU ≥ 0.5 and ≥ 0.7, also by size and shape.
 
     Returns:
         One entry per non-empty group: `truths` is the number of ground truths, `0.5` and `0.7` are the shares, and
@@ -156,7 +156,7 @@ def _shares(best: Float64[np.ndarray, " n"]) -> dict[str, float]:
 
 
 def propose(gt: GroundTruths, anchors: Anchors, seed: int = 0) -> Anchors:
-    """Return anchors, with as many sizes and ratios, that match more ground truths, or `anchors` if none are found.
+    """Return anchors that match more ground truths, with the same numbers of sizes and ratios; else `anchors`.
 
     The anchors have the generator's form, sizes × ratios. Several starts are fitted by Lloyd's algorithm with the
     distance 1 - IoU (Redmon and Farhadi 2017, YOLO9000, §2), applied to a product of two sets: each ground truth is
@@ -164,8 +164,8 @@ def propose(gt: GroundTruths, anchors: Anchors, seed: int = 0) -> Anchors:
     best start, which may be `anchors`, is improved by scaling single sizes and ratios up and down while the shares of
     ground truths matched with IoU 0.5 and 0.7 grow, on the grid and within the border.
 
-    The result is a ceiling of the recall, not a prediction of the AP: anchors also determine which features see an
-    object, and from how many examples the network learns.
+    The result is an upper bound of recall, not a prediction of AP: anchors also determine which features detect an
+    object, and how many examples the network learns from.
     """
     sample = _sample(gt, seed)
     sides = sample.boxes[:, 2:] - sample.boxes[:, :2]
@@ -183,8 +183,9 @@ def propose(gt: GroundTruths, anchors: Anchors, seed: int = 0) -> Anchors:
         _fit(sides, np.quantile(sizes, size_levels), np.quantile(ratios, ratio_levels)),
         _fit(sides, spaced, np.quantile(ratios, ratio_levels)),
     ]
-    start = max((_in_form(anchors, *start) for start in starts), key=lambda one: _matched(sample, one))
-    return max(anchors, _climb(sample, start), key=lambda one: _matched(gt, one))  # `anchors` if both are equally good
+    start = max((_with_shapes(anchors, *start) for start in starts), key=lambda fitted: _matched(sample, fitted))
+    # Of equally good ones max returns the first, `anchors`.
+    return max(anchors, _climb(sample, start), key=lambda candidate: _matched(gt, candidate))
 
 
 def _matched(gt: GroundTruths, anchors: Anchors) -> float:
@@ -202,7 +203,7 @@ def _climb(gt: GroundTruths, anchors: Anchors) -> Anchors:
             for values in (sizes, ratios):
                 for index, factor in product(range(len(values)), (step, 1 / step)):
                     old, values[index] = values[index], values[index] * factor
-                    changed = _in_form(anchors, np.sort(sizes), np.sort(ratios))
+                    changed = _with_shapes(anchors, np.sort(sizes), np.sort(ratios))
                     matched = _matched(gt, changed)
                     if matched > best:
                         best, anchors = matched, changed
@@ -214,10 +215,10 @@ def _climb(gt: GroundTruths, anchors: Anchors) -> Anchors:
 
 
 def _sample(gt: GroundTruths, seed: int) -> GroundTruths:
-    """Return the ground truths of positive size, or a random sample of at most `_MOST`."""
+    """Return the ground truths of positive size, or a random sample of at most `_MAX_BOXES`."""
     rows = np.flatnonzero((gt.boxes[:, 2:] > gt.boxes[:, :2]).all(axis=1))
-    if len(rows) > _MOST:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, _MOST, replace=False))
+    if len(rows) > _MAX_BOXES:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, _MAX_BOXES, replace=False))
     return GroundTruths(gt.boxes[rows], gt.images[rows], gt.canvases[rows], gt.areas[rows])
 
 
@@ -226,8 +227,8 @@ def _fit(sides: Float64[np.ndarray, "n 2"], sizes: np.ndarray, ratios: np.ndarra
     own_size, own_ratio = np.log(sides.prod(axis=1)) / 2, np.log(sides[:, 1] / sides[:, 0])
     sizes, ratios = sizes.astype(np.float64), ratios.astype(np.float64)
     for _ in range(50):
-        stretch = np.sqrt(ratios)[:, None]
-        shapes = np.stack([sizes / stretch, sizes * stretch], axis=-1).reshape(-1, 2)
+        roots = np.sqrt(ratios)[:, None]
+        shapes = np.stack([sizes / roots, sizes * roots], axis=-1).reshape(-1, 2)
         nearest = shape_iou(sides, shapes).argmax(axis=1)
         before = sizes.copy(), ratios.copy()
         _move(sizes, own_size, nearest % len(sizes))
@@ -238,13 +239,13 @@ def _fit(sides: Float64[np.ndarray, "n 2"], sizes: np.ndarray, ratios: np.ndarra
 
 
 def _move(centres: np.ndarray, logarithms: np.ndarray, nearest: np.ndarray) -> None:
-    """Move each centre to the geometric mean of the values assigned to it; a centre without values stays."""
+    """Move each centre to the geometric mean of its assigned values; a centre without values stays."""
     for index in np.unique(nearest):
         centres[index] = np.exp(logarithms[nearest == index].mean())
 
 
-def _in_form(anchors: Anchors, sizes: np.ndarray, ratios: np.ndarray) -> Anchors:
-    """Return `anchors` with other sizes and ratios, rounded."""
+def _with_shapes(anchors: Anchors, sizes: np.ndarray, ratios: np.ndarray) -> Anchors:
+    """Return `anchors` with other sizes and ratios, which are rounded."""
     rounded = [float(max(1, round(size))) for size in sizes]
     levels, start = [], 0
     for level in anchors.sizes:
@@ -254,10 +255,10 @@ def _in_form(anchors: Anchors, sizes: np.ndarray, ratios: np.ndarray) -> Anchors
 
 
 def kmeans(sides: Float64[np.ndarray, "n 2"], count: int, seed: int = 0) -> tuple[Float64[np.ndarray, "k 2"], float]:
-    """Return the widths and heights of `count` free shapes, by ascending area, and the mean IoU with the best of them.
+    """Return widths and heights of `count` shapes, by ascending area, and the boxes' mean IoU with their best shape.
 
-    k-means with the distance 1 - IoU of concentric boxes (Redmon and Farhadi 2017, YOLO9000, §2). Free shapes show how
-    far the form sizes × ratios is from the best result with as many anchors.
+    k-means with the distance 1 - IoU of concentric boxes (Redmon and Farhadi 2017, YOLO9000, §2). These shapes need not
+    be sizes × ratios, and so show the best result to expect with this number of anchors.
     """
     unique = np.unique(sides, axis=0)
     centres = np.random.default_rng(seed).choice(unique, min(count, len(unique)), replace=False)

@@ -1,4 +1,4 @@
-"""Checks of boxes and classes that every reader accepts."""
+"""Checks of boxes and classes that the readers accept."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from detect.data.transforms import Resize
 from detect.errors import one_line
 
 SAME = 0.95
-"""IoU above which two boxes of different classes mean the same object."""
+"""Minimum IoU at which two boxes of different classes are the same object."""
 TINY = 2.0
-"""Pixels. A box with a shorter side shows no object."""
+"""Pixels. A box with a shorter side is too small to show an object."""
 WHOLE = 0.5
-"""Pixels. A box this close to all four edges covers the image."""
+"""Pixels. A box within this distance of all four edges covers the image."""
 UNEVEN = 20
-"""Ratio of box counts between the largest and the smallest class that is worth a note."""
-_MOST_BOXES = 4096  # an image with more boxes is not searched for pairs, whose number is the square
+"""Minimum ratio of the box counts of the largest and the smallest class for a note."""
+_MAX_BOXES = 4096  # images with more boxes are not searched for pairs, whose number grows with the square
 
 Counts = Mapping[str, Mapping[str, int]]
 """Number of boxes by split and class."""
@@ -56,7 +56,7 @@ class _Image:
         self.boxes, self.labels = annotations.boxes[rows], annotations.labels[rows]
 
     def finding(self, rule: str, rows: Sequence[int], what: str) -> Finding:
-        """Return a finding on some boxes; its location is that of the last one."""
+        """Return a finding on some boxes, with the location of the last one."""
         where = self.annotations.places[self.rows[rows[-1]]]
         path = self.annotations.paths[self.image]
         boxes = tuple(tuple(map(float, self.boxes[row])) for row in rows)
@@ -79,26 +79,26 @@ def _check_image(image: _Image, resize: Resize | None) -> Iterator[Finding]:
         what = f"{image.name(second)}, where {image.where(first)} has {image.name(first)}"
         yield image.finding("class-conflict", (first, second), what)
     width, height = image.width, image.height
-    reach = np.abs(boxes - (0, 0, width, height)).max(axis=1)
-    for row in np.flatnonzero(reach <= WHOLE):
+    distance = np.abs(boxes - (0, 0, width, height)).max(axis=1)
+    for row in np.flatnonzero(distance <= WHOLE):
         yield image.finding("whole-image-box", (int(row),), "the box covers the whole image")
     scale = 1.0 if resize is None else resize.size(height, width)[0] / height
     sides = (boxes[:, 2:] - boxes[:, :2]) * scale
     for row in np.flatnonzero(sides.min(axis=1) < TINY):
-        seen = f"{sides[row, 0]:.3g} × {sides[row, 1]:.3g} pixels"
-        what = f"the box has {seen}" if resize is None else f"the network sees {seen} of the box"
+        size = f"{sides[row, 0]:.3g} × {sides[row, 1]:.3g} pixels"
+        what = f"the box has {size}" if resize is None else f"the box has {size} in the network's input"
         yield image.finding("tiny-box", (int(row),), what)
 
 
 def repeats(boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Return for each box whether an earlier box is the same and has the same class."""
-    again = np.zeros(len(boxes), dtype=bool)
-    again[[second for _, second in _repeated(boxes, labels)]] = True
-    return again
+    """Return a mask of the boxes that repeat an earlier box with the same class."""
+    repeated = np.zeros(len(boxes), dtype=bool)
+    repeated[[second for _, second in _repeated(boxes, labels)]] = True
+    return repeated
 
 
 def _repeated(boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"]) -> Iterator[tuple[int, int]]:
-    """Yield the first occurrence and each repetition of a box; boxes of unknown classes may differ in class."""
+    """Yield the first occurrence and each repetition of a box; boxes of unknown classes are skipped."""
     first: dict[tuple[float, ...], int] = {}
     for row, key in enumerate(zip(*boxes.T.tolist(), labels.tolist(), strict=True)):
         before = first.setdefault(key, row)
@@ -109,7 +109,7 @@ def _repeated(boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"]
 def _conflicts(
     boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"], crowd: Bool[np.ndarray, " n"]
 ) -> Iterator[tuple[int, int]]:
-    if len(np.unique(labels)) < 2 or len(boxes) > _MOST_BOXES:
+    if len(np.unique(labels)) < 2 or len(boxes) > _MAX_BOXES:
         return
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     inner = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(boxes[:, None, :2], boxes[None, :, :2])
@@ -124,13 +124,13 @@ def _conflicts(
 # -------------------------------------------------------------------------------------------------------------- classes
 
 
-def check_classes(counts: Counts, files: Mapping[str, Path], whole: bool) -> Iterator[Finding]:
-    """Yield the findings on classes.
+def check_classes(counts: Counts, files: Mapping[str, Path], complete: bool) -> Iterator[Finding]:
+    """Yield the findings on the classes.
 
     Args:
         counts: number of boxes by split and class.
-        files: the file to name for each split.
-        whole: whether `counts` has all splits of the data set.
+        files: file that represents each split in a finding.
+        complete: true if `counts` has all splits of the data set.
     """
     total: dict[str, int] = {}
     for of_split in counts.values():
@@ -139,7 +139,7 @@ def check_classes(counts: Counts, files: Mapping[str, Path], whole: bool) -> Ite
     source = next(iter(files.values()))
     yield from _similar(total, source)
     for name, number in total.items():
-        if not number and whole:
+        if not number and complete:
             yield Finding("empty-class", source, one_line(f"{name} has no box in any split"))
     for split, of_split in counts.items():
         absent = [name for name, number in total.items() if number and not of_split.get(name)]

@@ -1,4 +1,4 @@
-"""Findings of the data set check, and the rules that they belong to, with severity and advice."""
+"""Findings of the data set check, and their rules with severity and advice."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 class Check(NamedTuple):
-    """A rule. An `error` spoils training or metrics, a `warning` may do so, a `note` is for information."""
+    """A rule. An `error` harms training or metrics, a `warning` may do so, a `note` is information."""
 
     severity: Severity
     advice: str
     repaired: bool = False
-    """Whether `repair.copy.fix` removes it."""
+    """True if `write_repaired_copy` fixes it."""
 
 
 _REPAIRED_BY_READER = {
     "zero-area": "draw the box or remove it; the reader leaves it out",
-    "negative-size": "swap its corners if the box is meant; the reader leaves it out",
+    "negative-size": "swap its corners if it is an object; the reader leaves it out",
     "outside-image": "draw it again or remove it; the reader leaves it out",
     "clipped": "clip it at the image's edge, as the reader does",
     "size-mismatch": "correct the size in the file, or restore the image that it describes",
@@ -59,8 +59,8 @@ _OWN = {
     "near-leak": Check("warning", "look at the pair: if both show the same, keep it in one split only", True),
     "duplicate-pixels": Check("warning", "keep one of them, with the boxes of both", True),
     "duplicate-box": Check("warning", "keep one of them", True),
-    "class-conflict": Check("warning", "if both mean one object, remove the wrong one"),
-    "tiny-box": Check("warning", "remove it, or train with larger images: nothing can be seen in it"),
+    "class-conflict": Check("warning", "if both are the same object, remove the wrong one"),
+    "tiny-box": Check("warning", "remove it, or train with larger images: it is too small to learn from"),
     "exif-unrotated": Check("warning", "draw the boxes again on the upright image, or remove the EXIF orientation"),
     "similar-classes": Check("warning", "use one spelling for both"),
     "empty-class": Check("warning", "add boxes of it or remove it from the classes"),
@@ -68,17 +68,17 @@ _OWN = {
     "shared-annotation": Check("warning", "give every image a name and an annotation of its own"),
     "unlisted-image": Check("warning", "list it in a split, or remove it", True),
     "orphan-annotation": Check("warning", "restore its image, or remove it", True),
-    "anchors": Check("warning", "choose anchors that fit: see the proposal"),
-    "near-duplicate": Check("note", "look at the pair: many similar images teach little"),
+    "anchors": Check("warning", "choose anchors that fit, such as the proposed ones"),
+    "near-duplicate": Check("note", "look at the pair: many similar images add little to training"),
     "exif-rotated": Check("note", "the boxes fit the upright image; other tools may not rotate it", True),
-    "pixel-mode": Check("note", "it is read as RGB of 8 bits"),
+    "pixel-mode": Check("note", "it is read as 8-bit RGB"),
     "whole-image-box": Check("note", "correct if one object fills the image, otherwise a label of the whole image"),
-    "zero-id": Check("note", "count from 1: pycocotools reads annotation 0 as no match; `detect` renumbers"),
+    "zero-id": Check("note", "count from 1: pycocotools takes annotation 0 for no match; `detect` renumbers"),
     "no-boxes": Check("note", "correct for background, otherwise annotate them"),
     "imbalance": Check("note", "expect lower metrics for rare classes, or add images of them"),
 }
 CHECKS: dict[str, Check] = _OF_READERS | _OWN
-"""All rules: first those of the readers, then those of this check alone."""
+"""All rules: first the rules of the readers, then the rules of this check only."""
 
 _ORDER = {name: (SEVERITIES.index(check.severity), rank) for rank, (name, check) in enumerate(CHECKS.items())}
 _PLACE = re.compile(
@@ -89,7 +89,7 @@ _PLACE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One problem, or noteworthy fact, of the data."""
+    """A problem or noteworthy fact of the data."""
 
     rule: str
     """A key of `CHECKS`."""
@@ -100,9 +100,9 @@ class Finding:
     place: str = ""
     """Location in the file: a line, an object, an annotation id. Empty for the file as a whole."""
     split: str = ""
-    """The first split with the problem; empty if it concerns no split."""
+    """First split with the problem; empty if it does not belong to a split."""
     images: tuple[Path, ...] = ()
-    """The images that show it; two for a pair."""
+    """Images that show the problem; two for a pair."""
     boxes: tuple[tuple[float, ...], ...] = ()
     """Boxes to draw on the first image, xyxy in pixels."""
 
@@ -133,12 +133,12 @@ class Report:
     splits: dict[str, int]
     """Number of images in each checked split."""
     boxes: int
-    """Number of valid boxes in all splits, with those of a shared image counted once."""
+    """Number of valid boxes in all splits; boxes of images that splits share are counted once."""
     findings: tuple[Finding, ...]
     """Findings by severity, then by rule."""
     seconds: float
     survey: Any = field(default=None, repr=False, compare=False)
-    """The content of the data set (`examine.Survey`), for `repair.copy.fix`."""
+    """Content of the data set (`examine.Survey`), for `write_repaired_copy`."""
 
     def by_rule(self) -> Iterator[tuple[str, list[Finding]]]:
         """Yield the findings of each rule, the most severe rule first."""
@@ -153,7 +153,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether there are no findings other than notes."""
+        """True if all findings are notes."""
         return all(finding.severity == "note" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Report:
 
 
 def sort(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Return the findings by severity, without repetition: a problem shared by two splits is found in both."""
+    """Return the findings by severity, without repetitions, which occur if two splits share a problem."""
     seen: dict[tuple[str, Path, str], Finding] = {}
     for finding in findings:
         seen.setdefault((finding.rule, finding.path, finding.what), finding)

@@ -1,4 +1,4 @@
-"""Duplicate images: the same pixels, or nearly the same picture.
+"""Search for duplicate images: the same pixels, or nearly the same picture.
 
 Two pictures are nearly the same if the 64 bits of their difference hashes (Krawetz 2013, "Kind of like that") differ in
 few places, which is fast to test for all pairs, and if their grey thumbnails of 32 × 32 pixels, normalised to mean 0
@@ -20,17 +20,17 @@ from jaxtyping import Float32, UInt8, UInt64
 from detect.curation.doctor.image_checks import ImageCheck
 
 HASH_DISTANCE = 10
-"""Bits. Two consecutive video frames differ in fewer, two photographs of different scenes in 32 on average."""
+"""Bits. Consecutive video frames differ in fewer bits, photographs of different scenes in 32 on average."""
 CORRELATION = 0.97
-"""Smallest correlation of nearly equal pictures. It selects one of 4.5 million pairs of photographs in VOC 2007, a
+"""Minimum correlation of nearly equal pictures. It selects one of 4.5 million pairs of photographs in VOC 2007, a
 scene taken twice, and one of 66,000 pairs in BCCD, a smear at two focal planes. The first false alarm occurs at 0.96
 and 16 bits."""
 FLAT = 4.0
-"""Grey levels. Pictures with a smaller standard deviation show nothing by which they could be distinguished."""
-_ASPECT = 0.05  # largest difference of the logarithms of the aspect ratios
-_ROWS = 256  # images compared with all others at once
-MOST_PAIRS = 100_000
-"""Limit for videos, in which every frame resembles many others: nobody looks at more pairs."""
+"""Grey levels. Pictures with a smaller standard deviation cannot be distinguished."""
+_ASPECT = 0.05  # maximum difference of the logarithms of the aspect ratios
+_ROWS = 256  # number of images that are compared with all others at a time
+MAX_PAIRS = 100_000
+"""Maximum number of reported pairs, for videos, in which every frame resembles many others."""
 
 
 class Pair(NamedTuple):
@@ -66,13 +66,13 @@ def near(images: Sequence[ImageCheck]) -> list[Pair]:
         good = (correlation >= CORRELATION) & (np.abs(aspects[a] - aspects[b]) <= _ASPECT)
         chosen = zip(a[good], b[good], correlation[good], strict=True)
         pairs += [Pair(kept[i].path, kept[j].path, float(r)) for i, j, r in chosen]
-        if len(pairs) >= MOST_PAIRS:
+        if len(pairs) >= MAX_PAIRS:
             break
-    return sorted(pairs, key=lambda pair: -pair.correlation)[:MOST_PAIRS]
+    return sorted(pairs, key=lambda pair: -pair.correlation)[:MAX_PAIRS]
 
 
 def difference_hashes(grey: UInt8[np.ndarray, "n h w"]) -> UInt64[np.ndarray, " n"]:
-    """Return 64 bits per picture: whether each of 8 × 8 cells is brighter than the cell to its left."""
+    """Return 64 bits per picture, one for each of 8 × 8 cells: 1 if it is brighter than the cell to its left."""
     small = np.stack([cv2.resize(picture, (9, 8), interpolation=cv2.INTER_AREA) for picture in grey])
     return np.packbits((small[:, :, 1:] > small[:, :, :-1]).reshape(len(grey), 64), axis=1).view(np.uint64)[:, 0]
 
@@ -94,11 +94,11 @@ def _candidates(hashes: UInt64[np.ndarray, " n"]) -> Iterator[tuple[np.ndarray, 
 
 
 def unions(lists: Mapping[str, Set[Path]]) -> set[str]:
-    """Return the splits that are unions of others, such as VOC's `trainval`: they share images by design."""
+    """Return the splits that are unions of others, such as VOC's `trainval`, and share images by design."""
     result = set()
-    for name, own in lists.items():
-        parts = [other for key, other in lists.items() if key != name and other < own]
-        if name == "trainval" or (len(parts) > 1 and set().union(*parts) == own):
+    for name, images in lists.items():
+        parts = [other for key, other in lists.items() if key != name and other < images]
+        if name == "trainval" or (len(parts) > 1 and set().union(*parts) == images):
             result.add(name)
     return result
 
@@ -109,7 +109,7 @@ def leaks(first: Set[str], second: Set[str], union: Set[str], lists: Mapping[str
     Args:
         first: splits of the first image.
         second: splits of the second image.
-        union: the splits that are unions of others, and may share images with their parts.
+        union: splits that are unions of others, and may share images with their parts.
         lists: the images of each split.
     """
     for a in sorted(first):

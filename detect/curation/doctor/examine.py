@@ -42,9 +42,9 @@ class Survey:
     format: str
     folder: Folder
     parsed: dict[str, Annotations] = field(default_factory=dict)
-    """Annotations of each split as its files state them."""
+    """Annotations of each split as its files contain them."""
     images: dict[Path, ImageCheck] = field(default_factory=dict)
-    """Check of each image that a split lists."""
+    """Check result of each image that a split lists."""
     repaired: dict[str, Annotations] = field(default_factory=dict)
     """Valid boxes of each split, in pixels."""
     unions: set[str] = field(default_factory=set)
@@ -85,12 +85,12 @@ def examine(
     Args:
         root: data folder.
         splits: names of the splits; by default all. Unused files are searched only with all of them.
-        resize: scale of the network's input; if given, tiny boxes are those that are tiny there.
-        workers: decoding threads; by default Python's number of them.
+        resize: scale of the network's input; if given, tiny boxes are those that are tiny in the network's input.
+        workers: decoding threads; by default the number of `ThreadPoolExecutor`.
         progress: show a progress bar on a terminal.
 
     Raises:
-        UserError: there is no such folder, no data set of a known format in it, or no such split.
+        UserError: the folder or a split does not exist, or the folder has no data set of a known format.
     """
     started = perf_counter()
     root = Path(root)
@@ -118,7 +118,7 @@ def examine(
 
 
 class _FullLog(DefectLog):
-    """Log that also gives access to the refused defects."""
+    """Log that gives access to all defects, including refused ones."""
 
     def __init__(self, root: Path, split: str) -> None:
         super().__init__(root, split)
@@ -130,7 +130,7 @@ class _FullLog(DefectLog):
 
 
 def _detect_format(root: Path, findings: list[Finding]) -> tuple[str, tuple[str, ...]]:
-    """Return the format and its splits; no splits if the file that names them is broken, which is a finding."""
+    """Return the format and its splits. If the file that names them is broken, add a finding and return no splits."""
     for name, module in FORMATS.items():
         try:
             if splits := module.splits(root):
@@ -154,7 +154,7 @@ def _parse(survey: Survey, split: str, findings: list[Finding]) -> None:
     try:
         survey.parsed[split] = FORMATS[survey.format].parse(survey.root, split, None, log)
     except UserError as error:
-        if not log.all:  # otherwise the last defect is what stopped the reader
+        if not log.all:  # otherwise the last defect has stopped the reader
             findings.append(_as_finding(survey.root, split, error))
     except Exception as error:  # a bug of the reader must not prevent the other checks
         what = f"split {split} cannot be read ({type(error).__name__}: {reason(error)})"
@@ -163,13 +163,13 @@ def _parse(survey: Survey, split: str, findings: list[Finding]) -> None:
 
 
 def _as_finding(root: Path, split: str, error: UserError) -> Finding:
-    """Return the finding for an error with which a reader stops: file, problem and remedy."""
+    """Return the finding for an error that stops a reader, which has the file, the problem and the remedy."""
     file, _, what = str(error).partition(": ")
     return Finding("broken-file", Path(file) if what else root, one_line(what or file), place_in(what), split)
 
 
 def _finding(defect: Defect, split: str, images: Mapping[str, Path]) -> Finding:
-    """Return the finding for a reader's defect, with the image and the box if its text names them."""
+    """Return the finding for a reader's defect, with the image and the box if its text contains them."""
     detail = one_line(defect.detail)
     match = _BOX.search(defect.detail)
     finding = Finding(defect.rule, defect.path, detail, place_in(detail), split)
@@ -182,7 +182,7 @@ def _finding(defect: Defect, split: str, images: Mapping[str, Path]) -> Finding:
 def _inspect_images(survey: Survey, workers: int | None, progress: bool) -> None:
     paths = list(dict.fromkeys(path for annotations in survey.parsed.values() for path in annotations.paths))
     survey.images = inspect_images([path for path in paths if survey.folder.may_open(path)], workers, progress)
-    for path in paths:  # images behind a link out of the root, which is reported for the link
+    for path in paths:  # images behind a link out of the root, for which the link is reported
         blocked = ImageCheck(path, rule="path-outside-root", detail="a link leads out of the root")
         survey.images.setdefault(path, blocked)
 
@@ -258,7 +258,7 @@ def _zero_ids(annotations: Annotations, split: str) -> Iterator[Finding]:
         "an annotation": any(place.startswith("annotation 0 ") for place in annotations.places),
     }
     if annotations.sources:
-        for kind in (kind for kind, found in has_zero.items() if found):
+        for kind in (kind for kind, is_present in has_zero.items() if is_present):
             yield Finding("zero-id", annotations.sources[0], f"the id of {kind} is 0", kind, split)
 
 
@@ -291,7 +291,7 @@ def _main_file(survey: Survey, split: str) -> Path:
 
 
 def _count_boxes(survey: Survey) -> int:
-    """Return the number of valid boxes in all splits, with those of a shared image counted once."""
+    """Return the number of valid boxes in all splits; boxes of images that splits share are counted once."""
     counts: dict[Path, int] = {}
     for kept in survey.repaired.values():
         of_split = np.bincount(kept.image, minlength=len(kept.paths))
@@ -314,15 +314,15 @@ def _check_duplicates(survey: Survey) -> Iterator[Finding]:
             what = f"splits {between[0]} and {between[1]} both have it"
             yield Finding("leaked-image", path, what, split=between[0], images=(path,))
     for group in survey.same:
-        # One image for each set of splits: an image may leak into the split of one of them and not of another.
+        # One image per set of splits: `other` may leak into the splits of one image and not of another.
         representatives = {frozenset(splits[path]): path for path in reversed(group)}.values()
         for other in group[1:]:
-            leaking = next((one for one in representatives if one != other and leak(one, other)), None)
-            one = leaking or group[0]
-            between = leak(one, other) if leaking else None
+            leaking = next((image for image in representatives if image != other and leak(image, other)), None)
+            image = leaking or group[0]
+            between = leak(image, other) if leaking else None
             rule = "leaked-image" if between else "duplicate-pixels"
-            what = f"the same pixels as {_relative(survey, one)}" + _between(between)
-            yield Finding(rule, other, one_line(what), split=min(splits[other]), images=(one, other))
+            what = f"the same pixels as {_relative(survey, image)}" + _between(between)
+            yield Finding(rule, other, one_line(what), split=min(splits[other]), images=(image, other))
     for pair in survey.similar:
         between = leak(pair.first, pair.second)
         what = f"nearly the same as {_relative(survey, pair.first)} (correlation {pair.correlation:.3f})"

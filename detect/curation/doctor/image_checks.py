@@ -1,4 +1,4 @@
-"""Full decoding of every image file: whether it can be decoded, how it is stored, and features to find duplicates."""
+"""Decoding of every image file: readability, pixel format, and features to find duplicates."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from detect.errors import UserError, reason
 from detect.terminal import progress_bar
 
 SIDE = 32
-"""Pixels. Side of the grey thumbnail that is compared to find duplicates."""
+"""Side in pixels of the grey thumbnail for finding duplicates."""
 MAX_BYTES = 2**30
-"""Largest file. An image of `decode.MAX_PIXELS` needs no more, even uncompressed with 16 bits."""
+"""Maximum size of a file. An image of `decode.MAX_PIXELS` is not larger, even uncompressed with 16 bits."""
 _LARGE = 2**25  # pixels: larger images are decoded one at a time, so that decompression bombs do not add up
 _ONE_AT_A_TIME = threading.Lock()
 _PLAIN_MODES = ("RGB", "L")
@@ -37,9 +37,9 @@ class ImageCheck:
     size: tuple[int, int] = (0, 0)
     """Width and height of the decoded image; zeros if it cannot be read."""
     rule: str = ""
-    """The rule, a key of `CHECKS`, if it cannot be read."""
+    """Key of `CHECKS` if the image cannot be read."""
     detail: str = ""
-    """Why it cannot be read."""
+    """Reason why the image cannot be read."""
     orientation: int = 1
     """EXIF orientation, 1 … 8."""
     mode: str = ""
@@ -51,7 +51,7 @@ class ImageCheck:
 
 
 def inspect_images(paths: Sequence[Path], workers: int | None = None, progress: bool = True) -> dict[Path, ImageCheck]:
-    """Decode every image once in `workers` threads, by default Python's number of them, with a progress bar."""
+    """Decode every image once in `workers` threads (default: as `ThreadPoolExecutor`), with a progress bar."""
     images: dict[Path, ImageCheck] = {}
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("Decoding images", total=len(paths))
@@ -68,7 +68,7 @@ def _in_threads(paths: Sequence[Path], workers: int | None) -> Iterator[ImageChe
 
 
 def inspect_image(path: Path) -> ImageCheck:
-    """Decode one image file. It never raises; a problem becomes a rule and a short text."""
+    """Decode one image file. Never raise: the result has the rule and the reason of a problem."""
     try:
         if not path.is_file():
             return ImageCheck(path, rule="missing-image", detail="there is no such file")
@@ -82,7 +82,7 @@ def inspect_image(path: Path) -> ImageCheck:
             pixels = decode(path)
         return _measure(path, pixels)
     except UserError as error:
-        # Without its remedy, because the rule has one of its own.
+        # Without the remedy: the rule has its own.
         detail = str(error).removeprefix(f"{path}: ").rpartition("; ")[0]
         return ImageCheck(path, rule=_rule(detail), detail=detail)
     except Exception as error:  # the check must continue after any failure of a decoder
@@ -110,7 +110,7 @@ def _measure(path: Path, pixels: UInt8[np.ndarray, "H W 3"]) -> ImageCheck:
     height, width = pixels.shape[:2]
     digest = hashlib.blake2b(f"{width} {height} ".encode(), digest_size=16)
     digest.update(pixels)  # type: ignore[arg-type]
-    # OpenCV averages whole pixels much faster than fractions of them: halve first, while that loses nothing.
+    # OpenCV averages whole pixels much faster than fractions: halve as long as this loses nothing.
     while min(pixels.shape[:2]) >= 8 * SIDE:
         pixels = cv2.resize(pixels, (pixels.shape[1] // 2, pixels.shape[0] // 2), interpolation=cv2.INTER_AREA)
     grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (SIDE, SIDE), interpolation=cv2.INTER_AREA)

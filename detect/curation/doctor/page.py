@@ -1,4 +1,4 @@
-"""Self-contained HTML page with the findings, without network access, scripts or other files."""
+"""Self-contained HTML page with the findings, without scripts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from detect.data.decode import decode
 from detect.errors import UserError, one_line
 
 ROWS = 200
-"""Largest number of findings per rule in the tables; the JSON file has all of them."""
+"""Maximum number of findings per rule in the tables; the JSON file has all."""
 PICTURES = 6
-"""Largest number of findings per rule with pictures."""
+"""Maximum number of findings with pictures per rule."""
 _MAX_HEIGHT, _MAX_WIDTH = 170, 380  # of a picture, in pixels
 _BOX_COLOUR = (255, 40, 90)
 
@@ -67,12 +67,12 @@ def _rule(report: Report, rule: str, findings: list[Finding]) -> str:
         f'<b class="{check.severity}">{check.severity}</b> {rule} × {len(findings):,} '
         f"<span class=soft>– {_text(check.advice)}{'; --fix does' if check.repaired else ''}</span></summary><div>"
         f"<div class=pictures>{pictures}</div>"
-        f"<table><tr><th>file</th><th>location</th><th>what</th></tr>{rows}</table>{more}</div></details>"
+        f"<table><tr><th>file</th><th>location</th><th>problem</th></tr>{rows}</table>{more}</div></details>"
     )
 
 
 def _picture(finding: Finding) -> str:
-    """Return the images of a finding side by side, with its boxes on the first, or nothing if one is unreadable."""
+    """Return the images of a finding side by side, with boxes on the first; an empty string if one is unreadable."""
     try:
         jpegs = [_thumbnail(decode(path), finding.boxes if not k else ()) for k, path in enumerate(finding.images)]
     except UserError:
@@ -105,7 +105,7 @@ def _anchors(anchors: Mapping[str, Any]) -> str:
     head = "".join(f"<th class=number>{name}</th>" for name in ("number", "IoU ≥ 0.5", "IoU ≥ 0.7", "mean IoU"))
     config = f"<pre>{_text_lines(anchors['yaml'])}</pre>" if anchors["yaml"] else ""
     return (
-        "<h2>Ground truths that an anchor matches</h2><p class=soft>Share matched by an anchor of the config → "
+        "<h2>Ground truths matched by an anchor</h2><p class=soft>Share matched by an anchor of the config → "
         f"by a proposed anchor.</p><table><tr><th>ground truths</th>{head}</tr>{rows}</table>{config}"
     )
 

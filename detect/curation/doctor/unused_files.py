@@ -1,4 +1,4 @@
-"""Files of a data folder that a reader must not open, such as links out of it, or that no split uses."""
+"""Search for files in a data folder that readers must not open, or that no split uses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Folder:
     findings: list[Finding] = field(default_factory=list)
 
     def may_open(self, path: Path) -> bool:
-        """Return whether neither the file nor one of its parent folders is blocked."""
+        """Return whether neither the file nor a parent folder is blocked."""
         return self.blocked.isdisjoint((path, *path.parents))
 
     def may_parse(self) -> bool:
@@ -48,7 +48,7 @@ def scan_folder(root: Path) -> Folder:
     """List everything below `root`."""
     folder = Folder(root)
     top = root.resolve()
-    for parent, folders, files in os.walk(root):  # sorted, so that the report is reproducible
+    for parent, folders, files in os.walk(root):  # sorted below, so that reports are reproducible
         folders.sort()
         for name in sorted(files):
             _add_file(Path(parent, name), top, folder)
@@ -78,7 +78,7 @@ def _add_file(path: Path, top: Path, folder: Folder) -> None:
 
 
 def _check_link(path: Path, top: Path, folder: Folder) -> bool:
-    """Return whether a link stays below the root; if not, report and block it."""
+    """Return whether a link leads to a path below the root; otherwise report and block it."""
     try:
         real = path.resolve()
         if real.is_relative_to(top) and not real.is_symlink():
@@ -86,12 +86,12 @@ def _check_link(path: Path, top: Path, folder: Folder) -> bool:
     except (OSError, RuntimeError):  # a link to itself, which Python 3.13 and later return unresolved
         pass
     folder.blocked.add(path)
-    folder.findings.append(Finding("path-outside-root", path, "it is a link that leads out of the data folder"))
+    folder.findings.append(Finding("path-outside-root", path, "a link leads out of the data folder"))
     return False
 
 
 def _is_annotation(path: Path) -> bool:
-    """Return whether a reader may parse the file. JSON counts only under the names of COCO files."""
+    """Return whether a reader may parse the file. JSON files must have the names of COCO's."""
     suffix = path.suffix.lower()
     if suffix == ".json":
         return path.name.startswith("instances_") or path.name == "_annotations.coco.json"

@@ -1,6 +1,6 @@
 """Readers of annotation files, one module per format.
 
-Each detection format has `LOOKED_FOR` (its files, for messages), `splits` and `parse`.
+Each module of a detection format has `LOOKED_FOR` (the format's files, for messages), `splits` and `parse`.
 """
 
 from types import ModuleType

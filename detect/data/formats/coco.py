@@ -1,4 +1,4 @@
-"""COCO annotation files, as published by the COCO project and as exported by Roboflow.
+"""COCO annotation files, in the layouts of the COCO project and of Roboflow.
 
 Format: https://cocodataset.org/#format-data. A file holds `images`, `categories` and `annotations`. A bbox is x, y,
 width and height, measured from the upper left corner of the image's first pixel.
@@ -43,14 +43,14 @@ BOX = Kind(
 
 
 def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
-    """Return the splits with an annotation file below `root`, without opening any of these files."""
+    """Return the splits that have an annotation file below `root`, without opening the files."""
     official = [path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json")]
     roboflow = [path.parent.name for path in root.glob(f"*/{_ROBOFLOW}")]
     return tuple(sorted({*official, *roboflow}))
 
 
 def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
-    """Parse the annotation file of a split; `classes` as for `read`, by default sorted by category id."""
+    """Parse the annotation file of a split. `classes`: see `read`; by default the file's, sorted by category id."""
     path, folders = locate(root, split)
     document = _load(path, log)
     images = _images(document, root, folders, path, log)
@@ -89,7 +89,7 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog)
 
 
 def locate(root: Path, split: str) -> tuple[Path, list[Path]]:
-    """Return the annotation file of a split and the folders that may hold its images, the most likely first."""
+    """Return the annotation file of a split and the folders that may contain its images, most likely first."""
     official = root / "annotations" / f"instances_{split}.json"
     if is_file(official):
         return official, [root / split, root / "images" / split, root / "images", root]
@@ -101,14 +101,14 @@ def _load(path: Path, log: DefectLog) -> dict[str, Any]:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        log.stop("broken-file", path, f"it is no JSON: {error}")
+        log.stop("broken-file", path, f"it is not JSON: {error}")
     if not isinstance(document, dict):
-        log.stop("broken-file", path, "it is no COCO file: it has no object with images, annotations and categories")
+        log.stop("broken-file", path, "it is not a COCO file: it has no object with images, annotations and categories")
     return document
 
 
 def entries(document: dict[str, Any], kind: str, path: Path, log: DefectLog, /, **fields: Kind) -> list[dict[str, Any]]:
-    """Return the entries of a list whose fields pass their tests, and log the others as defects."""
+    """Return the entries of a list whose fields pass their tests; log all others as defects."""
     items = document.get(kind)
     if not isinstance(items, list):
         log.stop("broken-file", path, f"it has no list of {kind}")
@@ -130,20 +130,20 @@ def entries(document: dict[str, Any], kind: str, path: Path, log: DefectLog, /, 
 def _images(
     document: dict[str, Any], root: Path, folders: list[Path], path: Path, log: DefectLog
 ) -> list[tuple[dict[str, Any], Path]]:
-    """Return the entry and the file of each image: in the first of `folders` that has it, else the most likely one."""
+    """Return entry and file of each image: in the first of `folders` that contains it, else in the first folder."""
     images = []
     seen = set()
     id_of: dict[Path, int] = {}
     for entry in entries(document, "images", path, log, id=ID, file_name=TEXT):
         name = entry["file_name"]
-        likeliest = inside(root, folders[0], name)
+        default = inside(root, folders[0], name)
         if entry["id"] in seen:
             log.add("duplicate-image", path, f"image {name} has the id {entry['id']}, which another image has too")
-        elif likeliest is None:
+        elif default is None:
             log.add("path-outside-root", path, f"the file_name of image {entry['id']} is {name}")
         else:
             candidates = (folder / name for folder in folders)
-            image = next((file for file in candidates if is_file(file)), likeliest)
+            image = next((file for file in candidates if is_file(file)), default)
             if image in id_of:
                 log.add("duplicate-image", path, f"the images {id_of[image]} and {entry['id']} are both {name}")
             id_of[image] = entry["id"]
@@ -173,7 +173,7 @@ def _categories(document: dict[str, Any], path: Path, log: DefectLog, used: set[
 
 
 def _check_ids(annotations: list[dict[str, Any]], path: Path, log: DefectLog) -> None:
-    """Log annotation ids that occur twice. The ids are not kept, because evaluation renumbers the annotations."""
+    """Log annotation ids that occur twice. Ids are not kept, because evaluation renumbers the annotations."""
     seen = set()
     for entry in annotations:
         id = entry.get("id")

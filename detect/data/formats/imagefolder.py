@@ -56,14 +56,14 @@ def read_imagefolder(
 
     Args:
         root: folder of the splits.
-        split: a folder in `root`; `val`, `valid` and `validation` are the same if only one of them exists.
-        classes: classes of the training split or of a trained model, which the labels follow; some may have no folder
+        split: a folder in `root`; `val`, `valid` and `validation` are synonyms if only one of them exists.
+        classes: classes of the training split or of a trained model, which define the labels; some may have no folder
             here. By default the folder names.
-        skip_unreadable: leave out damaged images, and count them as repaired.
+        skip_unreadable: leave out damaged images, and report them as repaired.
         follow_links: follow links that lead out of the root.
 
     Raises:
-        UserError: there is no such split, it has no class, a class has no image or is not one of `classes`, or images
+        UserError: the split does not exist, it has no class, a class has no image or is not one of `classes`, or images
             are damaged.
     """
     folder = _folder_of(Path(root), split)
@@ -92,19 +92,19 @@ def read_imagefolder(
     )
 
 
-def labels_of(names: Sequence[str], classes: Sequence[str], where: object) -> Int64[np.ndarray, " n"]:
-    """Return the index of each name in `classes`, or raise `UserError` if one is missing there."""
+def labels_of(names: Sequence[str], classes: Sequence[str], source: object) -> Int64[np.ndarray, " n"]:
+    """Return the index of each name in `classes`. Raise `UserError` if one is missing there."""
     label_of = {name: label for label, name in enumerate(classes)}
     if unknown := [name for name in names if name not in label_of]:
         raise UserError(
-            f"{where}: {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''} is not among the {len(classes)} "
+            f"{source}: {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''} is not among the {len(classes)} "
             "classes of the training split or the trained model; add it there and train with it, or remove it here"
         )
     return np.array([label_of[name] for name in names], dtype=np.int64)
 
 
 def summary(dataset: ImageClasses) -> str:
-    """Return a few lines on a split: counts of images and classes, the extremes per class, and the images left out."""
+    """Return a summary of a split: counts of images and classes, smallest and largest class, and images left out."""
     counts = np.bincount(dataset.labels, minlength=len(dataset.classes))
     ends = (f"{counts[label]} ({dataset.classes[label]})" for label in (counts.argmin(), counts.argmax()))
     lines = [
@@ -141,11 +141,13 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in images if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def _refuse_empty(folders: Sequence[Path], counts: Sequence[int] | np.ndarray, what: str) -> None:
+def _refuse_empty(folders: Sequence[Path], counts: Sequence[int] | np.ndarray, problem: str) -> None:
     empty = [path for path, count in zip(folders, counts, strict=True) if not count]
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-        raise UserError(f"{empty[0]}: the class {what}{more}; add images ({' '.join(SUFFIXES)}) or remove the folder")
+        raise UserError(
+            f"{empty[0]}: the class {problem}{more}; add images ({' '.join(SUFFIXES)}) or remove the folder"
+        )
 
 
 def _check(paths: Sequence[Path], log: DefectLog) -> list[int]:

@@ -1,8 +1,8 @@
 """PASCAL VOC folders: `JPEGImages`, one XML file per image in `Annotations`, lists of images in `ImageSets/Main`.
 
 Format: Everingham and Winn, "The PASCAL VOC 2012 Development Kit". Pixels are counted from 1 and both corners belong to
-the box, so xmin … xmax becomes the interval from xmin - 1 to xmax here. If the two are equal, the annotator clicked
-without drawing: that is not an object one pixel wide, but a box without area.
+the box, so xmin … xmax becomes the interval from xmin - 1 to xmax here. If both are equal, the annotator has probably
+clicked without drawing: this is read as a box without area, not as one pixel wide.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
 
 
 def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
-    """Parse the XML files of a split; `classes` as for `read`, by default all names in `Annotations`, sorted."""
+    """Parse the XML files of a split. `classes`: see `read`; by default all names in `Annotations`, sorted."""
     base = _base(root)
     stems = list(_listed(base, split, log))
     sources = [base / "Annotations" / f"{stem}.xml" for stem in stems]
@@ -93,13 +93,13 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog)
 
 
 def _base(root: Path) -> Path:
-    """Return the folder that holds `ImageSets`: `root`, or the only year of VOC in it."""
+    """Return the folder that contains `ImageSets`: `root`, or the only VOC year in it."""
     if (root / "ImageSets").is_dir():
         return root
     years = sorted(path.parent for pattern in ("VOC*", "VOCdevkit/VOC*") for path in root.glob(f"{pattern}/ImageSets"))
     if len(years) > 1:
         names = " and ".join(path.name for path in years)
-        raise UserError(one_line(f"{root}: it holds {names}; name one of these folders as the root"))
+        raise UserError(one_line(f"{root}: it contains {names}; give one of these folders as the root"))
     return years[0] if years else root
 
 
@@ -109,7 +109,7 @@ def _listed(base: Path, split: str, log: DefectLog) -> Iterator[str]:
     try:
         lines = log.need(path).decode("utf-8-sig").splitlines()
     except ValueError as error:
-        log.stop("broken-file", path, f"it is no list of names: {error}")
+        log.stop("broken-file", path, f"it is not a list of names: {error}")
     seen = set()
     for number, line in enumerate(lines, start=1):
         stem = line.strip()
@@ -118,8 +118,8 @@ def _listed(base: Path, split: str, log: DefectLog) -> Iterator[str]:
         if not stem:
             continue
         if _has_flag(base, stem):
-            what = "the list of a single class: 1 means that the class is in the image, -1 that it is not, 0 difficult"
-            log.stop("class-list", path, f"line {number}: {stem}: this is {what}")
+            kind = "the list of a single class: 1 means that the class is in the image, -1 that it is not, 0 difficult"
+            log.stop("class-list", path, f"line {number}: {stem}: this is {kind}")
         if inside(base, base / "JPEGImages", stem) is None:
             log.add("path-outside-root", path, f"line {number}: {stem}")
         elif stem in seen:
@@ -138,7 +138,7 @@ def _is_class_list(base: Path, path: Path) -> bool:
 
 
 def _has_flag(base: Path, line: str) -> bool:
-    """Return whether a line is an image name with the flag of a class, and not a name that looks like it."""
+    """Return whether a line is an image name and the flag of a class, instead of an image name with such an ending."""
     return bool(_FLAG.fullmatch(line)) and not is_file(base / "Annotations" / f"{line}.xml")
 
 
@@ -160,7 +160,7 @@ def _read(path: Path, log: DefectLog) -> _Image:
     try:
         tree = fromstring(content)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        log.add("broken-file", path, f"it is no XML: {error}")
+        log.add("broken-file", path, f"it is not XML: {error}")
         return _EMPTY
     objects = []
     for number, element in enumerate(tree.findall("object"), start=1):

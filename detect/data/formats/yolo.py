@@ -1,4 +1,4 @@
-"""YOLO folders, as defined by Ultralytics: `data.yaml`, a folder `images` and beside it a folder `labels`.
+"""YOLO folders in Ultralytics' layout: `data.yaml`, a folder `images` and next to it a folder `labels`.
 
 Format: https://docs.ultralytics.com/datasets/detect. A line of a label file is a class with the centre, width and
 height of the box, or with the corners of a polygon, all as fractions of the image's size.
@@ -22,11 +22,11 @@ from detect.files.fence import LOADER, Fence, OutsideError, inside, is_file, is_
 
 LOOKED_FOR = "data.yaml (YOLO)"
 _PIXELS = 2.0
-"""A box that exceeds its image has fractions a little over 1; a number over this limit is meant as pixels."""
+"""Boxes that exceed their image have fractions slightly above 1; numbers above this limit are pixels."""
 
 
 def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
-    """Return those of `train`, `val` (or a synonym) and `test` that `data.yaml` names."""
+    """Return the splits that `data.yaml` names: `train`, `val` or a synonym, `test`."""
     if not is_file(root / "data.yaml"):
         return ()
     document = load_yaml(root / "data.yaml", Fence(root, follow_links))
@@ -34,7 +34,7 @@ def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
 
 
 def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
-    """Parse the label files of a split; `classes` as for `read`, by default `names` of `data.yaml`, by index."""
+    """Parse the label files of a split. `classes`: see `read`; by default `names` of `data.yaml`, by index."""
     path = root / "data.yaml"
     document = load_yaml(path, log.fence)
     names = _names(document, path)
@@ -74,7 +74,7 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog)
 
 
 def load_yaml(path: Path, fence: Fence) -> dict[str, Any]:
-    """Return the content of `data.yaml`, or raise `UserError` if it is no YAML mapping or may not be read."""
+    """Return the content of `data.yaml`. Raise `UserError` if it is not a YAML mapping or may not be read."""
     try:
         text = fence.read(path).decode("utf-8-sig")
         if is_yaml_bomb(text, aliases=0):
@@ -85,8 +85,8 @@ def load_yaml(path: Path, fence: Fence) -> dict[str, Any]:
     except OutsideError as error:
         raise UserError(one_line(f"{path}: {error}; {RULES['path-outside-root'].action}")) from None
     except Exception as error:  # values that do not match their tags raise nearly any exception
-        why = reason(error, 300) or type(error).__name__
-        raise UserError(one_line(f"{path}: it is no YAML ({why}); correct the file")) from None
+        cause = reason(error, 300) or type(error).__name__
+        raise UserError(one_line(f"{path}: it is not YAML ({cause}); correct the file")) from None
     if not isinstance(document, dict):
         raise UserError(f"{path}: it has no names and no splits; add names: and train:")
     return document
@@ -100,14 +100,14 @@ def _names(document: dict[str, Any], path: Path) -> dict[int, str]:
         raise UserError(f"{path}: names is neither a list nor a mapping of index to name; write the class names there")
     named = {index: name for index in sorted(names) if (name := _text(names[index])) is not None}
     if len(named) < len(names):
-        raise UserError(f"{path}: one of the names is no text; write the class names there")
+        raise UserError(f"{path}: one of the names is not text; write the class names there")
     if len(set(named.values())) < len(named):
         raise UserError(f"{path}: two of the names are the same; give every class a different name")
     return named
 
 
 def _text(value: object) -> str | None:
-    """Return a name or path, which YAML may have read as a number, a date or a Boolean, or None if it is no text."""
+    """Return a name or path, which YAML may have read as number, date or Boolean; None if it is not text."""
     if value is None or isinstance(value, (dict, list, set, tuple, bytes)):
         return None
     try:
@@ -117,16 +117,16 @@ def _text(value: object) -> str | None:
 
 
 def _images(root: Path, document: dict[str, Any], split: str, log: DefectLog) -> list[Path]:
-    """Return the images of a split: those of a folder sorted, those of a list in its order."""
+    """Return the images of a split: sorted from a folder, or in the order of a list."""
     path = root / "data.yaml"
     base = inside(root, root, _text(document.get("path")) or "")
-    base = base if base and is_folder(base) else root  # `path` often names a folder on the machine of the author
+    base = base if base and is_folder(base) else root  # `path` is often a folder on the author's machine
     entries = document[split] if isinstance(document[split], list) else [document[split]]
     images: dict[Path, None] = {}
     for entry in entries:
         name = _text(entry)
         if not name:
-            log.stop("broken-file", path, f"{split}: {as_json(entry)} is no path of a folder or a list")
+            log.stop("broken-file", path, f"{split}: {as_json(entry)} is not a path of a folder or a list")
         # Roboflow writes ../train/images and means train/images.
         target = inside(root, base, name.removeprefix("../"))
         if target is None:
@@ -140,8 +140,8 @@ def _images(root: Path, document: dict[str, Any], split: str, log: DefectLog) ->
                     log.add("duplicate-image", target, f"{image} is listed twice")
                 images[image] = None
         else:
-            what = f"{split} names {str(target)[:300]}, which does not exist"
-            raise UserError(one_line(f"{path}: {what}; correct the entry or add the folder"))
+            problem = f"{split} names {str(target)[:300]}, which does not exist"
+            raise UserError(one_line(f"{path}: {problem}; correct the entry or add the folder"))
     return list(images)
 
 
@@ -150,7 +150,7 @@ def _listed(root: Path, base: Path, path: Path, log: DefectLog) -> Iterator[Path
     try:
         lines = log.need(path).decode("utf-8-sig").splitlines()
     except ValueError as error:
-        log.stop("broken-file", path, f"it is no list of images: {error}")
+        log.stop("broken-file", path, f"it is not a list of images: {error}")
     for number, line in enumerate(map(str.strip, lines), start=1):
         if line:
             image = inside(root, path.parent if line.startswith("./") else base, line)
@@ -171,7 +171,7 @@ def _label_file(root: Path, image: Path) -> Path:
 
 
 def _read(path: Path, log: DefectLog) -> Iterator[tuple[int, int, tuple[float, ...]]]:
-    """Yield line number, class and xyxy as fractions of the image's size; nothing if the file is missing."""
+    """Yield line number, class and xyxy as fractions of the image's size; a missing file yields nothing."""
     if not is_file(path):
         log.add("missing-label", path, "there is no such file")
         return
@@ -181,7 +181,7 @@ def _read(path: Path, log: DefectLog) -> Iterator[tuple[int, int, tuple[float, .
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except ValueError as error:
-        log.add("broken-file", path, f"it is no text: {error}")
+        log.add("broken-file", path, f"it is not text: {error}")
         return
     for number, line in enumerate(lines, start=1):
         words = line.split()
@@ -193,8 +193,8 @@ def _read(path: Path, log: DefectLog) -> Iterator[tuple[int, int, tuple[float, .
                 raise ValueError
             box = _box(values)
         except (ValueError, OverflowError):
-            what = "a class and four numbers, or a class and the corners of a polygon"
-            log.add("broken-file", path, f"line {number} is not {what}: {line[:60]}")
+            expected = "a class and four numbers, or a class and the corners of a polygon"
+            log.add("broken-file", path, f"line {number} is not {expected}: {line[:60]}")
             continue
         if _PIXELS < max(values) < np.inf:
             log.add("pixel-box", path, f"line {number}: {line[:60]}")

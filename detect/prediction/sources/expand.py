@@ -34,7 +34,7 @@ def expand_source(source: object, download: bool) -> Items:
         download: permission to load web addresses.
 
     Raises:
-        UserError: a source that is no list is of an unknown kind, does not exist or has no images.
+        UserError: a source other than a list is of an unknown kind, does not exist or has no images.
     """
     if not is_collection(source):
         yield from _expand_one(source, download, "the image")
@@ -56,7 +56,7 @@ def is_collection(source: object) -> bool:
 
 
 def _expand_one(source: object, download: bool, name: str) -> Items:
-    """Yield the items of a source that is no list; `name` stands for a source without a path in errors."""
+    """Yield the items of a source that is not a list; `name` stands for a source without a path in errors."""
     match source:
         case str() if URL.match(source):
             yield ImageItem(source, partial(frame_of_url, source, download))

@@ -43,7 +43,7 @@ def frames(
 
     Raises:
         UserError: an image cannot be read and `on_error` is None; or, when the first frame is asked for and even with
-            `on_error`, a source that is no list is of an unknown kind, does not exist or has no images.
+            `on_error`, a source other than a list is of an unknown kind, does not exist or has no images.
     """
     with (
         closing(expand_source(source, download)) as items,
@@ -68,7 +68,7 @@ def count_frames(source: object) -> int | None:
     frame count of a video is an estimate.
 
     Raises:
-        UserError: a source that is no list is of an unknown kind, does not exist or has no images.
+        UserError: a source other than a list is of an unknown kind, does not exist or has no images.
     """
     if is_collection(source) and not isinstance(source, Sized):
         return None

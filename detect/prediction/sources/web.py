@@ -33,7 +33,7 @@ def frame_of_url(url: str, download: bool) -> Frame:
         download: permission to access the network.
 
     Raises:
-        UserError: the address is invalid or refused, or the download fails or is no image.
+        UserError: the address is invalid or refused, or the download fails or is not an image.
     """
     _check_url(url)
     if not download:

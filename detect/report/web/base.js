@@ -1,5 +1,5 @@
 // Shared helpers: elements, numbers as text, the tooltip, the theme.
-// Text of the data becomes text nodes and attributes, never markup.
+// Text from the data is inserted as text nodes and attributes, never as markup.
 
 export const UNKNOWN = "–";
 
@@ -66,7 +66,7 @@ export function nearest(items, distance) {
   return best;
 }
 
-/** Returns the colour of a class or run: seven that everybody can distinguish, the same as on drawn images. */
+/** Returns the colour of a class or run: one of seven that everybody can distinguish, as on drawn images. */
 export const colourOf = (label) => `var(--colour-${label % 7})`;
 
 /** Shows lines of text near a point of the window. */
@@ -84,12 +84,12 @@ export function hideTooltip() {
   byId("tooltip").hidden = true;
 }
 
-/** Removes the element of a section without data. */
+/** Removes an element, such as a section without data. */
 export function remove(id) {
   byId(id)?.remove();
 }
 
-/** Enables the button for the light and dark theme; the system's theme applies until it is used. */
+/** Enables the button that switches between light and dark theme; before its first use the system's theme applies. */
 export function enableTheme() {
   const button = byId("theme");
   const root = document.documentElement;
@@ -107,7 +107,7 @@ export function enableTheme() {
   setLabel();
 }
 
-/** Opens collapsed parts for printing and closes them afterwards. */
+/** Opens collapsed elements for printing and closes them afterwards. */
 export function enablePrinting() {
   let opened = [];
   addEventListener("beforeprint", () => {

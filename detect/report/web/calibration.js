@@ -18,14 +18,14 @@ export function drawCalibration(calibration) {
     remove("calibration");
     return;
   }
-  const most = Math.max(...rows.map(({ count }) => count));
+  const maxCount = Math.max(...rows.map(({ count }) => count));
   const diagonal = { x1: across(0), y1: up(0), x2: across(1), y2: up(1) };
   const chart = svg(
     "svg",
     { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": "Precision against score" },
     axes(),
     svg("line", { class: "line dashed", ...diagonal, style: { stroke: "var(--quiet)" } }),
-    ...rows.map((row) => bin(row, most)),
+    ...rows.map((row) => bin(row, maxCount)),
   );
   byId("calibration-chart").replaceChildren(chart);
   byId("calibration-caption").textContent =
@@ -50,11 +50,11 @@ function axes() {
   return group;
 }
 
-/** A bin: its precision, its mean score, the gap between them, and a bar of the histogram. */
-function bin(row, most) {
+/** Draws a bin: precision, mean score, the gap between them, and a bar of the histogram. */
+function bin(row, maxCount) {
   const [x, width] = [across(row.low) + 1, across(row.high) - across(row.low) - 2];
   const [score, precision] = [across(row.score), up(row.precision)];
-  const height = Math.max(1, ((HISTOGRAM - 12) * row.count) / most);
+  const height = Math.max(1, ((HISTOGRAM - 12) * row.count) / maxCount);
   const lines = [
     element("b", {}, `Score ${row.low.toFixed(1)} … ${row.high.toFixed(1)}`),
     `mean score ${row.score.toFixed(3)}`,

@@ -1,10 +1,10 @@
-// Charts: lines over two axes, rows of bars, an interval in a table cell.
+// Charts: lines over two axes, rows of bars, intervals in table cells.
 
 import { element, hideTooltip, isKnown, nearest, percent, rangeText, showTooltip, signed, svg } from "./base.js";
 
-/** Returns about `wanted` round numbers between low and high. */
-export function ticks(low, high, wanted = 5) {
-  const rough = (high - low) / wanted;
+/** Returns about `target` round numbers between low and high. */
+export function ticks(low, high, target = 5) {
+  const rough = (high - low) / target;
   if (!(rough > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
@@ -13,7 +13,7 @@ export function ticks(low, high, wanted = 5) {
   return numbers;
 }
 
-/** An axis for shares, 0 … 100 %. */
+/** Returns an axis for shares, 0 … 100 %. */
 export const shareAxis = (name) => ({
   name: `${name} (%)`,
   low: 0,
@@ -21,7 +21,7 @@ export const shareAxis = (name) => ({
   format: (share) => (100 * share).toFixed(0),
 });
 
-/** An axis that covers all the numbers. */
+/** Returns an axis that covers all the numbers. */
 export function axisOver(name, numbers, { fromZero = false } = {}) {
   let low = fromZero ? 0 : Infinity;
   let high = -Infinity;
@@ -42,13 +42,13 @@ function shorten(number, digits) {
 }
 
 /**
- * Lines over two axes, redrawn when the width changes.
+ * A chart of lines over two axes, redrawn when the width changes.
  *
  * A line is {name, colour, points: [[x, y], …], quiet, bold, dashed}; y may be null, and quiet lines are not in the
  * tooltip. A mark is {x, y, colour}, a dot, or a vertical line if y is null. `note(x)` adds lines to the tooltip.
  */
 export class LineChart {
-  constructor(place, { label, x, y, height = 320, note = () => [] }) {
+  constructor(container, { label, x, y, height = 320, note = () => [] }) {
     Object.assign(this, {
       x,
       y,
@@ -60,7 +60,7 @@ export class LineChart {
     });
     this.node = svg("svg", { class: "chart", role: "img", "aria-label": label, tabindex: "0" });
     this.legend = element("div", { class: "legend" });
-    place.replaceChildren(this.node, this.legend);
+    container.replaceChildren(this.node, this.legend);
     this.node.addEventListener("pointermove", (event) => this.point(event));
     this.node.addEventListener("pointerleave", () => this.leave());
     this.node.addEventListener("blur", () => this.leave());
@@ -202,13 +202,13 @@ export class LineChart {
   }
 }
 
-/** A coloured patch and a name, for legends and tooltips. */
+/** Returns a coloured patch with a name, for legends and tooltips. */
 export function key(name, colour, dashed = false) {
   const patch = element("i", { class: dashed ? "patch dashed" : "patch", style: { "--patch": colour } });
   return element("span", { class: "key" }, patch, name);
 }
 
-/** A table of bars: rows are {name, meaning, value, texts, interval, quiet}; `high` fills the width. */
+/** Returns a table of bars: rows are {name, meaning, value, texts, interval, quiet}; a bar of `high` fills the width. */
 export function bars(rows, { high, label, heads, colour = "var(--colour-6)" }) {
   const line = ({ name, meaning, value, texts, interval, quiet }) => {
     const bar = element("i", { class: "bar", style: { width: position(value, 0, high), background: colour } });
@@ -232,7 +232,7 @@ export function bars(rows, { high, label, heads, colour = "var(--colour-6)" }) {
   return element("table", { class: "bars", "aria-label": label }, parts);
 }
 
-/** A value as a dot and its interval as a line, between low and high. */
+/** Returns a value as a dot and its interval as a line, between low and high. */
 export function intervalBar(value, interval, { low = 0, high = 1, colour = "var(--colour-6)" } = {}) {
   if (!isKnown(value)) return element("span", { class: "track" });
   const zero = low < 0 ? element("i", { class: "zero", style: { left: position(0, low, high) } }) : null;

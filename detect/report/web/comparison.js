@@ -1,4 +1,4 @@
-// Several runs on the same images: differences from the first run with their intervals, and the images that differ most.
+// Comparison of runs on the same images: differences from the first run with intervals, and the images that differ most.
 
 import {
   UNKNOWN,

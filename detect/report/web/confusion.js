@@ -1,4 +1,4 @@
-// The confusion matrix at a score threshold: the classes and, last, background (a row) and missed (a column).
+// Confusion matrix at a score threshold; after the classes follow background (a row) and missed (a column).
 
 import { byId, count, element, hideTooltip, percentSign, showTooltip, sum, svg } from "./base.js";
 
@@ -37,7 +37,7 @@ export class Confusion {
     this.list();
   }
 
-  /** Sums the events of at least this score into `matrix`, row by row, and the rows into `totals`. */
+  /** Sums the events of at least this score into `matrix`, in row-major order, and the rows into `totals`. */
   count(score) {
     const { size } = this;
     const first = this.scores.findIndex((threshold) => threshold >= score);

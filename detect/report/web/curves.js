@@ -4,10 +4,10 @@ import { UNKNOWN, byId, colourOf, isKnown, option, percentSign, remove } from ".
 import { LineChart, shareAxis } from "./charts.js";
 import { metricsAt } from "./score.js";
 
-/** Most classes that are drawn in colours of their own. */
+/** Maximum number of classes that have a colour each. */
 const MAX_COLOURED = 7;
 
-/** Draws the curves of all classes, or of one, and returns a function that chooses a class. */
+/** Draws the curves of all classes, and returns a function that chooses one class. */
 export function drawCurves(data, names, slider) {
   if (!data.curves?.recall?.length || !names.length) {
     remove("curves");
@@ -79,7 +79,7 @@ class Curves {
     this.mark();
   }
 
-  /** Marks the classes at the score threshold; the slider's metrics are those at IoU 0.50. */
+  /** Marks the classes at the score threshold; metrics at the threshold are known at IoU 0.50 only. */
   mark() {
     const labels = this.thresholds && this.iou === "0.50" ? this.colouredLabels() : [];
     const marks = labels.map((label) => {
@@ -105,7 +105,7 @@ class Curves {
     });
   }
 
-  /** Returns the chosen class, or all of them if they have colours of their own. */
+  /** Returns the chosen class, or all classes if each has a colour. */
   colouredLabels() {
     if (this.label !== null) return [this.label];
     return this.names.length <= MAX_COLOURED ? this.names.map((_, label) => label) : [];

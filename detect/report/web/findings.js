@@ -1,4 +1,4 @@
-// The largest losses in sentences. Each sentence follows from the metrics by arithmetic, or is left out.
+// Sentences about the largest losses. Each sentence follows from the metrics by arithmetic, or is left out.
 
 import { count, isKnown, percent, percentSign } from "./base.js";
 
@@ -13,7 +13,7 @@ const LOSSES = {
 const MIN_OBJECTS = 20;
 const MIN_GAP = 0.05;
 
-/** Returns the sentences for a report, the most important first. */
+/** Returns the sentences of a report, most important first. */
 export function findings(data) {
   const { images, ground_truths: objects, detections } = data.subject;
   if (!images) return ["There are no images, so nothing was evaluated."];
@@ -31,7 +31,7 @@ export function findings(data) {
   return sentences.filter(Boolean);
 }
 
-/** Splits the points missing to an AP of 100 into those lost at IoU 0.50 and those lost at higher thresholds. */
+/** Splits the difference of AP to 100 into points lost at IoU 0.50 and points lost at higher thresholds. */
 function apLoss(metrics = []) {
   const { AP: ap, AP50: ap50 } = Object.fromEntries(metrics.map(({ name, value }) => [name, value]));
   if (!isKnown(ap) || !isKnown(ap50)) return null;
@@ -52,7 +52,7 @@ function errorLoss(errors) {
   return `At IoU 0.50 most is lost to ${describe(first)} ${isClose ? "and" : "and then to"} ${describe(second)}.`;
 }
 
-/** Names the slice with the lowest AP, if its interval does not touch that of the highest one. */
+/** Names the slice with the lowest AP, if its interval does not touch the interval of the highest AP. */
 function weakestSlice(slices) {
   const gaps = (slices ?? []).map(({ name, meaning, rows }) => ({ name, meaning, ...extremes(rows) }));
   const widest = gaps.filter(({ gap }) => gap >= MIN_GAP).toSorted((a, b) => b.gap - a.gap)[0];
@@ -69,7 +69,7 @@ function weakestClass(classes) {
   return `The weakest class is ${low.name} (AP ${percentSign(low.AP)}), ${strongest}.`;
 }
 
-/** Returns the rows of the lowest and the highest AP with enough objects; the gap is 0 if their intervals touch. */
+/** Returns the rows with the lowest and the highest AP among those with enough objects; the gap is 0 if their intervals touch. */
 function extremes(rows) {
   const reliable = (rows ?? [])
     .filter(({ AP, ground_truths: objects }) => isKnown(AP) && objects >= MIN_OBJECTS)

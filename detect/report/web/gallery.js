@@ -1,4 +1,4 @@
-// The images with the most errors, filtered by class and kind of error.
+// Images with the most errors, filtered by class and kind of error.
 
 import { byId, element, option, plural, remove } from "./base.js";
 import { KINDS, Picture, Viewer, drawLegend, shownBoxes } from "./pictures.js";
@@ -21,7 +21,7 @@ export function drawGallery(images, names, slider) {
 
   function enlarge(card) {
     const visible = cards.filter(({ node }) => !node.hidden);
-    // The dialog gets pictures of its own, so that the thumbnails do not change.
+    // The dialog gets its own pictures, so that the thumbnails do not change.
     const enlarged = visible.map(({ image }) => ({
       name: image.name,
       panels: [{ title: null, picture: new Picture(image, image.detections, names) }],
@@ -65,7 +65,7 @@ function galleryCard(image, names, enlarge) {
   return card;
 }
 
-/** Returns a note if the page has no detections of scores that the threshold allows. */
+/** Returns a note if the threshold is below the lowest score of the detections on the page. */
 function scoreNote(images, score) {
   const lowest = Math.min(...images.flatMap(({ detections }) => detections.map((detection) => detection[5])));
   if (score >= lowest || !Number.isFinite(lowest)) return "";

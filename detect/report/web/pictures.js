@@ -41,7 +41,7 @@ export class Picture {
     this.match();
   }
 
-  /** Gives each ground truth the score of its correct detection; above that score it is missed. */
+  /** Gives each ground truth the score of its correct detection; at higher thresholds it is missed. */
   match() {
     const correct = this.detections.filter((detection) => detection.kind === "correct");
     for (const detection of correct.toSorted((a, b) => b.score - a.score)) {
@@ -72,7 +72,7 @@ export class Picture {
     return [...wrong, ...missed.map(({ label }) => ({ kind: "Miss", label }))];
   }
 
-  /** Returns the thumbnail under an empty drawing of the image's size. */
+  /** Returns the thumbnail with an empty drawing of the image's size on top. */
   frame() {
     const { width, height, thumbnail, name } = this.image;
     this.drawing = svg("svg", {
@@ -101,7 +101,7 @@ export class Picture {
     );
   }
 
-  /** Draws each box separately, with a label: always for errors, for the others on hover. */
+  /** Draws each box separately, with a label, which is always visible for errors, else on hover. */
   drawLarge(score, shown) {
     const layers = Object.entries(this.visible(score, shown));
     this.drawing.replaceChildren(
@@ -109,9 +109,9 @@ export class Picture {
     );
   }
 
-  labelledBox(one, layer) {
+  labelledBox(object, layer) {
     const fontSize = Math.max(this.image.width, this.image.height) / 48;
-    const [x1, y1, x2, y2] = one.box;
+    const [x1, y1, x2, y2] = object.box;
     const rectangle = { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1) };
     const isError = layer === "wrong" || layer === "missed";
     const isAtRight = x1 > 0.75 * this.image.width;
@@ -127,7 +127,7 @@ export class Picture {
       { class: isError ? "error" : null },
       svg("rect", { class: "box halo", ...rectangle }),
       svg("rect", { class: `box ${layer}`, ...rectangle }),
-      svg("text", label, this.boxName(one, layer)),
+      svg("text", label, this.boxName(object, layer)),
     );
   }
 
@@ -153,7 +153,7 @@ export class Picture {
   /** Returns the wrong detections by kind: "3 poorly localized (Loc), 1 background (Bkg)". */
   wrongByKind(score) {
     const { wrong } = this.layers(score);
-    const numbers = Object.keys(KINDS).map((kind) => [kind, wrong.filter((one) => one.kind === kind).length]);
+    const numbers = Object.keys(KINDS).map((kind) => [kind, wrong.filter((detection) => detection.kind === kind).length]);
     return numbers
       .filter(([, number]) => number)
       .map(([kind, number]) => `${number} ${KINDS[kind]} (${kind})`)
@@ -170,8 +170,8 @@ function overlap(a, b) {
   return (width * height) / (area(a) + area(b) - width * height);
 }
 
-/** Draws the legend of the layers, objects first. */
-export function drawLegend(place) {
+/** Draws the legend of the layers, ground truths first. */
+export function drawLegend(container) {
   const order = ["matched", "missed", "crowd", "correct", "wrong", "ignored"];
   const patch = (layer) => {
     const line = svg("line", { x1: 1, x2: 23, y1: 6, y2: 6, class: `box ${layer}` });
@@ -182,16 +182,16 @@ export function drawLegend(place) {
       LAYERS[layer],
     );
   };
-  place.replaceChildren(...order.map(patch));
+  container.replaceChildren(...order.map(patch));
 }
 
-/** Returns which boxes the two check boxes show. */
+/** Returns which kinds of boxes are shown, from the two check boxes. */
 export const shownBoxes = () => ({
   groundTruths: byId("show-ground-truths").checked,
   detections: byId("show-detections").checked,
 });
 
-/** The dialog that shows images one after another, each with one or more panels {title, picture}. */
+/** Dialog that shows images one after another, each with one or more panels {title, picture}. */
 export class Viewer {
   constructor(slider) {
     this.slider = slider;
@@ -208,7 +208,7 @@ export class Viewer {
     });
   }
 
-  /** Opens the dialog with images {name, panels}, at the one of this index. */
+  /** Opens the dialog with images {name, panels}, at this index. */
   open(images, index) {
     Object.assign(this, { images, index });
     this.dialog.showModal();

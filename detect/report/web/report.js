@@ -1,4 +1,4 @@
-// The report of one evaluation: each function draws a section, or removes it if there are no data for it.
+// Report of one evaluation: each function draws a section, or removes it if it has no data.
 
 import {
   byId,
@@ -130,7 +130,7 @@ function classColumns() {
     },
     metric("AP50", "Average precision at IoU 0.50"),
     metric("AP75", "Average precision at IoU 0.75"),
-    metric("AR100", "Average recall with 100 detections per image"),
+    metric("AR100", "Average recall with 100 detections per class and image"),
     metric("VOC", "Average precision of PASCAL VOC, area under the curve"),
     ...(data.thresholds ? [live("Precision", "precision"), live("Recall", "recall"), live("F1", "f1")] : []),
   ];
@@ -264,10 +264,10 @@ function drawTraining() {
   const order = ["losses", "metrics", "learning rate"];
   const groups = [...new Set(series.map(({ group }) => group))].toSorted((a, b) => order.indexOf(a) - order.indexOf(b));
   const charts = groups.map((group) => {
-    const members = series.filter((one) => one.group === group);
-    const points = members.flatMap((one) => one.points);
-    const place = element("div");
-    byId("training-charts").append(element("figure", {}, element("h3", {}, group), place));
+    const members = series.filter((member) => member.group === group);
+    const points = members.flatMap((member) => member.points);
+    const container = element("div");
+    byId("training-charts").append(element("figure", {}, element("h3", {}, group), container));
     const y =
       group === "metrics"
         ? { ...shareAxis("Metric"), exact: percentSign }
@@ -275,13 +275,13 @@ function drawTraining() {
     y.exact ??= (value) => value.toPrecision(3);
     const steps = points.map(([step]) => step);
     const x = axisOver(data.training.x, steps);
-    const chart = new LineChart(place, { label: `${group} during training`, x, y, height: 260 });
+    const chart = new LineChart(container, { label: `${group} during training`, x, y, height: 260 });
     return () =>
       chart.set(
-        members.map((one, i) => ({ name: one.name, points: one.points, colour: colourOf(i + 4), dashed: i >= 7 })),
+        members.map(({ name, points: own }, i) => ({ name, points: own, colour: colourOf(i + 4), dashed: i >= 7 })),
       );
   });
-  // Only now, with all charts in the page, are their widths known.
+  // The widths are known only after all charts are in the page.
   charts.forEach((draw) => draw());
 }
 

@@ -1,11 +1,11 @@
-// The score slider and the metrics at a score threshold.
+// Score slider, and metrics at a score threshold.
 
 import { byId, nearest, oncePerFrame, sum } from "./base.js";
 
 /**
  * The slider for the score threshold.
  *
- * Visible sections are redrawn at most once per frame, others when the slider rests, when they become visible, or before
+ * Visible sections are redrawn at most once per frame, others when the slider stops, when they become visible, or before
  * printing.
  */
 export class ScoreSlider {
@@ -37,7 +37,7 @@ export class ScoreSlider {
     this.notify();
   }
 
-  /** Calls `draw` after each move; with a section, only while that is visible. */
+  /** Calls `draw` after each move; with a section, only while the section is visible. */
   onChange(draw, section = null) {
     this.listeners.push({ draw, section, isVisible: section === null, isStale: true });
     if (section) this.observer.observe(section);

@@ -3,12 +3,12 @@
 import { element, isKnown } from "./base.js";
 
 /**
- * Builds the table into `place` and returns {refresh}, which rewrites the columns marked `live`.
+ * Builds the table in `container` and returns {refresh}, which updates the columns marked `live`.
  *
  * A column is {name, title, unit, value: row => sort key, show: row => text or node, live}. The first column names the
  * row. `onPick(row)` is called for a click on a name.
  */
-export function sortableTable(place, columns, rows, { label, filterFrom = 12, onPick = null }) {
+export function sortableTable(container, columns, rows, { label, filterFrom = 12, onPick = null }) {
   const body = element("tbody");
   const lines = rows.map((row) => tableLine(columns, row, onPick));
   const headings = columns.map((column) => heading(column, () => sort(column)));
@@ -42,7 +42,7 @@ export function sortableTable(place, columns, rows, { label, filterFrom = 12, on
     body,
   );
   const frame = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, table);
-  place.replaceChildren(...(rows.length >= filterFrom ? [filterBox(lines, columns[0])] : []), frame);
+  container.replaceChildren(...(rows.length >= filterFrom ? [filterBox(lines, columns[0])] : []), frame);
   return { refresh };
 }
 

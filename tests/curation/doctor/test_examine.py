@@ -268,7 +268,7 @@ def test_tiny_is_what_the_network_sees(tmp_path):
     assert rules(report_of(root)) == {}
     report = report_of(root, resize=Resize(32, 64))  # half the size
     assert [finding.what for finding in report.findings] == [
-        "annotation 1 of image 1: the network sees 1.5 × 10 pixels of the box in a.png, 96 × 64"
+        "annotation 1 of image 1: the box has 1.5 × 10 pixels in the network's input in a.png, 96 × 64"
     ]
 
 

@@ -105,7 +105,7 @@ def test_unreadable_images_are_counted_or_left_out(animals):
     with pytest.raises(UserError) as error:
         read_imagefolder(animals, "train")
     line = str(error.value)
-    assert "2 × unreadable-image, first" in line and "a.png: this is no image" in line and "\n" not in line
+    assert "2 × unreadable-image, first" in line and "a.png: this is not an image" in line and "\n" not in line
     assert "--data.skip_unreadable true" in line
     dataset = read_imagefolder(animals, "train", skip_unreadable=True)
     assert [path.name for path in dataset.images] == ["c.jpg", "1.jpg"] and dataset.labels.tolist() == [0, 1]

@@ -151,7 +151,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;">]><annotation>&c;<
 def test_files_that_are_no_xml(tmp_path, text):
     save(tmp_path, {"a": []})
     (tmp_path / "Annotations" / "a.xml").write_text(text)
-    with pytest.raises(UserError, match=r"1 × broken-file, first .*a\.xml: it is no XML") as error:
+    with pytest.raises(UserError, match=r"1 × broken-file, first .*a\.xml: it is not XML") as error:
         read(tmp_path, "train")
     assert "\n" not in str(error.value)
 

@@ -72,7 +72,7 @@ def test_the_expected_label_path_is_reported_when_all_are_missing(root):
 @pytest.mark.parametrize("line", ["0 320 240 100 80", "0 5 5 9 5 9 9", "0 0.5 0.5 2.1 1"])
 def test_boxes_in_pixels(root, line):
     label(root, f"0 0.9 0.5 0.5 1.2\n{line}\n")
-    with pytest.raises(UserError, match=rf"1 × pixel-box, first .*a\.txt: line 2: {line} \(YOLO wants fractions"):
+    with pytest.raises(UserError, match=rf"1 × pixel-box, first .*a\.txt: line 2: {line} \(YOLO needs fractions"):
         read(root, "train")
 
 
@@ -244,7 +244,7 @@ def test_yaml_that_describes_no_data_set(root, text):
 )
 def test_values_that_are_not_what_yaml_takes_them_for(root, value):
     (root / "data.yaml").write_text(f"names: [cat]\ntrain: images/train\nx: {value}\n")
-    with pytest.raises(UserError, match=r"data\.yaml: it is no YAML") as error:
+    with pytest.raises(UserError, match=r"data\.yaml: it is not YAML") as error:
         read(root, "train")
     assert str(error.value).isprintable()
 
@@ -261,7 +261,7 @@ def test_splits_that_are_no_paths(root, entry):
 @pytest.mark.parametrize("name", ["0x" + "f" * 6000, "!!binary YQ==", "[a]", "!!pairs [a: b]"])
 def test_names_that_are_no_text(root, name):
     (root / "data.yaml").write_text(f"names: [cat, {name}]\ntrain: images/train\n")
-    with pytest.raises(UserError, match="one of the names is no text"):
+    with pytest.raises(UserError, match="one of the names is not text"):
         read(root, "train")
 
 

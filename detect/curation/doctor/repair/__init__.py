@@ -1,1 +1,1 @@
-"""Repaired copy of a data set, in its own format."""
+"""Repaired copy of a data set in the same format."""

@@ -1,4 +1,4 @@
-"""Repaired COCO annotation files. Fields that the reader does not know are kept."""
+"""Writer of repaired COCO annotation files. Fields that the reader does not use are kept."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _repair_images(plan: Plan, split: str, document: dict[str, Any], path_of: di
 
 
 def _repair_annotations(plan: Plan, split: str, document: dict[str, Any], path_of: dict[int, Path]) -> None:
-    """Replace `document["annotations"]` by the annotations that stay, with repaired boxes and unique ids."""
+    """Replace `document["annotations"]` by the remaining annotations, with repaired boxes and unique ids."""
     log = DefectLog(plan.survey.root, split)
     first = _first_ids(path_of)
     fields = {"image_id": coco.ID, "category_id": coco.ID, "bbox": coco.BOX}

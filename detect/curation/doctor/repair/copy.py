@@ -1,6 +1,6 @@
-"""Repaired copy of a data set, in its own format, with all changes that need no human decision.
+"""Repaired copy of a data set in the same format, with all changes that need no human decision.
 
-Other problems, such as the wrong class of a box, are left as they are. The original is never changed.
+Other problems, such as the wrong class of a box, are not changed. The original is never changed.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _QUALITY: dict[str, dict[str, Any]] = {
 def write_repaired_copy(report: Report, out: Path) -> list[str]:
     """Write a repaired copy of a data set into a new folder, which appears complete or not at all.
 
-    Left out are images that cannot be read, that repeat another image of their split, or that a later split
-    (validation, test) has too, with their boxes; and boxes that the readers would leave out or that are repeated. Boxes
-    are clipped, sizes corrected, ids and missing fields filled in, and images whose boxes follow the EXIF orientation
-    are written upright. All other images are copied byte by byte; images that no split lists are not copied.
+    The copy leaves out images that cannot be read, that repeat another image of their split, or that a later split
+    (validation, test) also has; and boxes that the readers leave out, or that repeat another box. Boxes are clipped,
+    sizes corrected, ids and missing fields filled in, and images with an EXIF orientation whose boxes fit the upright
+    image are written upright. All other images are copied byte by byte; images that no split lists are not copied.
 
     Args:
         report: the report of `examine`.
@@ -46,14 +46,14 @@ def write_repaired_copy(report: Report, out: Path) -> list[str]:
         One line per change; the file `MENDED.txt` in the copy has the same lines.
 
     Raises:
-        UserError: a split could not be read at all, or `out` is not empty, lies in the data set or cannot be written.
+        UserError: a split cannot be read, or `out` is not empty, is in the data set or cannot be written.
     """
     survey = report.survey
     unread = [finding for finding in report.findings if finding.split and finding.split not in report.splits]
     if survey is None or unread or not survey.parsed:
         first = next((finding for finding in (*unread, *report.findings)), None)
-        where = f"{first.path}: {first.what}" if first else f"{report.root}: it has no split"
-        raise UserError(f"{where}; correct that by hand before --fix")
+        problem = f"{first.path}: {first.what}" if first else f"{report.root}: it has no split"
+        raise UserError(f"{problem}; correct that by hand before --fix")
     out = Path(out)
     refuse_within(report.root, out, "--fix")
     plan = make_plan(survey)
@@ -69,7 +69,7 @@ def write_repaired_copy(report: Report, out: Path) -> list[str]:
 
 
 def _copy_images(plan: Plan, draft: Path, upright: set[Path]) -> None:
-    """Copy the images that some split keeps, those in `upright` rotated, and the readme and licence files."""
+    """Copy the remaining images, with those in `upright` rotated, and the readme and licence files."""
     for path in dict.fromkeys(path for split in plan.survey.parsed for path in plan.kept(split)):
         target = draft / plan.relative(path)
         target.parent.mkdir(parents=True, exist_ok=True)

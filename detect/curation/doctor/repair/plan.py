@@ -1,4 +1,4 @@
-"""Plan of a repaired copy: which images and boxes stay, and which boxes change."""
+"""Plan of a repaired copy: the remaining images and boxes, and the changes of boxes."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Plan:
     dropped: dict[str, dict[Path, str]]
     """The images of each split that are left out, with the reason."""
     rows: dict[str, list[list[int]]]
-    """The rows in `Annotations` of each image of each split."""
+    """Rows in `Annotations` of each image of each split."""
     counts: Counter[Path] = field(default_factory=Counter)
     """Number of boxes of each image."""
     boxes: dict[str, dict[int, Float64[np.ndarray, " 4"] | None]] = field(default_factory=dict)
-    """The rows of `Annotations` of each split that stay, with the new box or None if it is unchanged."""
+    """Rows of `Annotations` that remain in each split, with the new box, or None if it is unchanged."""
     log: list[str] = field(default_factory=list)
     """One line per change."""
 
     def kept(self, split: str) -> list[Path]:
-        """Return the images of a split that stay, each once."""
+        """Return the remaining images of a split, each once."""
         return [path for path in dict.fromkeys(self.survey.parsed[split].paths) if path not in self.dropped[split]]
 
     def relative(self, path: Path) -> Path:
@@ -50,9 +50,9 @@ class Plan:
 
 
 def make_plan(survey: Survey) -> Plan:
-    """Decide which images and boxes of a data set stay, and how its boxes change."""
+    """Return the plan of a data set's repaired copy."""
     dropped = {split: _unusable(survey, split) for split in survey.parsed}
-    plan = Plan(survey, survey.lists(), dropped, {split: _rows(one) for split, one in survey.parsed.items()})
+    plan = Plan(survey, survey.lists(), dropped, {split: _rows(parsed) for split, parsed in survey.parsed.items()})
     for split, parsed in survey.parsed.items():
         plan.counts |= Counter({path: len(rows) for path, rows in zip(parsed.paths, plan.rows[split], strict=True)})
     members = survey.members()
@@ -69,8 +69,8 @@ def make_plan(survey: Survey) -> Plan:
             if parts and all(path in plan.dropped[part] for part in parts):
                 plan.dropped[split][path] = "it was left out of the part of this split that has it"
     for split in plan.dropped:
-        for path, why in plan.dropped[split].items():
-            plan.report(f"{split}: left out image {plan.relative(path)}: {why}")
+        for path, cause in plan.dropped[split].items():
+            plan.report(f"{split}: left out image {plan.relative(path)}: {cause}")
         plan.boxes[split] = _boxes(plan, split)
     return plan
 
@@ -103,16 +103,16 @@ def _unusable(survey: Survey, split: str) -> dict[Path, str]:
 
 
 def _rank(split: str) -> tuple[int, str]:
-    """Return the sort key of a split; of several splits with the same image, the last one, for evaluation, keeps it."""
+    """Return the sort key of a split: test above validation above others. The highest split keeps shared images."""
     if split.startswith("test"):
         return 2, split
     return (1, split) if split.startswith(VALIDATION) else (0, split)
 
 
 def _drop_leaks(plan: Plan, group: list[Path]) -> None:
-    """Leave equal images in the highest-ranking split only."""
+    """Keep equal images in the highest-ranking split only."""
     lists, dropped = plan.lists, plan.dropped
-    present = [one for one in lists if any(path in lists[one] and path not in dropped[one] for path in group)]
+    present = [name for name in lists if any(path in lists[name] and path not in dropped[name] for path in group)]
     for split in present:
         for other in present:
             if _rank(other) > _rank(split) and duplicates.leaks({split}, {other}, plan.survey.unions, lists):
@@ -122,19 +122,19 @@ def _drop_leaks(plan: Plan, group: list[Path]) -> None:
 
 
 def _drop_duplicates(plan: Plan, group: list[Path]) -> None:
-    """Leave one of several images with the same pixels in each split: that of the highest split, or with most boxes."""
+    """Keep one of several images with the same pixels in each split: from the highest split, then with most boxes."""
 
     def has(split: str, path: Path) -> bool:
         return path in plan.lists[split] and path not in plan.dropped[split]
 
-    def worth(path: Path) -> tuple[tuple[int, str], int]:
+    def priority(path: Path) -> tuple[tuple[int, str], int]:
         return max(_rank(split) for split in plan.lists if has(split, path)), plan.counts[path]
 
     for split in plan.lists:
         present = [path for path in group if has(split, path)]
         if len(present) < 2:
             continue
-        best = max(present, key=worth)
+        best = max(present, key=priority)
         for path in present:
             if path != best:
                 plan.dropped[split][path] = f"it has the same pixels as {plan.relative(best)}"
@@ -144,7 +144,7 @@ def _drop_duplicates(plan: Plan, group: list[Path]) -> None:
 
 
 def _boxes(plan: Plan, split: str) -> dict[int, Float64[np.ndarray, " 4"] | None]:
-    """Return the rows that stay, with changed boxes; an image that is listed twice gets the boxes of both entries."""
+    """Return the remaining rows with changed boxes; an image that is listed twice gets the boxes of both entries."""
     survey, annotations = plan.survey, plan.survey.parsed[split]
     sizes = survey.sizes(split)
     numbered = replace(annotations, places=[str(row) for row in range(len(annotations.boxes))])
@@ -159,14 +159,14 @@ def _boxes(plan: Plan, split: str) -> dict[int, Float64[np.ndarray, " 4"] | None
         image = valid.image[index]
         if annotations.paths[image] in plan.dropped[split]:
             continue
-        where = f"{split}: {plan.relative(annotations.sources[image])}, {annotations.places[row]}"
+        location = f"{split}: {plan.relative(annotations.sources[image])}, {annotations.places[row]}"
         if repeated[index]:
-            plan.report(f"{where}: left out, it repeats an earlier box")
+            plan.report(f"{location}: left out, it repeats an earlier box")
             continue
         changed = np.abs(annotations.boxes[row] * limits[image] - valid.boxes[index]).max() > ROUNDING
         kept[row] = valid.boxes[index] if changed else None
         if changed:
-            plan.report(f"{where}: clipped at the edge of its image")
+            plan.report(f"{location}: clipped at the edge of its image")
     _report_invalid(plan, split, set(map(int, valid.places)))
     return kept
 

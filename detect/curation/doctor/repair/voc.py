@@ -1,4 +1,4 @@
-"""Repaired VOC annotation files and lists. Elements that the reader does not know are kept."""
+"""Writer of repaired VOC annotation files and lists. Elements that the reader does not use are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detect.curation.doctor.repair.plan import Plan, rounded
 
 
 def write_voc(plan: Plan, draft: Path) -> None:
-    """Write the list of each split and the XML file of each image that stays."""
+    """Write the list of each split and the XML file of each remaining image."""
     written: set[Path] = set()
     for split, parsed in plan.survey.parsed.items():
         kept = set(plan.kept(split))
@@ -62,7 +62,7 @@ def _write_xml(plan: Plan, split: str, index: int, target: Path) -> None:
 
 
 def _write_corners(element: Element, box: Float64[np.ndarray, " 4"]) -> bool:
-    """Write a box in VOC's coordinates, or return False: VOC cannot represent a box at most one pixel wide or high."""
+    """Write a box in VOC's coordinates. Return False if it is at most one pixel wide or high: VOC has no such boxes."""
     bounds = element.find("bndbox")
     if bounds is None or (box[2:] - box[:2]).min() <= 1:
         return False

@@ -1,4 +1,4 @@
-"""Repaired YOLO label files, lists and `data.yaml`."""
+"""Writer of repaired YOLO label files, lists and `data.yaml`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detect.files.fence import Fence
 
 
 def write_yolo(plan: Plan, draft: Path) -> None:
-    """Write `data.yaml`, the label file of each image that stays, and a list for each split that needs one."""
+    """Write `data.yaml`, the label file of each remaining image, and a list for each split that needs one."""
     root = plan.survey.root
     document = load_yaml(root / "data.yaml", Fence(root))
     document.pop("path", None)
@@ -28,7 +28,7 @@ def write_yolo(plan: Plan, draft: Path) -> None:
         index_of = {path: index for index, path in enumerate(parsed.paths)}
         for path in kept:
             _write_labels(plan, split, index_of[path], draft)
-        # If the images of a split are all images of some folders, name these folders, otherwise write a list.
+        # If a split consists of all images of some folders, name these folders, otherwise write a list.
         folders = dict.fromkeys(path.parent for path in parsed.paths)
         below = {path for path in copied if any(path.is_relative_to(folder) for folder in folders)}
         if kept and below == set(kept) and not _are_nested(folders):
@@ -43,8 +43,8 @@ def write_yolo(plan: Plan, draft: Path) -> None:
 
 
 def _are_nested(folders: Mapping[Path, None]) -> bool:
-    """Return whether a folder contains another one, in which case its images would be listed twice."""
-    return any(one != other and one.is_relative_to(other) for one in folders for other in folders)
+    """Return whether a folder contains another one, whose images would be listed twice."""
+    return any(a != b and a.is_relative_to(b) for a in folders for b in folders)
 
 
 def _write_labels(plan: Plan, split: str, index: int, draft: Path) -> None:
