@@ -94,7 +94,7 @@ class FPN(Neck):
 
 
 def _octaves(levels: Mapping[str, FeatureInfo], finest: int) -> list[str]:
-    """Return the deepest level of each stride `finest`, 2 · `finest`, …"""
+    """Return the deepest level of each of the strides `finest`, 2 · `finest` and so on."""
     by_stride = {info.stride: name for name, info in levels.items()}
     names = []
     while finest in by_stride:
