@@ -280,7 +280,9 @@ def test_an_exported_file_with_the_config_of_a_classifier_is_refused(shapes, cap
     exported = Exported(shapes.with_suffix(".onnx"))
     exported.config = config_to_dict(ClassificationConfig())
     monkeypatch.setattr("detect.prediction.evaluate_checkpoint.OnnxDetector", lambda path: exported)
-    assert "its config is that of a classifier" in mistake(capsys, "eval", "--ckpt", "x.onnx")
+    assert "this is a classifier; give a file that detect export has written" in mistake(
+        capsys, "eval", "--ckpt", "x.onnx"
+    )
 
 
 def test_unknown_weights_are_refused(tmp_path, capsys):
@@ -380,7 +382,7 @@ def test_a_used_folder(config, run, tmp_path, capsys):
 def test_nothing_to_resume(config, tmp_path, capsys):
     assert "--resume: name the folder of the run with --out DIR" in mistake(capsys, "train", "-c", config, "--resume")
     lost = mistake(capsys, "train", "--resume", "--out", tmp_path)
-    assert lost == f"--resume: {tmp_path} holds no run; give -c to start one"
+    assert lost == f"--resume: {tmp_path} has no run; give -c to start one"
     (tmp_path / "mine").touch()
     assert "not empty" in mistake(capsys, "train", "-c", config, "--resume", "--out", tmp_path)
 

@@ -327,7 +327,7 @@ def test_sources_of_predictions_end_at_their_folder(tmp_path, outside, kind, pat
     assert [Path(frame.path).name for frame in found] == ["mine.png"] and Watch.opened == []
     if kind == "file" or not pattern:  # patterns do not look behind links of folders
         (line,) = told
-        assert line.endswith("leads out of the data folder; give the link's target as a source of its own")
+        assert line.endswith("leads out of the data folder; give the link's target as a separate source")
     # Named by the user, it is read: wherever the name leads, it was the user who chose it.
     assert len(list(frames([link]))) == 1
 

@@ -1,6 +1,6 @@
 """The `detect` command: one file per subcommand.
 
-Commands import what they need when they run, so that `--help` answers at once.
+Commands import packages when they run, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMMANDS = (train, evaluate, predict, export, import_weights, compress, report, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    A mistake of the user prints one line on stderr and returns 2, an interruption returns 130.
+    After a mistake of the user, print one line on stderr and return 2; after an interruption return 130.
     """
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -65,7 +65,7 @@ class _Version(argparse.Action):
     """Print the versions of detect and of the packages that metrics depend on."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="versions of detect and of the packages it computes with")
+        super().__init__(option_strings, dest, nargs=0, help="versions of detect and its main packages")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from importlib.metadata import version

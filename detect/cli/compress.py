@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
         "detect compress --ckpt runs/voc/checkpoints/best.ckpt --out runs/voc/checkpoints/svd.ckpt --split test",
     )
     parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of detect train")
-    parser.add_argument("--out", type=Path, required=True, help="the new checkpoint, for use in all commands")
+    parser.add_argument("--out", type=Path, required=True, help="the new checkpoint")
     ranks = "ranks of fc6, fc7 and so on (default: the paper's, 1024 256)"
     parser.add_argument("--ranks", type=int, nargs="+", default=(1024, 256), metavar="RANK", help=ranks)
     parser.add_argument("--split", help="also report AP before and after, on this split")
@@ -43,7 +43,7 @@ def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     refuse_existing(options.out)
     before = load_checkpoint(options.ckpt, overrides)
     dataset = loader = None
-    if options.split is not None:  # read before the work, so that a wrong split is reported at once
+    if options.split is not None:  # read first, so that a wrong split is reported immediately
         check_proposals(before.config)
         data = detection_data(before.config, before.classes)
         dataset = data.split(options.split)

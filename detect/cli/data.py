@@ -45,7 +45,9 @@ def _add_check(subcommands: Any) -> None:
         "The exit code is 0 for a clean data set, 1 if there are errors or warnings.",
     )
     _add_source(parser)
-    parser.add_argument("--config", type=Path, metavar="YAML", help="check boxes and anchors at its input size")
+    parser.add_argument(
+        "--config", type=Path, metavar="YAML", help="also check anchors, and boxes at the input size, of this config"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
     parser.add_argument("--fix", type=Path, metavar="DIR", help="write a repaired copy; the source is not changed")
@@ -125,7 +127,9 @@ def _add_shapes(subcommands: Any) -> None:
         "detect data shapes --out data/shapes",
     )
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
-    parser.add_argument("--images", type=int, default=300, help="training images; plus a fifth for validation")
+    parser.add_argument(
+        "--images", type=int, default=300, help="training images, plus a fifth for validation (default: 300)"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -144,7 +148,7 @@ def _add_download(subcommands: Any) -> None:
         "detect data download bccd --root data",
     )
     parser.add_argument("name", help="bccd, voc2007, voc2012, coco, or a part such as coco/val2017")
-    parser.add_argument("--root", type=Path, default=Path("data"), help="the folder of data sets (default: data)")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="the folder for data sets (default: data)")
 
 
 def _download(options: argparse.Namespace, overrides: Sequence[str]) -> None:

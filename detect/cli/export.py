@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of detect train or import")
     formats = "onnx and torch-export include pre- and post-processing; safetensors holds only the weights"
     parser.add_argument("--format", choices=("onnx", "torch-export", "safetensors"), default="onnx", help=formats)
-    out = "the file (default: beside the checkpoint, with the suffix of the format)"
+    out = "the file (default: next to the checkpoint, with the suffix of the format)"
     parser.add_argument("--out", type=Path, help=out)
     parser.add_argument("--split", help="split of the images for the check (default: the config's test, else val)")
     parser.set_defaults(takes_overrides=True)
@@ -44,7 +44,7 @@ def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     else:
         images = synthetic_images()
         root = checkpoint.config.data.root
-        print(f"{root}: no data set, so the check uses drawn scenes; --data.root DIR gives a better one")
+        print(f"{root}: no data set; the check uses synthetic images; give --data.root DIR for a better check")
     equality = export_checkpoint(checkpoint, out, options.format, images)
     if equality is not None:
         print(

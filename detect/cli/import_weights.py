@@ -22,12 +22,12 @@ def add(commands: Any) -> None:
     parser.add_argument("project", choices=("torchvision", "detectron2"), help="the project that wrote the file")
     files = "a state dict or a training checkpoint (.pth, .pt, .safetensors), for detectron2 also a .pkl"
     parser.add_argument("file", type=Path, metavar="FILE", help=files)
-    parser.add_argument("--out", type=Path, required=True, help="the new checkpoint, for use in all commands")
+    parser.add_argument("--out", type=Path, required=True, help="the new checkpoint")
     names = "class names, or a file with one name per line (default: COCO's)"
     parser.add_argument("--names", nargs="+", default=(), help=names)
-    style = "pixel normalisation of a detectron2 file that does not state it (default: caffe2, as in its model zoo)"
+    style = "pixel normalisation of a detectron2 file that does not contain it (default: caffe2, as in its model zoo)"
     parser.add_argument("--style", choices=("caffe2", "torchvision"), help=style)
-    epsilon = "epsilon of torchvision's frozen norms; 1e-5 if training started from an ImageNet backbone (default: 0)"
+    epsilon = "epsilon of torchvision's frozen norms: 1e-5 if training started from an ImageNet backbone (default: 0)"
     parser.add_argument("--frozen-eps", type=float, choices=(0.0, 1e-5), metavar="{0,1e-5}", help=epsilon)
 
 

@@ -63,7 +63,7 @@ def _model(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             model = Classifier(classes, replace(config.model, backbone=backbone))
     try:
         summary, regions = summarize_on_image(model.eval(), height, width, proposals, options.depth)
-    except RuntimeError as error:  # torch's own, if a layer has no output cell left
+    except RuntimeError as error:  # torch's own, if a layer has no output cell
         raise UserError(f"--size: {height} × {width}: too small for the network: {error}") from None
     title = f"{options.config}: an image of {height} × {width}, {classes:,} classes"
     print_summary(summary, f"{title}, {regions:,} regions" if regions else title)

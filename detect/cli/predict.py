@@ -29,15 +29,15 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, a folder, a glob pattern, or camera:0")
     parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint, or an exported detector (.onnx)")
-    out = "a new folder, or that of a run to continue (default: a new one under runs/)"
+    out = "a new folder, or the folder of a run to continue (default: a new one under runs/)"
     parser.add_argument("--out", type=Path, help=out)
     parser.add_argument("--score", type=float, help="score threshold (default: the config's)")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="detect only these classes")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per batch (default: 1)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    precisions = "auto: the fastest of the device"
+    precisions = "precision of the weights; auto: the fastest on the device (default: fp32)"
     parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help=precisions)
-    compiled = "use torch.compile; for many images of few sizes, on a GPU"
+    compiled = "use torch.compile, for many images of few sizes on a GPU"
     parser.add_argument("--compile", action="store_true", help=compiled)
     _add_augmentation(parser)
     saved = "what to write (default: all, but no pictures for more than 1000 images); pictures include videos"
@@ -59,7 +59,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
 
 
 class _Renamed(argparse.Action):
-    """Former name of a flag: raise `UserError` with the new one."""
+    """Action of a flag's former name: raise `UserError` with the new name."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, const: str) -> None:
         super().__init__(option_strings, dest, nargs="*", const=const, help=argparse.SUPPRESS)
@@ -81,7 +81,7 @@ def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         _refuse_fixed_options(chosen)
     shard = (1, 1) if options.shard is None else parse_shard(options.shard)
     if options.shard is not None and options.out is None:
-        raise UserError("--shard: all shards write to the same folder; name it with --out")
+        raise UserError("--shard: all shards write to the same folder; give it with --out")
     out = options.out or unused_folder(Path("runs/predict"))
     try:
         outcome = predict(

@@ -26,12 +26,12 @@ def add(commands: Any) -> None:
         "detect propose data/bccd --out data/bccd.proposals",
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a data set, a folder, an image or a pattern")
-    parser.add_argument("--out", type=Path, help="the store; images that it already holds are skipped")
+    parser.add_argument("--out", type=Path, help="the store; images that it already contains are skipped")
     parser.add_argument("--mode", choices=("single", "fast", "quality"), default="fast", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="seed of the ranking")
     parser.add_argument("--processes", type=int, help="number of processes (default: one per core)")
     parser.add_argument("--recall", metavar="SPLIT", help="report how well the proposals cover this split's boxes")
-    parser.add_argument("--ckpt", type=Path, help="with --recall: use this checkpoint's RPN; --out is the picture")
+    parser.add_argument("--ckpt", type=Path, help="with --recall: use this checkpoint's RPN; --out is then the plot")
 
 
 def _propose(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def _propose(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0
     if options.out is None:
         raise UserError("--out: name the file of the store, for example --out proposals.db")
-    # Read before the work, so that a wrong split is reported at once.
+    # Read first, so that a wrong split is reported immediately.
     dataset = None if options.recall is None else read(_only_source(options), options.recall, skip_unreadable=True)
     try:
         outcome = propose(options.sources, options.out, options.mode, options.seed, options.processes)
@@ -101,5 +101,5 @@ def _show_recall(recall: ProposalRecall, dataset: Dataset, picture: Path, title:
 
 def _only_source(options: argparse.Namespace) -> Path:
     if len(options.sources) != 1:
-        raise UserError("--recall: give one data set as the only source; it holds the ground truth")
+        raise UserError("--recall: give one data set as the only source; it contains the ground truth")
     return Path(options.sources[0])

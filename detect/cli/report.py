@@ -1,4 +1,4 @@
-"""`detect report`: report on COCO results from any detector, or on several evaluations side by side."""
+"""`detect report`: report on COCO results of any detector, or comparison of several evaluations."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _report_results(options: argparse.Namespace) -> None:
     write_report(options.out / "report.html", evaluation.dataset, evaluation.predictions, origin)
     print_metrics(evaluation.metrics)
     if left_out:
-        print(f"{options.truth}: {left_out} annotations of images that it does not list were ignored")
+        print(f"{options.truth}: ignored {left_out} annotations of images that the file does not list")
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_command(commands: Any, name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
-    """Add a command with its help text, an example at the end of it, and the function that runs it."""
+    """Add a command with its help text, which ends with an example, and the function that runs it."""
     parser = commands.add_parser(
         name,
         help=help,
@@ -29,7 +29,7 @@ def add_command(commands: Any, name: str, run: Any, help: str, example: str) -> 
 
 
 def detection_data(config: Config, classes: Sequence[str] | None = None) -> DetectionData:
-    """Return the data of a config; `classes` are those of the model, if it exists already."""
+    """Return the data of a config, with the classes of a model that exists already, if given."""
     from detect.allocator import keep_pages
     from detect.data.datamodule import DetectionData
 
@@ -41,16 +41,16 @@ def refuse_training_options(overrides: Sequence[str]) -> None:
     """Raise `UserError` for options of training, which do not apply to a checkpoint."""
     for word in overrides:
         if word.startswith("--training."):
-            raise UserError(f"{word}: training is over; a checkpoint only has options of data and model")
+            raise UserError(f"{word}: checkpoints are already trained; give only options of data and model")
 
 
 def print_once(text: str) -> None:
-    """Print, but only in the first of several processes."""
+    """Print in the first process only."""
     if is_first_process():
         print(text, flush=True)
 
 
 def silence_lightning() -> None:
-    """Hide Lightning's tips and advertisements."""
+    """Hide Lightning's informational messages."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     )
     train.add_argument("-c", "--config", type=Path, help="the experiment, a YAML file; see configs/")
     train.add_argument("--out", type=Path, help="the folder of the run (default: a new one under runs/)")
-    resume = "continue the run in --out; if there is none and -c is given, start it"
+    resume = "continue the run in --out, or start it with -c if there is none"
     train.add_argument("--resume", action="store_true", help=resume)
     train.set_defaults(takes_overrides=True)
 
@@ -77,7 +77,7 @@ def _config_and_folder(options: argparse.Namespace, overrides: Sequence[str]) ->
             raise UserError("--resume: name the folder of the run with --out DIR")
         out, started = options.out, (options.out / "config.yaml").exists()
         if not started and options.config is None:
-            raise UserError(f"--resume: {out} holds no run; give -c to start one")
+            raise UserError(f"--resume: {out} has no run; give -c to start one")
         if not started and is_first_process() and not (out / ".lock").exists():
             refuse_used(out, RESUME_NOTE)
         return load_experiment(options.config or out / "config.yaml", overrides), out
@@ -143,7 +143,7 @@ def _train_classifier(config: ClassificationConfig, out: Path, resume: bool) -> 
 
 @contextmanager
 def _resume_hint(out: Path) -> Iterator[None]:
-    """Name the command that resumes the run if it is interrupted."""
+    """Add the command that resumes the run to the message of an interruption."""
     try:
         yield
     except KeyboardInterrupt:
@@ -173,7 +173,7 @@ def _new_run_folder(config: Path) -> Path:
 
 
 def _print_loaded_weights() -> None:
-    """Print which weights `load_weights` has loaded and which it has skipped."""
+    """Print the log of `load_weights`: loaded and skipped weights."""
     log = logging.getLogger("detect.backbones.weights")
     if is_first_process() and not log.handlers:
         handler = logging.StreamHandler(sys.stdout)

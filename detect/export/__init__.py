@@ -1,1 +1,1 @@
-"""Trained detectors as files for other runtimes."""
+"""Export of trained detectors for other runtimes."""

@@ -1,4 +1,4 @@
-"""Truncated SVD of a detector's fully connected layers, and the time it saves (Girshick 2015, §3.1 and §4.4)."""
+"""Truncated SVD of a detector's fully connected layers, and the time saved (Girshick 2015, §3.1 and §4.4)."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def compress(checkpoint: Checkpoint, ranks: Sequence[int] = PAPER_RANKS) -> Chec
         ranks: ranks of fc6, fc7 and so on.
 
     Raises:
-        UserError: the network does not have these layers or ranks, or is compressed already.
+        UserError: the network has no such layers, a rank is invalid, or the network is already compressed.
     """
     options = checkpoint.config.model
     if not isinstance(options, FastRCNNOptions | FasterRCNNOptions):
         raise UserError(
-            f"{options.name}: its time is that of convolutions, which have no SVD; compress a fast_rcnn or faster_rcnn"
+            f"{options.name}: only the box heads of fast_rcnn and faster_rcnn can be compressed; give one of these"
         )
     if options.svd:
         raise UserError(
@@ -108,7 +108,7 @@ def count_parameters(model: TwoStage) -> int:
 def time_heads(models: Sequence[TwoStage], regions: int, size: tuple[int, int], repeats: int = 5) -> list[float]:
     """Return the median seconds per image of pooling, box head and predictor of each prepared model.
 
-    The models take turns. Image and boxes are random, as they hardly affect the time.
+    The models are timed alternately. Image and boxes are random, since they hardly affect the time.
 
     Args:
         models: models with the same features, on the same device.

@@ -16,7 +16,7 @@ from detect.prediction.result import Result
 from detect.prediction.sources import Frame
 
 MAX_SCORE_DIFFERENCE, MIN_IOU = 1e-4, 0.999
-"""Bounds for the score and the box of a matching detection."""
+"""Maximum score difference and minimum IoU of matching detections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class Equality:
     """Outcome of a successful comparison."""
 
     images: int
-    """Number of images, each compared alone."""
+    """Number of images, each compared separately."""
     batches: int
-    """Number of batches of two images of one size, compared besides."""
+    """Number of additional batches of two images of one size."""
     detections: int
     score_difference: float
-    """Largest difference of two scores."""
+    """Maximum difference of two matched scores."""
     iou: float
-    """Smallest IoU of two boxes."""
+    """Minimum IoU of two matched boxes."""
 
 
 def check_equality(predictor: Predictor, run: Callable[[list[Frame]], Any], images: Sequence[Image]) -> Equality:
@@ -53,20 +53,20 @@ def check_equality(predictor: Predictor, run: Callable[[list[Frame]], Any], imag
     differences, ious, detections = [0.0], [1.0], 0
     for batch in batches:
         expected = list(predictor.predict(batch, batch_size=len(batch), device="cpu"))
-        for ours, exported in zip(expected, run(batch), strict=True):
-            for one, other in ((ours, exported), (exported, ours)):
+        for original, exported in zip(expected, run(batch), strict=True):
+            for result, other in ((original, exported), (exported, original)):
                 floor = max(
                     [options.score_threshold, *(other.scores[-1:] if len(other) >= options.max_detections else [])]
                 )
-                difference, iou = _compare(one, other, floor + MAX_SCORE_DIFFERENCE, len(batch))
+                difference, iou = _compare(result, other, floor + MAX_SCORE_DIFFERENCE, len(batch))
                 differences.append(difference)
                 ious.append(iou)
-            detections += len(ours)
+            detections += len(original)
     return Equality(len(images), len(batches) - len(images), detections, max(differences), min(ious))
 
 
 def _pairs(images: Sequence[Image]) -> list[tuple[Image, Image]]:
-    """Return two images of each size that occurs twice; if none does, the first image and its mirror image."""
+    """Return a pair of images for each repeated size; without any, the first image and its mirror image."""
     first: dict[tuple[int, ...], Image] = {}
     pairs: dict[tuple[int, ...], tuple[Image, Image]] = {}
     for image in images:
@@ -77,11 +77,11 @@ def _pairs(images: Sequence[Image]) -> list[tuple[Image, Image]]:
     return list(pairs.values()) or [(images[0], flipped)]
 
 
-def _compare(one: Result, other: Result, floor: float, batch_size: int) -> tuple[float, float]:
-    """Match the detections of a score above `floor`; return the largest score difference and the smallest IoU."""
+def _compare(result: Result, other: Result, floor: float, batch_size: int) -> tuple[float, float]:
+    """Match the detections with a score above `floor`. Return the maximum score difference and the minimum IoU."""
     differences, ious = [0.0], [1.0]
     unmatched = np.ones(len(other), bool)
-    for box, score, label in zip(one.boxes, one.scores, one.labels, strict=True):
+    for box, score, label in zip(result.boxes, result.scores, result.labels, strict=True):
         if score <= floor:
             continue
         difference = np.abs(other.scores - score)
@@ -89,9 +89,9 @@ def _compare(one: Result, other: Result, floor: float, batch_size: int) -> tuple
         matches = unmatched & (other.labels == label) & (difference <= MAX_SCORE_DIFFERENCE) & (iou >= MIN_IOU)
         if not matches.any():
             raise UserError(
-                f"the exported model differs: a {one.classes[label]} of score {score:.4f} at {box.round(1).tolist()} "
-                f"in an image of {one.size[0]} × {one.size[1]} pixels, in a batch of {batch_size}, has no match; no "
-                "file was written; please report this with the checkpoint"
+                f"the exported model differs: a {result.classes[label]} of score {score:.4f} at "
+                f"{box.round(1).tolist()} in an image of {result.size[0]} × {result.size[1]} pixels, in a batch of "
+                f"{batch_size}, has no match; no file was written; please report this with the checkpoint"
             )
         match = int(np.where(matches, iou, -1).argmax())
         unmatched[match] = False

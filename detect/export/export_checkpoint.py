@@ -1,6 +1,6 @@
 """Export of a trained detector, with a check that the file gives the same detections.
 
-onnx           from photographs to boxes, for ONNX Runtime; see `detect.prediction.onnx_detector`
+onnx           from images of any size to boxes, for ONNX Runtime; see `detect.prediction.onnx_detector`
 torch-export   the same as a program of torch.export; `import detect.export.exportable` before loading it
 safetensors    weights, with config and classes as metadata; `detect.load` reads it like a checkpoint
 """
@@ -51,7 +51,7 @@ def export_checkpoint(checkpoint: Checkpoint, out: Path, format: Format, images:
         images: images to compare the detections on; safetensors files are compared by their weights instead.
 
     Returns:
-        How closely the detections agree, or None for safetensors.
+        Result of the comparison, or None for safetensors.
 
     Raises:
         UserError: the detections differ, the detector cannot be exported to this format, a package is missing, or the
@@ -61,7 +61,7 @@ def export_checkpoint(checkpoint: Checkpoint, out: Path, format: Format, images:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(out) as draft:
-            draft.touch()  # an error should come now, not after the export, which takes a minute
+            draft.touch()  # fails before the export, which takes a minute, if the file cannot be written
             if format == "safetensors":
                 _write_safetensors(checkpoint, draft)
                 equality = None
@@ -97,7 +97,7 @@ def trace(checkpoint: Checkpoint) -> ExportedProgram:
     fold_norms(model)
     model.to_memory_format(torch.contiguous_format)
     resizing = Resize.for_evaluation(checkpoint.config.data)
-    # The tracer would take a dimension of 1 for constant, and equal dimensions for always equal.
+    # The tracer would assume that a dimension of 1 is constant, and that equal dimensions are always equal.
     images = torch.zeros(2, 3 * resizing.short_side // 2, resizing.short_side, 3, dtype=torch.uint8)
     shapes = (dict.fromkeys(range(3), Dim.DYNAMIC),)
     with torch.no_grad(), quiet():
@@ -120,7 +120,7 @@ def _write_onnx(checkpoint: Checkpoint, program: ExportedProgram, path: Path) ->
             verbose=False,
         )
     assert exported is not None
-    ClearMetadataAndDocStringPass()(exported.model)  # paths of the source files that each node comes from
+    ClearMetadataAndDocStringPass()(exported.model)  # they contain paths of source files
     exported.model.metadata_props.update(_metadata(checkpoint))
     exported.save(path, external_data=False)
     return OnnxDetector(path)
@@ -163,7 +163,7 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress warnings and log messages of the exporters that are for their developers."""
+    """Suppress the exporters' warnings and log messages, which are for developers."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

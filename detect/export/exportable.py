@@ -1,4 +1,4 @@
-"""A detector with its preprocessing as one module, from images to boxes in their pixels.
+"""Module of a detector with its preprocessing, from images to boxes in pixels of the images.
 
 A program saved by torch.export needs only `import detect.export.exportable` to run.
 """
@@ -17,11 +17,11 @@ from detect.structures import Images, to_file_pixels
 
 
 class Exportable(nn.Module):
-    """Module that is exported, from images of one size to padded detections.
+    """Exported module, from images of one size to padded detections.
 
     Args:
         model: the detector.
-        resizing: how images are resized for it.
+        resizing: scale of the network's input.
     """
 
     def __init__(self, model: Detector, resizing: Resize) -> None:

@@ -1,7 +1,7 @@
 """Custom operators in ONNX for `torch.onnx.export`: resizing, NMS, RoIAlign and RoIPool.
 
-Each computes the same as its torch operator on the CPU. Resizing is even bit-identical to OpenCV's, as it uses the same
-fixed-point numbers and order of sums: the exported network sees the same pixels as in training.
+Each computes the same as its torch operator on the CPU. Resizing is bit-identical to OpenCV's, because it uses the same
+fixed-point numbers and order of sums: the exported network gets the same pixels as in training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OPSET = 18
 op: Any = opset18  # its annotations allow neither numbers for tensors nor untyped values
 
 EPSILON = 2.220446049250313e-16
-"""Machine epsilon of float64: a scale this close to an integer is one for OpenCV."""
+"""Machine epsilon of float64; OpenCV takes a scale this close to an integer for an integer."""
 
 
 def translations() -> dict[Callable, Callable]:
@@ -73,25 +73,25 @@ def letterbox(images: UINT8, short_side: int, long_side: int) -> tuple[UINT8, IN
 
 
 def _linear_taps(before, after, scale, along_row):
-    """Return the two pixels between which each new pixel lies along a side, and their weights, which add up to 2048.
+    """Return the two pixels around each new pixel along a side, and their weights, which add up to 2048.
 
-    Outside of the image both are the border pixel; along a row, the first one has the whole weight there.
+    Outside of the image both are the border pixel; along a row, the first one then has the whole weight.
     """
-    place = _double(op.Range(0, op.Squeeze(after), 1))
-    position = _float(op.Sub(op.Mul(op.Add(place, _real(0.5)), scale), _real(0.5)))
+    centre = _double(op.Range(0, op.Squeeze(after), 1))
+    position = _float(op.Sub(op.Mul(op.Add(centre, _real(0.5)), scale), _real(0.5)))
     floor = op.Floor(position)
     cell, last, part = _int64(floor), op.Sub(before, _ints(1)), op.Sub(position, floor)
     if along_row:
         part = op.Where(op.Or(op.Less(cell, _ints(0)), op.GreaterOrEqual(cell, last)), 0.0, part)
     weights = (op.Cast(op.Round(op.Mul(share, 2048.0)), to=INT32.dtype) for share in (op.Sub(1.0, part), part))
-    cells = (op.Min(op.Max(one, _ints(0)), last) for one in (cell, op.Add(cell, _ints(1))))
+    cells = (op.Min(op.Max(index, _ints(0)), last) for index in (cell, op.Add(cell, _ints(1))))
     return *cells, *weights
 
 
 def _area_taps(before, after, scale, whole):
-    """Return the first pixel that each new pixel may cover, and the weights of it and the following ones: [k, n].
+    """Return the first pixel that each new pixel may cover, and the weights of k pixels from it on: [k, n].
 
-    If the image shrinks by an integer factor the weights are 1, and the sums are divided at the end.
+    If the image shrinks by an integer factor, the weights are 1 and the sums are divided at the end.
     """
     start = op.Mul(_double(op.Range(0, op.Squeeze(after), 1)), scale)
     stop = op.Add(start, scale)
@@ -99,7 +99,7 @@ def _area_taps(before, after, scale, whole):
     final = op.Min(op.Floor(stop), _double(op.Sub(before, _ints(1))))
     begin = op.Min(op.Ceil(start), final)
     head, tail = op.Sub(begin, start), op.Sub(stop, final)
-    # Less than a thousandth of a pixel is not counted.
+    # OpenCV ignores less than a thousandth of a pixel.
     head = op.Where(op.Greater(head, _real(1e-3)), head, _real(0))
     tail = op.Where(op.Greater(tail, _real(1e-3)), op.Min(tail, _real(1), width), _real(0))
     taps = op.Range(-1, op.Add(_int64(op.Ceil(op.Squeeze(scale))), 2), 1)
@@ -203,7 +203,7 @@ def nms(boxes: FLOAT, valid: BOOL, groups: INT64, iou_threshold: float) -> BOOL:
 def roi_align(
     features: Sequence[FLOAT], regions: FLOAT, levels: INT64, size: int, sampling_ratio: int, aligned: bool
 ) -> FLOAT:
-    """Translate `detect.ops.roi_align`: each level pools its regions, which are then put back into their order."""
+    """Translate `detect.ops.roi_align`: pool the regions of each level, then restore their order."""
     # The ONNX operator subtracts the half cell itself.
     boxes = op.Reshape(op.Add(regions, 0.5) if aligned else regions, [-1, 4])
     images = op.Range(0, op.Squeeze(op.Shape(levels, start=0, end=1)), 1)

@@ -1,4 +1,4 @@
-"""Images that an exported model is compared on."""
+"""Images for comparing an exported model with its checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Image = UInt8[np.ndarray, "H W 3"]
 """RGB pixels."""
 
 MAX_IMAGES = 20
-"""Maximum number of images that an exported model is compared on."""
+"""Maximum number of images from a data set."""
 
 
 def sample_images(config: Config, split: str | None, classes: Sequence[str]) -> list[Image]:
@@ -29,7 +29,7 @@ def sample_images(config: Config, split: str | None, classes: Sequence[str]) -> 
         classes: class names of the detector.
 
     Raises:
-        UserError: there is no such split, or it has no images.
+        UserError: the split does not exist or has no images.
     """
     name = split or config.data.test or config.data.val
     if name is None:
@@ -52,6 +52,6 @@ def has_data(config: Config) -> bool:
 
 
 def synthetic_images() -> list[Image]:
-    """Return drawn scenes of several sizes, to be used if there are no photographs."""
+    """Return drawn scenes of several sizes, for use without a data set."""
     rng = np.random.default_rng(0)
     return [draw_scene(rng, sides)[0] for sides in ((300, 500), (500, 700), (1000, 1200))]

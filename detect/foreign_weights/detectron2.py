@@ -1,9 +1,9 @@
-"""Conversion of detectron2's Faster R-CNN, and of the box branch of its Mask R-CNN, to ours with equal outputs.
+"""Conversion of detectron2's Faster R-CNN, and of the box branch of its Mask R-CNN, with equal outputs.
 
-It reads files of the model zoo (`model_final_….pkl`) and of training (`model_….pth`), with the architectures C4, DC5
-and FPN. Differences from our defaults, in the order of the forward pass:
+Supported are files of the model zoo (`model_final_….pkl`) and of training (`model_….pth`), with the architectures C4,
+DC5 and FPN. Differences from our defaults, in the order of the forward pass:
 
-- Most models expect BGR pixels, and those of the caffe2 style are not divided by the standard deviation. Here the input
+- Most models expect BGR pixels, which the caffe2 style does not divide by the standard deviation. Here the input
   channels of the first convolution are reversed instead, and pixels stay RGB.
 - The caffe2 style has the stride of a bottleneck in its first 1×1 convolution; DC5 dilates stage 5.
 - Anchor shapes are not rounded. On a single feature map, anchors are ordered by size and then by ratio, ours by ratio
@@ -11,7 +11,7 @@ and FPN. Differences from our defaults, in the order of the forward pass:
 - Boxes of any size are kept, and on a single feature map 6000 proposals enter NMS.
 - RoIAlign shifts its samples by half a cell of the feature map, and takes as many as a bin has cells.
 
-C4 and DC5 networks process the image as it is in detectron2, but on a canvas of multiples of 32 pixels here. If the
+In detectron2, C4 and DC5 networks process the image without padding, here on a canvas of multiples of 32 pixels. If the
 image has other sides, the features at the right and lower border are computed from the empty canvas instead of zeros,
 and the outputs differ slightly.
 """
@@ -93,7 +93,7 @@ MEAN, STD = "pixel_mean", "pixel_std"
 RATIOS = 3
 """Number of anchor aspect ratios, on every level."""
 REMEDY = "give a Faster R-CNN of detectron2: R50 or R101 with C4, DC5 or FPN"
-LEAST_SIZE = 1e-6
+MIN_SIZE = 1e-6
 """Minimum side of boxes in pixels. detectron2 keeps all boxes with an area; in float32 hardly any side is shorter."""
 
 
@@ -121,10 +121,10 @@ STYLES: dict[Style, Pixels] = {
 
 
 def pixels_of(state: State, style: Style | None = None) -> Pixels:
-    """Return the pixel normalisation and strides of a network, which its weights do not show.
+    """Return the pixel normalisation and strides of a network, which cannot be inferred from its weights.
 
     Older files have a mean and standard deviation. The caffe2 style has a standard deviation of 1, and the smallest
-    mean is that of blue. Newer files have neither; then `style` is used, by default caffe2, that of the model zoo.
+    mean is blue's. Newer files have neither; then `style` is used, by default caffe2, as in the model zoo.
 
     Args:
         state: state dict of the network.
@@ -148,14 +148,14 @@ def pixels_of(state: State, style: Style | None = None) -> Pixels:
 
 
 def detectron2_options(state: State, style: Style | None = None) -> FasterRCNNOptions:
-    """Return our options for detectron2's network that `state` belongs to, with the values of its `Base-RCNN-*.yaml`.
+    """Return our options for the detectron2 network of `state`, with the values of detectron2's `Base-RCNN-*.yaml`.
 
     Args:
         state: state dict of the network.
         style: see `pixels_of`.
 
     Raises:
-        UserError: it is another network.
+        UserError: the network is not supported.
     """
     state = _without_bottom_up(state)
     _refuse_others(state)
@@ -169,7 +169,7 @@ def detectron2_options(state: State, style: Style | None = None) -> FasterRCNNOp
     )
     rpn = RPNOptions(
         anchors_rounded=False,
-        min_size=LEAST_SIZE,
+        min_size=MIN_SIZE,
         training=ProposalCounts(2000, 1000) if fpn else ProposalCounts(12000, 2000),
         testing=ProposalCounts(1000, 1000) if fpn else ProposalCounts(6000, 1000),
     )
@@ -181,7 +181,7 @@ def detectron2_options(state: State, style: Style | None = None) -> FasterRCNNOp
         pooling=PoolingOptions(sampling_ratio=0, aligned=True),
         box_head=BoxHeadOptions(layers=len(layers), channels=len(layers[0])) if layers else BoxHeadOptions(),
         region_head=RegionHeadOptions(class_agnostic=len(state[DELTAS]) != 4 * (len(state[CLASSES]) - 1)),
-        postprocess=PostprocessOptions(min_size=LEAST_SIZE),
+        postprocess=PostprocessOptions(min_size=MIN_SIZE),
     )
 
 
@@ -223,12 +223,12 @@ def faster_rcnn_from_detectron2(state: State, style: Style | None = None) -> Fas
 
 
 def _without_bottom_up(state: State) -> dict[str, Tensor]:
-    """Give the ResNet below an FPN the keys of one without FPN."""
+    """Return the state with the keys of a ResNet without FPN."""
     return {key.replace("backbone.bottom_up.", "backbone."): value for key, value in state.items()}
 
 
 def _refuse_others(state: State) -> None:
-    """Raise `UserError` if the state belongs to another network, and name it if its keys are known."""
+    """Raise `UserError` if the network is not supported; the message names known networks."""
     for prefix, network in REFUSED.items():
         if any(key.startswith(prefix) for key in state):
             raise UserError(f"{prefix}*: these are weights of {network}; {REMEDY}")
@@ -269,7 +269,7 @@ def _with_statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_anchors(state: State, shapes: Float[Tensor, "L k 4"]) -> None:
-    """Raise `UserError` if the file has anchors, as older files do, that differ from ours."""
+    """Raise `UserError` if the file contains anchors, like older files, that differ from ours."""
     for level, ours in enumerate(shapes):
         theirs = state.get(f"{ANCHORS}{level}")
         if theirs is None:
@@ -279,7 +279,7 @@ def _check_anchors(state: State, shapes: Float[Tensor, "L k 4"]) -> None:
 
 
 def _by_ratio(values: Tensor, sizes: int) -> Tensor:
-    """Reorder values per anchor of a location from by size to by ratio; values of another length are not changed."""
+    """Reorder values per anchor from size-major to ratio-major order; values of another length are not changed."""
     if len(values) % (sizes * RATIOS):
         return values
     return values.unflatten(0, (sizes, RATIOS, -1)).transpose(0, 1).flatten(0, 2)

@@ -39,8 +39,8 @@ class Imported:
 
     Args:
         checkpoint: the checkpoint that was written.
-        left_out: tensors of the file that our network does not have.
-        note: what was assumed because the file does not have it; empty if nothing was.
+        left_out: tensors of the file that the detector does not have.
+        note: assumptions about values that the file does not have; empty without any.
     """
 
     checkpoint: Checkpoint
@@ -48,7 +48,7 @@ class Imported:
     note: str
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """Return rows of part, tensors, numbers and remark, for what was imported and what was left out."""
+        """Return rows of part, tensors, numbers and remark for the imported and the left out tensors."""
         parts: dict[str, list[int]] = {}
         for key, value in self.checkpoint.model.state_dict().items():
             part = next(name for prefix, name in PARTS.items() if key.startswith(prefix))
@@ -98,7 +98,7 @@ def import_weights(
     if project == "torchvision" and style is not None:
         raise UserError(f"--style: {style}; only detectron2 has styles; leave it out")
     if project == "detectron2" and frozen_eps is not None:
-        raise UserError(f"--frozen-eps: {frozen_eps}; that of detectron2 is fixed; leave it out")
+        raise UserError(f"--frozen-eps: {frozen_eps}; detectron2's epsilon is fixed; leave it out")
     state = state_dict(read_content(file), file)
     try:
         converted = _from_torchvision(state, frozen_eps) if project == "torchvision" else _from_detectron2(state, style)
@@ -120,7 +120,7 @@ class _Converted(NamedTuple):
     options: FasterRCNNOptions
     left_out: tuple[LeftOut, ...]
     note: str
-    """Assumptions about values that the file does not have; empty if there are none."""
+    """Assumptions about values that the file does not have; empty without any."""
 
 
 def _from_torchvision(state: State, frozen_eps: float | None) -> _Converted:
@@ -174,6 +174,6 @@ def _given_names(names: Sequence[str], count: int) -> tuple[str, ...]:
     if len(names) != count:
         raise UserError(f"--names: {len(names)} names for {count} classes; give one per class, in the network's order")
     if len(set(names)) != count:
-        twice = next(name for name in names if list(names).count(name) > 1)
-        raise UserError(f"--names: {twice!r} is given twice; give every class a name of its own")
+        repeated = next(name for name in names if list(names).count(name) > 1)
+        raise UserError(f"--names: {repeated!r} is given twice; give every class its own name")
     return tuple(names)

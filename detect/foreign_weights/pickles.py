@@ -1,9 +1,9 @@
-"""Reading numpy arrays from a pickle without unpickling it: nothing that the file names is imported or called.
+"""Reading numpy arrays from a pickle without unpickling it: nothing in the file is imported or called.
 
 A pickle is a program for a stack machine, with instructions that call any function that Python can import. Model zoos
 distribute arrays in this format nevertheless. Here Python's disassembler (`pickletools`) reads the program.
-Instructions that make plain values are executed; calls are emulated for the few functions that make arrays, and all
-others are refused.
+Instructions that create plain values are executed, and calls of the few functions that create arrays are emulated. All
+other calls are refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CALLABLE = {
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),  # pickle's protocol 5
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
-    ("_codecs", "encode"),  # how Python 3 writes non-empty bytes for Python 2
+    ("_codecs", "encode"),  # non-empty bytes that Python 3 wrote for Python 2
     ("__builtin__", "bytes"),
     ("collections", "OrderedDict"),
 }
@@ -38,7 +38,7 @@ LITERALS = {
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 NUMBERS = re.compile(r"[fiub][1248]")
-"""Dtype names of the numbers that are read; objects, strings and records are refused."""
+"""Dtype names of numbers; objects, strings and records are refused."""
 
 
 def read_pickle(path: Path) -> Any:
@@ -78,7 +78,7 @@ class _Kind:
 
 @dataclass(slots=True)
 class _Array:
-    """Array, which the program creates before its content is known."""
+    """Array; the program creates it before it sets the content."""
 
     value: np.ndarray | None = None
 
@@ -88,7 +88,7 @@ class _Machine:
 
     Args:
         path: file name for messages.
-        size: bytes of the file; no more bytes are encoded from strings in total, however often the program does so.
+        size: size of the file in bytes, the maximum number of bytes that the program may encode from strings.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -102,12 +102,12 @@ class _Machine:
         """Execute the program and return its value."""
         for instruction, argument, _ in program:
             self.step(instruction.name, argument)
-        for made in self.dicts:
-            for key, value in made.items():
+        for content in self.dicts:
+            for key, value in content.items():
                 if isinstance(value, _Array):
                     if value.value is None:
                         raise self.refusal("an array without content")
-                    made[key] = value.value
+                    content[key] = value.value
         return self.stack.pop()
 
     def step(self, instruction: str, argument: Any) -> None:
@@ -143,7 +143,7 @@ class _Machine:
                 self.collect(instruction)
 
     def collect(self, instruction: str) -> None:
-        """Execute an instruction that makes or fills a tuple, list or dict."""
+        """Execute an instruction that creates or fills a tuple, list or dict."""
         match instruction:
             case "EMPTY_TUPLE":
                 self.stack.append(())
@@ -173,7 +173,7 @@ class _Machine:
                 self.update([key, value])
             case "SETITEMS":
                 self.update(self.above_mark())
-            case _:  # objects of other classes, references to outside of the file
+            case _:  # objects of other classes, or external references
                 raise self.refusal(f"the instruction {instruction}")
 
     def above_mark(self) -> list[Any]:
@@ -225,20 +225,20 @@ class _Machine:
                 return _Array(self.array(data, kind, shape, order))
         raise self.refusal(f"a call of {function.name if isinstance(function, _Function) else 'no function'}")
 
-    def fill(self, made: Any, state: Any) -> None:
+    def fill(self, target: Any, state: Any) -> None:
         """Set the state of a dtype or array."""
-        match made, state:
+        match target, state:
             case _Kind(), (int(), str(order), None, None, None, *_):
-                made.order = order
+                target.order = order
             case _Array(), (int(), tuple(shape), _Kind() as kind, int(columns_first), bytes() | str() as data):
                 data = self.encode(data) if isinstance(data, str) else data
-                made.value = self.array(data, kind, shape, "F" if columns_first else "C")
+                target.value = self.array(data, kind, shape, "F" if columns_first else "C")
             case dict(), _:
                 pass  # attributes that torch sets on an OrderedDict
             case _Array(), (_, _, _Kind() as kind, *_):  # an array of objects has a list as its data
                 raise self.refusal(f"an array of dtype {reprlib.repr(kind.name)}")
             case _:
-                raise self.refusal("a state of another type than arrays")
+                raise self.refusal("the state of an unknown object")
 
     def encode(self, text: str) -> bytes:
         """Encode a string as bytes."""
@@ -257,9 +257,9 @@ class _Machine:
             raise self.refusal(f"an array of shape {reprlib.repr(shape)} in {len(data)} bytes")
         return np.frombuffer(data, dtype).reshape(sides, order=order)
 
-    def refusal(self, what: str) -> UserError:
+    def refusal(self, content: str) -> UserError:
         """Return the error for content that is refused."""
         return UserError(
-            f"{self.path}: contains {what}, which weights do not need; nothing was executed; give a file with "
+            f"{self.path}: contains {content}, which weights do not need; nothing was executed; give a file with "
             "{name: array of numbers}"
         )

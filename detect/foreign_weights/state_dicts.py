@@ -1,4 +1,4 @@
-"""Reading state dicts of other projects, and matching them to a model of ours."""
+"""Reading state dicts of other projects, and matching them to our models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCHES = ".num_batches_tracked"
 def read_content(path: Path) -> Any:
     """Read a file of weights, as tensors on the CPU or numpy arrays, without executing anything in it.
 
-    `.pkl` is read as a pickle of numpy arrays, `.safetensors` by its library, and all other files as those of torch.
+    `.pkl` is read as a pickle of numpy arrays, `.safetensors` by its library, and any other file as one of torch.
 
     Raises:
         UserError: the file is missing or unreadable, or would execute something.
@@ -51,10 +51,10 @@ def read_content(path: Path) -> Any:
 
 
 def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return the state dict of a file's content: the whole, or the value of `model` in a training checkpoint.
+    """Return the state dict of a file's content: the whole content, or `model` of a training checkpoint.
 
     Raises:
-        UserError: there is no state dict, or one of its values is no dense tensor or array of numbers.
+        UserError: there is no state dict, or a value is not a dense tensor or an array of numbers.
     """
     values = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(values, dict) or not values:
@@ -120,14 +120,14 @@ def match_state(
     remedy: str,
     given: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Match another project's state dict to a model of ours: each value to one key, and one value to each key.
+    """Match another project's state dict to our model: each value to one key, and one value to each key.
 
     Batch counts are dropped if our norm is frozen.
 
     Args:
         state: the other project's state dict.
         model: our model.
-        rename: returns our key for one of theirs, or a string that is no key of ours.
+        rename: returns our key for their key, or a string that is not a key of ours.
         change: returns our value from our key and their value.
         remedy: last part of each error message.
         given: our keys that need no value.

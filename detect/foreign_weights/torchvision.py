@@ -1,4 +1,4 @@
-"""Conversion of torchvision's Faster R-CNN, and of the box branch of its Mask R-CNN, to ours with equal outputs."""
+"""Conversion of torchvision's Faster R-CNN, and of the box branch of its Mask R-CNN, with equal outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from detect.foreign_weights.state_dicts import BATCHES, State, match_state, rena
 from detect.models import BoxHeadOptions, FasterRCNN, FasterRCNNOptions, RPNOptions
 
 # Our prefix of a key by torchvision's; the rest of the key is the same. The longest matching prefix is replaced. Both
-# versions share the table, as no key has different meanings in them.
+# versions share the table, because every key has the same meaning in both.
 PREFIXES = {
     "backbone.body.conv1.": "backbone.body.stem.conv1.",
     "backbone.body.bn1.": "backbone.body.stem.bn1.",
@@ -51,12 +51,12 @@ LEFT_OUT = {
 
 
 def torchvision_options(state: State) -> FasterRCNNOptions:
-    """Return our options for the one of torchvision's two networks that `state` belongs to.
+    """Return our options for the torchvision network of `state`.
 
     `fasterrcnn_resnet50_fpn` has frozen batch norms, an FPN without norms, one convolution in the RPN and two fully
     connected layers in the box head. `fasterrcnn_resnet50_fpn_v2` (Li et al. 2021, "Benchmarking Detection Transfer
     Learning with Vision Transformers") has trained batch norms, also in the FPN, two convolutions in the RPN, and four
-    convolutions and one fully connected layer in the box head. Apart from the anchor positions, all else is as in our
+    convolutions and one fully connected layer in the box head. Apart from the anchor positions, the rest equals our
     defaults.
     """
     if "roi_heads.box_head.fc6.weight" in state:
@@ -103,7 +103,7 @@ def _rename(key: str) -> str:
 
 
 def _background_last(key: str, value: Tensor) -> Tensor:
-    """Move background from torchvision's first class to our last, which has no box."""
+    """Move background, which has no box, from torchvision's first class to our last."""
     if key.startswith("region_head.predictor.scores."):
         return value.roll(-1, dims=0)
     if key.startswith("region_head.predictor.deltas."):
@@ -113,7 +113,7 @@ def _background_last(key: str, value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _change_eps(model: FasterRCNN, eps: float) -> None:
-    """Change the weights of the frozen norms as if they had `eps`, so that the options need not have it."""
+    """Change the weights of the frozen norms so that the outputs are those with `eps`, which is not an option."""
     for norm in model.modules():
         if isinstance(norm, FrozenBatchNorm2d):
             variance = norm.running_var.double()

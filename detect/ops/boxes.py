@@ -1,4 +1,4 @@
-"""Boxes are plain tensors: xyxy, absolute pixels, float32, x2 and y2 exclusive (no "+1")."""
+"""Functions on boxes: tensors of xyxy in absolute pixels, float32, with x2 and y2 exclusive (no "+1")."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def intersection_matrix(a: Float[Tensor, "*b n 4"], b: Float[Tensor, "*b m 4"]) 
     """Return the intersection area of each box of `a` with each box of `b`, in square pixels."""
     ax1, ay1, ax2, ay2 = a.unsqueeze(-2).unbind(-1)
     bx1, by1, bx2, by2 = b.unsqueeze(-3).unbind(-1)
-    # One coordinate at a time, so that the temporaries are n × m and never n × m × 2.
+    # Each coordinate separately, so that the temporaries are n × m instead of n × m × 2.
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_(min=0)
     height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp_(min=0)
     return width.mul_(height)
@@ -37,7 +37,7 @@ def clip(boxes: Float[Tensor, "B n 4"], sizes: Int[Tensor, "B 2"]) -> Float[Tens
 
 
 def large_enough(boxes: Float[Tensor, "*b 4"], min_size: float) -> Bool[Tensor, "*b"]:
-    """Return whether both sides of each box are at least `min_size` pixels long."""
+    """Return a mask of the boxes whose sides are both at least `min_size` pixels long."""
     return ((boxes[..., 2:] - boxes[..., :2]) >= min_size).all(dim=-1)
 
 

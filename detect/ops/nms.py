@@ -1,7 +1,7 @@
 """Greedy non-maximum suppression (NMS) of many padded lists at once, without data-dependent shapes.
 
 Equal to `torchvision.ops.nms` on each list. On the CPU a compiled loop skips boxes that are already suppressed. On
-other devices the same result is the fixpoint of a matrix operation, which never synchronises with the GPU. There a box
+other devices the result is the fixpoint of a matrix operation, which never synchronises with the GPU. There a box
 may be kept wrongly if the chain of boxes that suppress each other is longer than `SWEEPS`.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detect.ops.boxes import iou_matrix
 
-# Sweep k settles every box with a chain of suppressors of length k or less; thousands of real boxes need under ten.
+# Sweep k decides every box whose chain of suppressors has length k or less; thousands of real boxes need under ten.
 SWEEPS = 32
 
 

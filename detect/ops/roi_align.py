@@ -68,7 +68,7 @@ def _pool_on_canvas(
 
     Each level has a replicated border: a bilinear sample may lie up to one cell outside of its map, where it has the
     value of the border. The border is two cells wide at the right and bottom: if `aligned` is False, bins are at least
-    one cell wide, so samples of a narrower box at the edge may lie further out. They have the border's value, too;
+    one cell wide, so samples of a narrower box at the edge may lie further out. They also have the border's value;
     torchvision returns zero for them.
     """
     # float32 throughout: half precision would move a corner by up to a cell, and the kernel accepts only one dtype.
@@ -178,7 +178,7 @@ def _flatten(regions: Tensor, levels: Tensor) -> tuple[np.ndarray, np.ndarray, n
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _bin(roi, size, sampling_ratio, aligned):
-    """Return the sides of a bin of one region and its number of samples, each along y and x."""
+    """Return height and width of a region's bins, and the number of samples per bin along y and x."""
     width, height = roi[2] - roi[0], roi[3] - roi[1]
     if not aligned:
         width, height = max(width, np.float32(1)), max(height, np.float32(1))

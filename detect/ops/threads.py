@@ -1,4 +1,4 @@
-"""Compiled kernels on as many threads as torch uses."""
+"""Multithreading of compiled kernels, with torch's number of threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def in_threads(count: int, work: Callable[[int, int], None]) -> None:
-    """Run `work(start, stop)` on parts of `range(count)` in threads; `work` must release the GIL to gain from it."""
+    """Run `work(start, stop)` on parts of `range(count)` in threads; `work` should release the GIL."""
     threads = max(1, min(torch.get_num_threads(), count))
     bounds = [count * part // threads for part in range(threads + 1)]
     if threads == 1:

@@ -34,7 +34,7 @@ TILE = CELLS + 2
 MIN_CHANNELS = 64
 """With fewer channels the transforms cost more than the products save."""
 MIN_CHANNELS_TRAINING, MIN_TILES_TRAINING = 128, 40
-"""In training the kernels are transformed at every step, so only more channels and larger maps gain."""
+"""In training the kernels are transformed at every step, which pays off only with more channels and larger maps."""
 TILES_PER_PRODUCT = 1024
 """V and M then have 38 MB each at 256 channels; larger products are no faster."""
 
@@ -109,7 +109,7 @@ def is_winograd(convolution: nn.Conv2d, min_channels: int = MIN_CHANNELS) -> boo
 
 
 def train_with_winograd(module: nn.Module) -> None:
-    """Convert all convolutions that gain from it to `TrainableWinogradConv2d`, in place."""
+    """Convert all convolutions that become faster to `TrainableWinogradConv2d`, in place."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d) and is_winograd(child, MIN_CHANNELS_TRAINING):
             TrainableWinogradConv2d.convert(child)
@@ -184,7 +184,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     maps = _channels_last(x)
     y = np.empty((batch, height, width, weight.shape[2]), np.float32)
-    # Image by image: the order of summation depends on a product's size, and a result must not depend on the batch.
+    # Per image: the order of summation depends on a product's size, and results must not depend on the batch.
     for tiles in _tiles(x):
         v = torch.empty(len(weight), tiles.size, channels)
         tiles.run(_transform_tiles, maps, v.numpy())

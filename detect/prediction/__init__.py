@@ -1,1 +1,1 @@
-"""Trained detectors in use."""
+"""Prediction and evaluation with trained detectors."""

@@ -29,7 +29,7 @@ def classify(
         checkpoint: file of the model, recorded in the metrics.
 
     Returns:
-        The metrics, with what was evaluated and how under `evaluation`, and the evaluator.
+        The metrics, with data, checkpoint and device under `evaluation`, and the evaluator.
     """
     dataset = data.split(split)
     evaluator = ClassificationEvaluator(dataset)

@@ -49,7 +49,7 @@ def evaluate(
 def evaluate_exported(
     detector: OnnxDetector, dataset: Dataset, engine: Engine = "pycocotools"
 ) -> tuple[dict[str, Any], Evaluator]:
-    """Evaluate an exported detector on a split, with a progress bar. It does not return its proposals.
+    """Evaluate an exported detector on a split, with a progress bar; without recall of its proposals.
 
     Args:
         detector: the detector.
@@ -84,19 +84,19 @@ def write_evaluation(
 
     Args:
         out: the folder.
-        metrics: the metrics, to which what was evaluated and how is added under `evaluation`.
+        metrics: the metrics; data, checkpoint and settings are added to them under `evaluation`.
         evaluator: data set and predictions.
         checkpoint: file of the detector.
         config: config of the detector.
-        device: device that the detector ran on.
+        device: device on which the detector ran.
         precision: precision of the weights.
         engine: implementation of the COCO metrics.
         command: command line that repeats the evaluation.
     """
     dataset = evaluator.dataset
     subject = {"root": str(dataset.root), "split": dataset.split, "images": len(dataset)}
-    how = {"checkpoint": str(checkpoint), "precision": precision, "engine": engine, "device": device}
-    metrics["evaluation"] = subject | how
+    settings = {"checkpoint": str(checkpoint), "precision": precision, "engine": engine, "device": device}
+    metrics["evaluation"] = subject | settings
     write_results(out, metrics, evaluator)
     folder = checkpoint.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else None

@@ -45,7 +45,7 @@ class Evaluation:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether a classifier was evaluated."""
+        """True if a classifier was evaluated."""
         return self.files == CLASSIFIER_FILES
 
     def __str__(self) -> str:
@@ -174,7 +174,7 @@ def _evaluate_onnx(
         raise UserError(f"--precision: {precision}; an exported model computes in fp32; leave it out")
     config = config_from_dict(model.config, str(file), [FENCED, *overrides])
     if not isinstance(config, Config):
-        raise UserError(f"{file}: its config is that of a classifier; give a file that detect export has written")
+        raise UserError(f"{file}: this is a classifier; give a file that detect export has written")
     split, out = _split_and_folder(file, config, split, out)
     keep_pages()
     dataset = DetectionData(config.data, model.classes, seed=config.training.seed).split(split)
@@ -190,14 +190,14 @@ def _split_and_folder(file: Path, config: Experiment, split: str | None, out: Pa
     """Return the split to evaluate and the folder of the results."""
     split = split or config.data.test or config.data.val
     if split is None:
-        raise UserError("--split: the config names no test and no val split; name the one to evaluate")
+        raise UserError("--split: the config has no test or val split; name the split to evaluate")
     folder = file.resolve().parent
     run = folder.parent if folder.name == "checkpoints" else folder
     return split, out or unused_folder(run / f"eval_{split}")
 
 
 def _join_process_group(device: torch.device) -> None:
-    """Join the process group of torchrun, if there is one; after training the processes have joined already."""
+    """Join the process group of torchrun, if any, unless training has already joined it."""
     if distributed.is_available() and distributed.is_torchelastic_launched() and not distributed.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)

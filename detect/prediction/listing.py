@@ -1,4 +1,4 @@
-"""List of all images, videos and cameras of a run: the parts of the work, and the output path of each picture."""
+"""List of all images, videos and cameras of a run, with the parts of the work and the output paths."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from detect.errors import UserError
 from detect.prediction.sources import VIDEO_SUFFIXES, StreamItem, count_frames, expand_source
 
 _MAX_PART_IMAGES, _MIN_PARTS = 256, 64
-"""Maximum images of a part of the work, and minimum number of parts, both approximate; few shards are then balanced."""
+"""Approximate maximum number of images per part, and minimum number of parts, which balances shards."""
 
 _MAX_NAME_BYTES = 255
-"""Bytes of the longest file name."""
+"""Maximum length of a file name in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,13 @@ class Listing:
         return parts
 
     def count_images(self, part: Sequence[str]) -> int | None:
-        """Return the number of images of a part; for a video, that of its header, or None if it has none."""
+        """Return the number of images of a part; for a video, the number in its header, or None without one."""
         return count_frames(part[0]) if part[0] in self.streams else len(part)
 
     def output_path(self, name: str, *suffixes: str) -> PurePath:
-        """Return the path of the picture or video made from a source, relative to the folder of all of them.
+        """Return the path of the picture or video drawn for a source, relative to the folder of all of them.
 
-        The folder structure is that of the sources. No two sources have the same path: x.jpg stays x.jpg, and x.png
+        The folders are those of the sources. No two sources have the same path: x.jpg stays x.jpg, and x.png
         becomes x.png.jpg. Web addresses, cameras and names that would be too long get a name with a digest.
 
         Args:
@@ -87,7 +87,7 @@ def list_sources(sources: Sequence[str | Path], out: Path, download: bool = Fals
 
     Args:
         sources: paths, patterns, web addresses and cameras.
-        out: folder of the run; files in it are left out, as they are results of the run itself.
+        out: folder of the run; files in it are left out, since they are results of the run itself.
         download: allow web addresses to be downloaded.
 
     Raises:
@@ -95,11 +95,11 @@ def list_sources(sources: Sequence[str | Path], out: Path, download: bool = Fals
     """
     names: dict[str, str] = {}
     streams: set[str] = set()
-    own = os.path.realpath(out) + os.sep
+    out_prefix = os.path.realpath(out) + os.sep
     for source in sources:
         for item in expand_source(source, download):
             key = _resolve_folder(item.name) if _is_file(item.name) else item.name
-            if not key.startswith(own):
+            if not key.startswith(out_prefix):
                 names.setdefault(key, item.name)
                 if isinstance(item, StreamItem):
                     streams.add(names[key])

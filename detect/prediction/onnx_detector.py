@@ -1,4 +1,4 @@
-"""A detector exported to ONNX, run by ONNX Runtime and numpy; torch is not imported."""
+"""Detector exported to ONNX, run by ONNX Runtime and numpy without importing torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OUTPUTS = ("boxes", "scores", "labels", "count")
 
 
 class OnnxDetector:
-    """A detector that `detect export --format onnx` wrote, on one thread per physical core.
+    """Detector that `detect export --format onnx` wrote, running on one thread per physical core.
 
     Args:
         path: the ONNX file. Only ONNX operators in it are executed.
@@ -49,7 +49,7 @@ class OnnxDetector:
             valid = outputs == set(OUTPUTS) and len(self.category_ids) == len(self.classes)
         except (KeyError, ValueError, TypeError):
             valid = False
-        if not valid or [one.name for one in self._session.get_inputs()] != ["images"]:
+        if not valid or [item.name for item in self._session.get_inputs()] != ["images"]:
             raise UserError(f"{path}: not an ONNX file of detect export, which has the classes in its metadata")
 
     def predict(
@@ -66,8 +66,8 @@ class OnnxDetector:
         """Detect objects in the images of a source, lazily and in order.
 
         Args:
-            source: images, as for `detect.prediction.sources.frames`.
-            score: score threshold, not below the one that the model was exported with, which is the default.
+            source: images; see `detect.prediction.sources.frames`.
+            score: score threshold, at least the threshold with which the model was exported, which is the default.
             classes: names or labels of the classes to keep; all by default.
             batch_size: maximum number of images per batch. A batch has consecutive images of one size.
             download: allow web addresses to be downloaded.
@@ -115,7 +115,7 @@ class OnnxDetector:
             yield Result(
                 boxes=boxes[:count].clip(0, np.array([width, height, width, height], np.float32)),
                 scores=scores[:count],
-                labels=labels[:count].astype(np.int64),  # numpy has two types of 64 bits, and this is the other one
+                labels=labels[:count].astype(np.int64),  # numpy has two 64-bit types, this is the other one
                 classes=self.classes,
                 category_ids=self.category_ids,
                 size=size,
@@ -163,7 +163,7 @@ def _open_session(path: Path) -> Any:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a file of detect export --format onnx") from None
-    # `detect export` stores weights in the file itself; a hostile file could name any file of this machine as weights.
+    # `detect export` stores weights in the file itself; a hostile file could use any file of this machine as weights.
     if _EXTERNAL_DATA.search(content):
         raise UserError(f"{path}: stores weights in other files, which detect export never does; export it again")
     options = onnxruntime.SessionOptions()

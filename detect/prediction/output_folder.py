@@ -1,12 +1,12 @@
-"""Output folder of a run, which can be interrupted and continued: part files that are merged at the end.
+"""Output folder of a run that can be interrupted and continued: part files, which are merged at the end.
 
-    out/manifest.json                                what was asked for and, at the end, a summary
+    out/manifest.json                                settings of the run and, at the end, a summary
     out/parts/000042.jsonl                           one result per line, then one line per unreadable image
     out/{predictions.json,images.json,predictions.csv}   all parts merged
 
-A process that continues the run makes only the missing parts. Any number of processes may work in one folder, on
-several machines, without communicating: each writes a part atomically, and any that finds all parts complete merges
-them. If two of them merge, they write the same bytes.
+A process that continues the run computes only the missing parts. Any number of processes may work in one folder, on
+several machines, without communication: each writes its parts atomically, and merges all parts once they are complete.
+If several processes merge, they write the same bytes.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from detect.prediction.result import Result
 from detect.prediction.result_files import WriteResult, coco_writer, csv_writer
 
 FORMAT = 1
-"""Version of the folder's layout. A run of another version is not continued."""
+"""Version of the folder's layout; a run with another version is not continued."""
 
 
 class OutputFolder:
     """Output folder of a run.
 
     Args:
-        out: a new or empty folder, or that of the same run.
-        settings: everything that the results depend on, as JSON values.
+        out: a new or empty folder, or the folder of the same run.
+        settings: all settings that affect the results, as JSON values.
         part_size: maximum number of images of a part. A run that is continued keeps its own.
 
     Raises:
@@ -54,7 +54,7 @@ class OutputFolder:
         has_files = any(not child.name.startswith(".") for child in out.iterdir())
         if not self._manifest.exists():  # checked after the files: the manifest is the first that a process writes
             if has_files:
-                raise UserError(f"{out}: the folder has other files; give a new folder, or that of the same run")
+                raise UserError(f"{out}: the folder has other files; give a new folder, or the folder of the same run")
             self._write_manifest({"asked": self.settings, "size": part_size}, keep_existing=True)
         manifest = self._read_manifest()
         if manifest["asked"] != self.settings:
@@ -68,16 +68,16 @@ class OutputFolder:
         return self._read_manifest().get("done")
 
     def missing_parts(self, count: int) -> list[int]:
-        """Return the indices of the parts that are missing, of `count` in all."""
+        """Return the indices of the missing parts out of `count` parts."""
         self.parts.mkdir(exist_ok=True)
         existing = set(os.listdir(self.parts))  # noqa: PTH208  only names are needed
         missing = [part for part in range(count) if self._part_name(part) not in existing]
-        # Checked last: a process that merges writes the summary before it removes the parts.
+        # Checked last: a merging process writes the summary before it removes the parts.
         return [] if self.summary else missing
 
     @contextmanager
     def write_part(self, part: int) -> Iterator[TextIO]:
-        """Yield a file for the lines of a part, which appears on leaving without an error."""
+        """Yield a file for the lines of a part, which appears when the block ends without an error."""
         path = self.parts / self._part_name(part)
         with atomic_write(path, drafts=self.parts) as draft, draft.open("w", encoding="ascii") as file:
             yield file
@@ -155,11 +155,11 @@ def _result_from_json(line: Mapping[str, Any], classes: tuple[str, ...], categor
     )
 
 
-def _difference(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Describe how the settings of the existing run differ from the wanted ones."""
-    one, other = _flatten(existing), _flatten(wanted)
-    keys: Collection[str] = [key for key in other | one if one.get(key) != other.get(key)]
-    return ", ".join(f"{key} {_short(one.get(key))} instead of {_short(other.get(key))}" for key in keys)
+def _difference(existing: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
+    """Describe the differences of the existing run's settings from the requested ones."""
+    old, new = _flatten(existing), _flatten(requested)
+    keys: Collection[str] = [key for key in new | old if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} {_short(old.get(key))} instead of {_short(new.get(key))}" for key in keys)
 
 
 def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Predictions on any number of images, written as pictures, videos, COCO results and CSV; torch is not imported."""
+"""Prediction on any number of images, written as pictures, videos, COCO results and CSV, without importing torch."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ KINDS = ("pictures", "coco", "csv")
 """Kinds of output: annotated pictures and videos; predictions.json with images.json; predictions.csv."""
 
 MAX_PICTURES = 1000
-"""By default no pictures are written for more images and videos than this."""
+"""Maximum number of images and videos for which pictures are written by default."""
 
 _MAX_JPEG_SIDE = 65_500
-"""Pixels of the longest side that a JPEG can have."""
+"""Maximum side of a JPEG in pixels."""
 
 _SPEED = ("batch_size", "compile", "device", "workers")
-"""Options that may change when a run is continued: they affect its speed, not its results."""
+"""Options that may change when a run is continued, because they affect its speed, not its results."""
 
 
 @runtime_checkable
 class Model(Protocol):
-    """A trained detector, run by torch or by another runtime."""
+    """Trained detector, run by torch or by another runtime."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ class Model(Protocol):
         """Raise `UserError` if an option of `predict` is invalid."""
 
     def predict(self, source: Any, *args: Any, **options: Any) -> Iterator[Result]:
-        """Yield a result for each of an iterator of frames, in order."""
+        """Yield a result for each frame of an iterator, in order."""
 
 
 @dataclass
@@ -63,9 +63,9 @@ class Outcome:
     """Outcome of a run."""
 
     predicted: int = 0
-    """Number of images, frames of videos included, that this call predicted on."""
+    """Number of images, including frames of videos, on which this call has predicted."""
     merged: bool = False
-    """True if the run is complete; otherwise other shards have work left."""
+    """True if the run is complete; otherwise other shards are incomplete."""
     images: int = 0
     """Number of images of the whole run, once it is merged."""
     detections: int = 0
@@ -95,11 +95,11 @@ def predict(
     Args:
         model: the detector.
         sources: paths, patterns, web addresses, or `camera:0`, which is recorded until Ctrl-C.
-        out: a new folder, or that of the same run.
+        out: a new folder, or the folder of the same run.
         checkpoint: file of the model, whose content identifies the run.
         options: options of `model.predict`, as JSON values.
         save: some of `KINDS`; by default all, but no pictures of more than `MAX_PICTURES` images.
-        shard: (i, n) for the i-th of n shares of the work, from 1.
+        shard: (i, n) for the i-th of n shards of the work, from 1.
         download: allow web addresses to be downloaded.
         workers: number of threads that decode images ahead.
 
@@ -120,7 +120,7 @@ def predict(
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Return the numbers of a shard such as `2/8`; raise `UserError` for other texts."""
+    """Return the numbers of a shard such as `2/8`. Raise `UserError` for other texts."""
     number, slash, count = text.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal()):
         raise UserError(f"--shard: {text!r}; give i/n with i from 1 to n, such as 1/4")
@@ -138,7 +138,7 @@ def _check_sources(listing: Listing, shard: tuple[int, int], download: bool) -> 
     if urls and not download:
         raise UserError(f"{urls[0]}: downloads are disabled; enable them with --download")
     if shard[1] > 1 and listing.cameras:
-        raise UserError(f"--shard: {listing.cameras[0]} cannot be shared, as its length is unknown; leave it out")
+        raise UserError(f"--shard: {listing.cameras[0]} cannot be split, since its length is unknown; leave it out")
 
 
 def _settings(
@@ -149,7 +149,7 @@ def _settings(
     options: Mapping[str, Any],
     save: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Return everything that the results of a run depend on; the keys are part of the manifest's format."""
+    """Return all settings that affect the results; the keys are part of the manifest's format."""
     if save is None:
         save = KINDS[len(listing.names) > MAX_PICTURES :]
     return {
@@ -196,7 +196,7 @@ class _Run:
     bar: Progress = field(default_factory=lambda: progress_bar(_Speed()))
 
     def run(self, shard: tuple[int, int]) -> Outcome:
-        """Predict on the missing parts of a shard, and merge all parts once none is missing."""
+        """Predict on the missing parts of a shard, then merge all parts if none is missing."""
         folder, parts = self.folder, self.listing.parts(self.folder.part_size)
         number, count = shard
         work = {index: parts[index] for index in folder.missing_parts(len(parts)) if index % count == number - 1}
@@ -207,7 +207,7 @@ class _Run:
                     merging = self.bar.add_task("merging", total=len(parts), unit="parts")
                     folder.merge(len(parts), lambda: self.bar.advance(merging))
         except (OSError, UserError):
-            # Another process with the same work may have finished the run and removed the parts.
+            # Another process with the same parts may have finished the run and removed them.
             if not folder.summary:
                 raise
         if summary := folder.summary:
@@ -271,9 +271,9 @@ class _Run:
 
     @contextmanager
     def _drawing(self, name: str, left_out: list[str]) -> Iterator[Callable[[Result], None]]:
-        """Yield a function that draws each result of the part that starts with `name`: a picture each, or one video.
+        """Yield a function that draws each result of the part that starts with `name`, to pictures or to one video.
 
-        Images that are too large to be drawn add a line to `left_out`.
+        Images that are too large for a picture add a line to `left_out`.
         """
         if not self._draws:
             yield lambda result: None
@@ -297,7 +297,7 @@ class _Run:
 
 
 def _draw_video(write: Callable[[np.ndarray], None], left_out: list[str]) -> Callable[[Result], None]:
-    """Return a function that draws results into a video, unless it has a size that no video can have."""
+    """Return a function that draws results into a video, unless its size is not supported."""
     fits = True
 
     def draw(result: Result) -> None:
@@ -315,7 +315,7 @@ def _draw_video(write: Callable[[np.ndarray], None], left_out: list[str]) -> Cal
 def _frame_rate(video: str) -> float:
     try:
         return video_info(video).fps
-    except UserError:  # it has no frame rate, or is damaged, which is reported when it is read
+    except UserError:  # no frame rate, or damaged, which is reported when it is read
         return FPS
 
 

@@ -1,4 +1,4 @@
-"""Prediction with a trained detector, from images of any source to results."""
+"""Predictor: from images of any source to results of a trained detector."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from detect.proposals.selective_search import MAX_PIXELS, MAX_SIDE, selective_se
 from detect.structures import Detections, Images, Proposals, to_file_pixels
 
 PADDING = 1.25
-"""Images share a batch if its canvas is at most this many times as large as the canvas of each image alone."""
+"""Images share a batch if its canvas is at most this many times as large as each image's own canvas."""
 
 
 class Predictor:
-    """Prediction with a trained detector; `predict` may be called from several threads at once.
+    """Prediction with a trained detector; `predict` may be called from several threads at the same time.
 
     Args:
         checkpoint: the detector with its class names and config. It is copied for each device and precision.
@@ -69,14 +69,14 @@ class Predictor:
         Args:
             source: a path, pattern, bytes, PIL image, array, tensor, video, camera, or a list or iterator of these; see
                 `detect.prediction.sources.frames`.
-            score: score threshold; by default that of the checkpoint's config.
+            score: score threshold; by default the one in the checkpoint's config.
             classes: names or labels of the classes to keep; all by default.
             batch_size: maximum number of images per batch. A batch has consecutive images of similar size.
             device: such as `cpu` or `cuda:1`; `auto` is a GPU if there is one.
             precision: `fp32` or `bf16` weights; `auto` is bf16 if the device has instructions for it.
             compile: run the backbone through `torch.compile`. This takes minutes per canvas size and pays off on a GPU
                 for many images of few sizes.
-            flip: detect in the flipped image too, and merge (test-time augmentation).
+            flip: also detect in the flipped image, and merge (test-time augmentation).
             scales: detect at these factors of the config's image size, and merge (test-time augmentation).
             download: allow web addresses to be downloaded.
             workers: number of threads that decode images ahead while the network runs.
@@ -127,16 +127,16 @@ class Predictor:
         precision: Precision | Literal["auto"] = "fp32",
         compile: bool = False,
     ) -> Detector:
-        """Return the network as `predict` runs it on a device. It is prepared once and then kept."""
-        place = _resolve_device(device)
+        """Return the network that `predict` runs on a device. It is prepared once and cached."""
+        resolved = _resolve_device(device)
         if precision == "auto":
-            precision = "bf16" if multiplies_bf16(place) else "fp32"
+            precision = "bf16" if multiplies_bf16(resolved) else "fp32"
         with self._lock:
-            key = place, precision, compile
+            key = resolved, precision, compile
             if key not in self._prepared:
-                if place.type == "cpu":
+                if resolved.type == "cpu":
                     keep_pages()
-                self._prepared[key] = prepare(copy.deepcopy(self.checkpoint.model).to(place), precision, compile)
+                self._prepared[key] = prepare(copy.deepcopy(self.checkpoint.model).to(resolved), precision, compile)
             return self._prepared[key]
 
     def _results(
@@ -146,17 +146,17 @@ class Predictor:
         running: deque[tuple[list[Frame], Detections, Callable[[], None]]] = deque()
         for batch in self._batches(stream, batch_size):
             running.append((batch, *_copy_to_cpu(self._detect(model, batch, augmented))))
-            # While a GPU works on a batch, the previous one is turned into results and the next one is decoded.
+            # While a GPU processes a batch, the previous one is converted to results and the next one is decoded.
             if len(running) > on_cuda:
                 yield from self._batch_results(*running.popleft())
-        for one in running:
-            yield from self._batch_results(*one)
+        for entry in running:
+            yield from self._batch_results(*entry)
 
     def _batches(self, stream: Iterator[Frame], batch_size: int) -> Iterator[list[Frame]]:
-        """Group consecutive frames that waste little of a common canvas into batches of at most `batch_size`."""
+        """Group consecutive frames that need little padding on a common canvas into batches of at most `batch_size`."""
         batch: list[Frame] = []
         for frame in stream:
-            if batch and not _share_canvas([self._input_size(one) for one in (*batch, frame)]):
+            if batch and not _share_canvas([self._input_size(member) for member in (*batch, frame)]):
                 yield batch
                 batch = []
             batch.append(frame)
@@ -225,7 +225,7 @@ class Predictor:
 
 
 def _resolve_device(name: str | torch.device) -> torch.device:
-    """Return the device of this name; raise `UserError` if it does not exist."""
+    """Return the device with this name. Raise `UserError` if it does not exist."""
     if name == "auto":
         return choose_device()
     try:
@@ -251,7 +251,7 @@ def _share_canvas(sizes: Sequence[Size]) -> bool:
     canvas = enclosing_canvas(sizes)
     return all(
         canvas[0] * canvas[1] <= PADDING * height * width
-        for height, width in (enclosing_canvas([one]) for one in sizes)
+        for height, width in (enclosing_canvas([size]) for size in sizes)
     )
 
 
@@ -265,9 +265,9 @@ def _on_canvas(pixels: Sequence[UInt8[np.ndarray, "_h _w 3"]]) -> Images:
 
 
 def _pad(lists: Sequence[Float[Tensor, "_r 4"]]) -> Proposals:
-    """Pad the boxes of several images to one tensor. Selective search gives no scores: they are 1."""
+    """Pad the boxes of several images to one tensor. Scores are 1, since selective search has none."""
     boxes = torch.nn.utils.rnn.pad_sequence([*lists], batch_first=True)
-    valid = torch.arange(boxes.shape[1]) < torch.tensor([[len(one)] for one in lists])
+    valid = torch.arange(boxes.shape[1]) < torch.tensor([[len(boxes_of_image)] for boxes_of_image in lists])
     return Proposals(boxes, valid.float(), valid)
 
 
@@ -276,5 +276,5 @@ def _copy_to_cpu(detections: Detections) -> tuple[Detections, Callable[[], None]
     if not detections.boxes.is_cuda:
         return detections, lambda: None
     copied, arrived = detections.to("cpu", non_blocking=True), torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(detections.boxes.device))  # the default is that of the current device
+    arrived.record(torch.cuda.current_stream(detections.boxes.device))  # by default the current device's
     return copied, arrived.synchronize

@@ -22,8 +22,8 @@ Precision = Literal["fp32", "bf16"]
 def prepare(model: Detector, precision: Precision = "fp32", compile: bool = False) -> Detector:
     """Return a copy for prediction: batch norms folded into convolutions, channels last, weights in `precision`.
 
-    Boxes and scores stay in float32. 3×3 convolutions in float32 on the CPU use
-    Winograd's algorithm, unless the backbone is compiled.
+    Boxes and scores stay in float32. 3×3 convolutions in float32 on the CPU use Winograd's algorithm, unless the
+    backbone is compiled.
 
     Args:
         model: the trained detector; it is not changed.
@@ -51,7 +51,7 @@ def prepare(model: Detector, precision: Precision = "fp32", compile: bool = Fals
 def fold_norms(module: nn.Module) -> None:
     """Fold each batch norm (in eval mode) into the convolution before it, in place."""
     if isinstance(module, TimmBackbone | TimmCropNetwork):
-        return  # their children do not always run in the order in which they are listed
+        return  # their children may run in another order than they are listed
     children = list(module.named_children())
     for (_, first), (name, second) in pairwise(children):
         if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d | nn.SyncBatchNorm | FrozenBatchNorm2d):

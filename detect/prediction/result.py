@@ -1,4 +1,4 @@
-"""Detections in one image as numpy arrays, with drawing and conversions; torch is not imported."""
+"""Detections in one image as numpy arrays, with drawing and conversions, without importing torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Result:
     """Detections in one image, best first.
 
     Indexing selects detections and returns a result: `result[0]`, `result[:10]`, `result[result.scores > 0.5]`.
-    Iterating yields a result with a single detection for each of them. The arrays are read-only.
+    Iteration yields a result for each detection. The arrays are read-only.
 
     Raises:
         ValueError: the shapes do not match, a box or score is not finite, or a label is out of range.
@@ -49,7 +49,7 @@ class Result:
     index: int | None = None
     """Index of the frame in its video or camera stream; None for a single image."""
     pixels: UInt8[np.ndarray, "H W 3"] | None = field(default=None, repr=False)
-    """RGB pixels, kept only if the image cannot be read from `path` again; `image` returns them in either case."""
+    """RGB pixels, kept only if the image cannot be read from `path` again; `image` always returns them."""
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -115,7 +115,7 @@ class Result:
             classes: names or labels of the classes to keep.
 
         Raises:
-            UserError: there is no class with such a name or label.
+            UserError: no class has such a name or label.
         """
         kept = np.ones(len(self), bool) if score is None else self.scores >= score
         return self[kept if classes is None else kept & np.isin(self.labels, class_labels(classes, self.classes))]
@@ -123,12 +123,12 @@ class Result:
     def plot(self, path: str | Path | None = None, *, width: int | None = None) -> UInt8[np.ndarray, "H2 W2 3"]:
         """Draw the boxes, with their class names and scores, in a colour per class.
 
-        Lines and text are large enough to be read in the whole picture. On a small image they hide much of it; then
+        Lines and text are legible when the whole picture is shown. On a small image they hide much of it; then
         give a larger `width`.
 
         Args:
             path: JPEG or PNG file to write the picture to; by default none is written.
-            width: width of the picture in pixels, to which the image is resized first; by default that of the image.
+            width: width of the picture in pixels, to which the image is resized first; by default the image's.
 
         Returns:
             The picture as RGB.
@@ -150,7 +150,7 @@ class Result:
         return picture
 
     def crop(self) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """Return the part of the image in each box, as RGB: all pixels that the box touches, at least one."""
+        """Return the part of the image in each box as RGB: all pixels that the box touches, at least one."""
         if not len(self):
             return []
         image = self.image
@@ -165,7 +165,7 @@ class Result:
         Args:
             image_id: id of the image in the COCO file.
         """
-        boxes = self.boxes.astype(np.float64)  # in which differences of float32 are exact
+        boxes = self.boxes.astype(np.float64)  # differences of float32 numbers are exact in float64
         boxes[:, 2:] -= boxes[:, :2]
         columns = zip(boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
         return [
@@ -220,19 +220,19 @@ def class_labels(chosen: str | int | Iterable[str | int], classes: Sequence[str]
         classes: names of all classes.
 
     Raises:
-        UserError: there is no class with such a name or label; the message has similar names.
+        UserError: no class has such a name or label; the message has similar names.
     """
     labels = set()
-    for one in [chosen] if isinstance(chosen, str | int) else chosen:
-        if isinstance(one, str) and one in classes:
-            labels.add(classes.index(one))
-        elif not isinstance(one, str) and 0 <= int(one) < len(classes):
-            labels.add(int(one))
+    for key in [chosen] if isinstance(chosen, str | int) else chosen:
+        if isinstance(key, str) and key in classes:
+            labels.add(classes.index(key))
+        elif not isinstance(key, str) and 0 <= int(key) < len(classes):
+            labels.add(int(key))
         else:
             by_casefold = {name.casefold(): name for name in classes}
-            matches = get_close_matches(str(one).casefold(), by_casefold)
+            matches = get_close_matches(str(key).casefold(), by_casefold)
             similar = [by_casefold[name] for name in matches] or classes[:10]
-            raise UserError(f"class {one!r}: no such class; did you mean one of {', '.join(similar)}?")
+            raise UserError(f"class {key!r}: no such class; did you mean one of {', '.join(similar)}?")
     return sorted(labels)
 
 
@@ -246,7 +246,7 @@ def _import_extra(package: str) -> Any:
 
 
 def _check_writable(path: Path) -> None:
-    """Raise `UserError` if the path has no folder or another suffix, before a picture is drawn."""
+    """Raise `UserError` if the path's folder does not exist or its suffix is not supported, before drawing."""
     if path.suffix.lower() not in _SUFFIXES:
         raise UserError(f"{path}: unknown picture format; choose one of {', '.join(_SUFFIXES)}")
     if not path.parent.is_dir():
@@ -255,7 +255,7 @@ def _check_writable(path: Path) -> None:
 
 def _write_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
     try:
-        # Colours in full resolution (4:4:4) keep thin lines sharp; PNG ignores these options.
+        # Colour at full resolution (4:4:4) keeps thin lines sharp; PNG ignores these options.
         Image.fromarray(picture).save(path, quality=90, subsampling=0)
     except OSError as error:
         raise UserError(

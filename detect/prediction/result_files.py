@@ -1,4 +1,4 @@
-"""Result files of a run, written one result at a time: COCO JSON files and CSV."""
+"""Writers of a run's result files, one result at a time: COCO JSON files and CSV."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detect.files.atomic import atomic_write
 from detect.prediction.result import Result
 
 WriteResult = Callable[[int, Result], None]
-"""Append a result; the first argument is its image id, from 1."""
+"""Function that appends a result; the first argument is its image id, from 1."""
 
 _COLUMNS = ("path", "index", "x1", "y1", "x2", "y2", "score", "label", "name")
 
@@ -79,7 +79,7 @@ def csv_writer(out: Path, drafts: Path) -> Iterator[WriteResult]:
         rows.writerow(_COLUMNS)
 
         def write(image_id: int, result: Result) -> None:
-            # numpy formats a float32 as the shortest text that reads back as the same number.
+            # numpy formats a float32 as the shortest text from which the same number is read.
             boxes, scores = result.boxes.astype(str).tolist(), result.scores.astype(str).tolist()
             for box, score, label, name in zip(boxes, scores, result.labels.tolist(), result.names, strict=True):
                 rows.writerow((result.path, result.index, *box, score, label, name.encode("utf-8", "replace").decode()))

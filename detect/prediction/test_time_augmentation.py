@@ -29,15 +29,15 @@ class Augmentation:
 
 
 def augmentations(flip: bool, scales: Sequence[float]) -> tuple[Augmentation, ...]:
-    """Return an augmentation for each scale and, with `flip`, another one for each flipped.
+    """Return an augmentation for each scale and, with `flip`, another flipped one for each scale.
 
     Raises:
-        UserError: no scale is given, or one is no factor from 0.1 to 10.
+        UserError: no scale is given, or a scale is not a number from 0.1 to 10.
     """
     are_numbers = isinstance(scales, Sequence) and all(isinstance(scale, Real) for scale in scales)
     if not are_numbers or not scales or not all(0.1 <= scale <= 10 for scale in scales):
         raise UserError(f"scales: {scales}; give factors of the image size from 0.1 to 10, such as 0.75 1 1.25")
-    return tuple(Augmentation(*one) for one in product(scales, (False, True) if flip else (False,)))
+    return tuple(Augmentation(*pair) for pair in product(scales, (False, True) if flip else (False,)))
 
 
 def flip_boxes(boxes: Num[Tensor, "*b n 4"], widths: Num[Tensor, "*b"]) -> Num[Tensor, "*b n 4"]:
@@ -54,7 +54,8 @@ def merge_detections(augmented: Sequence[Detections], options: PostprocessOption
         options: NMS threshold and maximum number of detections.
     """
     boxes, scores, labels, valid = (
-        torch.cat([getattr(one, name) for one in augmented], dim=1) for name in ("boxes", "scores", "labels", "valid")
+        torch.cat([getattr(detections, name) for detections in augmented], dim=1)
+        for name in ("boxes", "scores", "labels", "valid")
     )
     scores, order = torch.where(valid, scores, -1.0).sort(dim=1, descending=True, stable=True)
     boxes, labels = gather_boxes(boxes, order), labels.gather(1, order)

@@ -1,8 +1,8 @@
 """Time and memory of a detector per image, measured in a separate process.
 
-Images come one at a time, on the canvas that they have in evaluation. The time is from pixels on the device to
-detections on the device, without decoding, resizing and copying. A proposal store has only the result of selective
-search, so each image is searched again to time it, at its original size, on as many threads as torch has.
+The batch size is 1, on the canvases of evaluation. The time is from pixels on the device to detections on the device,
+without decoding, resizing and copying. A proposal store has only the result of selective search, so that search is
+repeated to time it, on each image at its original size, with torch's number of threads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from detect.proposals.store import ProposalStore
 from detect.structures import Detections, Images, Proposals
 
 STAGES = ("proposals", "features", "heads", "postprocessing")
-"""Stages of detection; `postprocessing` is all that is in no other stage."""
+"""Stages of detection; `postprocessing` is the rest of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """Options that a proposal store was made with."""
+    """Options of selective search for a proposal store."""
 
     mode: Mode
     seed: int
@@ -73,15 +73,15 @@ def measure_cost(
     """Measure time and memory of a checkpoint on images evenly spaced over a split, after a warm-up.
 
     Args:
-        checkpoint: as for `load_checkpoint`.
-        overrides: as for `load_checkpoint`.
-        data: loads the images as in evaluation.
+        checkpoint: see `load_checkpoint`.
+        overrides: see `load_checkpoint`.
+        data: data of the detector, which loads the images as in evaluation.
         dataset: the split.
         count: maximum number of images, each timed once.
         device: device of the detector. The process uses as many threads as this one.
 
     Raises:
-        UserError: the process is killed.
+        UserError: the process was killed.
     """
     loader = data.eval_loader(dataset)
     sampler: Any = loader.batch_sampler
@@ -97,7 +97,7 @@ def measure_cost(
             return pool.submit(_measure, *arguments).result()
         except BrokenProcessPool:
             raise UserError(
-                f"{checkpoint}: the timing process was killed, possibly as memory ran out; free some memory"
+                f"{checkpoint}: the timing process was killed, perhaps for lack of memory; free some memory"
             ) from None
 
 
@@ -110,7 +110,7 @@ def time_stages(
         model: the detector.
         images: a batch.
         given: proposals, for a model without an RPN.
-        now: clock that waits for the device first.
+        now: clock, which first waits for the device.
     """
     seconds = dict.fromkeys(STAGES, 0.0)
     stages: list[tuple[str, Any, str]] = [("features", model, "features")]
@@ -165,7 +165,7 @@ def _measure(
     device: torch.device,
     threads: int,
 ) -> Cost:
-    """Measure in the separate process."""
+    """Measure time and memory, in the separate process."""
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     before = _resident("VmRSS")
@@ -214,9 +214,9 @@ def _peak(device: torch.device, before: int | None) -> int | None:
 
 
 def _resident(key: str) -> int | None:
-    """Return the resident bytes of this process, now (VmRSS) or at the peak (VmHWM).
+    """Return the resident memory of this process in bytes, now (VmRSS) or at the peak (VmHWM).
 
-    The peak of getrusage would include that of the parent process.
+    getrusage's peak would include the parent process.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []

@@ -1,4 +1,4 @@
-"""Writing annotated videos, and stopping a camera with Ctrl-C."""
+"""Writer of annotated videos, and stopping a camera with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FPS = 25.0
 
 
 class VideoSizeError(UserError):
-    """No video of this size can be written."""
+    """Videos of this size cannot be written."""
 
 
 @contextmanager
 def video_writer(path: Path, fps: float | None) -> Iterator[Callable[[UInt8[np.ndarray, "H W 3"]], None]]:
-    """Yield a function that appends an RGB picture to a new MPEG-4 video (.mp4), which is complete on leaving.
+    """Yield a function that appends an RGB picture to a new MPEG-4 video (.mp4), which is complete when the block ends.
 
-    The video has the size of its first picture, less an odd last row or column, which MPEG-4 does not support; other
+    The video has the size of its first picture, without an odd last row or column, which MPEG-4 does not support; other
     pictures are resized.
 
     Args:
@@ -36,7 +36,7 @@ def video_writer(path: Path, fps: float | None) -> Iterator[Callable[[UInt8[np.n
         fps: frames per second; None for a camera, whose frames are repeated or dropped to keep real time.
 
     Raises:
-        VideoSizeError: pictures of this size make no video; no file is left.
+        VideoSizeError: videos of this size are not supported; no file is left.
         UserError: the video is incomplete. OpenCV reports no errors, so its frames are counted afterwards.
     """
     writer, written, start, size = cv2.VideoWriter(), 0, 0.0, (0, 0)
@@ -66,7 +66,7 @@ def video_writer(path: Path, fps: float | None) -> Iterator[Callable[[UInt8[np.n
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Event]:
-    """Yield an event that the first Ctrl-C sets, so that the current frame is finished; a second one interrupts."""
+    """Yield an event that the first Ctrl-C sets, so that the current frame is finished; the second one interrupts."""
     stopped = Event()
     if current_thread() is not main_thread():  # only the main thread can handle signals
         yield stopped

@@ -5,9 +5,10 @@ in ascending order of weight. An edge merges the two regions that it connects if
 for both of them, where Int(R) is the heaviest edge merged within R. Finally each region of fewer than `min_size` pixels
 is merged along its lightest edges.
 
-The result equals that of processing all edges one by one, but most edges are never sorted. Edges are partitioned into
-buckets of ascending weight. Before a bucket is sorted, edges within a region and edges at a region that has stopped
-growing are dropped, and regions instead of pixels become the nodes of the forest, which then fits into the cache.
+The result is the same as if all edges were processed one by one, but most edges are never sorted. Edges are partitioned
+into buckets of ascending weight. Before a bucket is sorted, edges within a region and edges at a region that has
+stopped growing are dropped, and regions instead of pixels become the nodes of the forest, which then fits into the
+cache.
 
     weights [4, H, W] → Edges, once per colour space → labels [H, W], once per k
 
@@ -29,7 +30,7 @@ UNIT = 128
 
 _OUTSIDE = np.iinfo(np.uint16).max  # the weight of an edge that leaves the image
 _NONE = np.iinfo(np.uint32).max
-_BUCKETS = 12  # the fastest: with more, relabelling costs what sorting saves; with fewer, the other way round
+_BUCKETS = 12  # the fastest: more buckets save sorting but cost relabelling
 
 _kernel = numba.njit(cache=True, nogil=True)
 
@@ -113,10 +114,10 @@ def _partition(weights, buckets):
             for x in range(width):
                 weight = weights[direction, y, x]
                 if weight != _OUTSIDE:
-                    place = free[bucket_of[weight]]
-                    free[bucket_of[weight]] = place + 1
-                    edges[place] = ((y * width + x) << 2) | direction
-                    edge_weights[place] = weight
+                    position = free[bucket_of[weight]]
+                    free[bucket_of[weight]] = position + 1
+                    edges[position] = ((y * width + x) << 2) | direction
+                    edge_weights[position] = weight
     return edges, edge_weights, bucket_weights[: bucket + 2], bucket_starts[: bucket + 2]
 
 
@@ -167,9 +168,9 @@ def _sort_by_weight(left, right, weights, lowest, end):
         starts[weight + 1] += starts[weight]
     pairs, sorted_weights = np.empty((len(left), 2), np.uint32), np.empty_like(weights)
     for i in range(len(left)):
-        place = starts[np.uint32(weights[i] - lowest)]
-        starts[np.uint32(weights[i] - lowest)] = place + np.uint32(1)
-        pairs[place, 0], pairs[place, 1], sorted_weights[place] = left[i], right[i], weights[i]
+        position = starts[np.uint32(weights[i] - lowest)]
+        starts[np.uint32(weights[i] - lowest)] = position + np.uint32(1)
+        pairs[position, 0], pairs[position, 1], sorted_weights[position] = left[i], right[i], weights[i]
     return pairs, sorted_weights
 
 
@@ -209,18 +210,18 @@ def _merge_small(pairs, sizes, min_size):
 @_kernel
 def _contract(labels, parents, sizes, limits):
     """Contract each tree to one node, numbered in row order; update labels in place, return sizes and limits."""
-    names = np.full(len(parents), _NONE, np.uint32)
+    new_labels = np.full(len(parents), _NONE, np.uint32)
     new_sizes, new_limits = np.empty_like(sizes), np.empty_like(limits)
     n = 0
     for i in range(len(parents)):
         root = _root(parents, np.uint32(i))
-        if names[root] == _NONE:
-            names[root] = n
+        if new_labels[root] == _NONE:
+            new_labels[root] = n
             new_sizes[n], new_limits[n] = sizes[root], limits[root]
             n += 1
-        names[i] = names[root]
+        new_labels[i] = new_labels[root]
     for i in range(len(labels)):
-        labels[i] = names[labels[i]]
+        labels[i] = new_labels[labels[i]]
     return new_sizes[:n].copy(), new_limits[:n].copy()
 
 
@@ -232,10 +233,10 @@ def _borders(labels, sizes, weights, min_size):
     m = 0
     for y in range(height):
         if m + 4 * width > len(left):
-            more = len(left) + 4 * width
-            left = np.concatenate((left, np.empty(more, np.uint32)))
-            right = np.concatenate((right, np.empty(more, np.uint32)))
-            pair_weights = np.concatenate((pair_weights, np.empty(more, np.uint16)))
+            growth = len(left) + 4 * width
+            left = np.concatenate((left, np.empty(growth, np.uint32)))
+            right = np.concatenate((right, np.empty(growth, np.uint32)))
+            pair_weights = np.concatenate((pair_weights, np.empty(growth, np.uint16)))
         for direction in range(directions):
             step = (1, 0, 1, -1)[direction]
             low = min(y + (0, 1, 1, 1)[direction], height - 1)

@@ -7,7 +7,7 @@ The similarity of two regions is a sum of up to four terms, each in 0 … 1 (§3
     colour   Σ min of their colour histograms        size   1 - (|a| + |b|) / |image|
     texture  Σ min of their texture histograms       fill   1 - (|box around both| - |a| - |b|) / |image|
 
-Ties go to the pair with the older younger region, then to the pair with the older other region.
+Ties are broken by the label of the younger region, then by that of the older one; lower labels come first.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def describe(
     slopes: tuple[UInt32[np.ndarray, " m"], UInt16[np.ndarray, " m"]],
     texture_bins: int,
 ) -> Regions:
-    """Compute the features of the `n` regions of a segmentation; `slopes` is what `_slopes` returns."""
+    """Compute the features of the `n` regions of a segmentation; `slopes` are steep pixels and their texture bins."""
     sizes, boxes = _extents(labels, n)
     colours = len(channels) * colour_bins
     histograms = _histograms(labels.ravel(), sizes, channels, colour_bins, *slopes, texture_bins)
@@ -56,7 +56,7 @@ def describe(
 
 
 def group(regions: Regions, similarity: str) -> Int32[np.ndarray, "nodes 4"]:
-    """Return the boxes of a hierarchy; `similarity` holds a letter for each term: C, T, S or F."""
+    """Return the boxes of a hierarchy; `similarity` has a letter for each term: C, T, S or F."""
     first = 0 if "C" in similarity else regions.colours
     end = regions.histograms.shape[1] if "T" in similarity else regions.colours
     histograms = (
@@ -78,7 +78,7 @@ def group(regions: Regions, similarity: str) -> Int32[np.ndarray, "nodes 4"]:
 
 @_kernel
 def slope_codes(dx, dy, bins, first, pixels, codes):
-    """Write the texture bins of the steep pixels of a channel to `pixels` and `codes`; return how many were written.
+    """Write the texture bins of the steep pixels of a channel to `pixels` and `codes`; return their number.
 
     `dx` and `dy` are the derivatives in bins, float32 [H · W]. In most orientations most pixels of an image fall into
     the first bin, the flat one. Only the other bins are written, so that only steep pixels have to be counted.
@@ -197,15 +197,15 @@ def _group(first_sizes, first_boxes, histograms, neighbours, pixels, with_size, 
     rows = np.arange(nodes).astype(np.int32)
     alive, met = np.zeros(nodes, np.bool_), np.full(nodes, -1, np.int32)
     alive[:n] = True
-    # Each region has a linked list of neighbours, also of merged ones, that begins at `heads`.
-    room = 4 * len(neighbours) + 16
+    # Each region has a linked list of neighbours, including merged ones, that begins at `heads`.
+    capacity = 4 * len(neighbours) + 16
     heads, links = np.full(nodes, -1, np.int32), 0
-    following, who = np.empty(room, np.int32), np.empty(room, np.int32)
+    following, members = np.empty(capacity, np.int32), np.empty(capacity, np.int32)
     # The heap of pairs (younger · nodes + older); a pair with a merged region is skipped when it comes to the top.
-    scores, pairs, waiting = np.empty(room, np.float32), np.empty(room, np.int64), 0
+    scores, pairs, waiting = np.empty(capacity, np.float32), np.empty(capacity, np.int64), 0
     for i in range(len(neighbours)):
         a, b = neighbours[i]
-        links = _link(heads, following, who, links, a, b)
+        links = _link(heads, following, members, links, a, b)
         score = _similarity(a, b, histograms, rows, sizes, boxes, pixels, with_size, with_fill)
         _push(scores, pairs, waiting, score, np.int64(b) * nodes + a)
         waiting += 1
@@ -220,18 +220,18 @@ def _group(first_sizes, first_boxes, histograms, neighbours, pixels, with_size, 
         _merge(a, b, new, sizes, boxes, histograms, rows)
         if links + 2 * n > len(following):
             following = np.concatenate((following, np.empty(len(following) + 2 * n, np.int32)))
-            who = np.concatenate((who, np.empty(len(who) + 2 * n, np.int32)))
+            members = np.concatenate((members, np.empty(len(members) + 2 * n, np.int32)))
         if waiting + n > len(scores):
             scores = np.concatenate((scores, np.empty(len(scores) + n, np.float32)))
             pairs = np.concatenate((pairs, np.empty(len(pairs) + n, np.int64)))
-        for gone in (a, b):
-            link = heads[gone]
+        for merged in (a, b):
+            link = heads[merged]
             while link >= 0:
-                neighbour = who[link]
+                neighbour = members[link]
                 link = following[link]
                 if alive[neighbour] and met[neighbour] != new:
                     met[neighbour] = new
-                    links = _link(heads, following, who, links, new, neighbour)
+                    links = _link(heads, following, members, links, new, neighbour)
                     score = _similarity(neighbour, new, histograms, rows, sizes, boxes, pixels, with_size, with_fill)
                     _push(scores, pairs, waiting, score, np.int64(new) * nodes + neighbour)
                     waiting += 1
@@ -252,10 +252,10 @@ def _merge(a, b, new, sizes, boxes, histograms, rows):
 
 
 @_kernel
-def _link(heads, following, who, links, a, b):
+def _link(heads, following, members, links, a, b):
     """Add two regions to each other's list of neighbours; return the new number of links."""
-    following[links], who[links], heads[a] = heads[a], b, links
-    following[links + 1], who[links + 1], heads[b] = heads[b], a, links + 1
+    following[links], members[links], heads[a] = heads[a], b, links
+    following[links + 1], members[links + 1], heads[b] = heads[b], a, links + 1
     return links + 2
 
 
@@ -274,10 +274,10 @@ def _similarity(a, b, histograms, rows, sizes, boxes, pixels, with_size, with_fi
 
 # The order of summation is left to the compiler, which can then vectorise.
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nnan", "nsz", "contract"})
-def _intersection(one, other):
+def _intersection(a, b):
     total = np.float32(0)
-    for i in range(len(one)):
-        total += min(one[i], other[i])
+    for i in range(len(a)):
+        total += min(a[i], b[i])
     return total
 
 

@@ -1,4 +1,4 @@
-"""Recall of proposals: how many ground truths they cover, and how tightly.
+"""Recall of proposals: the share of ground truths that they cover, and the overlap.
 
 AR is COCO's class-agnostic average recall (Hosang et al. 2016, "What makes for effective detection proposals?", and
 pycocotools with `useCats = 0`). MABO is the mean average best overlap (Uijlings et al. 2013, "Selective search", §5).
@@ -27,7 +27,7 @@ class ProposalRecall:
     unmatched ground truth with the highest IoU. Later proposals do not change earlier matches, so the rank of the
     matched proposal of each ground truth gives the recall for every limit.
 
-    Everything is computed on the CPU in float64, as in pycocotools, so that an IoU equal to a threshold compares alike.
+    Everything is computed on the CPU in float64, as in pycocotools, so that IoUs equal to a threshold compare equally.
 
     Args:
         limits: numbers of proposals per image, k; proposals beyond the largest are ignored.
@@ -36,11 +36,11 @@ class ProposalRecall:
     def __init__(self, limits: Sequence[int] = (100, 300, 1000, 2000)):
         self.limits = tuple(sorted(limits))
         self.labels: Int64[np.ndarray, " n"] = np.empty(0, np.int64)
-        """The class of each ground truth so far."""
+        """Class of each ground truth added so far."""
         self.ranks: Int32[np.ndarray, "n 10"] = np.empty((0, len(THRESHOLDS)), np.int32)
-        """The rank of the matched proposal at each IoU threshold; `NEVER` for a missed ground truth."""
+        """Rank of the matched proposal at each IoU threshold; `NEVER` for a missed ground truth."""
         self.overlaps: Float64[np.ndarray, "n k"] = np.empty((0, len(self.limits)), np.float64)
-        """The best IoU with any of the first k proposals, matched or not, for each limit k."""
+        """Best IoU with any of the first k proposals, matched or not, for each limit k."""
 
     def update(self, proposals: Proposals, targets: Targets) -> None:
         """Add a batch. Boxes are in pixels of the canvas, proposals best first. Crowd regions are ignored."""
@@ -100,7 +100,7 @@ class ProposalRecall:
 
     def abo(self, index: int = -1) -> dict[int, float | None]:
         """Return the average best overlap of each class with the first `limits[index]` proposals."""
-        return {int(one): _mean(self.overlaps[self.labels == one, index]) for one in np.unique(self.labels)}
+        return {int(label): _mean(self.overlaps[self.labels == label, index]) for label in np.unique(self.labels)}
 
     def mabo(self, index: int = -1) -> float | None:
         """Return the mean of `abo` over the classes."""

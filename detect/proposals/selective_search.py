@@ -1,7 +1,7 @@
 """Selective search: region proposals by hierarchical grouping (Uijlings et al., IJCV 2013).
 
 The image is segmented into small regions. The two most similar neighbours are merged repeatedly until one region is
-left; the box of every region on the way is a proposal. This is repeated for several colour spaces, initial
+left; the box of every initial and merged region is a proposal. This is repeated for several colour spaces, initial
 segmentations and similarities, 8 or 80 strategies in total, and all boxes are ranked together.
 
     image ─ colour space ─┬─ edges  ─┬─ k ─ regions ─┬─ CTSF ─ boxes
@@ -46,13 +46,13 @@ Mode = Literal["single", "fast", "quality"]
 ColourSpace = Literal["HSV", "Lab", "rgI", "H", "I", "RGB", "rgb"]
 
 MAX_PIXELS = 2**25
-"""Maximum number of pixels of an image: 34 million. Larger images are refused to bound the memory."""
+"""Maximum number of pixels of an image: 34 million. Larger images are refused to limit memory."""
 
 MAX_SIDE = 2**16 - 1  # the four coordinates of a box, 16 bits each, form one 64-bit key
 
 
 class Strategies(NamedTuple):
-    """Combinations of every colour space with every k and every similarity."""
+    """All combinations of colour spaces, k and similarities."""
 
     colour_spaces: tuple[ColourSpace, ...]
     k: tuple[float, ...]
@@ -60,7 +60,7 @@ class Strategies(NamedTuple):
 
 
 REVISION = 1
-"""Incremented when a change of the code changes the boxes of an image; recorded in proposal stores."""
+"""Incremented when the code computes other boxes for an image; recorded in proposal stores."""
 
 MODES: dict[Mode, Strategies] = {
     "single": Strategies(("HSV",), (100,), ("CTSF",)),
@@ -95,9 +95,9 @@ def selective_search(
     Args:
         image: RGB [H, W, 3] or grey [H, W], uint8.
         mode: "single", "fast" (8 strategies) or "quality" (80); sets the defaults of the next three arguments.
-        colour_spaces: colour spaces to segment and compare regions in: HSV, Lab, rgI, H, I, RGB and rgb.
+        colour_spaces: colour spaces for segmentation and comparison of regions: HSV, Lab, rgI, H, I, RGB and rgb.
         k: scales of the initial segmentation, in grey levels times pixels; a larger k makes larger regions.
-        similarities: each a string of the terms to sum: C(olour), T(exture), S(ize), F(ill).
+        similarities: strings of the terms to sum: C(olour), T(exture), S(ize), F(ill).
         min_size: minimum number of pixels of an initial region; by default the k of the segmentation.
         sigma: standard deviation in pixels of the Gaussian smoothing before the segmentation; 0 for none.
         colour_bins: bins of the colour histogram of a channel.
@@ -128,7 +128,7 @@ def _choose_strategies(
     k: Sequence[float] | None,
     similarities: Sequence[str] | None,
 ) -> Strategies:
-    """Return the strategies of a mode, with its parts replaced by those that are given."""
+    """Return the strategies of a mode; given parts replace the mode's."""
     if mode not in MODES:
         raise UserError(f"selective search: mode {mode!r}; choose from {', '.join(MODES)}")
     default = MODES[mode]
@@ -141,14 +141,14 @@ def _choose_strategies(
 
 def _checked_image(image: np.ndarray) -> np.ndarray:
     """Return the image as a contiguous RGB array."""
-    wanted = "give RGB [H, W, 3] or grey [H, W] as a NumPy array of uint8"
+    remedy = "give RGB [H, W, 3] or grey [H, W] as a NumPy array of uint8"
     if not isinstance(image, np.ndarray):
-        raise UserError(f"selective search: the image is a {type(image).__name__}; {wanted}")
+        raise UserError(f"selective search: the image is a {type(image).__name__}; {remedy}")
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-        raise UserError(f"selective search: the image is {image.dtype} of shape {list(image.shape)}; {wanted}")
+        raise UserError(f"selective search: the image is {image.dtype} of shape {list(image.shape)}; {remedy}")
     height, width = image.shape[:2]
     if not height * width:
-        raise UserError(f"selective search: the image has {width}×{height} pixels; {wanted}")
+        raise UserError(f"selective search: the image has {width}×{height} pixels; {remedy}")
     if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
         raise UserError(
             f"selective search: the image has {width}×{height} pixels; shrink it to {MAX_PIXELS} pixels"
@@ -163,7 +163,7 @@ def available_cores() -> int:
 
 
 class _Space(NamedTuple):
-    """Image in a colour space, with the data that segmentations of all k share."""
+    """Image in a colour space, with data for segmentations with any k."""
 
     channels: UInt8[np.ndarray, "C H W"]
     edges: Edges
@@ -186,7 +186,7 @@ class _Search(NamedTuple):
             raise UserError(f"selective search: k {ks}; give numbers of at least 0")
         if not similarities or not all(term and not set(term) - set("CTSF") for term in similarities):
             raise UserError(f'selective search: similarities {similarities}; give letters of CTSF, as in ("CTSF", "S")')
-        for name, least, most in (
+        for name, minimum, maximum in (
             ("min_size", 0, math.inf),
             ("sigma", 0, 100),
             ("colour_bins", 1, 256),
@@ -194,8 +194,8 @@ class _Search(NamedTuple):
             ("texture_bins", 1, 256),
         ):
             value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise UserError(f"selective search: {name} is {value}; it must be in {least} … {most}")
+            if value is not None and not minimum <= value <= maximum:
+                raise UserError(f"selective search: {name} is {value}; it must be in {minimum} … {maximum}")
 
     def hierarchies(self, image: UInt8[np.ndarray, "H W 3"], threads: int) -> list[Int32[np.ndarray, "nodes 4"]]:
         """Return the boxes of each strategy, in the order of the paper's loops: colour spaces, k, similarities."""

@@ -1,4 +1,4 @@
-"""Proposals on disk: computed once, read in every epoch.
+"""Proposal store on disk: computed once, read in every epoch.
 
 A store is one SQLite file. Writes are transactions: if the writer is killed, each image is stored completely or not at
 all. Images are identified by the digest of their file, so a renamed or copied data set keeps its proposals, and a
@@ -40,7 +40,7 @@ class ProposalStore:
             created if it does not exist; otherwise it is opened read-only.
 
     Raises:
-        UserError: the file does not exist, is not a store, or holds proposals computed with other parameters.
+        UserError: the file does not exist, is not a store, or has proposals computed with other parameters.
     """
 
     def __init__(self, path: Path, parameters: Mapping[str, Any] | None = None) -> None:
@@ -120,13 +120,13 @@ def _open(path: Path, parameters: str | None) -> sqlite3.Connection:
     try:
         # A read-only user must still be able to roll back the transaction of a killed writer.
         mode = "rw" if parameters is None else "rwc"
-        # Each reader in another thread or process opens its own connection; any thread may close it on collection.
+        # Each thread or process opens its own connection; the garbage collector may close it in any thread.
         address = f"{path.absolute().as_uri()}?mode={mode}"
         database = sqlite3.connect(address, uri=True, timeout=60, check_same_thread=False)
     except sqlite3.OperationalError as error:
         raise UserError(f"{path}: {error}; choose another file with --out") from None
     try:
-        # A file from a stranger may hold views and triggers, which must not call SQL functions.
+        # An untrusted file may contain views and triggers, which must not call SQL functions.
         database.execute("PRAGMA trusted_schema = OFF")
         database.execute(f"PRAGMA query_only = {parameters is None}")
         database.execute(f"PRAGMA mmap_size = {_MAPPED}")
@@ -160,9 +160,7 @@ def _check(path: Path, database: sqlite3.Connection, parameters: str | None) -> 
         )
     ((stored,),) = database.execute("SELECT json FROM parameters")
     if parameters is not None and stored != parameters:
-        raise UserError(
-            f"{path}: holds proposals with {_difference(stored, parameters)}; choose another file with --out"
-        )
+        raise UserError(f"{path}: has proposals with {_difference(stored, parameters)}; choose another file with --out")
 
 
 def _difference(stored_json: str, requested_json: str) -> str:
@@ -173,7 +171,7 @@ def _difference(stored_json: str, requested_json: str) -> str:
 
 
 def _checksum(image: bytes, content: bytes) -> bytes:
-    """Return the checksum of the boxes and the image that they belong to."""
+    """Return the checksum of the boxes and the key of their image."""
     return blake2b(image + content, digest_size=16).digest()
 
 

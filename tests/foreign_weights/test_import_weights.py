@@ -309,7 +309,7 @@ def test_invalid_arguments_are_refused(tmp_path):
     for out, message in (("out.ckpt/x.ckpt", "a part of this path is a file"), ("x" * 300, "too long")):
         with pytest.raises(UserError, match=message):
             import_weights("detectron2", tmp_path / "none.pth", tmp_path / out)
-    with pytest.raises(UserError, match=r"--frozen-eps: 0\.0; that of detectron2 is fixed"):
+    with pytest.raises(UserError, match=r"--frozen-eps: 0\.0; detectron2's epsilon is fixed"):
         import_weights("detectron2", tmp_path / "none.pth", tmp_path / "new.ckpt", frozen_eps=0.0)
 
 

@@ -94,6 +94,7 @@ def test_no_detections(model, data, tmp_path, monkeypatch):
 
 def test_a_detector_trained_on_the_cpu_is_evaluated_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto") == torch.device("cuda:1")

@@ -435,7 +435,7 @@ def test_a_camera_is_written_until_ctrl_c(tmp_path, run, monkeypatch):
     assert video.suffix == ".mp4" and "camera" in video.name
     # They are written 0.1, 0.2, 0.3 and 0.4 seconds after the start, when floor(25 t) + 1 frames are due.
     assert video_info(video).frames == 11
-    with pytest.raises(UserError, match="camera:0 cannot be shared"):
+    with pytest.raises(UserError, match="camera:0 cannot be split"):
         run("camera:0", shard=(1, 2), out=tmp_path / "shared")
 
 

@@ -63,7 +63,7 @@ def test_adding_an_image_again_replaces_it(tmp_path):
 
 def test_other_parameters_are_refused_and_the_difference_named(tmp_path):
     ProposalStore(tmp_path / "a", PARAMETERS).close()
-    with pytest.raises(UserError, match=r"a: holds proposals with mode fast instead of quality; choose another file"):
+    with pytest.raises(UserError, match=r"a: has proposals with mode fast instead of quality; choose another file"):
         ProposalStore(tmp_path / "a", PARAMETERS | {"mode": "quality"})
     ProposalStore(tmp_path / "a", dict(reversed(PARAMETERS.items()))).close()
 

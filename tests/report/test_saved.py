@@ -78,7 +78,7 @@ def test_evaluations_that_cannot_be_compared(root, tmp_path):
     metrics = json.loads((two / "metrics.json").read_text())
     metrics["evaluation"]["split"] = "val"
     (two / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(UserError, match=r"two is of .*, split val, but .*one is not"):
+    with pytest.raises(UserError, match=r"two is an evaluation of .*, split val, but .*one is not"):
         read_evaluations([one, two], None)
     (two / "metrics.json").write_text("[")
     with pytest.raises(UserError, match=r"two: no metrics\.json.* --truth"):

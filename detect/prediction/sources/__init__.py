@@ -2,7 +2,7 @@
 
     for frame in frames(["photos/", "clip.mp4", array]): ...
 
-Frames are read lazily and in constant memory: only those at hand are decoded, however many there are. They keep the
+Frames are read lazily and in constant memory: only the next ones are decoded, for any number of frames. They keep the
 order of the source; folders and patterns are sorted.
 """
 

@@ -1,4 +1,4 @@
-"""Expanding a source into images and streams, without reading them."""
+"""Expansion of a source into images and streams, without reading them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _KINDS = "a path, a pattern, bytes, a PIL image, a uint8 array, a tensor, a came
 def expand_source(source: object, download: bool) -> Items:
     """Yield the images and streams of a source, or of each element of a list.
 
-    An element of a list that is no source is one unreadable item.
+    An invalid element of a list is one unreadable item.
 
     Args:
-        source: as for `frames`.
+        source: see `frames`.
         download: permission to load web addresses.
 
     Raises:
@@ -56,7 +56,7 @@ def is_collection(source: object) -> bool:
 
 
 def _expand_one(source: object, download: bool, name: str) -> Items:
-    """Yield the items of a source that is not a list; `name` stands for a source without a path in errors."""
+    """Yield the items of a single source; errors contain `name` if the source has no path."""
     match source:
         case str() if URL.match(source):
             yield ImageItem(source, partial(frame_of_url, source, download))

@@ -1,4 +1,4 @@
-"""Items of files, folders and patterns."""
+"""Expansion of files, folders and patterns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".webm")
 
 
 def path_items(source: str | Path) -> Items:
-    """Yield the item of a file, or those of a folder or pattern, sorted by path.
+    """Yield the item of a file, or the items of a folder or pattern sorted by path.
 
     Raises:
         UserError: the path does not exist, or a folder or pattern has no images or videos.
@@ -44,7 +44,7 @@ def path_items(source: str | Path) -> Items:
 def _pattern_items(path: Path, text: str) -> Items:
     if not re.search(r"[*?[]", text):
         raise UserError(f"{text!r}: there is no such file or folder; check the path")
-    # Existing folders are no part of the pattern, whatever characters are in their names: "photos [2024]/*.jpg".
+    # Existing folders are not part of the pattern, even with special characters: "photos [2024]/*.jpg".
     base, parts = Path(path.anchor), path.relative_to(path.anchor).parts
     while len(parts) > 1 and (base / parts[0]).is_dir():
         base, parts = base / parts[0], parts[1:]
@@ -87,8 +87,8 @@ def _folder_items(folder: Path, fence: Fence, seen: set[tuple[int, int]]) -> Ite
 
 
 def _is_supported(path: Path) -> bool:
-    """Return whether a path has the suffix of an image or video, and no part of it is hidden."""
-    # A hidden ._photo.jpg has macOS's metadata of photo.jpg, and no pixels.
+    """Return whether a path has the suffix of an image or video, and no hidden part."""
+    # A hidden ._photo.jpg contains macOS's metadata of photo.jpg instead of pixels.
     return path.suffix.lower() in SUFFIXES + VIDEO_SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
@@ -97,7 +97,7 @@ def _suffixes() -> str:
 
 
 def _outside(path: Path) -> ImageItem:
-    return unreadable(str(path), UserError(f"{path}: {OutsideError()}; give the link's target as a source of its own"))
+    return unreadable(str(path), UserError(f"{path}: {OutsideError()}; give the link's target as a separate source"))
 
 
 def _file_item(path: Path) -> ImageItem | StreamItem:

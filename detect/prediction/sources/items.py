@@ -1,4 +1,4 @@
-"""Frames, and the items of a source that they are read from."""
+"""Frames, and the items of a source from which they are read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ImageItem:
     name: str
     load: Callable[[], Frame]
     prefetch: bool = True
-    """A thread may load it early. False for pixels that the caller may change or close when asked for the next ones."""
+    """True if a thread may load it early; False for pixels in memory, which the caller may change or close later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class StreamItem:
     count: Callable[[], int | None]
     """Return the number of frames, or None if it is unknown."""
     prefetch: bool
-    """A thread may read the next frame early. False for a camera, whose frame would be old when its turn comes."""
+    """True if a thread may read the next frame early; False for a camera, whose frame would be old."""
 
 
 Items = Generator[ImageItem | StreamItem, None, None]

@@ -20,7 +20,7 @@ def is_tensor(source: object) -> bool:
 
 
 def frame_of_array(array: np.ndarray, name: str) -> Frame:
-    """Return a frame with a copy of uint8 RGB [H, W, 3], RGBA [H, W, 4] or grey [H, W]; `name` is for errors."""
+    """Return a frame with a copy of uint8 RGB [H, W, 3], RGBA [H, W, 4] or grey [H, W]; errors contain `name`."""
     if array.dtype != np.uint8:
         remedy = "give uint8 in 0 … 255, for example (array * 255).round().astype(np.uint8)"
         raise UserError(f"{name}: the array has dtype {array.dtype}; {remedy}")
@@ -30,7 +30,7 @@ def frame_of_array(array: np.ndarray, name: str) -> Frame:
         remedy = " with array.transpose(1, 2, 0)" if array.ndim == 3 and array.shape[0] in (1, 3) else ""
         raise UserError(f"{name}: the array has shape {list(array.shape)}; give RGB [H, W, 3] or grey [H, W]{remedy}")
     _check_size(array.shape[0], array.shape[1], name)
-    # Always a copy: a caller that reads a camera into one array overwrites it before this image is used.
+    # Always a copy: the caller may overwrite the array, for example with the next camera image, before it is used.
     return Frame(np.array(np.broadcast_to(array[..., :3], (*array.shape[:2], 3)), order="C"))
 
 
@@ -53,7 +53,7 @@ def frame_of_pil(image: Image.Image, name: str) -> Frame:
     _check_size(image.height, image.width, name)
     try:
         image.load()
-        with suppress(Exception):  # damaged EXIF is common, and the image is good without it
+        with suppress(Exception):  # damaged EXIF data is common, and the image is usable without it
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):
             return frame_of_array((np.asarray(image) >> 8).astype(np.uint8), name)

@@ -1,4 +1,4 @@
-"""Reading ahead of the caller in threads, in order and in bounded memory."""
+"""Prefetching of images in threads, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detect.prediction.sources.items import Frame, ImageItem, Items, StreamItem
 
 
 def prefetch(items: Items, workers: int) -> Items:
-    """Yield the same items, and load up to 2 · `workers` images that wait for their turn in threads."""
+    """Yield the same items; threads load up to 2 · `workers` images ahead."""
     waiting: deque[ImageItem | StreamItem] = deque()
     failure: Exception | None = None
     pool = ThreadPoolExecutor(workers, thread_name_prefix="detect-decode")
@@ -24,7 +24,7 @@ def prefetch(items: Items, workers: int) -> Items:
                     waiting.append(_start(next(items), pool))
                 except StopIteration:
                     break
-                except Exception as error:  # such as one of the caller's iterator: the items before it come first
+                except Exception as error:  # for example of the caller's iterator; raised after the items before it
                     failure = error
             if not waiting:
                 break
@@ -36,7 +36,7 @@ def prefetch(items: Items, workers: int) -> Items:
 
 
 def _start(item: ImageItem | StreamItem, pool: ThreadPoolExecutor) -> ImageItem | StreamItem:
-    """Start loading an item and return one that waits for the result."""
+    """Start loading an item, and return an item that waits for the result."""
     if isinstance(item, StreamItem):
         return replace(item, open=partial(_prefetch_frames, item.open, pool)) if item.prefetch else item
     if item.prefetch:
@@ -52,14 +52,14 @@ def _start(item: ImageItem | StreamItem, pool: ThreadPoolExecutor) -> ImageItem 
 def _prefetch_frames(
     open: Callable[[], Generator[Frame, None, None]], pool: ThreadPoolExecutor
 ) -> Generator[Frame, None, None]:
-    """Yield the frames of a video; a thread decodes the next one meanwhile."""
+    """Yield the frames of a video; a thread decodes the next frame at the same time."""
     stream = open()
-    coming = pool.submit(next, stream, None)
+    upcoming = pool.submit(next, stream, None)
     try:
-        while (frame := coming.result()) is not None:
-            coming = pool.submit(next, stream, None)
+        while (frame := upcoming.result()) is not None:
+            upcoming = pool.submit(next, stream, None)
             yield frame
     finally:
-        if not coming.cancel():
-            wait([coming])
+        if not upcoming.cancel():
+            wait([upcoming])
         stream.close()

@@ -1,4 +1,4 @@
-"""Reading the frames of a source."""
+"""Reader of the frames of a source."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def frames(
     - torch: RGB [3, H, W], grey [1, H, W], or a batch [B, C, H, W]; uint8 in 0 … 255, or floats in 0 … 1 as from
       ToTensor
     - a number, or `camera:0`: a camera, until it is unplugged or the caller stops
-    - a `Frame`, which is yielded as it is
+    - a `Frame`, which is yielded unchanged
 
     Args:
         source: see above.
         download: allow web addresses to be downloaded.
-        workers: number of threads that decode and download ahead. At most twice as many images wait; of a video, only
-            the next frame is decoded ahead. Cameras and pixels in memory are read when it is their turn.
+        workers: number of threads that decode and download ahead, at most twice as many images; of a video, only
+            the next frame is decoded ahead. Cameras and pixels in memory are not read ahead.
         on_error: called with the name and the error of each file, list element or image that cannot be read, after
             which the next one is read. By default the error is raised.
 
     Raises:
-        UserError: an image cannot be read and `on_error` is None; or, when the first frame is asked for and even with
+        UserError: an image cannot be read and `on_error` is None; or, when the first frame is requested and even with
             `on_error`, a source other than a list is of an unknown kind, does not exist or has no images.
     """
     with (
@@ -64,8 +64,8 @@ def frames(
 def count_frames(source: object) -> int | None:
     """Return the number of images that `frames` yields, unreadable ones included, without decoding any.
 
-    It is None if only reading would tell: for iterators, cameras and videos without a frame count. In some formats the
-    frame count of a video is an estimate.
+    It is None if the number is unknown before reading: for iterators, cameras and videos without a frame count. In some
+    formats the frame count of a video is an estimate.
 
     Raises:
         UserError: a source other than a list is of an unknown kind, does not exist or has no images.
@@ -73,7 +73,7 @@ def count_frames(source: object) -> int | None:
     if is_collection(source) and not isinstance(source, Sized):
         return None
     total = 0
-    for item in expand_source(source, download=True):  # nothing is loaded: only `frames` needs permission
+    for item in expand_source(source, download=True):  # nothing is loaded, so no permission is needed
         number = item.count() if isinstance(item, StreamItem) else 1
         if number is None:
             return None

@@ -15,14 +15,14 @@ from detect.errors import UserError
 from detect.prediction.sources.items import Frame, StreamItem
 
 _EXACT_COUNT = (".avi", ".mov", ".mp4")
-"""Suffixes of containers whose header counts the frames; others estimate them."""
+"""Suffixes of containers whose headers have an exact number of frames; others have an estimate."""
 _COMPLETE = 0.9
-"""Fraction of the counted frames that a complete video has at least."""
+"""Minimum fraction of the counted frames in a complete video."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """Header of a video, as needed to write a similar one."""
+    """Properties of a video from its header."""
 
     fps: float
     """Frames per second."""
@@ -52,14 +52,14 @@ def video_item(path: Path) -> StreamItem:
 
 
 def camera_item(number: int) -> StreamItem:
-    """Return the item of a camera, by its number in the system."""
+    """Return the item of a camera with this number in the system."""
     return StreamItem(f"camera:{number}", partial(_read_frames, number), lambda: None, prefetch=False)
 
 
 def _video_length(path: Path) -> int | None:
     try:
         return video_info(path).frames
-    except UserError:  # it counts as one unreadable file
+    except UserError:  # counts as one unreadable file
         return 1
 
 
@@ -95,7 +95,7 @@ class _Capture:
         self.name = source if isinstance(source, str) else f"camera:{source}"
         if isinstance(source, str) and not Path(source).is_file():  # opening a pipe would block
             raise UserError(f"{source}: there is no such video file; check the path")
-        # An absolute path: FFmpeg takes what precedes a colon in a relative one for a protocol, http included.
+        # An absolute path: in a relative one FFmpeg takes text before a colon for a protocol, http included.
         self.capture = cv2.VideoCapture(str(Path(source).absolute()) if isinstance(source, str) else source)
         if not self.capture.isOpened():
             self.close()

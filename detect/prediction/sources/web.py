@@ -1,4 +1,4 @@
-"""Frames from web addresses: images downloaded over http or https, of bounded size and within a bounded time."""
+"""Frames from web addresses: images over http or https, with limits of size and time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from detect.prediction.sources.files import VIDEO_SUFFIXES
 from detect.prediction.sources.items import Frame
 
 MAX_DOWNLOAD = 64 * 2**20
-"""Bytes of the largest image that is downloaded."""
+"""Maximum size of a downloaded image in bytes."""
 TIMEOUT = 30.0
-"""Seconds to wait for each answer of a server."""
+"""Seconds to wait for each response of a server."""
 MAX_SECONDS = 120.0
-"""Seconds that one download may take in total, even if data keeps arriving slowly."""
+"""Maximum duration of a download in seconds, even if data keeps arriving slowly."""
 
 
 def frame_of_url(url: str, download: bool) -> Frame:
@@ -59,22 +59,22 @@ def _check_url(url: str) -> None:
 
 
 def _fetch(url: str) -> bytes:
-    """Return the content of an address, at the latest after `MAX_SECONDS`.
+    """Return the content of an address within `MAX_SECONDS`.
 
-    A thread fetches it: nothing else ends the wait for a server that sends its headers byte by byte.
+    A thread fetches it, since only this limits the wait for a server that sends its headers byte by byte.
     """
     too_slow = UserError(f"{url}: the download takes more than {MAX_SECONDS:.0f} s; download it and give its path")
-    answer: Future[bytes] = Future()
+    content: Future[bytes] = Future()
 
     def fetch() -> None:
         try:
-            answer.set_result(_receive(url, too_slow))
+            content.set_result(_receive(url, too_slow))
         except BaseException as error:
-            answer.set_exception(error)
+            content.set_exception(error)
 
     Thread(target=fetch, daemon=True).start()
     try:
-        return answer.result(MAX_SECONDS)
+        return content.result(MAX_SECONDS)
     except TimeoutError:
         raise too_slow from None
 
@@ -105,7 +105,7 @@ def _receive(url: str, too_slow: UserError) -> bytes:
 
 
 class _HttpRedirects(HTTPRedirectHandler):
-    """Redirects to http and https only; urllib also follows those to ftp."""
+    """Follows redirects to http and https only; urllib also follows redirects to ftp."""
 
     def redirect_request(self, request, file, code, message, headers, url):
         if urlsplit(url).scheme not in ("http", "https"):

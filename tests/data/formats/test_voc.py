@@ -208,6 +208,6 @@ def test_names_that_no_file_can_have(tmp_path, name):
 def test_years_whose_names_are_no_line(tmp_path):
     for year in ("VOC2007\n", "VOC2012"):
         save(tmp_path / year, {"a": []})
-    with pytest.raises(UserError, match="name one of these folders as the root") as error:
+    with pytest.raises(UserError, match="give one of these folders as the root") as error:
         read(tmp_path, "train")
     assert str(error.value).isprintable()

@@ -254,7 +254,7 @@ def test_values_that_are_not_what_yaml_takes_them_for(root, value):
 )
 def test_splits_that_are_no_paths(root, entry):
     (root / "data.yaml").write_text(f"names: [cat]\ntrain: {entry}\n")
-    with pytest.raises(UserError, match="no path of a folder or a list"):
+    with pytest.raises(UserError, match="is not a path of a folder or a list"):
         read(root, "train")
 
 
