@@ -186,7 +186,7 @@ def _first_mistake(error: ValidationError) -> tuple[str, str]:
         case "value_error":  # our own validators say what to do
             return option, mistake["msg"].removeprefix("Value error, ")
         case _:
-            wanted = mistake["msg"]
+            wanted = mistake["msg"].partition(" or an instance of ")[0]
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return option, f"{wanted}, not {reprlib.repr(mistake['input'])}{more}"
 
