@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
@@ -58,7 +59,7 @@ class OneStage(Detector):
             torch.cat([head(level).flatten(2).mT for level in maps], dim=1) for head in (self.classes, self.deltas)
         )
         logits, deltas = (head.float() for head in heads)  # bf16 in prediction, if asked
-        return logits, deltas, self.anchors(maps).expand(len(images.pixels), -1, -1)
+        return logits, deltas, self.anchors(maps).expand(images.pixels.shape[0], -1, -1)
 
     def loss(self, batch):
         targets = known_targets(batch.targets, self.num_classes)
@@ -125,12 +126,24 @@ def test_it_predicts(run):
     assert len(flipped.boxes)
 
 
-def test_it_is_compared_and_timed_in_a_process_of_its_own(run, capsys):
+def test_it_is_compared_and_timed_in_a_process_of_its_own(run, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])  # where that process finds this module
     checkpoint, out = str(run / "run" / "checkpoints" / "best.ckpt"), run / "comparison"
     assert main(["compare", checkpoint, "--out", str(out), "--images", "1", "--data.workers", "0"]) == 0
     [row] = json.loads((out / "compare.json").read_text())["rows"]
     assert row["detector"] == "one_stage" and row["AP50"] > 0.3 and row["recall@0.5@2000"] is None
     assert row["test_seconds"]["features"] > 0 == row["test_seconds"]["proposals"] == row["test_seconds"]["heads"]
+
+
+def test_it_is_exported(run, unchecked, capsys):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    checkpoint, out = str(run / "run" / "checkpoints" / "best.ckpt"), run / "one_stage.onnx"
+    assert main(["export", "--ckpt", checkpoint, "--out", str(out)]) == 0
+    assert "same detections as the checkpoint" in capsys.readouterr().out
+    image = next((run / "shapes").rglob("*.jpg"), None) or next((run / "shapes").rglob("*.png"))
+    [result] = detect.load(out).predict(str(image), score=0.05)
+    assert len(result.boxes)
 
 
 def test_it_needs_no_store_and_takes_none(run, capsys):

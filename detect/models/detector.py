@@ -69,6 +69,8 @@ class Detector(nn.Module):
     def detect(self, images: Images, proposals: Proposals | None = None) -> Detections:
         """Return the detections in pixels of the canvas, in float32 even if the weights are bf16.
 
+        For export, read the batch size as `images.pixels.shape[0]`: `len` would make it a constant of the graph.
+
         Args:
             images: a batch of images on one canvas.
             proposals: for detectors whose proposals are `given`.
