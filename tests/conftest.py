@@ -49,7 +49,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _seed():
-    """Seed torch, so that a test draws the same numbers whatever ran before it."""
+    """Seed torch, so that a test draws the same numbers regardless of the tests before it."""
     torch.manual_seed(0)
 
 
