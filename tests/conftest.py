@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _seed():
-    """Seed torch, so that a test draws the same numbers whatever ran before it."""
+    """Seed torch, so that a test draws the same numbers regardless of the tests before it."""
     torch.manual_seed(0)
 
 

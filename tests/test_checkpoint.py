@@ -26,7 +26,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory) -> dict:
-    """What Lightning would save, near enough."""
+    """Contents close to those of Lightning's checkpoints."""
     backbone = ResNetOptions(depth=18, norm="batch", train_stages=5)
     options = FasterRCNNOptions(backbone=backbone, rpn=CONFIG.model.rpn, box_head=CONFIG.model.box_head)
     state = build_detector(options, 2).state_dict()
@@ -144,7 +144,7 @@ CLASSIFICATION = ClassificationConfig(model=ClassifierOptions(backbone=LeNetOpti
 
 @pytest.fixture
 def classifier(tmp_path) -> str:
-    """The file of one, and in it what Lightning would save, near enough."""
+    """The file of a classifier, with contents close to those of Lightning's checkpoints."""
     state = Classifier(2, ClassifierOptions(backbone=LeNetOptions())).state_dict()
     content = {
         "state_dict": {f"model.{key}": value for key, value in state.items()},

@@ -229,7 +229,7 @@ class Watch:
 
 def _hear(event, arguments):
     if Watch.folder is not None and event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
-        folder, Watch.folder = Watch.folder, None  # what is done here is not meant
+        folder, Watch.folder = Watch.folder, None  # not to record what this function opens
         with suppress(OSError, ValueError):
             path = Path(os.fsdecode(arguments[0])).resolve()
             if path.is_file() and path.is_relative_to(folder):
@@ -321,12 +321,12 @@ def test_sources_of_predictions_end_at_their_folder(tmp_path, outside, kind, pat
     Image.new("L", (9, 9)).save(tmp_path / "photos" / "mine.png")
     link = tmp_path / "photos" / ("link.png" if kind == "file" else "link")
     link.symlink_to(outside / "secret.png" if kind == "file" else outside)
-    Watch.opened, told = [], []
+    Watch.opened, messages = [], []
     source = str(tmp_path / "photos" / pattern)
-    found = list(frames(source, on_error=lambda name, error: told.append(str(error))))
+    found = list(frames(source, on_error=lambda name, error: messages.append(str(error))))
     assert [Path(frame.path).name for frame in found] == ["mine.png"] and Watch.opened == []
     if kind == "file" or not pattern:  # patterns do not look behind links of folders
-        (line,) = told
+        (line,) = messages
         assert line.endswith("leads out of the data folder; give the link's target as a separate source")
     # Named by the user, it is read: wherever the name leads, it was the user who chose it.
     assert len(list(frames([link]))) == 1

@@ -54,7 +54,7 @@ def test_grey_by_hand():
 
 
 def test_a_red_image_by_hand():
-    """Four layers of tanh, each of the mean of what came before; the last layer has none."""
+    """Four layers of tanh, each of the mean of its inputs; the last layer has no tanh."""
     red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     value = 0.299 - 0.587 - 0.114
     for _ in range(4):

@@ -134,8 +134,8 @@ def test_the_command(tmp_path, capsys):
     root = coco(tmp_path / "in", [[0, 0, 20, 20], [5, 5, 3, 30]], names=("a/../b", "c"))
     command = ["data", "convert", str(root), "--to", "imagefolder", "--out", str(tmp_path / "out"), "--split", "train"]
     assert main(command) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told == [
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
         "class 'a/../b': its folder is a_.._b",
         "1 images of 1 classes; 1 boxes with a side under 16 pixels and 0 crowds left out",
         str(tmp_path / "out"),

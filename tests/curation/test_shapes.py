@@ -10,7 +10,7 @@ from detect.curation.shapes import SHAPES, VISIBLE, draw_scene, make_shapes, out
 from detect.errors import UserError
 
 
-def truths(root, split):
+def annotation_file(root, split):
     return json.loads((root / "annotations" / f"instances_{split}.json").read_text())
 
 
@@ -29,15 +29,15 @@ def made(tmp_path_factory):
 
 
 def test_no_images_make_an_empty_split(made):
-    empty = truths(made, "none")
+    empty = annotation_file(made, "none")
     assert empty["images"] == empty["annotations"] == []
     assert [category["name"] for category in empty["categories"]] == list(SHAPES)
 
 
 def test_ids_are_coco_s_and_refer_to_files(made):
-    train = truths(made, "train")
+    train = annotation_file(made, "train")
     assert [image["id"] for image in train["images"]] == list(range(1, 25))
-    assert [truth["id"] for truth in train["annotations"]] == list(range(1, len(train["annotations"]) + 1))
+    assert [annotation["id"] for annotation in train["annotations"]] == list(range(1, len(train["annotations"]) + 1))
     for image in train["images"]:
         pixels = cv2.imread(str(made / "images" / "train" / image["file_name"]))
         assert pixels.shape == (image["height"], image["width"], 3)
@@ -45,29 +45,29 @@ def test_ids_are_coco_s_and_refer_to_files(made):
 
 
 def test_boxes_lie_inside_and_hold_their_area(made):
-    train = truths(made, "train")
+    train = annotation_file(made, "train")
     sides = {image["id"]: (image["width"], image["height"]) for image in train["images"]}
-    assert {truth["category_id"] for truth in train["annotations"]} == set(range(1, len(SHAPES) + 1))
-    for truth in train["annotations"]:
-        x, y, w, h = truth["bbox"]
-        width, height = sides[truth["image_id"]]
+    assert {annotation["category_id"] for annotation in train["annotations"]} == set(range(1, len(SHAPES) + 1))
+    for annotation in train["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        width, height = sides[annotation["image_id"]]
         assert x >= 0 and y >= 0 and x + w <= width and y + h <= height
-        assert 0 < truth["area"] <= w * h
+        assert 0 < annotation["area"] <= w * h
 
 
 def test_masks_are_disjoint_and_boxes_are_their_extent(made):
-    train = truths(made, "train")
+    train = annotation_file(made, "train")
     for index in range(8):
         seed = [0, shapes.zlib.crc32(b"train"), index]
         _, labels, masks = draw_scene(np.random.default_rng(seed), (96, 160))
-        own = [truth for truth in train["annotations"] if truth["image_id"] == index + 1]
-        assert [truth["category_id"] for truth in own] == [label + 1 for label in labels]
+        own = [annotation for annotation in train["annotations"] if annotation["image_id"] == index + 1]
+        assert [annotation["category_id"] for annotation in own] == [label + 1 for label in labels]
         assert not masks or np.sum(masks, axis=0).max() == 1
-        for truth, mask in zip(own, masks, strict=True):
+        for annotation, mask in zip(own, masks, strict=True):
             rows, columns = np.nonzero(mask)
             x, y = columns.min(), rows.min()
-            assert truth["bbox"] == [x, y, columns.max() + 1 - x, rows.max() + 1 - y]
-            assert truth["area"] == mask.sum()
+            assert annotation["bbox"] == [x, y, columns.max() + 1 - x, rows.max() + 1 - y]
+            assert annotation["area"] == mask.sum()
 
 
 def test_same_seed_same_bytes_and_count_changes_no_image(made, tmp_path):
@@ -86,8 +86,8 @@ def test_train_and_val_share_no_image(made):
 
 def test_one_number_gives_val_a_fifth(tmp_path):
     out = make_shapes(tmp_path / "shapes", images=6, size=(64, 64), progress=False)
-    assert len(truths(out, "train")["images"]) == 6
-    assert len(truths(out, "val")["images"]) == 2
+    assert len(annotation_file(out, "train")["images"]) == 6
+    assert len(annotation_file(out, "val")["images"]) == 2
 
 
 def test_some_scenes_are_empty_and_some_full():

@@ -306,7 +306,7 @@ def test_safetensors_of_other_programs_are_refused(tmp_path):
         load_checkpoint(tmp_path / "c.safetensors")
 
 
-# ---- what cannot be exported -----------------------------------------------------------------------------------------
+# ---- refused checkpoints ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [partial(FastRCNNOptions, neck=None), RCNNOptions])

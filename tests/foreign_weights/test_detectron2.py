@@ -238,7 +238,7 @@ SCORES, DELTAS = "roi_heads.box_predictor.cls_score.weight", "proposal_generator
 
 
 @pytest.mark.parametrize(
-    ("mend", "message"),
+    ("change", "message"),
     [
         (lambda state: {key: value for key, value in state.items() if key != SCORES}, "predictor.scores.weight: no va"),
         (lambda state: state | {"roi_heads.other.weight": torch.zeros(1)}, "roi_heads.other.weight: unknown key"),
@@ -250,7 +250,7 @@ SCORES, DELTAS = "roi_heads.box_predictor.cls_score.weight", "proposal_generator
         (lambda state: state | {SCORES: state[SCORES] * torch.inf}, "cls_score.weight: .* not finite"),
     ],
 )
-def test_mismatched_keys_are_named(state, mend, message):
+def test_mismatched_keys_are_named(state, change, message):
     with pytest.raises(UserError, match=message) as error:
-        faster_rcnn_from_detectron2(mend(state))
+        faster_rcnn_from_detectron2(change(state))
     assert "\n" not in str(error.value)

@@ -187,7 +187,7 @@ def test_a_names_file_that_is_not_text_is_refused(tmp_path):
         class_names("detectron2", 2, [str(tmp_path / "names.txt")])
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------
+# ---- refused files --------------------------------------------------------------------------------------------------
 
 
 class Command:

@@ -177,7 +177,7 @@ SCORES = "roi_heads.box_predictor.cls_score.weight"
 
 
 @pytest.mark.parametrize(
-    ("mend", "message"),
+    ("change", "message"),
     [
         (lambda state: {}, "cls_score.bias: no scores"),
         (
@@ -198,7 +198,7 @@ SCORES = "roi_heads.box_predictor.cls_score.weight"
         (lambda state: state | {SCORES: state[SCORES] * torch.nan}, "cls_score.weight: .* not finite"),
     ],
 )
-def test_mismatched_keys_are_named(state, mend, message):
+def test_mismatched_keys_are_named(state, change, message):
     with pytest.raises(UserError, match=message) as error:
-        faster_rcnn_from_torchvision(mend(state))
+        faster_rcnn_from_torchvision(change(state))
     assert "\n" not in str(error.value)

@@ -78,7 +78,7 @@ def test_lenet_and_googlenet_are_as_large_as_published():
         assert (count(googlenet, without="aux"), count(googlenet)) == (6_624_904, 13_004_888)
 
 
-# ---- what is trained -------------------------------------------------------------------------------------------------
+# ---- trained layers --------------------------------------------------------------------------------------------------
 
 
 def trained_layers(network: BackboneOptions, trainable: str) -> tuple[Classifier, set[str]]:

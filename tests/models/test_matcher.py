@@ -103,7 +103,7 @@ def test_background_in_a_crowd_is_ignored():
                 [93, 0, 103, 10],  # 3/10 of it in the crowd
                 [97, 0, 107, 10],  # 7/10
                 [197, 0, 207, 10],  # 3/10
-                [310, 10, 320, 20],  # in what is no crowd where it is padding
+                [310, 10, 320, 20],  # in the padding, which is no crowd
                 [50, 50, 50, 50],  # empty
             ]
         ]

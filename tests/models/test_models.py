@@ -1,4 +1,4 @@
-"""The list of detectors, and what is asked of each."""
+"""The list of detectors, and the requirements on each."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ class OneBoxOptions(DetectorOptions):
 
 
 class OneBox(Detector):
-    """Detects each whole image as class 0; it implements only what a detector must."""
+    """Detects each whole image as class 0; it implements only the required methods."""
 
     Options = OneBoxOptions
 

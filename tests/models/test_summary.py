@@ -1,4 +1,4 @@
-"""The network as a table, against published figures and figures by hand; on the meta device, but for small ones."""
+"""The network as a table, against published and hand-computed numbers; on the meta device, except small networks."""
 
 import io
 import math

@@ -204,8 +204,8 @@ def test_an_interrupted_run_is_told_from_a_finished_one_and_goes_on(changed, tmp
 
 
 def test_a_run_that_was_moved_keeps_its_best(changed, tmp_path, monkeypatch):
-    figures = iter([0.9, 0.5])
-    monkeypatch.setattr(Evaluator, "compute", lambda self: {"AP": next(figures), "losses": {}})
+    values = iter([0.9, 0.5])
+    monkeypatch.setattr(Evaluator, "compute", lambda self: {"AP": next(values), "losses": {}})
     run(changed(VALIDATED, epochs=1), tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
     best = run(changed(VALIDATED, epochs=2), tmp_path / "there", resume=True)
@@ -228,8 +228,8 @@ def test_a_run_that_goes_on_forgets_the_steps_after_its_checkpoint(changed, tmp_
     with (tmp_path / "metrics.csv").open("a", newline="") as file:
         csv.DictWriter(file, before[0]).writerow(before[0] | {"step": steps, "AP": "0.777"})
     run(changed(VALIDATED, epochs=2), tmp_path, resume=True)
-    figures = [row["AP"] for row in rows(tmp_path) if row["AP"]]
-    assert len(figures) == 2 and "0.777" not in figures
+    values = [row["AP"] for row in rows(tmp_path) if row["AP"]]
+    assert len(values) == 2 and "0.777" not in values
 
 
 def test_a_validation_split_must_tell_the_best_epoch(changed, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A classifier trained by the function and by the command: its folder, its figures, and how it goes on."""
+"""A classifier trained by the function and by the command: its folder, its metrics, and how it continues."""
 
 import csv
 import json
@@ -121,8 +121,8 @@ def test_dark_and_light_are_learned(config, images, tmp_path):
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_top1(config, tmp_path, monkeypatch):
-    figures = iter([0.5, 0.9, 0.7])
-    monkeypatch.setattr(ClassificationEvaluator, "compute", lambda self: {"top1": next(figures), "top5": 1.0})
+    values = iter([0.5, 0.9, 0.7])
+    monkeypatch.setattr(ClassificationEvaluator, "compute", lambda self: {"top1": next(values), "top5": 1.0})
     best = run(changed(config, epochs=3), tmp_path)
     assert best == tmp_path / "checkpoints" / "best.ckpt"
     assert torch.load(best, weights_only=True)["epoch"] == 1

@@ -1,6 +1,6 @@
-"""Fifty steps of each model end where they ended in the last release.
+"""Fifty steps of each model give the losses of the last release.
 
-The curves stand in loss_curves.json. A change that is meant is told in the CHANGELOG, and writes them anew:
+The losses are in loss_curves.json. An intended change is noted in the CHANGELOG, and the file is written again with
 
     python tests/training/test_loss_curves.py
 """
@@ -31,12 +31,12 @@ from detect.structures import Batch, Images, Proposals, Targets
 from detect.training.module import DetectorModule
 
 CURVES = Path(__file__).with_name("loss_curves.json")
-SIDE, TRUTHS, PROPOSALS = 32, 3, 30
+SIDE, GROUND_TRUTHS, PROPOSALS = 32, 3, 30
 RTOL = 1e-4
 """A hundred times what other kernels (SSE, AVX2), other numbers of threads, and weights that differ by a millionth part
 change in fifty steps: 1e-6 at most. A learning rate that differs by a hundredth is far above it."""
 COUNTS = ProposalCounts(pre_nms_top_k=24, post_nms_top_k=20)
-# What is not named here is the default, and part of what is held.
+# All other options have their defaults, so the test notices changed defaults, too.
 MODELS = {
     "rcnn": RCNNOptions(
         backbone=LeNetOptions(),
@@ -77,29 +77,29 @@ def made_batch(number: int) -> Batch:
     """The same numbers on every machine: NumPy's generator promises that, and no picture is decoded or resized."""
     rng = np.random.default_rng(number)
     pixels = rng.integers(0, 120, (2, 3, SIDE, SIDE), np.uint8)
-    sides, labels = rng.integers(8, 18, (2, TRUTHS, 2)), rng.integers(0, 2, (2, TRUTHS))
+    sides, labels = rng.integers(8, 18, (2, GROUND_TRUTHS, 2)), rng.integers(0, 2, (2, GROUND_TRUTHS))
     corners = rng.integers(0, SIDE - sides)
-    truths = np.concatenate([corners, corners + sides], axis=-1)
+    ground_truths = np.concatenate([corners, corners + sides], axis=-1)
     for image in range(2):
-        for (x1, y1, x2, y2), label in zip(truths[image], labels[image], strict=True):
+        for (x1, y1, x2, y2), label in zip(ground_truths[image], labels[image], strict=True):
             pixels[image, label, y1:y2, x1:x2] += 130
-    # Some are near a truth, the others anywhere.
-    near = np.repeat(truths, 5, axis=1) + rng.integers(-3, 4, (2, 5 * TRUTHS, 4))
-    ends = np.sort(rng.integers(0, SIDE - 6, (2, PROPOSALS - 5 * TRUTHS, 2, 2)), axis=2)
+    # Some proposals are near a ground truth, the others anywhere.
+    near = np.repeat(ground_truths, 5, axis=1) + rng.integers(-3, 4, (2, 5 * GROUND_TRUTHS, 4))
+    ends = np.sort(rng.integers(0, SIDE - 6, (2, PROPOSALS - 5 * GROUND_TRUTHS, 2, 2)), axis=2)
     anywhere = np.concatenate([ends[:, :, 0], ends[:, :, 1] + 6], axis=-1)
     proposals = np.concatenate([near, anywhere], axis=1).clip(0, SIDE)
-    all_of_them = torch.ones(2, PROPOSALS, dtype=torch.bool)
+    valid = torch.ones(2, PROPOSALS, dtype=torch.bool)
     return Batch(
         images=Images(torch.from_numpy(pixels), torch.full((2, 2), SIDE)),
         targets=Targets(
-            torch.from_numpy(truths).float(),
+            torch.from_numpy(ground_truths).float(),
             torch.from_numpy(labels),
-            torch.ones(2, TRUTHS, dtype=torch.bool),
-            torch.zeros(2, TRUTHS, dtype=torch.bool),
+            torch.ones(2, GROUND_TRUTHS, dtype=torch.bool),
+            torch.zeros(2, GROUND_TRUTHS, dtype=torch.bool),
         ),
         ids=torch.tensor([2 * number, 2 * number + 1]),
         scales=torch.ones(2, 2),
-        proposals=Proposals(torch.from_numpy(proposals).float(), all_of_them.float(), all_of_them),
+        proposals=Proposals(torch.from_numpy(proposals).float(), valid.float(), valid),
     )
 
 

@@ -76,7 +76,7 @@ def test_an_optimizer_is_torchs_of_its_name(name):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     optimizer = make_optimizer(model, replace(OPTIONS, optimizer=name, momentum=0.7))
     assert type(optimizer) is kind
-    # How a step is computed (`fused`) is not what it computes.
+    # `fused` changes how a step is computed, not its result.
     chosen = {"lr", "params", "weight_decay", "fused", *values}
     default = {key: value for key, value in kind([nn.Parameter(torch.zeros(()))]).defaults.items() if key not in chosen}
     for group in optimizer.param_groups:
@@ -88,12 +88,12 @@ def test_an_optimizer_is_torchs_of_its_name(name):
 @pytest.mark.parametrize("name", KINDS)
 def test_one_step_lowers_a_loss(name):
     layer = nn.Linear(3, 1)
-    goal = torch.tensor([[1.0, -2.0, 3.0]])
+    values = torch.tensor([[1.0, -2.0, 3.0]])
     optimizer = make_optimizer(layer, replace(OPTIONS, optimizer=name, learning_rate=1e-3))
-    before = (layer(goal) - 5).square().sum()
+    before = (layer(values) - 5).square().sum()
     before.backward()
     optimizer.step()
-    assert (layer(goal) - 5).square().sum() < before
+    assert (layer(values) - 5).square().sum() < before
 
 
 def test_nesterovs_momentum_is_torchs():

@@ -68,7 +68,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def whole(rcnn, tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
-    """The folder of an undisturbed run, and what was in the files of its stages."""
+    """The folder of an undisturbed run, and the arrays in the files of its stages."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     kept: dict[str, np.ndarray] = {}
 
@@ -115,8 +115,8 @@ def test_the_stages_are_scikit_learns(whole, rcnn):
     np.testing.assert_allclose(bias, ridge.coef_[:, -1] + y.mean(axis=0), atol=1e-5)
 
     positives = np.concatenate([kept[f"{image} positives"] for image in images])
-    truths = np.concatenate([kept[f"{image} labels"] for image in images])
-    assert np.bincount(truths, minlength=model.num_classes).sum() == len(positives)
+    labels_of_positives = np.concatenate([kept[f"{image} labels"] for image in images])
+    assert np.bincount(labels_of_positives, minlength=model.num_classes).sum() == len(positives)
     np.testing.assert_array_equal(kept["svms weights"], model.region_head.predictor.svms.weight.numpy())
 
 

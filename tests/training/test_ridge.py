@@ -50,11 +50,11 @@ def test_is_scikit_learns_ridge_on_whitened_targets(count, channels, penalty):
 @pytest.mark.parametrize(("count", "channels"), [(13, 5), (5, 13), (9, 9)])
 def test_primal_and_dual_agree_whatever_the_pieces(count, channels, piece, monkeypatch):
     features, deltas = samples(count, channels)
-    goals = deltas.astype(np.float64)
-    expected = ridge._primal(features, 2.0, goals, 10.0)
+    targets = deltas.astype(np.float64)
+    expected = ridge._primal(features, 2.0, targets, 10.0)
     monkeypatch.setattr(ridge, "CHUNK", piece)
     for solve in (ridge._primal, ridge._dual):
-        np.testing.assert_allclose(solve(features, 2.0, goals, 10.0), expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(solve(features, 2.0, targets, 10.0), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("count", "channels", "form"), [(9, 8, "_primal"), (8, 8, "_dual"), (7, 8, "_dual")])
@@ -123,30 +123,30 @@ def test_equal_inputs_give_equal_bits_and_are_left_alone():
     np.testing.assert_array_equal(deltas, copies[1])
 
 
-def test_boxes_come_closer_to_their_truths():
-    """Features that tell where in its region an object lies, and regions of many places and sizes."""
+def test_boxes_come_closer_to_their_ground_truths():
+    """The features hold the deltas of the object in its region; regions are of many positions and sizes."""
     coder = BoxCoder()
-    truths = torch.rand(200, 2) * 100
-    truths = torch.cat([truths, truths + 20 + 60 * torch.rand(200, 2)], dim=1)
-    sides = (truths[:, 2:] - truths[:, :2]).repeat(1, 2)
-    boxes = truths + (torch.rand(200, 4) - 0.5) * 0.3 * sides
-    deltas = coder.encode(truths, boxes)
+    ground_truths = torch.rand(200, 2) * 100
+    ground_truths = torch.cat([ground_truths, ground_truths + 20 + 60 * torch.rand(200, 2)], dim=1)
+    sides = (ground_truths[:, 2:] - ground_truths[:, :2]).repeat(1, 2)
+    boxes = ground_truths + (torch.rand(200, 4) - 0.5) * 0.3 * sides
+    deltas = coder.encode(ground_truths, boxes)
     features = torch.cat([deltas.clamp(min=0), (-deltas).clamp(min=0)], dim=1).numpy()
     regressors = fit_regressors([(features[:150], deltas[:150].numpy())], 20 / 0.2, OPTIONS)
     moved = coder.decode(torch.from_numpy(regressors.deltas(features[150:])[:, 0]), boxes[150:])
-    before, after = (boxes[150:] - truths[150:]).abs().mean(), (moved - truths[150:]).abs().mean()
+    before, after = (boxes[150:] - ground_truths[150:]).abs().mean(), (moved - ground_truths[150:]).abs().mean()
     assert after < before / 4
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_regression_samples_by_hand(kind):
-    # Below the threshold, on it, above it, a draw that the first truth wins, a truth itself.
+    # Below the threshold, on it, above it, a tie that the first ground truth wins, a ground truth itself.
     iou = np.array([[0.5, 0.1], [0.2, 0.75], [0.7, 0.8], [0.8, 0.8], [0.0, 1.0]], kind)
-    rows, truths = regression_samples(iou, 0.75)
-    assert rows.tolist() == [2, 3, 4] and truths.tolist() == [1, 0, 1]
+    rows, ground_truths = regression_samples(iou, 0.75)
+    assert rows.tolist() == [2, 3, 4] and ground_truths.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 2), (3, 0), (3, 2)])
 def test_regression_samples_where_there_are_none(shape):
-    rows, truths = regression_samples(np.zeros(shape, np.float32), 0.6)
-    assert rows.shape == truths.shape == (0,) and rows.dtype == truths.dtype == np.int64
+    rows, ground_truths = regression_samples(np.zeros(shape, np.float32), 0.6)
+    assert rows.shape == ground_truths.shape == (0,) and rows.dtype == ground_truths.dtype == np.int64

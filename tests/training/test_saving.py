@@ -1,4 +1,4 @@
-"""A run that ends anywhere goes on at the very next batch, and ends with the bits of one that was not disturbed."""
+"""An interrupted run continues at the very next batch, and ends bit for bit like an uninterrupted one."""
 
 import csv
 import random
@@ -31,7 +31,7 @@ def run(config: Config, out: Path, resume: bool = False) -> Path:
 
 
 def checkpoints(out: Path) -> dict[str, object]:
-    """All that the checkpoints hold, but for what a run may change when it goes on."""
+    """Return the checkpoints' contents without the options that may change when a run continues."""
     contents = {str(path.relative_to(out)): torch.load(path, weights_only=True) for path in sorted(out.rglob("*.ckpt"))}
     for content in contents.values():
         content["detect"]["config"]["data"].pop("workers")
@@ -45,11 +45,11 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 def assert_equal_values(one: object, other: object, place: str = "") -> None:
-    """Whatever is in a checkpoint, to the last bit."""
+    """Compare the contents of two checkpoints bit for bit."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), place
         for key in one:
-            # The path of the folder; and what Lightning counts, from which the place was taken.
+            # The path of the folder, and Lightning's counters, which `set_position` replaces.
             if key not in ("dirpath", "best_model_path", "best_k_models", "kth_best_model_path", "loops"):
                 assert_equal_values(one[key], other[key], f"{place}/{key}")
     elif isinstance(one, list | tuple):
@@ -88,19 +88,19 @@ def longer(changed):
 
 @pytest.fixture(scope="module")
 def whole(longer, tmp_path_factory) -> Path:
-    """The folder of a run that was not disturbed."""
+    """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     run(longer(), out)
     return out
 
 
-def before(patch: pytest.MonkeyPatch, name: str, count: int, what: Callable[[], None]) -> None:
-    """Does `what` before the call of that number, from 0, of a method of the module."""
+def before(patch: pytest.MonkeyPatch, name: str, count: int, action: Callable[[], None]) -> None:
+    """Call `action` before call number `count`, from 0, of a method of the module."""
     calls, function = iter(range(10**6)), getattr(DetectorModule, name)
 
     def counted(self, *args):
         if next(calls) == count:
-            what()
+            action()
         return function(self, *args)
 
     patch.setattr(DetectorModule, name, counted)
@@ -169,7 +169,7 @@ def test_a_run_that_lost_patience_stays_at_its_end(longer, tmp_path):
 
 
 def test_nothing_draws_from_the_numbers_of_python_and_numpy(longer, tmp_path):
-    """These are in no checkpoint."""
+    """Their states are in no checkpoint."""
     config = longer(epochs=1)
     run(config, tmp_path / "one")  # seeds them
     before = random.getstate(), np.random.get_state()[1].tolist()
@@ -181,7 +181,7 @@ def test_nothing_draws_from_the_numbers_of_python_and_numpy(longer, tmp_path):
 
 
 def test_in_slurm_lightning_leaves_requeueing_alone(longer, tmp_path, monkeypatch):
-    """It would save amid a step into the working directory, and begin the next run there with that."""
+    """Lightning would save into the working directory in the middle of a step, and start the next run there from it."""
     for name, value in {"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_ID": "7"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURM_JOB_NAME", "train")

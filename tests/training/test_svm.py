@@ -96,12 +96,12 @@ def test_the_thresholds_decide_what_is_held():
     column = lambda *values: np.array([values], np.float32).T  # noqa: E731
     everything = lambda count: np.ones((count, 1), bool)  # noqa: E731
 
-    # Whatever its score will be, each negative of the first image enters, trains, and goes when it is easy.
+    # Every negative of the first image enters, trains the SVM, and is dropped when it is easy.
     trainer.add(column(-1, -1, -1, -1.1, -1.3, -50), np.array([[True]] * 5 + [[False]]))
     np.testing.assert_allclose(trainer.state()["weights"], [[1.0]], atol=1e-3)
     np.testing.assert_allclose(trainer.state()["features"], column(-1, -1, -1, -1.1))
 
-    # Only what is above the margin enters, and of that only negatives. Four are not more than four: no training.
+    # From now on only negatives above the margin enter. Four new ones do not exceed four: no training.
     before = trainer.state()["weights"]
     trainer.add(column(-1.1, -0.9, -1.01, 0.5, 5), np.array([[True]] * 4 + [[False]]))
     np.testing.assert_allclose(trainer.state()["features"], column(-1, -1, -1, -1.1, -0.9, 0.5))
@@ -276,7 +276,7 @@ def test_an_svm_that_does_not_converge_is_used_and_named(positives, images, monk
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_negatives_by_hand(kind):
-    # Two truths of class 0 and one of class 2; no truth of class 1.
+    # Two ground truths of class 0, none of class 1, one of class 2.
     iou = np.array([[0.1, 0.29, 0.5], [0.3, 0.0, 0.0], [0.0, 0.9, 0.299]], kind)
     expected = [[True, True, False], [False, True, True], [False, True, True]]
     np.testing.assert_array_equal(negatives(iou, np.array([0, 0, 2]), 3, 0.3), expected)
