@@ -208,7 +208,7 @@ def test_a_score_threshold_of_zero_is_not_ignored(run, shapes, tmp_path, capsys)
 def test_mistakes_in_predicting(run, shapes, tmp_path, capsys):
     ckpt, image = run / "checkpoints" / "best.ckpt", images(shapes)[0]
     for words, message in (
-        ([image, "--shard", "1/2"], "--shard: all shards write to the same folder; name it with --out"),
+        ([image, "--shard", "1/2"], "--shard: all shards write to the same folder; give it with --out"),
         ([image, "--shard", "half", "--out", tmp_path / "a"], "--shard: 'half'; give i/n"),
         ([image, "--tta-scales", "0", "--out", tmp_path / "a"], "scales: [0.0]; give factors"),
         ([image, "--batch-size", "0", "--out", tmp_path / "a"], "batch_size: 0; give a whole number of 1 or more"),

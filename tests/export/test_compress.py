@@ -122,7 +122,7 @@ def test_half_precision_and_timing(name, checkpoints):
 def test_what_cannot_be_compressed(checkpoints):
     whole = checkpoints["faster_rcnn"]
     rcnn = replace(whole, config=replace(whole.config, model=RCNNOptions()))
-    with pytest.raises(UserError, match="compress a fast_rcnn or faster_rcnn"):
+    with pytest.raises(UserError, match="rcnn: only the box heads of fast_rcnn and faster_rcnn can be compressed"):
         compress(rcnn, (4,))
     with pytest.raises(UserError, match=r"^model\.svd: compressed already to ranks 8, 4; compress the original"):
         compress(compress(whole, (8, 4)), (4, 4))
