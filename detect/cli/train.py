@@ -164,7 +164,7 @@ def _print_notes(config: Experiment) -> None:
 
 def _new_run_folder(config: Path) -> Path:
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise UserError("--out: several processes need the same folder; name it with --out DIR")
+        raise UserError("--out: several processes need the same folder; give it with --out DIR")
     if not is_first_process():
         return Path(os.environ["DETECT_RUN"])
     folder = unused_folder(Path("runs") / "_".join(config.with_suffix("").parts[-2:]))
