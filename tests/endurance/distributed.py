@@ -29,12 +29,11 @@ import numpy as np
 import torch
 import yaml
 
-from detect.checkpoint import load_checkpoint, model_card
+from detect.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from detect.config import Config, load_experiment
 from detect.data.datamodule import DetectionData
 from detect.models import Detector, build_detector
 from detect.prediction.evaluate import evaluate
-from detect.training.checkpoints import save_detector
 
 IMAGES, HEIGHT, WIDTH = 9, 64, 96
 STEPS = 60
@@ -48,15 +47,15 @@ MODEL: dict[str, Any] = {
         "anchor_sizes": [8, 16, 32, 48, 64],
         "training": {"pre_nms_top_k": 20, "post_nms_top_k": 20},
         "testing": {"pre_nms_top_k": 40, "post_nms_top_k": 20},
-        "nms_iou": 1.0,
+        "nms_threshold": 1.0,
         "positive_iou": 0.5,
         "negative_iou": 0.5,
-        "samples": 10**6,
+        "batch_size_per_image": 10**6,
         "positive_fraction": 1.0,
     },
-    "head": {"layers": 1, "channels": 32},
-    "boxes": {"samples": 10**6, "positive_fraction": 1.0},
-    "detections": {"score": 0.01, "detections": 20},
+    "box_head": {"layers": 1, "channels": 32},
+    "region_head": {"batch_size_per_image": 10**6, "positive_fraction": 1.0},
+    "postprocess": {"score_threshold": 0.01, "max_detections": 20},
 }
 DATA = {"short_side": [HEIGHT], "long_side": WIDTH, "canvases": 1, "workers": 0, "batch_size": 1, "val": "val4"}
 TRAINING = {"epochs": 2, "warmup_steps": 0, "learning_rate": 0.01, "accelerator": "cpu"}
@@ -141,7 +140,7 @@ def evaluation(folder: Path, config: Path, worlds: Sequence[int]) -> Iterator[st
     experiment = load_experiment(config, [])
     assert isinstance(experiment, Config)
     network = trained_detector(experiment)
-    save_detector(network, model_card(experiment, ("blue", "green"), (1, 2)), folder / "a.ckpt")
+    save_checkpoint(Checkpoint(network, experiment, ("blue", "green"), (1, 2)), folder / "a.ckpt")
     results = {}
     for world in worlds:
         finished(launch(world, __file__, "--worker", folder))

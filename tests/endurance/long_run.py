@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from detect.backbones import LeNetOptions
-from detect.checkpoint import model_card
+from detect.checkpoint import Checkpoint, save_checkpoint
 from detect.config import Config
 from detect.data.options import DataOptions
 from detect.models import (
@@ -39,7 +39,6 @@ from detect.models import (
     RPNOptions,
     build_detector,
 )
-from detect.training.checkpoints import save_detector
 
 SIZE, DIFFERENT, DETECTIONS = 32, 200, 5
 PREDICTING, EVALUATING, METRICS = 50, 1500, 5000
@@ -82,13 +81,14 @@ def make_checkpoint(path: Path, data: Path) -> Path:
     counts = ProposalCounts(40, 20)
     options = FasterRCNNOptions(
         backbone=LeNetOptions(),
+        neck=None,
         rpn=RPNOptions(anchor_sizes=(12,), anchor_ratios=(1.0,), training=counts, testing=counts),
         region_head=RegionHeadOptions(batch_size_per_image=16),
         postprocess=PostprocessOptions(score_threshold=0.0, max_detections=DETECTIONS),
     )
     size = {"short_side": (SIZE,), "long_side": SIZE, "canvases": 1}
     config = Config(options, DataOptions(root=data, train="val", eval_batch_size=16, workers=0, **size))
-    save_detector(build_detector(options, 1), model_card(config, CLASSES, (1,)), path)
+    save_checkpoint(Checkpoint(build_detector(options, 1), config, CLASSES, (1,)), path)
     return path
 
 
