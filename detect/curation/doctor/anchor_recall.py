@@ -15,12 +15,13 @@ from itertools import product
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from detect.curation.objects import AREAS
 from detect.data.canvases import assign_canvases, plan_canvases
 from detect.data.dataset import Record
 from detect.data.transforms import Resize
 
 THRESHOLDS = (0.5, 0.7)
-SIZES = {"small, up to 32²": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large, from 96²": (96.0**2, np.inf)}
+SIZES = dict(zip(("small, up to 32²", "medium", "large, from 96²"), AREAS.values(), strict=True))
 """COCO's size ranges, by the area of the box in pixels of the file."""
 SHAPES = {
     "wider than 3 : 1": (0.0, 1 / 3),
