@@ -294,13 +294,13 @@ def test_the_root_itself_may_be_a_link_and_links_within_it_are_followed(tmp_path
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS][:4])
-@pytest.mark.parametrize("name", ["../outside/a.png", "x/../../outside/a.png", "/outside/a.png", "\0", "ok/../a.png"])
+@pytest.mark.parametrize("name", ["../outside/secret.png", "x/../../outside/secret.png", "/outside/secret.png", "\0"])
 def test_names_that_lead_out_are_not_followed(tmp_path, outside, layout, name):
     if layout == "yolo":
         pytest.skip("lists no images")
-    Image.new("RGB", (20, 20)).save(outside / "a.png")
+    Image.new("RGB", (20, 20)).save(outside / "secret.png")
     root = make(tmp_path / "root", layout)
-    name = str(outside / "a.png") if name.startswith("/") else name
+    name = str(outside / "secret.png") if name.startswith("/") else name
     for file in ("annotations/instances_train.json", "ImageSets/Main/train.txt", "lists/train.txt"):
         if (root / file).exists():
             text = (root / file).read_text()

@@ -226,7 +226,7 @@ def _classes(datasets: Sequence[Dataset], to: Format, result: Conversion) -> tup
     if to == "yolo":
         after = {name: label for label, name in enumerate(classes)}
         for name in classes:
-            if not _is_utf8(name):
+            if not name or not _is_utf8(name):
                 raise _class_refused(name, to, datasets[0])
     if to == "voc":
         used = {label for dataset in datasets for record in dataset.records for label in record.labels.tolist()}

@@ -55,6 +55,8 @@ RULES: dict[str, Rule] = {
     "outside-image": Rule("repaired", "a box entirely outside its image is left out, the image is kept"),
     "clipped": Rule("repaired", "a box that exceeds its image is clipped at the edge"),
     "size-mismatch": Rule("repaired", "the size in the file differs from the image's size, which is used"),
+    "foreign-name": Rule("repaired", "a file name as another system writes it stands for the only image that it fits"),
+    "absent-split": Rule("repaired", "a split whose images are not there is left out"),
     "missing-label": Rule(
         "repaired",
         "an image without a label file, which is expected in `labels` for an image in `images`, counts as empty",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -35,8 +36,8 @@ def sample_images(config: Config, split: str | None, classes: Sequence[str]) -> 
     if name is None:
         raise UserError("--split: the config has no test or val split; give the split to compare on")
     data = config.data
-    lenient = {"skip_unreadable": data.skip_unreadable, "follow_links": data.follow_links}
-    records = read(data.root, name, classes=classes, **lenient).records
+    options: dict[str, Any] = {"skip_unreadable": data.skip_unreadable, "follow_links": data.follow_links}
+    records = read(data.root, name, classes=classes, **options).records
     if not records:
         raise UserError(f"{config.data.root}: the split {name} has no images; give another one")
     indices = np.linspace(0, len(records) - 1, min(MAX_IMAGES, len(records))).round().astype(int)

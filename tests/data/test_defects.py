@@ -115,9 +115,9 @@ def test_a_size_that_is_not_given_is_no_defect(save):
         ("broken-file", [[7, None]], None, r"annotations\[0\] is \[7, null\], not an object"),
         ("duplicate-image", [], [{"id": 1, "file_name": "a.png"}] * 2, "image a.png"),
         ("duplicate-image", [], [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "./a.png"}], "images 1 and 2"),
-        ("path-outside-root", [], [{"id": 1, "file_name": "../a.png"}], r"image 1 is \.\./a\.png"),
-        ("path-outside-root", [], [{"id": 1, "file_name": "/etc/passwd"}], "image 1 is /etc/passwd"),
-        ("path-outside-root", [], [{"id": 1, "file_name": "a\0.png"}], r"image 1 is a\?\.png"),
+        ("path-outside-root", [], [{"id": 1, "file_name": "../b.png"}], r"it names the image \.\./b\.png"),
+        ("path-outside-root", [], [{"id": 1, "file_name": "/etc/passwd"}], "it names the image /etc/passwd"),
+        ("path-outside-root", [], [{"id": 1, "file_name": "a\0.png"}], r"it names the image a\?\.png"),
         ("missing-image", [], [{"id": 1, "file_name": "b.png"}], r"b\.png: there is no such file"),
     ],
 )

@@ -27,8 +27,10 @@ from detect.curation.doctor.unused_files import Folder, orphaned_annotations, sc
 from detect.data.annotations import Annotations, repair
 from detect.data.dataset import Defect
 from detect.data.defects import DefectLog, as_json
-from detect.data.formats import FORMATS
+from detect.data.formats import FORMATS, coco, yolo
+from detect.data.read import Source, open_data
 from detect.data.transforms import Resize
+from detect.data.tree import Tree
 from detect.errors import UserError, one_line, reason
 
 _BOX = re.compile(r": box \(([^()]*)\) in (.*), \d+ × \d+$")
@@ -39,6 +41,7 @@ class Survey:
     """Content of a data set."""
 
     root: Path
+    tree: Tree
     format: str
     folder: Folder
     parsed: dict[str, Annotations] = field(default_factory=dict)
@@ -100,9 +103,10 @@ def examine(
     findings = folder.findings
     if not folder.may_parse():
         return Report(root, "", {}, 0, sort(findings), perf_counter() - started)
-    format, names = _detect_format(root, findings)
+    source = _open(root, findings)
+    root, format, names = source.tree.root, source.format, source.splits
     chosen = _choose(root, splits, names)
-    survey = Survey(root, format, folder)
+    survey = Survey(root, source.tree, format, folder)
     for split in chosen:
         _parse(survey, split, findings)
     _inspect_images(survey, workers, progress)
@@ -129,17 +133,16 @@ class _FullLog(DefectLog):
         self.all.append(Defect(rule, path, detail))
 
 
-def _detect_format(root: Path, findings: list[Finding]) -> tuple[str, tuple[str, ...]]:
-    """Return the format and its splits. If the file that names them is broken, add a finding and return no splits."""
+def _open(root: Path, findings: list[Finding]) -> Source:
+    """Return the data set. If the file that names its splits is broken, add a finding and return no splits."""
+    tree = Tree(root)
     for name, module in FORMATS.items():
         try:
-            if splits := module.splits(root):
-                return name, splits
+            module.splits(tree)
         except UserError as error:
             findings.append(_as_finding(root, "", error))
-            return name, ()
-    wanted = ", ".join(module.LOOKED_FOR for module in FORMATS.values())
-    raise UserError(f"{root}: no data set of a known format: looked for {wanted}")
+            return Source(tree, name, ())
+    return open_data(root)
 
 
 def _choose(root: Path, splits: Sequence[str] | None, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -152,7 +155,7 @@ def _parse(survey: Survey, split: str, findings: list[Finding]) -> None:
     log = _FullLog(survey.root, split)
     before = len(findings)
     try:
-        survey.parsed[split] = FORMATS[survey.format].parse(survey.root, split, None, log)
+        survey.parsed[split] = FORMATS[survey.format].parse(survey.tree, split, None, log)
     except UserError as error:
         if not log.all:  # otherwise the last defect has stopped the reader
             findings.append(_as_finding(survey.root, split, error))
@@ -280,14 +283,13 @@ def _check_classes(survey: Survey, complete: bool) -> Iterator[Finding]:
 
 def _main_file(survey: Survey, split: str) -> Path:
     """Return the file that represents a split in a finding."""
-    if survey.format == "yolo":
-        return survey.root / "data.yaml"
-    annotations = survey.parsed[split]
     if survey.format == "coco":
-        official = survey.root / "annotations" / f"instances_{split}.json"
-        return annotations.sources[0] if annotations.sources else official
+        return coco.locate(survey.tree, split)
+    if survey.format == "yolo":
+        return yolo.description_file(survey.tree) or survey.root
     lists = sorted(survey.root.rglob(f"ImageSets/Main/{split}.txt"))
-    return lists[0] if lists else survey.root
+    sources = survey.parsed[split].sources
+    return lists[0] if lists else sources[0] if sources else survey.root
 
 
 def _count_boxes(survey: Survey) -> int:

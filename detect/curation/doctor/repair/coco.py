@@ -17,7 +17,7 @@ from detect.data.formats import coco
 def write_coco(plan: Plan, draft: Path) -> None:
     """Write the repaired annotation file of each split."""
     for split in plan.survey.parsed:
-        source = coco.locate(plan.survey.root, split)[0]
+        source = coco.locate(plan.survey.tree, split)
         document = json.loads(source.read_bytes())
         annotations = plan.survey.parsed[split]
         path_of = dict(zip(annotations.ids or [], annotations.paths, strict=True))

@@ -9,19 +9,19 @@ from pathlib import Path
 import yaml
 
 from detect.curation.doctor.repair.plan import Plan
-from detect.data.dataset import VALIDATION
-from detect.data.formats.yolo import load_yaml
-from detect.files.fence import Fence
+from detect.data.defects import DefectLog
+from detect.data.formats.yolo import describe, load_yaml
 
 
 def write_yolo(plan: Plan, draft: Path) -> None:
     """Write `data.yaml`, the label file of each remaining image, and a list for each split that needs one."""
-    root = plan.survey.root
-    document = load_yaml(root / "data.yaml", Fence(root))
-    document.pop("path", None)
-    for split in ("train", *VALIDATION, "test"):
-        if split not in plan.survey.parsed:
-            document.pop(split, None)
+    tree = plan.survey.tree
+    description = describe(tree, DefectLog(tree.root, ""))
+    is_yaml = description.file.suffix in (".yaml", ".yml")
+    document = load_yaml(description.file, tree.fence) if is_yaml else {}
+    for key in ("path", "nc", *description.splits):
+        document.pop(key, None)
+    document["names"] = description.names
     copied = {path for split in plan.survey.parsed for path in plan.kept(split)}
     for split, parsed in plan.survey.parsed.items():
         kept = plan.kept(split)
