@@ -25,6 +25,7 @@ from detect.cli import (
     train,
 )
 from detect.errors import UserError
+from detect.versions import versions
 
 COMMANDS = (train, evaluate, predict, export, import_weights, compress, report, compare, propose, model, data)
 
@@ -68,10 +69,8 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="versions of detect and its main packages")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import version
-
-        names = ("detect", "torch", "torchvision", "lightning", "pycocotools")
-        print(", ".join(f"{name} {version(name)}" for name in names))
+        packages = versions("torch", "torchvision", "lightning", "pycocotools")
+        print(*(f"{name} {version}" for name, version in packages.items()), sep=", ")
         parser.exit()
 
 
