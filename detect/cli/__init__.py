@@ -14,6 +14,7 @@ from typing import Any
 from detect.cli import (
     compare,
     compress,
+    configs,
     data,
     evaluate,
     export,
@@ -27,7 +28,7 @@ from detect.cli import (
 from detect.errors import UserError
 from detect.versions import versions
 
-COMMANDS = (train, evaluate, predict, export, import_weights, compress, report, compare, propose, model, data)
+COMMANDS = (train, evaluate, predict, export, import_weights, compress, report, compare, propose, model, configs, data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_mod
 
 from detect.backbones import BACKBONE_NAMES
 from detect.config.experiment import RECIPES, ClassificationConfig, Config, Experiment
+from detect.config.included import find_config, no_such_config
 from detect.config.renamed import find_renamed
 from detect.config.training_options import TrainingOptions
 from detect.errors import UserError
@@ -26,10 +27,15 @@ CLASSIFIER = "classifier"
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Return the experiment of a detector from a YAML file, with overrides `--data.root=DIR` or `--data.root DIR`.
+    """Return the experiment of a detector, with overrides `--data.root=DIR` or `--data.root DIR`.
+
+    Args:
+        path: a YAML file, or the name of a config of the package, such as `bccd/faster_rcnn`; None for the defaults.
+        overrides: options that replace those of the config.
 
     Raises:
-        UserError: the file or an override is not valid; the message names file, key and expected value.
+        UserError: there is no such config, or the file or an override is not valid; the message names file, key and
+            expected value.
     """
     experiment = load_experiment(path, overrides)
     if isinstance(experiment, ClassificationConfig):
@@ -39,7 +45,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
     """Return the experiment of a detector or, if `model.name` is `classifier`, of a classifier, like `load_config`."""
-    return config_from_dict({} if path is None else _read_yaml(path), str(path or "options"), overrides)
+    values = {} if path is None else _read_yaml(find_config(path))
+    return config_from_dict(values, str(path or "options"), overrides)
 
 
 def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -130,10 +137,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         if is_yaml_bomb(text, aliases=8):
             raise UserError(f"{path}: many YAML aliases or deep nesting; write the values out")
         values = yaml.load(text, _Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: {no_such_config(path)}") from None
     except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; give the path of a config, such as configs/bccd/faster_rcnn.yaml"
-        ) from None
+        raise UserError(f"{path}: {error.strerror}; give a config, such as bccd/faster_rcnn, or a YAML file") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
