@@ -34,7 +34,7 @@ class TimmOptions(BackboneOptions):
 
     name: Literal["timm"] = field(default="timm", kw_only=True)
     model: str
-    """timm's name of the network, without the tag of its weights."""
+    """The network's name in timm, without the tag of its weights."""
     train_stages: Literal[0, 1] = 1
     """1: train the whole network; 0: keep it as loaded."""
 

@@ -14,11 +14,12 @@ from typing import Any
 from detect.cli import (
     compare,
     compress,
-    configs,
     data,
     evaluate,
     export,
     import_weights,
+    list_configs,
+    list_options,
     model,
     predict,
     propose,
@@ -28,7 +29,21 @@ from detect.cli import (
 from detect.errors import UserError
 from detect.versions import versions
 
-COMMANDS = (train, evaluate, predict, export, import_weights, compress, report, compare, propose, model, configs, data)
+COMMANDS = (
+    train,
+    evaluate,
+    predict,
+    export,
+    import_weights,
+    compress,
+    report,
+    compare,
+    propose,
+    model,
+    list_configs,
+    list_options,
+    data,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, overrides = parser.parse_known_args(_join_options(words) if words[:1] == ["compare"] else words)
         if overrides and not options.takes_overrides:
-            parser.error(f"unrecognised: {' '.join(overrides)}")
+            parser.error(f"unrecognised: {' '.join(overrides)}{_meant(overrides[0])}")
         options.command = shlex.join(["detect", *words])
         return options.run(options, overrides) or 0
     except KeyboardInterrupt as interrupt:
@@ -61,6 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         command.add(subparsers)
     return parser
+
+
+def _meant(word: str) -> str:
+    """Return the end of the message about an unknown option: what it is called here, if that is known."""
+    from detect.config.other_names import answer_other_name
+
+    answer = answer_other_name(word.partition("=")[0])
+    return f"; {answer}" if answer else ""
 
 
 class _Version(argparse.Action):

@@ -24,7 +24,7 @@ OPTIONS_NOTE = """\
 Any option of the config can be overridden with --section.key VALUE:
   --data.root DIR  --data.short_side [600]  --data.batch_size 8  --training.epochs 24
   --training.precision auto  --model.backbone.weights IMAGENET1K_V1
-config.yaml in the folder of a run lists all of them."""
+`detect options` lists all of them."""
 RESUME_NOTE = " (to continue a run, give --resume)"
 
 

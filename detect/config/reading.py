@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_mod
 from detect.backbones import BACKBONE_NAMES
 from detect.config.experiment import RECIPES, ClassificationConfig, Config, Experiment
 from detect.config.included import find_config, no_such_config
+from detect.config.other_names import answer_other_name
 from detect.config.renamed import find_renamed
 from detect.config.training_options import TrainingOptions
 from detect.errors import UserError
@@ -59,7 +60,7 @@ def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[st
         raise _mistake(old, f"there is no such option; it is now {new}", source, given)
     try:
         model: Any = options_class(_model_name(values.get("model")))
-        sections = _adapter(model).validate_python(values)
+        sections = experiment_adapter(model).validate_python(values)
     except KeyError as error:
         mistake = f"choose {', '.join(map(repr, (*model_names(), CLASSIFIER)))}, not {error.args[0]!r}"
         raise _mistake("model.name", mistake, source, given) from None
@@ -93,12 +94,12 @@ def _model_name(model: Any) -> str:
 
 
 @cache
-def _adapter(model: Any) -> TypeAdapter:
+def experiment_adapter(model: Any) -> TypeAdapter:
     """Return pydantic's adapter for an experiment with this class of model options."""
     experiment = ClassificationConfig if model is ClassifierOptions else Config
     data = get_type_hints(experiment)["data"]
     schema = create_model(
-        experiment.__name__,
+        f"{model.__name__.removesuffix('Options')}Config",
         __config__=ConfigDict(extra="forbid"),
         model=(model, Field(default_factory=model)),
         data=(data, Field(default_factory=data)),
@@ -181,7 +182,7 @@ def _first_mistake(error: ValidationError) -> tuple[str, str]:
     option = ".".join(str(part) for part in mistake["loc"] if part not in (*BACKBONE_NAMES, *RECIPES))
     match mistake["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            return option, "there is no such option" + _similar(option)
+            return option, "there is no such option" + suggest(option)
         case "union_tag_not_found":
             return f"{option}.name", "the name is missing; give one"
         case "union_tag_invalid" if isinstance(mistake["input"], dict):
@@ -198,8 +199,10 @@ def _first_mistake(error: ValidationError) -> tuple[str, str]:
     return option, f"{wanted}, not {reprlib.repr(mistake['input'])}{more}"
 
 
-def _similar(option: str) -> str:
-    """Return a suggestion: an option of the same name elsewhere, else one with a similar name."""
+def suggest(option: str) -> str:
+    """Return the end of a message about an unknown option: what the name of another package is here, or near names."""
+    if answer := answer_other_name(option):
+        return f"; {answer}"
     name, keys = option.rpartition(".")[2], _all_keys()
     if option in keys:  # another model has it
         return ""
@@ -223,5 +226,5 @@ def _all_keys() -> list[str]:
                 yield from keys(schema, section, f"{prefix}{name}.")
 
     models: list[Any] = [options_class(name) for name in (*model_names(), CLASSIFIER)]
-    schemas = [_adapter(model).json_schema() for model in models]
+    schemas = [experiment_adapter(model).json_schema() for model in models]
     return list(dict.fromkeys(key for schema in schemas for key in keys(schema, schema, "")))
