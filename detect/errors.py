@@ -19,6 +19,11 @@ class UserError(Exception):
         return one_line(super().__str__().rpartition(_IN_TRACEBACK)[2].strip())
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs an optional package, by the name of its extra in pyproject.toml."""
+    return f"pip install 'rcnn-family[{extra}]'"
+
+
 def reason(error: BaseException, limit: int = 200) -> str:
     """Return the text of an exception in one line of at most `limit` characters, without repeated white space."""
     return " ".join(str(error).split())[:limit]

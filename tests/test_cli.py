@@ -368,8 +368,8 @@ def test_a_mistake_in_the_config_creates_no_folder(config, tmp_path, capsys):
 
 
 def test_a_missing_config(tmp_path, capsys):
-    assert "No such file" in mistake(capsys, "train", "-c", tmp_path / "no.yaml", "--out", tmp_path / "run")
-    assert mistake(capsys, "train").startswith("-c: name the experiment, for example -c configs/")
+    assert "no such file" in mistake(capsys, "train", "-c", tmp_path / "no.yaml", "--out", tmp_path / "run")
+    assert mistake(capsys, "train").startswith("-c: name the experiment, for example -c bccd/faster_rcnn")
 
 
 def test_a_used_folder(config, run, tmp_path, capsys):

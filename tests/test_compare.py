@@ -265,7 +265,9 @@ def test_mistakes_are_reported_before_any_work(shapes, configs, compared, tmp_pa
         return mistake(capsys, "compare", *words, "--out", out)
 
     assert wrong(root).startswith("compare: name the configs or checkpoints")
-    assert wrong(config, "gone.yaml", root).startswith("gone.yaml: No such file")
+    assert wrong(config, "gone.yaml", root).startswith(
+        "gone.yaml: no such file, and no config has this name; `detect configs` lists them"
+    )
     assert wrong(config, "gone.ckpt", root).startswith("gone.ckpt: No such file")
     assert "there is no split tset" in wrong(config, root, "--split=tset")
     assert "--split: the configs name none for evaluation" in wrong(config, root, "--data.val=null")

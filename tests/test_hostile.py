@@ -393,7 +393,7 @@ def test_names_of_files_and_classes_reach_no_terminal_raw(tmp_path, layout, capf
     for command in (
         ["data", "stats", path],
         ["data", "check", path],
-        ["train", "-c", "configs/bccd/faster_rcnn.yaml", f"--data.root={path}", "--out", out],
+        ["train", "-c", "bccd/faster_rcnn", f"--data.root={path}", "--out", out],
         ["propose", path, "--out", f"{out}.db"],
     ):
         main(command)

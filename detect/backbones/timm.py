@@ -24,17 +24,17 @@ from detect.backbones.backbone import (
     refuse_small_crops,
 )
 from detect.backbones.weights import FILES
-from detect.errors import UserError
+from detect.errors import UserError, install_command
 from detect.options import options
 
 
 @options
 class TimmOptions(BackboneOptions):
-    """A network by timm's name, such as `hrnet_w18`, `seresnet50` or `convnext_tiny`; needs `pip install timm`."""
+    """A network by timm's name, such as `hrnet_w18`, `seresnet50` or `convnext_tiny`; needs the extra `timm`."""
 
     name: Literal["timm"] = field(default="timm", kw_only=True)
     model: str
-    """timm's name of the network, without the tag of its weights."""
+    """The network's name in timm, without the tag of its weights."""
     train_stages: Literal[0, 1] = 1
     """1: train the whole network; 0: keep it as loaded."""
 
@@ -163,7 +163,7 @@ def _timm() -> ModuleType:
     try:
         import timm
     except ModuleNotFoundError:
-        raise UserError("backbone: the package timm is not installed; pip install timm") from None
+        raise UserError(f"backbone: the package timm is not installed: {install_command('timm')}") from None
     return timm
 
 

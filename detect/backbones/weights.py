@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from detect.errors import UserError
-from detect.files.tensors import load_torch
+from detect.files.tensors import NO_SAFETENSORS, load_torch
 
 FILES = (".pth", ".pt", ".safetensors", ".ckpt")
 NETWORK = "model.network."
@@ -85,7 +85,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             if path.suffix == ".ckpt":
                 state = _classifier_weights(state, path)
     except ModuleNotFoundError as error:
-        raise UserError(f"{path}: to read this format, pip install safetensors, or save the weights as .pth") from error
+        raise UserError(f"{path}: {NO_SAFETENSORS}, or save the weights as .pth") from error
     except UserError:
         raise
     except Exception as error:  # parsers of untrusted bytes raise anything

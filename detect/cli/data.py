@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "data",
         help="check, describe, convert, generate and download data sets",
-        epilog="example: detect data check data/bccd --config configs/bccd/faster_rcnn.yaml",
+        epilog="example: detect data check data/bccd --config bccd/faster_rcnn",
     )
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add_subcommand in (_add_check, _add_stats, _add_convert, _add_shapes, _add_download):
@@ -41,12 +41,15 @@ def _add_check(subcommands: Any) -> None:
         "check",
         _check,
         "find the defects of a data set: files, boxes, ids, duplicates, leakage, anchors",
-        "detect data check data/bccd --config configs/bccd/faster_rcnn.yaml --html check.html\n\n"
+        "detect data check data/bccd --config bccd/faster_rcnn --html check.html\n\n"
         "The exit code is 0 for a clean data set, 1 if there are errors or warnings.",
     )
     _add_source(parser)
     parser.add_argument(
-        "--config", type=Path, metavar="YAML", help="also check anchors, and boxes at the input size, of this config"
+        "--config",
+        type=Path,
+        metavar="CONFIG",
+        help="also check anchors, and boxes at the input size, of this config, by name or file",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from detect.config import Config
     from detect.data.datamodule import DetectionData
 
+CONFIG_HELP = "the experiment: a name that `detect configs` lists, or a YAML file"
+
 
 def add_command(commands: Any, name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
     """Add a command with its help text, which ends with an example, and the function that runs it."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detect.cli.evaluate import print_evaluation
-from detect.cli.shared import add_command, detection_data, print_once, silence_lightning
+from detect.cli.shared import CONFIG_HELP, add_command, detection_data, print_once, silence_lightning
 from detect.errors import UserError
 from detect.files.folders import refuse_used, unused_folder
 from detect.processes import is_first_process
@@ -24,7 +24,7 @@ OPTIONS_NOTE = """\
 Any option of the config can be overridden with --section.key VALUE:
   --data.root DIR  --data.short_side [600]  --data.batch_size 8  --training.epochs 24
   --training.precision auto  --model.backbone.weights IMAGENET1K_V1
-config.yaml in the folder of a run lists all of them."""
+`detect options` lists all of them."""
 RESUME_NOTE = " (to continue a run, give --resume)"
 
 
@@ -38,9 +38,9 @@ def add(commands: Any) -> None:
         "train",
         _train,
         "train a detector or a classifier, then evaluate its best checkpoint",
-        "detect train -c configs/bccd/faster_rcnn.yaml --data.root data/bccd\n\n" + OPTIONS_NOTE,
+        "detect train -c bccd/faster_rcnn --data.root data/bccd\n\n" + OPTIONS_NOTE,
     )
-    train.add_argument("-c", "--config", type=Path, help="the experiment, a YAML file; see configs/")
+    train.add_argument("-c", "--config", type=Path, help=CONFIG_HELP)
     train.add_argument("--out", type=Path, help="the folder of the run (default: a new one under runs/)")
     resume = "continue the run in --out, or start it with -c if there is none"
     train.add_argument("--resume", action="store_true", help=resume)
@@ -82,7 +82,7 @@ def _config_and_folder(options: argparse.Namespace, overrides: Sequence[str]) ->
             refuse_used(out, RESUME_NOTE)
         return load_experiment(options.config or out / "config.yaml", overrides), out
     if options.config is None:
-        raise UserError("-c: name the experiment, for example -c configs/bccd/faster_rcnn.yaml")
+        raise UserError("-c: name the experiment, for example -c bccd/faster_rcnn")
     config = load_experiment(options.config, overrides)
     out = options.out or _new_run_folder(options.config)
     if is_first_process():

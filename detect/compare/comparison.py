@@ -11,13 +11,12 @@ import gc
 import platform
 from collections.abc import Sequence
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from detect.checkpoint import VERSIONS, load_checkpoint
+from detect.checkpoint import PACKAGES, load_checkpoint
 from detect.compare.checks import check_entry, common_split, open_comparison
 from detect.compare.entries import Entry, read_entries
 from detect.curation.propose import propose
@@ -32,6 +31,7 @@ from detect.proposals.store import ProposalStore
 from detect.report.comparison import Row, draw_comparison, print_comparison, write_comparison
 from detect.training import clock
 from detect.training.fit import fit
+from detect.versions import versions
 
 
 def compare(
@@ -97,7 +97,7 @@ def _setting(dataset: Dataset, timed: int, command: str) -> dict[str, Any]:
         "memory": "peak memory that torch allocated on the device"
         if cuda
         else "resident memory of a process that loading and detecting add, at the peak of detecting",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+        "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
         "command": command,
     }
 

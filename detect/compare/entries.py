@@ -69,7 +69,7 @@ class Entry:
 def read_entries(sources: Sequence[Path], out: Path, overrides: Sequence[str]) -> list[Entry]:
     """Read configs and checkpoints. Raise `UserError` if they do not use the same data."""
     if not sources:
-        raise UserError("compare: name the configs or checkpoints, for example configs/bccd/faster_rcnn.yaml")
+        raise UserError("compare: name the configs or checkpoints, for example bccd/faster_rcnn bccd/fast_rcnn")
     checkpoint_overrides = tuple(word for word in overrides if not word.startswith("--training."))
     if all(source.suffix == ".ckpt" for source in sources) and len(checkpoint_overrides) < len(overrides):
         raise UserError("--training: checkpoints are already trained; give only options of data and model")

@@ -42,7 +42,14 @@ class Config:
 
 @options
 class ClassificationConfig:
-    """Input of `detect train` for a classifier, saved in its checkpoints."""
+    """Input of `detect train` for a classifier, saved in its checkpoints.
+
+    Args:
+        model: network and loss.
+        data: images and their classes.
+        training: optimisation.
+        deviations: differences to the paper that the experiment reproduces; printed before training.
+    """
 
     model: ClassifierOptions = field(default_factory=ClassifierOptions)
     data: ClassificationDataOptions = field(default_factory=ClassificationDataOptions)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from detect.data.dataset import Dataset
-from detect.errors import UserError
+from detect.errors import UserError, install_command
 from detect.structures import Detections, to_file_pixels
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -242,5 +242,5 @@ def _hotcoco(ground_truth: dict[str, Any], detections: dict[str, Any]) -> Any:
     try:
         from hotcoco import COCO, COCOeval
     except ImportError as error:
-        raise UserError("the fast COCO engine is not installed: pip install 'detect[all]'") from error
+        raise UserError(f"the fast COCO engine is not installed: {install_command('hotcoco')}") from error
     return COCOeval(COCO(ground_truth), COCO(detections), "bbox")

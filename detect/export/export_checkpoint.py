@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 
 from detect.checkpoint import Checkpoint, load_checkpoint, model_card, save_safetensors
 from detect.data.transforms import Resize
-from detect.errors import UserError
+from detect.errors import UserError, install_command
 from detect.export.equality import Equality, check_equality
 from detect.export.exportable import Exportable
 from detect.export.sample_images import Image
@@ -83,7 +83,7 @@ def check_exportable(checkpoint: Checkpoint, format: Format, out: Path) -> None:
         return
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if format == "onnx" and missing:
-        raise UserError(f"--format onnx: {', '.join(missing)} not installed: pip install 'detect[onnx]'")
+        raise UserError(f"--format onnx: {', '.join(missing)} not installed: {install_command('onnx')}")
     if checkpoint.model.proposals == "given":
         raise UserError(
             f"--format {format}: {checkpoint.config.model.name} needs proposals of selective search, which cannot be "

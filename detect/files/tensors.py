@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detect.errors import UserError
+from detect.errors import UserError, install_command
+
+NO_SAFETENSORS = f"safetensors is not installed: {install_command('safetensors')}"
+"""Mistake and remedy for a file of safetensors without its package."""
 
 
 def load_torch(path: Path) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detect.errors import UserError
-from detect.files.tensors import load_torch, refuse_repeated
+from detect.files.tensors import NO_SAFETENSORS, load_torch, refuse_repeated
 from detect.foreign_weights.pickles import read_pickle
 
 State = Mapping[str, Tensor]
@@ -41,7 +41,7 @@ def read_content(path: Path) -> Any:
             return load_file(path)
         return load_torch(path)
     except ModuleNotFoundError:
-        raise UserError(f"{path}: to read this format, pip install safetensors, or save the weights as .pth") from None
+        raise UserError(f"{path}: {NO_SAFETENSORS}, or save the weights as .pth") from None
     except UserError:
         raise
     except Exception as error:  # parsers raise any error for hostile bytes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detect.errors import UserError
+from detect.errors import UserError, install_command
 from detect.prediction.result import Result, class_labels
 from detect.prediction.sources import Frame, frames
 
@@ -158,7 +158,7 @@ def _open_session(path: Path) -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError:
-        raise UserError(f"{path}: ONNX Runtime is not installed: pip install 'detect[onnx]'") from None
+        raise UserError(f"{path}: ONNX Runtime is not installed: {install_command('onnx')}") from None
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 
 from detect.data.decode import decode
-from detect.errors import UserError
+from detect.errors import UserError, install_command
 from detect.report.drawing import draw_boxes, whole_pixels
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -242,7 +242,7 @@ def _import_extra(package: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise UserError(f"{package} is not installed: `pip install {package}`") from None
+        raise UserError(f"{package} is not installed: {install_command(package)}") from None
 
 
 def _check_writable(path: Path) -> None:

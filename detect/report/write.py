@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from detect.report.gallery import errors_by_image, gallery, largest_differences
 from detect.report.page import render_comparison, render_report
 from detect.report.proposals import IOU_THRESHOLDS
 from detect.report.saved import Evaluation
+from detect.versions import versions
 
-VERSIONS = ("detect", "torch", "torchvision", "lightning", "pycocotools", "numpy")
+PACKAGES = ("torch", "torchvision", "lightning", "pycocotools", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def _subject(dataset: Dataset, predictions: Sequence[Prediction], origin: Origin
         "split": dataset.split,
         "checkpoint": str(origin.checkpoint) if origin.checkpoint else None,
         "date": date.today().isoformat(),
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": versions(*PACKAGES),
         "command": origin.command,
     }
 

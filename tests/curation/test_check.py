@@ -154,7 +154,7 @@ def test_mistakes_of_the_user(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         run_check(tmp_path / "none")
     root = coco(tmp_path / "data")
-    with pytest.raises(UserError, match="configs/bccd"):
+    with pytest.raises(UserError, match=r"none\.yaml: no such file, and no config has this name"):
         run(root, config=tmp_path / "none.yaml")
     with pytest.raises(UserError, match="choose another path"):
         run(root, json_file=tmp_path / "none" / "f.json")

@@ -327,7 +327,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"onnxscript not installed: pip install 'detect\[onnx\]'"):
+    with pytest.raises(UserError, match=r"onnxscript not installed: pip install 'rcnn-family\[onnx\]'"):
         export_checkpoint(checkpoint(), tmp_path / "a.onnx", "onnx", [])
 
 

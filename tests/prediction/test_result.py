@@ -327,7 +327,7 @@ def test_a_package_that_is_missing(method, package, monkeypatch):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(module, "import_module", missing)
-    with pytest.raises(UserError, match=f"`pip install {package}`"):
+    with pytest.raises(UserError, match=rf"^{package} is not installed: pip install 'rcnn-family\[{package}\]'$"):
         getattr(made(), method)()
 
 
