@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from detect.errors import UserError
-from detect.files.tensors import load_torch
+from detect.files.tensors import find_state_dict, load_torch
 
 FILES = (".pth", ".pt", ".safetensors", ".ckpt")
 NETWORK = "model.network."
@@ -82,8 +82,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = load_torch(path)
-            if path.suffix == ".ckpt":
-                state = _classifier_weights(state, path)
+            state = _classifier_weights(state, path) if path.suffix == ".ckpt" else find_state_dict(state)
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: to read this format, pip install safetensors, or save the weights as .pth") from error
     except UserError:
