@@ -70,7 +70,8 @@ def _published(name: str, architecture: str, network: nn.Module) -> Path:
         raise UserError(f"weights: {name} are for batch norm; set norm to frozen or batch, or give a file")
     path = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
     if not path.is_file():
-        raise UserError(f"weights: {name} are not on this machine; download {entry.url} to {path}")
+        by_hand = f"download {entry.url} to {path}"
+        raise UserError(f"weights: {name} are not on this machine; run detect weights download {entry}, or {by_hand}")
     return path
 
 

@@ -23,10 +23,11 @@ from detect.cli import (
     propose,
     report,
     train,
+    weights,
 )
 from detect.errors import UserError
 
-COMMANDS = (train, evaluate, predict, export, import_weights, compress, report, compare, propose, model, data)
+COMMANDS = (train, evaluate, predict, export, import_weights, compress, report, compare, propose, model, data, weights)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,10 +9,10 @@ import zipfile
 
 import pytest
 
-from detect.curation import download as module
 from detect.curation.download import download
 from detect.curation.download_sources import SOURCES, Archive, Source
 from detect.errors import UserError
+from detect.files import download as module
 from detect.files.atomic import new_folder
 
 FILES = {
