@@ -25,7 +25,7 @@ ARCHITECTURES = (
 """torchvision's names of our backbones."""
 DETECTORS = (
     *("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"),
-    *("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn"),
+    *("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"),
 )
 """torchvision's detectors that can be converted."""
 MODEL_ZOO = "https://dl.fbaipublicfiles.com/detectron2"
