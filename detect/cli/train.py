@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,11 +185,16 @@ def _new_run_folder(config: Path) -> Path:
     return folder
 
 
+class _Print(logging.Handler):
+    """Prints log messages."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), flush=True)
+
+
 def _print_log() -> None:
-    """Print what is logged about weights and resuming."""
+    """Print what is logged about weights and resuming, in the first process."""
     log = logging.getLogger("detect")
     if is_first_process() and not log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+        log.addHandler(_Print())
         log.setLevel(logging.INFO)
