@@ -82,3 +82,19 @@ def _cell(value: str | int | float | None) -> str:
         return str(value)
     # Class names come from files, so rich's markup and terminal escape codes are escaped.
     return escape(one_line(value))
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of words as indented lines with aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first, *others = widths
+    return [
+        "  ".join(("", f"{row[0]:{first}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], others, strict=True))))
+        for row in rows
+    ]
+
+
+def shorten(names: Sequence[str], limit: int = 6) -> str:
+    """Return names in one line, at most `limit` of them and the number of the others."""
+    more = [f"… and {len(names) - limit} more"] if len(names) > limit else []
+    return ", ".join([*map(one_line, names[:limit]), *more])

@@ -449,6 +449,40 @@ def test_an_interrupt_names_the_command_that_resumes(config, tmp_path, capsys, m
     assert capsys.readouterr().err == "detect: interrupted\n"
 
 
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_detector_is_tuned_to_other_classes_evaluated_and_resumed(run, shapes, tmp_path, capsys):
+    data = shutil.copytree(shapes, tmp_path / "data")
+    for path in (data / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        for category, name in zip(content["categories"], ("Circle", "box", "triangle", "ring"), strict=True):
+            category["name"] = name
+        path.write_text(json.dumps(content))
+    last, out = run / "checkpoints" / "last.ckpt", tmp_path / "tuned"
+    words = ["train", "--weights", last, "--out", out, "--data.root", data, "--data.workers=0"]
+    assert main([*map(str, words)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{last} → faster_rcnn on resnet18-fpn" in printed
+    assert (
+        "3 classes taken by name: Circle, triangle, ring\n  1 classes new: box\n  1 classes left out: square" in printed
+    )
+    assert main([*map(str, [*words, "--resume", "--training.epochs", 2])]) == 0  # goes on, and reads no weights
+    printed = capsys.readouterr().out
+    assert "by name" not in printed and "last.ckpt goes on with training.epochs 2 (before: 1)" in printed
+    tuned = out / "checkpoints" / "best.ckpt"
+    assert main(["eval", "--ckpt", str(tuned), "--split", "test", "--out", str(tmp_path / "eval")]) == 0
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert list(metrics["per_class"]) == ["Circle", "box", "triangle", "ring"]
+    photo = data / "images" / "val" / "000001.jpg"
+    assert main(["predict", "--ckpt", str(tuned), str(photo), "--out", str(tmp_path / "predicted")]) == 0
+
+
+def test_the_network_of_weights_needs_weights(config, tmp_path, capsys):
+    error = mistake(capsys, "train", "-c", config, "--model", "from-weights", "--out", tmp_path / "run")
+    assert error == "--model from-weights: name the file with --weights FILE"
+
+
 # ---- distributed -----------------------------------------------------------------------------------------------------
 
 

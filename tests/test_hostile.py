@@ -38,6 +38,7 @@ from detect.data.read import image_files, read
 from detect.errors import UserError
 from detect.evaluation.coco_files import read_ground_truth
 from detect.files.fence import MAX_BYTES, Fence
+from detect.foreign_weights.any_file import read_weights
 from detect.foreign_weights.import_weights import import_weights
 from detect.models import build_detector
 from detect.prediction.sources import frames
@@ -475,7 +476,7 @@ def _backbone(path):
 
 
 def _resume(path):
-    from detect.training.fit import check_resumable
+    from detect.training.resume import check_resumable
 
     check_resumable(demo_config(Path("data")), ("a",), path)
 
@@ -487,6 +488,7 @@ ENTRIES = {
     "backbone": lambda path: _backbone(path.rename(path.with_suffix(".pth")) if path.suffix == ".pt2" else path),
     "import torchvision": lambda path: import_weights("torchvision", path, path.with_name("out.ckpt")),
     "import detectron2": lambda path: import_weights("detectron2", path, path.with_name("out.ckpt")),
+    "weights": read_weights,
     "proposals": lambda path: ProposalStore(path).close(),
 }
 COMMANDS = {

@@ -25,6 +25,7 @@ from detect.cli import (
     propose,
     report,
     train,
+    weights,
 )
 from detect.errors import UserError
 from detect.versions import versions
@@ -43,6 +44,7 @@ COMMANDS = (
     list_configs,
     list_options,
     data,
+    weights,
 )
 
 

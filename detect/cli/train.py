@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +40,10 @@ def add(commands: Any) -> None:
         "detect train -c bccd/faster_rcnn --data.root data/bccd\n\n" + OPTIONS_NOTE,
     )
     train.add_argument("-c", "--config", type=Path, help=CONFIG_HELP)
+    weights = "begin from a model: a checkpoint or .safetensors file of ours, or a file of torchvision or detectron2"
+    train.add_argument("--weights", type=Path, metavar="FILE", help=weights)
+    network = "take the network's options from --weights, as without -c, instead of the config"
+    train.add_argument("--model", choices=("from-weights",), help=network)
     train.add_argument("--out", type=Path, help="the folder of the run (default: a new one under runs/)")
     resume = "continue the run in --out, or start it with -c if there is none"
     train.add_argument("--resume", action="store_true", help=resume)
@@ -61,7 +64,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.config import Config
 
     config, out = _config_and_folder(options, overrides)
-    _print_loaded_weights()
+    _print_log()
     if isinstance(config, Config):
         _train_detector(config, out, options.command, options.resume)
     else:
@@ -70,24 +73,34 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _config_and_folder(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[Experiment, Path]:
     """Return the experiment and the folder of its run. Raise `UserError` if the folder cannot be used for it."""
-    from detect.config import load_experiment
-
+    if options.model and options.weights is None:
+        raise UserError("--model from-weights: name the file with --weights FILE")
     if options.resume:
         if options.out is None:
             raise UserError("--resume: name the folder of the run with --out DIR")
         out, started = options.out, (options.out / "config.yaml").exists()
-        if not started and options.config is None:
+        if not started and options.config is None and options.weights is None:
             raise UserError(f"--resume: {out} has no run; give -c to start one")
         if not started and is_first_process() and not (out / ".lock").exists():
             refuse_used(out, RESUME_NOTE)
-        return load_experiment(options.config or out / "config.yaml", overrides), out
-    if options.config is None:
+        return _load(options, overrides, out / "config.yaml" if started else None), out
+    if options.config is None and options.weights is None:
         raise UserError("-c: name the experiment, for example -c bccd/faster_rcnn")
-    config = load_experiment(options.config, overrides)
-    out = options.out or _new_run_folder(options.config)
+    config = _load(options, overrides)
+    out = options.out or _new_run_folder(options.config or options.weights)
     if is_first_process():
         refuse_used(out, RESUME_NOTE)
     return config, out
+
+
+def _load(options: argparse.Namespace, overrides: Sequence[str], begun: Path | None = None) -> Experiment:
+    """Return the experiment; `begun` is the config of a run that is resumed."""
+    from detect.config import load_experiment
+    from detect.training.from_weights import load_from_weights
+
+    if options.weights is None:
+        return load_experiment(options.config or begun, overrides)
+    return load_from_weights(options.config, options.weights, overrides, options.model is not None, begun)
 
 
 def _train_detector(config: Config, out: Path, command: str, resume: bool = False) -> dict[str, Any]:
@@ -172,11 +185,16 @@ def _new_run_folder(config: Path) -> Path:
     return folder
 
 
-def _print_loaded_weights() -> None:
-    """Print the log of `load_weights`: loaded and skipped weights."""
-    log = logging.getLogger("detect.backbones.weights")
+class _Print(logging.Handler):
+    """Prints log messages."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), flush=True)
+
+
+def _print_log() -> None:
+    """Print what is logged about weights and resuming, in the first process."""
+    log = logging.getLogger("detect")
     if is_first_process() and not log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+        log.addHandler(_Print())
         log.setLevel(logging.INFO)

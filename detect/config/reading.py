@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
@@ -44,10 +44,21 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     return experiment
 
 
-def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
-    """Return the experiment of a detector or, if `model.name` is `classifier`, of a classifier, like `load_config`."""
+def load_experiment(
+    path: Path | None, overrides: Sequence[str] = (), sections: Mapping[str, Any] | None = None
+) -> Experiment:
+    """Return the experiment of a detector or, if `model.name` is `classifier`, of a classifier, like `load_config`.
+
+    Args:
+        path: a YAML file; None for the default options.
+        overrides: options that replace those of the file.
+        sections: whole sections that replace those of the file before the overrides do.
+
+    Raises:
+        UserError: the file or an override is not valid.
+    """
     values = {} if path is None else _read_yaml(find_config(path))
-    return config_from_dict(values, str(path or "options"), overrides)
+    return config_from_dict({**values, **(sections or {})}, str(path or "options"), overrides)
 
 
 def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:

@@ -225,7 +225,7 @@ def test_a_run_is_not_resumed_with_a_detector_of_another_recipe(first, rcnn, con
     one, other = (rcnn, config) if first == "rcnn" else (config, rcnn)
     run(replace(one, training=replace(one.training, epochs=1)), tmp_path)
     before = (tmp_path / "config.yaml").read_text()
-    with pytest.raises(UserError, match=r"^--resume: .* has another network than the config; start a new run"):
+    with pytest.raises(UserError, match=r"^--resume: .* has another network than the config; to begin a new run"):
         run(other, tmp_path, resume=True)
     assert (tmp_path / "config.yaml").read_text() == before
 
