@@ -293,6 +293,17 @@ def test_safetensors_are_a_checkpoint(tmp_path):
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert load_checkpoint(out, ["--model.postprocess.score_threshold=0.6"]).model.postprocessing.score_threshold == 0.6
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    (tmp_path / "new").touch()
+    assert out.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_a_file_that_reads_back_differently_is_named_and_not_kept(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    monkeypatch.setattr(exporting.torch, "equal", lambda *_: False)
+    with pytest.raises(UserError) as caught:
+        export_checkpoint(checkpoint(), tmp_path / "a.safetensors", "safetensors", [])
+    assert str(caught.value).startswith(f"{tmp_path / 'a.safetensors'}: the weights read back from the file differ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_safetensors_of_other_programs_are_refused(tmp_path):
