@@ -102,7 +102,8 @@ def test_the_command_on_files(root, tmp_path, capsys):
 def test_the_command_compares(root, tmp_path, capsys):
     one, two = (evaluate(root, tmp_path / name, shift) for name, shift in (("one", 6), ("two", 1)))
     assert main(["report", "--compare", str(one), str(two), "--out", str(tmp_path / "out")]) == 0
-    assert "set test: one, two" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "set test: one, two" in page and '"score":0.75,' in page
     ground_truth = tmp_path / "truth.json"
     ground_truth.write_text(json.dumps(coco_ground_truth(read(root, "test"))))
     files = [str(folder / "predictions.json") for folder in (one, two)]
@@ -145,6 +146,7 @@ def test_the_data_of_a_report(root, tmp_path):
     subject = data["subject"]
     assert (subject["images"], subject["ground_truths"], subject["detections"], subject["split"]) == (6, 12, 12, "test")
     assert data["proposals"] is None and data["config"] == "a: 1"
+    assert data["thresholds"]["best"] == 0.75  # the score of all detections
     assert data["training"]["series"] == [
         {"name": "lr-SGD", "group": "learning rate", "points": [[9, 0.1]]},
         {"name": "loss", "group": "losses", "points": [[9, 2.5]]},
