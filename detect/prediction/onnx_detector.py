@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detect.errors import UserError
+from detect.errors import UserError, class_names
 from detect.prediction.result import Result, class_labels
 from detect.prediction.sources import Frame, frames
 
@@ -51,6 +51,9 @@ class OnnxDetector:
             valid = False
         if not valid or [item.name for item in self._session.get_inputs()] != ["images"]:
             raise UserError(f"{path}: not an ONNX file of detect export, which has the classes in its metadata")
+
+    def __repr__(self) -> str:
+        return f"OnnxDetector({str(self.path)!r}, score ≥ {self.score:g}, {class_names(self.classes)})"
 
     def predict(
         self,
@@ -134,8 +137,8 @@ def predict_dataset(detector: OnnxDetector, dataset: Dataset) -> Iterator[Predic
     from detect.evaluation.coco import Prediction  # it imports torch
 
     if dataset.classes != detector.classes:
-        names = ", ".join(detector.classes)
-        raise UserError(f"{dataset.root}: {detector.path} has other classes: {names}; read the split with these")
+        names = class_names(detector.classes)
+        raise UserError(f"{dataset.root}: {detector.path} has other classes, {names}; read the split with these")
     results = detector.predict([record.path for record in dataset.records])
     for record, result in zip(dataset.records, results, strict=True):
         yield Prediction(record.id, result.boxes, result.scores, result.labels)

@@ -28,7 +28,7 @@ from detect.config import (
 )
 from detect.data.classification import ClassificationData
 from detect.data.datamodule import DetectionData
-from detect.errors import UserError
+from detect.errors import UserError, class_names
 from detect.files.atomic import DISK_FULL
 from detect.models import Classifier
 from detect.training import clock, loop
@@ -174,7 +174,7 @@ def check_resumable(config: Config, classes: tuple[str, ...], checkpoint: Path) 
     """Raise `UserError` if a run would resume with other classes, another network or another optimiser."""
     before = load_checkpoint(checkpoint)
     if before.classes != classes:
-        raise UserError(f"--resume: {checkpoint} has the classes {', '.join(before.classes)}; the data has others")
+        raise UserError(f"--resume: {checkpoint} has {class_names(before.classes)}; the data has others")
     if before.config.model != config.model:
         raise UserError(f"--resume: {checkpoint} has another network than the config; start a new run")
     for name in ("optimizer", "learning_rate", "momentum", "nesterov", "weight_decay", "bias_lr_factor"):

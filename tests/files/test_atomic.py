@@ -32,7 +32,7 @@ def test_a_file_has_the_permissions_of_a_new_file(tmp_path, umask, mask, expecte
     with atomic_write(tmp_path / "b.safetensors") as draft:
         draft.touch(mode=0o600)  # as safetensors does
     assert [mode(tmp_path / name) for name in ("a.json", "b.safetensors")] == [expected, expected]
-    assert sorted(os.listdir(tmp_path)) == ["a.json", "b.safetensors"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b.safetensors"}
 
 
 def test_a_user_error_names_the_target_and_not_the_draft(tmp_path):

@@ -40,7 +40,16 @@ def test_all_metrics_of_one_class(dataset_of, prediction_of):
     assert row(lines, "MABO")[1] == "–"
     assert row(lines, "class") == ["class", "objects", "AP", "AP50", "AP75", "AR100", "VOC07", "VOC"]
     assert row(lines, "cat") == ["cat", "1", "70.0", "100.0", "100.0", "70.0", "100.0", "100.0"]
-    assert row(lines, "dog") == ["dog", "0", "–", "–", "–", "–", "–", "–"]
+    assert lines[-1].rstrip() == "without objects: dog"
+
+
+def test_classes_without_objects_are_one_line(dataset_of, prediction_of):
+    names = tuple(f"class{number}" for number in range(80))
+    dataset = dataset_of({1: [(SQUARE, 42, "")]}, classes=names, category_ids=tuple(range(80)))
+    lines = printed(evaluate_coco(dataset, [prediction_of(1, [(SQUARE, 42, 0.9), (SQUARE, 7, 0.8)])]))
+    assert row(lines, "class42") == ["class42", "1", "100.0", "100.0", "100.0", "100.0"]
+    text = " ".join(" ".join(lines[lines.index(next(line for line in lines if "without" in line)) :]).split())
+    assert text == f"without objects: {', '.join(names[:10])}, … and 69 more" and len(lines) < 20
 
 
 def test_long_and_hostile_names_keep_the_table_whole(dataset_of):
