@@ -89,13 +89,19 @@ def read_all(
     return {dataset.split: dataset for dataset in datasets}
 
 
-def image_files(root: Path) -> list[Path]:
+def image_files(root: Path, chosen: Sequence[str] | None = None) -> list[Path]:
     """Return the images that a data set's splits list, or all image files below a folder of unknown format.
 
+    Args:
+        root: a data set, or a folder of images.
+        chosen: splits of the data set; by default all.
+
     Raises:
-        UserError: a link to an image leads out of the folder.
+        UserError: a link to an image leads out of the folder, or it has no such split.
     """
-    paths = _listed_images(root)
+    paths = _listed_images(root, chosen)
+    if paths is None and chosen:
+        raise UserError(f"{root}: a folder of images without splits; leave out --split, or name a data set")
     if paths is None:
         paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     fence = Fence(root)
@@ -104,10 +110,11 @@ def image_files(root: Path) -> list[Path]:
     return paths
 
 
-def _listed_images(root: Path) -> list[Path] | None:
+def _listed_images(root: Path, chosen: Sequence[str] | None) -> list[Path] | None:
     for module in FORMATS.values():
         if names := module.splits(root):
-            listed = (module.parse(root, name, None, DefectLog(root, name)).paths for name in names)
+            named = names if chosen is None else [_resolve(root, split, names) for split in chosen]
+            listed = (module.parse(root, name, None, DefectLog(root, name)).paths for name in named)
             return list(dict.fromkeys(path for paths in listed for path in paths))
     return None
 

@@ -137,7 +137,8 @@ def read_results(file: Path, ground_truth: GroundTruthFile) -> ResultsFile:
         UserError: the file cannot be read, is not a COCO results file, has a number that is not finite, or has a
             category or an image that is not in the ground truth.
     """
-    dataset, notes = ground_truth.dataset, ()
+    dataset = ground_truth.dataset
+    notes: tuple[str, ...] = ()
     results = _load(file, _RESULTS_FILE, "a list of COCO results with bbox and score")
     images = file.with_name("images.json")
     if is_file(images):
