@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich import progress
@@ -14,6 +15,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -61,6 +63,18 @@ def stage(items: Iterable[T] | Sequence[T], description: str) -> Iterator[T]:
     if not sys.stderr.isatty():
         print(description, file=sys.stderr, flush=True)
     yield from track(items, description)
+
+
+@contextmanager
+def step(description: str) -> Iterator[None]:
+    """Show on stderr that a step runs: a spinner with the elapsed time, or one line without a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(description, file=sys.stderr, flush=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        bar.add_task(description, total=None)
+        yield
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str | int | float | None]]) -> NameTable:

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 _EXTERNAL_DATA = re.compile(rb"(\x08|\x88\x80*\x00)location")
 """Key of a tensor that is stored in another file: its length, in any of protobuf's encodings of 8, and its text."""
+AXES = {
+    "images": ("batch", "height", "width", "channels"),
+    "boxes": ("batch", "detections", "corners"),
+    "scores": ("batch", "detections"),
+    "labels": ("batch", "detections"),
+    "count": ("batch",),
+}
+"""Names of the axes of inputs and outputs; in a file, those of a fixed size have their size instead."""
 OUTPUTS = ("boxes", "scores", "labels", "count")
 """Outputs for `images`, uint8 [B, H, W, 3]: float32 [B, D, 4], float32 [B, D], int64 [B, D] and int64 [B]."""
 

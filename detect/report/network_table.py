@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 
 from rich.box import HORIZONTALS
 from rich.console import Console
@@ -75,19 +76,15 @@ def _table(summary: Summary, first_of_region: Layer | None, nested: bool) -> Tab
     for layer in summary.layers:
         if layer is first_of_region:
             table.add_section()
-        name, parts = layer.name, _BEFORE_WORD.split(layer.name)
+        name = layer.name
         if nested:
-            pairs = zip(parts[:-1], above, strict=False)
-            common = next((depth for depth, (ours, theirs) in enumerate(pairs) if ours != theirs), len(above))
-            for depth in range(min(common, len(parts) - 1), len(parts) - 1):
-                table.add_row("  " * depth + escape(parts[depth]))
-            name, above = "  " * (len(parts) - 1) + parts[-1], parts[:-1]
+            *parents, last = _BEFORE_WORD.split(layer.name)
+            for depth in range(_common_length(parents, above), len(parents)):
+                table.add_row("  " * depth + escape(parents[depth]))
+            name, above = "  " * len(parents) + last, parents
         kind = f"{layer.calls} × {layer.kind}" if layer.calls > 1 else layer.kind
-        sides = (
-            (_sides(layer.receptive_field.stride), _sides(layer.receptive_field.size))
-            if layer.receptive_field
-            else ("–", "–")
-        )
+        seen = layer.receptive_field
+        sides = (_sides(seen.stride), _sides(seen.size)) if seen else ("–", "–")
         flops = f"{layer.flops / unit:,.{decimals}f}" if layer.flops else ""
         table.add_row(
             escape(name),
@@ -98,6 +95,11 @@ def _table(summary: Summary, first_of_region: Layer | None, nested: bool) -> Tab
             flops,
         )
     return table
+
+
+def _common_length(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return the number of equal entries at the start of both."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _shape(layer: Layer) -> str:
