@@ -16,7 +16,7 @@ from torch import Tensor
 
 from detect.config import ClassificationConfig, Config, Experiment, config_from_dict, config_to_dict
 from detect.config.renamed import find_renamed
-from detect.errors import UserError
+from detect.errors import UserError, class_names
 from detect.files.atomic import atomic_write
 from detect.files.tensors import NO_SAFETENSORS, load_torch, refuse_repeated
 from detect.models import Classifier, Detector, build_detector
@@ -38,6 +38,9 @@ class Checkpoint:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        return _summary(self)
+
 
 @dataclass(frozen=True, slots=True)
 class ClassifierCheckpoint:
@@ -46,6 +49,16 @@ class ClassifierCheckpoint:
     model: Classifier
     config: ClassificationConfig
     classes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return _summary(self)
+
+
+def _summary(checkpoint: Checkpoint | ClassifierCheckpoint) -> str:
+    """Return the network, its size and its classes in one line; the network alone would be printed on pages."""
+    options, count = checkpoint.config.model, sum(value.numel() for value in checkpoint.model.parameters())
+    network = f"{options.name}, backbone {options.backbone.name}, {count:,} parameters"
+    return f"{type(checkpoint).__name__}({network}, {class_names(checkpoint.classes)})"
 
 
 def model_card(config: Experiment, classes: Sequence[str], category_ids: Sequence[int] = ()) -> dict[str, Any]:

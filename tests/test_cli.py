@@ -427,7 +427,19 @@ def test_a_loss_of_nan(config, tmp_path, capsys, monkeypatch):
 def test_an_option_that_a_command_does_not_accept(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["demo", "--data.root", "x"])
-    assert caught.value.code == 2 and "unrecognised: --data.root x" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.startswith("usage: detect demo [-h] [--out OUT]")
+    assert error.endswith("detect demo: error: unrecognised: --data.root x\n")
+
+
+@pytest.mark.parametrize("words", [["data", "stats", "x"], ["report", "--out", "x"], ["predict", "--ckpt", "a", "b"]])
+def test_an_unrecognised_option_is_answered_with_the_usage_of_its_command(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--wrong"])
+    name = " ".join(["detect", *words[: 2 if words[0] == "data" else 1]])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.startswith(f"usage: {name} [-h]")
+    assert error.endswith(f"{name}: error: unrecognised: --wrong\n")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

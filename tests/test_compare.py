@@ -282,7 +282,7 @@ def test_mistakes_are_reported_before_any_work(shapes, configs, compared, tmp_pa
         content = json.loads(file.read_text())
         content["categories"].append({"id": 99, "name": "cat"})
         file.write_text(json.dumps(content))
-    assert wrong(config, best, f"--data.root={other}").startswith(f"{best}: has the classes ")
+    assert wrong(config, best, f"--data.root={other}").startswith(f"{best}: has 4 classes: circle, ")
     assert not out.exists()
 
 

@@ -90,6 +90,11 @@ def test_the_papers_steps_are_the_papers(name, steps, drops, images, objects, ba
     assert training.schedule == "steps" and training.bias_lr_factor == 2 and config.deviations
 
 
+def test_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("training: {epochs: 3}\n", encoding="utf-8-sig")
+    assert load_experiment(tmp_path / "a.yaml").training.epochs == 3
+
+
 def test_a_config_of_plain_values_is_yaml(tmp_path):
     (tmp_path / "config.yaml").write_text(config_to_yaml(Config()), encoding="utf-8")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config_to_dict(Config())

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, overrides = parser.parse_known_args(_join_options(words) if words[:1] == ["compare"] else words)
         if overrides and not options.takes_overrides:
-            parser.error(f"unrecognised: {' '.join(overrides)}{_meant(overrides[0])}")
+            options.parser.error(f"unrecognised: {' '.join(overrides)}{_meant(overrides[0])}")
         options.command = shlex.join(["detect", *words])
         return options.run(options, overrides) or 0
     except KeyboardInterrupt as interrupt:

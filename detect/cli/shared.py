@@ -26,7 +26,7 @@ def add_command(commands: Any, name: str, run: Any, help: str, example: str) -> 
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from detect.compare.entries import Entry
 from detect.config import Config, config_to_dict, load_config
 from detect.data.dataset import Dataset
-from detect.errors import UserError
+from detect.errors import UserError, class_names
 from detect.files.folders import create_folder
 from detect.report.comparison import Row, read_comparison, write_comparison
 from detect.training.fit import prepare
@@ -31,8 +31,8 @@ def check_entry(entry: Entry, dataset: Dataset, split: str, store: Path) -> None
     data = entry.data(entry.classes)
     if entry.classes is not None and set(entry.classes) != set(dataset.classes):
         raise UserError(
-            f"{entry.source}: has the classes {', '.join(entry.classes)}, and {dataset.root} has "
-            f"{', '.join(dataset.classes)}; compare only detectors with the same classes"
+            f"{entry.source}: has {class_names(entry.classes)}, and {dataset.root} has "
+            f"{class_names(dataset.classes)}; compare only detectors with the same classes"
         )
     data.split(split)
     prepared = entry.with_store(store) if entry.needs_store else entry

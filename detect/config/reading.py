@@ -145,7 +145,7 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = read_bounded(path, MAX_BYTES[".yaml"]).decode("utf-8")
+        text = read_bounded(path, MAX_BYTES[".yaml"]).decode("utf-8-sig")
         if is_yaml_bomb(text, aliases=8):
             raise UserError(f"{path}: many YAML aliases or deep nesting; write the values out")
         values = yaml.load(text, _Loader)

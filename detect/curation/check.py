@@ -192,11 +192,15 @@ def _file(report: Report, path: Path) -> str:
 def print_anchors(anchors: dict[str, Any], console: Console) -> None:
     """Print the recall ceiling of the config's anchors and of the proposed ones."""
     table = Table(
-        title="Ground truths matched by an anchor, by IoU: anchors of the config → proposed anchors",
-        caption="This is an upper bound of recall, not a prediction of AP: compare both by training.",
+        title="Ground truths matched by an anchor, by IoU: config → proposed anchors",
+        caption="an upper bound of recall, not a prediction of AP: compare both by training",
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
     )
     for name in ("ground truths", "number", "0.5", "0.7", "mean IoU"):
-        table.add_column(name, justify="left" if name == "ground truths" else "right")
+        table.add_column(name, justify="left" if name == "ground truths" else "right", no_wrap=True)
     for name, row in anchors["ceiling"].items():
         better = (anchors["proposed"] or {}).get(name)
         cells = [f"{row[key]:.1%}" + (f" → {better[key]:.1%}" if better else "") for key in ("0.5", "0.7", "mean")]

@@ -37,7 +37,12 @@ class Outcome:
 
 
 def propose(
-    sources: Sequence[str], out: Path, mode: Mode = "fast", seed: int = 0, processes: int | None = None
+    sources: Sequence[str],
+    out: Path,
+    mode: Mode = "fast",
+    seed: int = 0,
+    processes: int | None = None,
+    splits: Sequence[str] | None = None,
 ) -> Outcome:
     """Add the proposals of all images to the store `out`, which is created if necessary.
 
@@ -49,13 +54,14 @@ def propose(
         mode: as for `selective_search`.
         seed: as for `selective_search`.
         processes: number of processes; by default one per core.
+        splits: splits of the data sets; by default all.
 
     Raises:
         UserError: a source has no images, or `out` is not a store, or a store with other parameters.
     """
     if processes is not None and processes < 1:
         raise UserError(f"--processes: {processes}; give 1 or more")
-    paths = find_images(sources)
+    paths = find_images(sources, splits)
     processes = processes or available_cores()
     parameters = {"method": "selective search", "revision": REVISION, "mode": mode, "seed": seed}
     outcome = Outcome()
@@ -74,13 +80,13 @@ def propose(
     return outcome
 
 
-def find_images(sources: Sequence[str]) -> list[Path]:
-    """Return the images of data sets, folders, files and patterns, each once, in order."""
+def find_images(sources: Sequence[str], splits: Sequence[str] | None = None) -> list[Path]:
+    """Return the images of data sets, of which some splits can be chosen, folders, files and patterns, each once."""
     images: dict[Path, None] = {}
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            paths = image_files(path)
+            paths = image_files(path, splits)
         elif path.exists():
             paths = [path]
         else:

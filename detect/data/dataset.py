@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
+from detect.errors import class_names
+
 VALIDATION = ("val", "valid", "validation")
 """Synonyms for the validation split; the name on disk may differ from the requested one."""
 
@@ -61,3 +63,7 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def __repr__(self) -> str:
+        place = f"{str(self.root)!r}, {self.split}, {self.format}"
+        return f"Dataset({place}, {len(self):,} images, {class_names(self.classes)})"

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
 import numpy as np
 
 from detect.data.dataset import Dataset, Defect
-from detect.errors import UserError, one_line
+from detect.errors import UserError, listed, one_line
 from detect.files.fence import Fence, OutsideError
 
 
@@ -68,6 +68,8 @@ RULES: dict[str, Rule] = {
 }
 """All kinds of defects that the readers detect. Identical boxes in one image are not a defect: they are kept."""
 
+_MAX_COUNTED = 12
+"""Maximum number of classes whose boxes a summary counts."""
 _SKIPPABLE = ("missing-image", "unreadable-image")
 _REMEDY = {name: rule.action for name, rule in RULES.items()}
 _DONE = _REMEDY | dict.fromkeys(_SKIPPABLE, "the image is left out")
@@ -159,13 +161,26 @@ def summary(dataset: Dataset) -> str:
         f"{dataset.root}, split {dataset.split} ({dataset.format})",
         f"  {len(records)} images, {empty} of them without a box",
         f"  {boxes} boxes, {crowds} of them crowds, {difficult} difficult",
-        f"  {len(dataset.classes)} classes: "
-        + ", ".join(f"{name} {number}" for name, number in zip(dataset.classes, counts, strict=True)),
+        f"  {_class_counts(dataset.classes, counts.tolist())}",
     ]
     for rule, defects in _by_rule(dataset.repaired).items():
         lines.append(f"  {len(defects)} × {rule}: {_DONE[rule]}")
         lines.append(f"    first {defects[0].path}: {defects[0].detail}")
     return "\n".join(one_line(line) for line in lines)
+
+
+def _class_counts(classes: Sequence[str], counts: Sequence[int]) -> str:
+    """Return the number of boxes of each class; of many classes, those with the most boxes."""
+    noun = "class" if len(classes) == 1 else "classes"
+    if len(classes) <= _MAX_COUNTED:
+        shown = [f"{name} {count}" for name, count in zip(classes, counts, strict=True)]
+        return f"{len(classes)} {noun}: {', '.join(shown)}"
+    used = sorted(
+        ((count, name) for name, count in zip(classes, counts, strict=True) if count), key=lambda one: -one[0]
+    )
+    unused = len(classes) - len(used)
+    missing = f", {unused} of them without a box" if unused else ""
+    return f"{len(classes)} {noun}{missing}: {listed((f'{name} {count}' for count, name in used), _MAX_COUNTED)}"
 
 
 def as_json(value: object) -> str:

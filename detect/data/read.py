@@ -98,18 +98,26 @@ def read_all(
     return {dataset.split: dataset for dataset in datasets}
 
 
-def image_files(root: Path) -> list[Path]:
+def image_files(root: Path, chosen: Sequence[str] | None = None) -> list[Path]:
     """Return the images that a data set's splits list, or all image files below a folder without annotations.
 
+    Args:
+        root: a data set, or a folder of images.
+        chosen: splits of the data set; by default all.
+
     Raises:
-        UserError: a link to an image leads out of the folder.
+        UserError: a link to an image leads out of the folder, or it has no such split.
     """
     tree = Tree(root)
     fitting = _fitting(tree)
     if len(fitting) == 1:
-        format, names = fitting[0]
-        listed = (FORMATS[format].parse(tree, name, None, DefectLog(tree.root, name)).paths for name in names)
+        source = Source(tree, *fitting[0])
+        names = source.splits if chosen is None else [_resolve(source, split) for split in chosen]
+        parse = FORMATS[source.format].parse
+        listed = (parse(tree, name, None, DefectLog(tree.root, name)).paths for name in names)
         images = list(dict.fromkeys(path for paths in listed for path in paths))
+    elif chosen:
+        raise UserError(f"{root}: a folder of images without splits; leave out --split, or name a data set")
     else:
         images = list(tree.images)
     if outside := [path for path in images if not tree.fence.admits(path)]:

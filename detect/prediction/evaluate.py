@@ -13,6 +13,7 @@ from detect.config import Config, config_to_yaml
 from detect.data.dataset import Dataset
 from detect.evaluation.coco import Engine, coco_results, evaluate_coco
 from detect.evaluation.evaluator import Evaluator
+from detect.evaluation.thresholds import best_score_threshold
 from detect.evaluation.voc import evaluate_voc
 from detect.files.atomic import write_text
 from detect.models import Detector
@@ -80,7 +81,8 @@ def write_evaluation(
 ) -> None:
     """Write metrics, predictions, report and pictures of an evaluation into a folder.
 
-    If the checkpoint is in the folder of its run, the report has the training curves.
+    The pictures show the detections at the score threshold with the highest F1, at which the report starts. If the
+    checkpoint is in the folder of its run, the report has the training curves.
 
     Args:
         out: the folder.
@@ -103,7 +105,8 @@ def write_evaluation(
     title = f"{dataset.root.absolute().name} {dataset.split}"
     origin = Origin(title, checkpoint, config_to_yaml(config), run, command)
     write_report(out / "report.html", dataset, evaluator.predictions, origin, evaluator.recall)
-    write_pictures(out / "pictures", dataset, evaluator.predictions)
+    score = best_score_threshold(dataset, [evaluator.predictions])
+    write_pictures(out / "pictures", dataset, evaluator.predictions, score_threshold=score)
 
 
 def write_results(out: Path, metrics: dict[str, Any], evaluator: Evaluator) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ class Evaluation:
     predictions: list[Prediction]
     metrics: dict[str, Any]
     checkpoint: Path | None = None
+    notes: tuple[str, ...] = ()
+    """Remarks on the files for the user: what was left out of the evaluation."""
 
 
 def evaluate_files(
     ground_truth: Path, predictions: Path, images: Path | None = None, engine: Engine = "pycocotools"
-) -> tuple[Evaluation, int]:
+) -> Evaluation:
     """Evaluate a COCO annotation file and a results file.
 
     Args:
@@ -43,14 +45,17 @@ def evaluate_files(
         engine: library that computes COCO's metrics.
 
     Returns:
-        The evaluation, whose COCO metrics equal those of pycocotools on the same files to the last bit, and the number
-        of skipped annotations, whose images the annotation file does not list.
+        The evaluation, whose COCO metrics equal those of pycocotools on the same files to the last bit.
 
     Raises:
         UserError: a file cannot be read or has another format.
     """
     file = read_ground_truth(ground_truth, images)
-    return _evaluate(predictions.stem, file, predictions, engine), file.num_skipped
+    evaluation = _evaluate(predictions.stem, file, predictions, engine)
+    if not file.num_skipped:
+        return evaluation
+    note = f"{ground_truth}: ignored {file.num_skipped} annotations of images that the file does not list"
+    return replace(evaluation, notes=(note, *evaluation.notes))
 
 
 def read_evaluations(
@@ -85,11 +90,15 @@ def read_evaluations(
 
 
 def _evaluate(name: str, file: GroundTruthFile, predictions_file: Path, engine: Engine = "pycocotools") -> Evaluation:
-    results, predictions = read_results(predictions_file, file.dataset)
-    metrics = evaluate_coco_json(file.content, results, file.dataset, engine=engine)
-    metrics |= evaluate_voc(file.dataset, predictions)
+    results = read_results(predictions_file, file)
+    metrics = evaluate_coco_json(file.content, results.content, file.dataset, engine=engine)
+    metrics |= evaluate_voc(file.dataset, results.predictions)
+    notes = results.notes
+    if results.content and metrics["AP50"] == 0:
+        notes += (f"{predictions_file}: no box fits an object; are its image ids those of the ground truth?",)
     checkpoint = _saved_metrics(predictions_file.parent).get("evaluation", {}).get("checkpoint")
-    return Evaluation(name, file.dataset, predictions, metrics, Path(checkpoint) if checkpoint else None)
+    origin = Path(checkpoint) if checkpoint else None
+    return Evaluation(name, file.dataset, results.predictions, metrics, origin, notes)
 
 
 def _evaluation_folder(source: Path) -> Path:
@@ -109,7 +118,7 @@ def _origin(folder: Path) -> tuple[str, str, list[str]]:
         return metrics["evaluation"]["root"], metrics["evaluation"]["split"], list(metrics["per_class"])
     except (KeyError, TypeError):
         raise UserError(
-            f"{folder}: no metrics.json that names the data set; give the ground truth with --truth instances.json"
+            f"{folder}: no metrics.json that names the data set; name the ground truth with --ground-truth FILE"
         ) from None
 
 

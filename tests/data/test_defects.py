@@ -233,7 +233,7 @@ def test_summary(save):
     assert lines[1:4] == [
         "  1 images, 0 of them without a box",
         "  1 boxes, 0 of them crowds, 0 difficult",
-        "  1 classes: cat 1",
+        "  1 class: cat 1",
     ]
     assert lines[4].startswith("  1 × zero-area") and "annotation 2 of image 1" in lines[5]
 
@@ -241,3 +241,20 @@ def test_summary(save):
 def test_summary_of_nothing():
     lines = summary(Dataset(Path("data"), "train", "coco", (), (), ())).splitlines()
     assert lines[1] == "  0 images, 0 of them without a box"
+
+
+def test_summary_of_many_classes(dataset_of):
+    names = tuple(f"class{number}" for number in range(80))
+    box = (1.0, 2.0, 30.0, 40.0)
+    images = {1: [(box, 7, ""), (box, 7, ""), (box, 3, "")]}
+    assert summary(dataset_of(images, names, tuple(range(80)))).splitlines()[3] == (
+        "  80 classes, 78 of them without a box: class7 2, class3 1"
+    )
+    images = {1: [(box, label, "") for label in range(20)]}
+    assert summary(dataset_of(images, names[:20], tuple(range(20)))).splitlines()[3] == (
+        f"  20 classes: {', '.join(f'{name} 1' for name in names[:12])}, … and 8 more"
+    )
+
+
+def test_the_repr_of_a_data_set_is_a_line(dataset_of):
+    assert repr(dataset_of({1: [], 2: []})) == "Dataset('/data', val, coco, 2 images, 2 classes: cat, dog)"
