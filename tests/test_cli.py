@@ -349,7 +349,7 @@ def mistake(capsys, *arguments: object) -> str:
     ("options", "message"),
     [
         (["--training.epohcs", "3"], "--training.epohcs: there is no such option; did you mean training.epochs?"),
-        (["--data.root", "nowhere"], "nowhere: there is no such folder; check the path of the data"),
+        (["--data.root", "nowhere"], "nowhere: there is no such folder or file; check the path of the data"),
         (["--data.train", "learn"], "there is no split learn; name one of test, train, val"),
         (["--data.augment", "[{HorizontlFlip: {}}]"], "did you mean HorizontalFlip"),
         (["--data.max_objects", "1"], "objects, but data.max_objects is 1; raise it"),
