@@ -15,6 +15,7 @@ import numpy as np
 
 from detect.data.annotations import Annotations, choose_classes
 from detect.data.defects import DefectLog, as_json
+from detect.data.formats.coco_entries import is_number, normalise
 from detect.files.fence import inside, is_file
 
 LOOKED_FOR = "annotations/instances_*.json or */_annotations.coco.json (COCO)"
@@ -26,11 +27,6 @@ class Kind(NamedTuple):
 
     expected: str
     test: Callable[[object], bool]
-
-
-def is_number(value: object) -> bool:
-    """Return whether a JSON value is a number that a float can hold; JSON integers are unbounded."""
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 ID = Kind("a whole number", lambda value: type(value) is int and abs(value) < 2**63)
@@ -52,7 +48,7 @@ def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
 def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
     """Parse the annotation file of a split. `classes`: see `read`; by default the file's, sorted by category id."""
     path, folders = locate(root, split)
-    document = _load(path, log)
+    document = load(path, log)
     images = _images(document, root, folders, path, log)
     annotations = entries(document, "annotations", path, log, image_id=ID, category_id=ID, bbox=BOX)
     names = _categories(document, path, log, used={entry["category_id"] for entry in annotations})
@@ -85,6 +81,7 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog)
         difficult=np.zeros(len(rows), dtype=bool),
         areas=np.array([area for *_, area, _ in rows], dtype=np.float64),
         places=[place for *_, place in rows],
+        layout="sizes",
     )
 
 
@@ -96,7 +93,12 @@ def locate(root: Path, split: str) -> tuple[Path, list[Path]]:
     return root / split / _ROBOFLOW, [root / split]
 
 
-def _load(path: Path, log: DefectLog) -> dict[str, Any]:
+def load(path: Path, log: DefectLog) -> dict[str, Any]:
+    """Return the content of an annotation file, with whole numbers as ids, and boxes of annotations with a mask.
+
+    Raises:
+        UserError: the file cannot be read or is not a JSON object.
+    """
     content = log.need(path)
     try:
         document = json.loads(content)
@@ -104,6 +106,7 @@ def _load(path: Path, log: DefectLog) -> dict[str, Any]:
         log.stop("broken-file", path, f"it is not JSON: {error}")
     if not isinstance(document, dict):
         log.stop("broken-file", path, "it is not a COCO file: it has no object with images, annotations and categories")
+    normalise(document, path, log)
     return document
 
 

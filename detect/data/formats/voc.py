@@ -89,6 +89,7 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog)
         difficult=np.array([entry.difficult for _, entry in rows], dtype=bool),
         areas=np.full(len(rows), np.nan),
         places=[entry.place for _, entry in rows],
+        first_pixel=1,
     )
 
 

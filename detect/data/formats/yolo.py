@@ -1,7 +1,7 @@
 """YOLO folders in Ultralytics' layout: `data.yaml`, a folder `images` and next to it a folder `labels`.
 
 Format: https://docs.ultralytics.com/datasets/detect. A line of a label file is a class with the centre, width and
-height of the box, or with the corners of a polygon, all as fractions of the image's size.
+height of the box, or with the corners of a polygon, all as fractions of the image's size. Key points: `yolo_lines`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from detect.data.annotations import Annotations, choose_classes
 from detect.data.dataset import VALIDATION
 from detect.data.decode import SUFFIXES
 from detect.data.defects import RULES, DefectLog, as_json
+from detect.data.formats.yolo_lines import declared_keypoints, find_keypoints, line_box
 from detect.errors import UserError, one_line, reason
 from detect.files.fence import LOADER, Fence, OutsideError, inside, is_file, is_folder, is_yaml_bomb
 
 LOOKED_FOR = "data.yaml (YOLO)"
-_PIXELS = 2.0
-"""Boxes that exceed their image have fractions slightly above 1; numbers above this limit are pixels."""
 
 
 def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
@@ -44,9 +43,17 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog)
     images = _images(root, document, split, log)
     sources = [_label_file(root, image) for image in images]
 
+    lines = [list(read_lines(source, log)) for source in sources]
+    keypoints = _keypoints(document, [values for of_file in lines for *_, values in of_file], path, log)
+
     boxes, image, labels, places = [], [], [], []
     for index, source in enumerate(sources):
-        for number, category, box in _read(source, log):
+        for number, category, values in lines[index]:
+            try:
+                box = line_box(values, keypoints)
+            except ValueError:
+                log.add("broken-file", source, f"line {number} is not {_expected(keypoints)}")
+                continue
             if category not in label_of:
                 rule = "unknown-class" if category in names else "unknown-category"
                 name = names.get(category, "which is not one of names in data.yaml")
@@ -70,6 +77,7 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog)
         areas=np.full(len(boxes), np.nan),
         places=places,
         normalised=True,
+        layout="centre",
     )
 
 
@@ -170,8 +178,23 @@ def _label_file(root: Path, image: Path) -> Path:
     return (root / Path(*parts)).with_suffix(".txt")
 
 
-def _read(path: Path, log: DefectLog) -> Iterator[tuple[int, int, tuple[float, ...]]]:
-    """Yield line number, class and xyxy as fractions of the image's size; a missing file yields nothing."""
+def _keypoints(
+    document: dict[str, Any], lines: Sequence[Sequence[float]], path: Path, log: DefectLog
+) -> tuple[int, int] | None:
+    """Return the shape of the key points by `kpt_shape` of the YAML; log lines that have some without it."""
+    declared = declared_keypoints(document)
+    if declared is None and (found := find_keypoints(lines)):
+        number = sum(len(line) > 4 for line in lines)
+        shape = (
+            f"{number} of {len(lines)} lines are boxes with {found[0]} key points of {found[1]} numbers, no polygons"
+        )
+        log.add("keypoint-lines", path, f"{shape}; it has no kpt_shape: {list(found)}")
+        return found
+    return declared
+
+
+def read_lines(path: Path, log: DefectLog) -> Iterator[tuple[int, int, list[float]]]:
+    """Yield line number, class and the other numbers of each line; a missing file yields nothing."""
     if not is_file(path):
         log.add("missing-label", path, "there is no such file")
         return
@@ -191,21 +214,13 @@ def _read(path: Path, log: DefectLog) -> Iterator[tuple[int, int, tuple[float, .
             category, *values = map(float, words)
             if category != int(category):
                 raise ValueError
-            box = _box(values)
         except (ValueError, OverflowError):
-            expected = "a class and four numbers, or a class and the corners of a polygon"
-            log.add("broken-file", path, f"line {number} is not {expected}: {line[:60]}")
+            log.add("broken-file", path, f"line {number} is not {_expected(None)}: {line[:60]}")
             continue
-        if _PIXELS < max(values) < np.inf:
-            log.add("pixel-box", path, f"line {number}: {line[:60]}")
-        yield number, int(category), box
+        yield number, int(category), values
 
 
-def _box(values: list[float]) -> tuple[float, ...]:
-    """Return the xyxy of a box given by centre, width and height, or of a polygon given by its corners."""
-    if len(values) == 4:
-        x, y, width, height = values
-        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-    if len(values) < 6 or len(values) % 2:
-        raise ValueError
-    return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
+def _expected(keypoints: tuple[int, int] | None) -> str:
+    if keypoints:
+        return f"a class and four numbers, with {keypoints[0] * keypoints[1]} more for its key points (kpt_shape)"
+    return "a class and four numbers, or a class and the corners of a polygon"
