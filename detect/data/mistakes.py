@@ -24,16 +24,18 @@ POSSIBLE = 0.95
 """Minimum share of the boxes that must be possible in another reading; the others may have defects of their own."""
 IMPOSSIBLE = 0.1
 """Minimum share of impossible boxes. Of boxes read with corners for sizes, those right of or below the centre are."""
-IMPOSSIBLE_UNITS = 0.95
-"""Minimum share of impossible boxes if pixels are taken for fractions or the reverse, which concerns every box."""
+OTHER_UNIT = 0.95
+"""Minimum share of boxes with too small or too large numbers, if pixels are taken for fractions or the reverse."""
 MIN_IMPOSSIBLE = 5
 """Minimum number of impossible boxes, so that a few careless boxes prove nothing."""
 MIN_INSIDE = 10
 """Minimum number of boxes for images that were enlarged, whose old boxes lie within them."""
+SLACK = 2.0
+"""Pixels by which a possible box may exceed its image."""
 TOLERANCE = 0.02
-"""Fraction of the image's side by which a possible box may exceed the image. Two pixels are allowed as well."""
+"""Fraction of the image's side by which a possible box may exceed it, if that is more."""
 EXCESS = 0.1
-"""Fraction of the image's side by which an impossible box exceeds it."""
+"""Fraction of the image's side, but at least `SLACK`, by which an impossible box exceeds it."""
 MIN_IMAGE = 8
 """Pixels. In smaller images a box within one pixel is not impossible."""
 MIN_SCALE = 0.02
@@ -97,9 +99,7 @@ def log_pixel_boxes(annotations: Annotations, log: DefectLog) -> None:
     """Log each box whose numbers are pixels although the split has fractions."""
     if not annotations.normalised:
         return
-    boxes = annotations.boxes
-    with np.errstate(over="ignore", invalid="ignore"):  # such boxes are reported by `repair`
-        largest = np.hstack([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]]).max(axis=1, initial=0)
+    largest = _written(annotations).max(axis=1, initial=0)
     for row in np.flatnonzero((largest > PIXELS) & np.isfinite(largest)):
         source = annotations.sources[annotations.image[row]]
         log.add("pixel-box", source, f"{annotations.places[row]}: it has the number {largest[row]:g}")
@@ -174,14 +174,14 @@ class _Split:
                 start, end = first - second / 2, first + second / 2
             factor = self.limits[rows] if reading.fractions else np.ones((len(rows), 2))
             if reading.scaled:
-                factor = self.scales[self.annotations.image[rows]]
+                factor = np.nan_to_num(self.scales[self.annotations.image[rows]], nan=1)
             return np.hstack([start * factor, end * factor])
 
     def possible(self, reading: Reading) -> Bool[np.ndarray, " n"]:
         """Return whether each box has an area, of more than a pixel, within its image."""
         boxes, limits = self.boxes(reading, self.rows), self.limits[self.rows]
         sides = boxes[:, 2:] - boxes[:, :2]
-        slack = np.maximum(2, TOLERANCE * limits)
+        slack = np.maximum(SLACK, TOLERANCE * limits)
         inside = (boxes[:, :2] >= -slack).all(axis=1) & (boxes[:, 2:] <= limits + slack).all(axis=1)
         return inside & (sides >= MIN_SIDE).all(axis=1) & ~_within_a_pixel(boxes, limits)
 
@@ -189,14 +189,21 @@ class _Split:
         """Return whether each box is impossible in the reading that the format defines."""
         boxes, limits = self.boxes(self.present, self.rows), self.limits[self.rows]
         reversed_ = (boxes[:, 2:] - boxes[:, :2] < -MIN_SIDE).any(axis=1)
-        beyond = np.maximum(-boxes[:, :2], boxes[:, 2:] - limits) > excess * limits
-        return reversed_ | beyond.any(axis=1) | _within_a_pixel(boxes, limits, 1 + self.annotations.first_pixel)
+        beyond = np.maximum(-boxes[:, :2], boxes[:, 2:] - limits) > np.maximum(SLACK, excess * limits)
+        return reversed_ | beyond.any(axis=1) | self.other_unit()
+
+    def other_unit(self) -> Bool[np.ndarray, " n"]:
+        """Return whether the numbers of each box are too small for pixels, or too large for fractions."""
+        if self.present.fractions:
+            return self.numbers[self.rows].max(axis=1) > PIXELS
+        boxes, limits = self.boxes(self.present, self.rows), self.limits[self.rows]
+        return _within_a_pixel(boxes, limits, 1 + self.annotations.first_pixel)
 
     def other_readings(self) -> Iterator[Reading]:
         """Yield the readings for which the impossible boxes speak, the most common first."""
         present, impossible = self.present, self.impossible()
         layouts = [replace(present, layout=layout) for layout in _OTHER_LAYOUTS[present.layout]]
-        if impossible.mean() >= IMPOSSIBLE_UNITS:
+        if self.other_unit().mean() >= OTHER_UNIT:
             for reading in (present, *layouts):
                 yield replace(reading, fractions=not present.fractions)
         if self.is_scaled():
@@ -211,7 +218,7 @@ class _Split:
         if expected.scaled and not self.has_other_sizes():
             return False
         better = self.impossible().any() or self.count < MIN_IMPOSSIBLE
-        return expected != self.present and better and self.possible(expected).mean() >= POSSIBLE
+        return bool(expected != self.present and better and self.possible(expected).mean() >= POSSIBLE)
 
     def has_other_sizes(self) -> bool:
         """Return whether nearly all images with boxes have another size than their file says."""
