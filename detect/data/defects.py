@@ -150,10 +150,15 @@ class DefectLog:
 def refuse_without_boxes(dataset: Dataset) -> None:
     """Raise `UserError` if a split has no box to train on; the message lists repaired defects, a likely cause."""
     if not any((~record.crowd).any() for record in dataset.records):
-        cause = f": {_cases(dataset.repaired, _DONE)}" if dataset.repaired else ""
+        cause = f": {summary_of_repairs(dataset)}" if dataset.repaired else ""
         problem = f"the split {dataset.split}, of {len(dataset)} images, has no box to train on"
         remedy = "add boxes or name another split with --data.train"
         raise UserError(one_line(f"{dataset.root}: {problem}{cause}; {remedy}"))
+
+
+def summary_of_repairs(dataset: Dataset) -> str:
+    """Return count, first case and action of each kind of repaired defect."""
+    return _cases(dataset.repaired, _DONE)
 
 
 def summary(dataset: Dataset) -> str:

@@ -83,7 +83,7 @@ def _number(entries: Sequence[Entry], annotations: Sequence[Entry], kind: str, p
         spelt = [number for key in keys if (number := _as_int(key)) is not None]
         distinct = len(set(spelt)) == len(keys)
         known = dict(zip(keys, spelt if distinct else range(1, len(keys) + 1), strict=True))
-    text = f"{field} %s" if are_numbers else ""
+    text = f"an annotation's {field} %s" if are_numbers else ""
     by_number: dict[int | None, int] = {number: known[key] for key in keys if (number := _as_int(key)) is not None}
     for entry in entries:
         _replace(entry, "id", known.get, f"{kind} %s", path, log)

@@ -72,7 +72,9 @@ def test_the_expected_label_path_is_reported_when_all_are_missing(root):
 @pytest.mark.parametrize("line", ["0 320 240 100 80", "0 5 5 9 5 9 9", "0 0.5 0.5 2.1 1"])
 def test_boxes_in_pixels(root, line):
     label(root, f"0 0.9 0.5 0.5 1.2\n{line}\n")
-    with pytest.raises(UserError, match=rf"1 × pixel-box, first .*a\.txt: line 2: {line} \(YOLO needs fractions"):
+    largest = {"0 320 240 100 80": "320", "0 5 5 9 5 9 9": "7", "0 0.5 0.5 2.1 1": "2.1"}[line]
+    problem = f"line 2: it has the number {largest}"
+    with pytest.raises(UserError, match=rf"1 × pixel-box, first .*a\.txt: {problem} \(YOLO needs fractions"):
         read(root, "train")
 
 
