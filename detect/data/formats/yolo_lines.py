@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float64
 
 MIN_LINES = 5
 """Minimum number of lines to recognise key points without visibility of 2, which no polygon has."""
+FAR = 0.25
+"""Minimum share of lines whose second pair of numbers is far away from all others; a box's size often is."""
 SLACK = 0.02
 """Fraction of the image by which a key point may lie outside of its box."""
 Corners = tuple[float, float, float, float]
@@ -47,7 +49,7 @@ def find_keypoints(lines: Sequence[Sequence[float]]) -> tuple[int, int] | None:
 
     All lines that are not boxes must have the same number of numbers, and boxes within their image around their key
     points. Further evidence that they are no polygons is needed: visibilities of 2, or, in at least `MIN_LINES` lines,
-    visibilities, or a second pair of numbers far away from all other pairs, in the usual line.
+    visibilities, or, in a share of `FAR`, a second pair of numbers far away from all other pairs.
     """
     longer = [line for line in lines if len(line) > 4]
     if not longer or len({len(line) for line in longer}) > 1 or not all(map(np.isfinite, map(sum, longer))):
@@ -76,16 +78,19 @@ def _are_no_polygons(table: Float64[np.ndarray, "n m"], points: Float64[np.ndarr
     if points.shape[2] == 3:
         seen = points[..., 2]
         return bool(np.isin(seen, (0, 1, 2)).all() and ((seen == 2).any() or len(table) >= MIN_LINES))
-    return len(table) >= MIN_LINES and float(_has_far_corner(table).mean()) >= 0.5
+    return len(table) >= MIN_LINES and float(_has_far_corner(table).mean()) >= FAR
 
 
 def _has_far_corner(table: Float64[np.ndarray, "n m"]) -> Bool[np.ndarray, " n"]:
     """Return whether the second pair of numbers, a polygon's second corner, is far away from all other corners.
 
-    Far is more than the extent of the others beyond them. In a polygon that would be a spike.
+    Far is more than the extent of the others beyond them. In a polygon that would be a spike. Zeros are no corners:
+    they stand for invisible key points.
     """
     corners = table.reshape(len(table), -1, 2)
     others = np.delete(corners, 1, axis=1)
-    low, high = others.min(axis=1), others.max(axis=1)
+    hidden = (others == 0).all(axis=2, keepdims=True)
+    low = np.where(hidden, np.inf, others).min(axis=1)
+    high = np.where(hidden, -np.inf, others).max(axis=1)
     beyond = np.maximum(low - corners[:, 1], corners[:, 1] - high)
     return (beyond > high - low).any(axis=1)
