@@ -52,7 +52,8 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog)
             try:
                 box = line_box(values, keypoints)
             except ValueError:
-                log.add("broken-file", source, f"line {number} is not {_expected(keypoints)}")
+                shown = " ".join(f"{value:g}" for value in (category, *values))
+                log.add("broken-file", source, f"line {number} is not {_expected(keypoints)}: {shown[:60]}")
                 continue
             if category not in label_of:
                 rule = "unknown-class" if category in names else "unknown-category"

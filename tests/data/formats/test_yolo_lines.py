@@ -44,7 +44,7 @@ def polygons(count, corners, extent, seed=0):
 def test_key_points_are_recognised(shape):
     lines = poses(30, *shape)
     assert find_keypoints(lines) == shape
-    assert find_keypoints([*lines, [0.5, 0.5, 0.1, 0.1]]) == shape
+    assert find_keypoints([*lines, [0.5, 0.5, 0.1, 0.1], [0.1] * 5, [*lines[0][:-1], np.nan]]) == shape
 
 
 @settings(max_examples=200, deadline=None)
