@@ -106,6 +106,7 @@ def _load(options: argparse.Namespace, overrides: Sequence[str], begun: Path | N
 def _train_detector(config: Config, out: Path, command: str, resume: bool = False) -> dict[str, Any]:
     from detect.checkpoint import load_checkpoint
     from detect.data.defects import summary
+    from detect.data.limits import unused_classes
     from detect.prediction.evaluate_checkpoint import evaluate_checkpoint
     from detect.training.fit import fit
 
@@ -115,6 +116,8 @@ def _train_detector(config: Config, out: Path, command: str, resume: bool = Fals
     datasets = [data.train, *([data.val] if data.val else []), *([data.split(final)] if final else [])]
     for split in dict.fromkeys(dataset.split for dataset in datasets):
         print_once(summary(data.split(split)))
+    if note := unused_classes(data.train):
+        print_once(note)
     _print_notes(config)
     with _resume_hint(out):
         best, seconds = fit(config, data, out, resume)

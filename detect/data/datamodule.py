@@ -18,6 +18,7 @@ from detect.data.collate import Sample, collate
 from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.data.defects import refuse_without_boxes
+from detect.data.limits import refuse_crowded, refuse_losses, try_augmentation
 from detect.data.loader import make_loader
 from detect.data.options import DataOptions
 from detect.data.read import read
@@ -56,27 +57,38 @@ class DetectionData(LightningDataModule):
         return self._classes
 
     def split(self, name: str) -> Dataset:
-        """Return a split by its name; it is read once, and its labels are indices into `classes`."""
+        """Return a split by its name; it is read once, and its labels are indices into `classes`.
+
+        Raises:
+            UserError: the split cannot be read, or an image has more than `max_objects` boxes.
+        """
         if name not in self._splits:
             dataset = self._read(name, classes=self._classes)
+            refuse_crowded(dataset, self.options.max_objects)
             self._digest(dataset)
             self._splits[name] = self._splits[dataset.split] = dataset  # by the requested and the actual name
         return self._splits[name]
 
-    @property
+    @cached_property
     def train(self) -> Dataset:
-        """Training split. Raise `UserError` if it has no box."""
+        """Training split. Raise `UserError` if it has no box, has lost most of them, or cannot be augmented."""
         classes = self.classes
         dataset = self.split(self.options.train)
         assert dataset.classes == classes
         refuse_without_boxes(dataset)
+        refuse_losses(dataset)
+        try_augmentation(dataset, self._augmentation, self.seed)
         return dataset
 
     @property
     def val(self) -> Dataset | None:
         """Validation split, which selects the best checkpoint."""
         self.classes  # noqa: B018  determined by the training split, which must be read first
-        return None if self.options.val is None else self.split(self.options.val)
+        if self.options.val is None:
+            return None
+        dataset = self.split(self.options.val)
+        refuse_losses(dataset)
+        return dataset
 
     def train_dataloader(self) -> data.DataLoader:
         """Return shuffled, augmented, full batches."""

@@ -26,6 +26,7 @@ class Rule(NamedTuple):
     """Remedy for refused data, or the repair."""
 
 
+_FIX = "detect data check DIR --fix OUT writes a corrected copy"
 _SKIP = "leave such images out with --data.skip_unreadable true"
 RULES: dict[str, Rule] = {
     "missing-image": Rule("refused", f"restore it or remove its entry, or {_SKIP}"),
@@ -35,6 +36,16 @@ RULES: dict[str, Rule] = {
     "pixel-box": Rule(
         "refused", "YOLO needs fractions: divide x and width by the image's width, y and height by its height"
     ),
+    "corners-for-sizes": Rule("refused", f"the file has corners where its format has width and height: {_FIX}"),
+    "sizes-for-corners": Rule("refused", f"the file has width and height where its format has a corner: {_FIX}"),
+    "fractions-for-pixels": Rule("refused", f"the file has fractions where its format has pixels: {_FIX}"),
+    "pixels-for-fractions": Rule("refused", f"the file has pixels where its format has fractions: {_FIX}"),
+    "scaled-images": Rule("refused", f"the images were scaled after their boxes were drawn: {_FIX}"),
+    "swapped-axes": Rule("refused", f"x and y are exchanged: {_FIX}"),
+    "keypoint-lines": Rule(
+        "refused", f"YOLO needs kpt_shape in its YAML to tell key points from polygons: {_FIX}, with kpt_shape"
+    ),
+    "12-bit-images": Rule("refused", f"they would be nearly black, scale the values by 16: {_FIX}"),
     "unknown-category": Rule("refused", "correct it, or add its name: COCO in categories, YOLO in names of data.yaml"),
     "unknown-class": Rule(
         "refused",
@@ -62,6 +73,8 @@ RULES: dict[str, Rule] = {
         "an image without a label file, which is expected in `labels` for an image in `images`, counts as empty",
     ),
     "unknown-image": Rule("repaired", "a box of an image that is not listed is left out"),
+    "implied-box": Rule("repaired", "an annotation without bbox gets the box of its polygon or mask"),
+    "id-not-number": Rule("repaired", "ids that are text or fractions are only keys: they are numbered anew"),
     "duplicate-annotation-id": Rule("repaired", "annotations that share an id are all kept and renumbered"),
     "missing-area": Rule("repaired", "an annotation without a finite area gets the area of its box"),
     "missing-iscrowd": Rule("repaired", "an annotation without iscrowd is read as a single object"),
@@ -141,10 +154,15 @@ class DefectLog:
 def refuse_without_boxes(dataset: Dataset) -> None:
     """Raise `UserError` if a split has no box to train on; the message lists repaired defects, a likely cause."""
     if not any((~record.crowd).any() for record in dataset.records):
-        cause = f": {_cases(dataset.repaired, _DONE)}" if dataset.repaired else ""
+        cause = f": {summary_of_repairs(dataset)}" if dataset.repaired else ""
         problem = f"the split {dataset.split}, of {len(dataset)} images, has no box to train on"
         remedy = "add boxes or name another split with --data.train"
         raise UserError(one_line(f"{dataset.root}: {problem}{cause}; {remedy}"))
+
+
+def summary_of_repairs(dataset: Dataset) -> str:
+    """Return count, first case and action of each kind of repaired defect."""
+    return _cases(dataset.repaired, _DONE)
 
 
 def summary(dataset: Dataset) -> str:

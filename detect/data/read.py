@@ -16,9 +16,11 @@ from jaxtyping import Int64
 from detect.data.annotations import Annotations, repair
 from detect.data.dataset import Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
+from detect.data.deep_images import log_12_bit
 from detect.data.defects import DefectLog, as_json
 from detect.data.formats import FORMATS
 from detect.data.image_headers import check_images
+from detect.data.mistakes import correct_mistakes
 from detect.data.tree import Tree, usual_split
 from detect.errors import UserError, one_line
 from detect.files.fence import OutsideError
@@ -63,6 +65,8 @@ def read(
     with _garbage_collection_paused():
         annotations = FORMATS[source.format].parse(source.tree, split, classes, log)
     sizes = _check_images(annotations, log, progress)
+    log_12_bit(annotations.paths, sizes, log)
+    annotations = correct_mistakes(annotations, sizes, log)
     annotations = repair(annotations, sizes, log)
     log.raise_refused()
     return Dataset(

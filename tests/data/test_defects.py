@@ -60,6 +60,11 @@ def test_a_good_file_has_no_defect(save, id):
         ("missing-area", GOOD | {"area": -1}, [1, 2, 4, 6], 12),
         ("missing-iscrowd", without("iscrowd"), [1, 2, 4, 6], 12),
         ("unknown-image", GOOD | {"image_id": 2}, None, None),
+        ("zero-area", GOOD | {"bbox": []}, None, None),
+        ("zero-area", GOOD | {"bbox": None}, None, None),
+        ("implied-box", without("bbox") | {"segmentation": [[1, 2, 4, 2, 4, 6]]}, [1, 2, 4, 6], 12),
+        ("id-not-number", GOOD | {"image_id": "1"}, [1, 2, 4, 6], 12),
+        ("id-not-number", GOOD | {"id": "first"}, [1, 2, 4, 6], 12),
     ],
 )
 def test_repaired(save, rule, entry, box, area):
@@ -111,7 +116,7 @@ def test_a_size_that_is_not_given_is_no_defect(save):
         ("unknown-category", [GOOD | {"category_id": 2}], None, "annotation 1 of image 1: category 2"),
         ("broken-file", [without("bbox")], None, r"annotations\[0\]: bbox is missing, expected four numbers \[x, y"),
         ("broken-file", [GOOD | {"bbox": [1, "2", 3]}], None, r'bbox is \[1, "2", 3\], expected four numbers'),
-        ("broken-file", [], [{"id": "7", "file_name": "a.png"}], r'images\[0\]: id is "7", expected a whole number'),
+        ("broken-file", [], [{"id": [7], "file_name": "a.png"}], r"images\[0\]: id is \[7\], expected a whole number"),
         ("broken-file", [[7, None]], None, r"annotations\[0\] is \[7, null\], not an object"),
         ("duplicate-image", [], [{"id": 1, "file_name": "a.png"}] * 2, "image a.png"),
         ("duplicate-image", [], [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "./a.png"}], "images 1 and 2"),

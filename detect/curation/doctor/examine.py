@@ -26,8 +26,10 @@ from detect.curation.doctor.image_checks import ImageCheck, inspect_images
 from detect.curation.doctor.unused_files import Folder, orphaned_annotations, scan_folder, unlisted_images
 from detect.data.annotations import Annotations, repair
 from detect.data.dataset import Defect
+from detect.data.deep_images import log_12_bit
 from detect.data.defects import DefectLog, as_json
 from detect.data.formats import FORMATS, coco, yolo
+from detect.data.mistakes import Mistake, corrected, find_mistake, log_pixel_boxes
 from detect.data.read import Source, open_data
 from detect.data.transforms import Resize
 from detect.data.tree import Tree
@@ -45,7 +47,9 @@ class Survey:
     format: str
     folder: Folder
     parsed: dict[str, Annotations] = field(default_factory=dict)
-    """Annotations of each split as its files contain them."""
+    """Annotations of each split as its files contain them, but with the boxes that were meant (`mistakes`)."""
+    mistakes: dict[str, Mistake] = field(default_factory=dict)
+    """Mistake that all boxes of a split share."""
     images: dict[Path, ImageCheck] = field(default_factory=dict)
     """Check result of each image that a split lists."""
     repaired: dict[str, Annotations] = field(default_factory=dict)
@@ -110,6 +114,7 @@ def examine(
     for split in chosen:
         _parse(survey, split, findings)
     _inspect_images(survey, workers, progress)
+    findings += _correct_mistakes(survey)
     findings += _check_everything(survey, resize, complete=len(chosen) == len(names))
     if len(survey.parsed) == len(names):
         sources = [source for annotations in survey.parsed.values() for source in annotations.sources]
@@ -190,6 +195,26 @@ def _inspect_images(survey: Survey, workers: int | None, progress: bool) -> None
         survey.images.setdefault(path, blocked)
 
 
+def _correct_mistakes(survey: Survey) -> Iterator[Finding]:
+    """Correct mistakes that all boxes of a split share, so that the other checks see the boxes that were meant."""
+    mistakes: dict[str, Mistake | None] = {}
+    for split, parsed in survey.parsed.items():
+        mistakes[split] = find_mistake(parsed, survey.sizes(split))
+    expected = next((mistake.reading for mistake in mistakes.values() if mistake), None)
+    for split, parsed in list(survey.parsed.items()):
+        sizes, log = survey.sizes(split), _FullLog(survey.root, split)
+        mistake = mistakes[split] or (find_mistake(parsed, sizes, expected) if expected else None)
+        log_12_bit(parsed.paths, sizes, log)
+        if mistake:
+            survey.mistakes[split] = mistake
+            survey.parsed[split] = corrected(parsed, sizes, mistake.reading)
+            for rule in mistake.rules:
+                log.add(rule, mistake.source, f"split {split}: {mistake.detail}")
+        else:
+            log_pixel_boxes(parsed, log)
+        yield from (_finding(defect, split, {}) for defect in log.all)
+
+
 # --------------------------------------------------------------------------------------------------------------- checks
 
 
@@ -207,6 +232,7 @@ def _check_everything(survey: Survey, resize: Resize | None, complete: bool) -> 
 
 def _check_images(survey: Survey, split: str) -> Iterator[Finding]:
     annotations = survey.parsed[split]
+    is_scaled = split in survey.mistakes and survey.mistakes[split].reading.scaled
     for path, source, declared in zip(annotations.paths, annotations.sources, annotations.declared, strict=True):
         image = survey.images[path]
         if image.rule:
@@ -215,7 +241,7 @@ def _check_images(survey: Survey, split: str) -> Iterator[Finding]:
             continue
         if image.mode:
             yield Finding("pixel-mode", path, f"it is stored with {image.mode}", split=split, images=(path,))
-        yield from _check_size(image, source, declared, split)
+        yield from _check_size(image, source, None if is_scaled else declared, split)
 
 
 def _check_size(image: ImageCheck, source: Path, declared: tuple | None, split: str) -> Iterator[Finding]:

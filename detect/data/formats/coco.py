@@ -23,6 +23,7 @@ import numpy as np
 
 from detect.data.annotations import Annotations, choose_classes
 from detect.data.defects import DefectLog, as_json
+from detect.data.formats.coco_entries import is_number, normalise
 from detect.data.formats.labelled import image_path
 from detect.data.tree import Tree
 from detect.files.fence import OutsideError
@@ -38,11 +39,6 @@ class Kind(NamedTuple):
 
     expected: str
     test: Callable[[object], bool]
-
-
-def is_number(value: object) -> bool:
-    """Return whether a JSON value is a number that a float can hold; JSON integers are unbounded."""
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 ID = Kind("a whole number", lambda value: type(value) is int and abs(value) < 2**63)
@@ -62,7 +58,7 @@ def splits(tree: Tree) -> tuple[str, ...]:
 def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
     """Parse the annotation file of a split. `classes`: see `read`; by default the file's, sorted by category id."""
     path = locate(tree, split)
-    document = _load(path, log)
+    document = load(path, log)
     images = _images(document, tree, split, path, log)
     annotations = entries(document, "annotations", path, log, image_id=ID, category_id=ID, bbox=BOX)
     names = _categories(document, path, log, used={entry["category_id"] for entry in annotations})
@@ -95,6 +91,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
         difficult=np.zeros(len(rows), dtype=bool),
         areas=np.array([area for *_, area, _ in rows], dtype=np.float64),
         places=[place for *_, place in rows],
+        layout="sizes",
     )
 
 
@@ -131,7 +128,12 @@ def _is_coco(tree: Tree, path: Path) -> bool:
     return all(key in content for key in _KEYS)
 
 
-def _load(path: Path, log: DefectLog) -> dict[str, Any]:
+def load(path: Path, log: DefectLog) -> dict[str, Any]:
+    """Return the content of an annotation file, with whole numbers as ids, and boxes of annotations with a mask.
+
+    Raises:
+        UserError: the file cannot be read or is not a JSON object.
+    """
     content = log.need(path)
     try:
         document = json.loads(content)
@@ -139,6 +141,7 @@ def _load(path: Path, log: DefectLog) -> dict[str, Any]:
         log.stop("broken-file", path, f"it is not JSON: {error}")
     if not isinstance(document, dict):
         log.stop("broken-file", path, "it is not a COCO file: it has no object with images, annotations and categories")
+    normalise(document, path, log)
     return document
 
 

@@ -68,7 +68,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
         image = labelled.get(path, LabelledImage(path.with_suffix(".jpg"), path))
         listed_path = files.get(path.stem, base / "JPEGImages" / f"{path.stem}.jpg")
         images.append(replace(image, path=_image(tree, image) if listed is None else listed_path))
-    return to_annotations(images, class_names(labelled.values()), classes, log)
+    return replace(to_annotations(images, class_names(labelled.values()), classes, log), first_pixel=1)
 
 
 def _files(tree: Tree) -> list[Path]:

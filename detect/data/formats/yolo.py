@@ -6,8 +6,7 @@
     classes.txt  a.jpg  a.txt                              LabelImg
 
 Format: https://docs.ultralytics.com/datasets/detect. A line of a label file is a class with the centre, width and
-height of the box, or with the corners of a polygon, all as fractions of the image's size. Where the YAML has
-`kpt_shape`, the keypoints follow the box.
+height of the box, or with the corners of a polygon, all as fractions of the image's size. Key points: `yolo_lines`.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import yaml
 from detect.data.annotations import Annotations, choose_classes
 from detect.data.decode import SUFFIXES
 from detect.data.defects import RULES, DefectLog, as_json
+from detect.data.formats.yolo_lines import find_keypoints, line_box
 from detect.data.tree import ALL, Tree, usual_split
 from detect.errors import UserError, one_line, reason
 from detect.files.fence import Fence, OutsideError, inside, is_file, is_folder, is_yaml_bomb
@@ -33,8 +33,10 @@ _LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 """Reads every value as text: the class `no` is not False and `1e3` not a number. libyaml is faster if available."""
 _NO_SPLITS = {"path", "names", "nc", "download", "kpt_shape", "flip_idx", "channels", "kpt_names", "roboflow"}
 _LINE = re.compile(rb"\d+(\.0*)?([ \t]+[-+.\deE]+){4,}[ \t]*(\r|\n|$)")
-_PIXELS = 2.0
-"""Boxes that exceed their image have fractions slightly above 1; numbers above this limit are pixels."""
+Line = tuple[int, int, list[float]]
+"""Number, class and the other numbers of a line."""
+Shape = tuple[int, int]
+"""Number of key points and of the numbers of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,8 @@ class Description:
     """Folders, lists or images of each split. Empty if the folders of the images are the splits."""
     base: Path
     """Folder to which these are relative."""
-    keypoints: int = 0
-    """Number of values that follow the box in a line."""
+    keypoints: Shape | None = None
+    """Key points that follow the box in a line."""
 
 
 def splits(tree: Tree) -> tuple[str, ...]:
@@ -80,9 +82,17 @@ def parse_labels(
     names = description.names
     chosen, category_ids, label_of = choose_classes(names, classes)
     sources = [label_file(tree.root, image) for image in images]
+    lines = [list(read_lines(source, log)) for source in sources]
+    keypoints = description.keypoints or _undeclared_keypoints(description, lines, log)
     boxes, image, labels, places = [], [], [], []
     for index, source in enumerate(sources):
-        for number, category, box in _read(source, description.keypoints, log):
+        for number, category, values in lines[index]:
+            try:
+                box = line_box(values, keypoints)
+            except ValueError:
+                shown = " ".join(f"{value:g}" for value in (category, *values))
+                log.add("broken-file", source, f"line {number} is not {_expected(keypoints)}: {shown[:60]}")
+                continue
             if category not in label_of:
                 rule = "unknown-class" if category in names else "unknown-category"
                 name = names.get(category, f"which is not one of names in {description.file.name}")
@@ -106,6 +116,7 @@ def parse_labels(
         areas=np.full(len(boxes), np.nan),
         places=places,
         normalised=True,
+        layout="centre",
     )
 
 
@@ -199,14 +210,14 @@ def _names(document: Mapping[str, Any], path: Path) -> dict[int, str]:
     return dict(sorted((int(index), name) for index, name in names.items()))
 
 
-def _keypoints(document: Mapping[str, Any], path: Path) -> int:
-    """Return the number of values of all keypoints of an object: `kpt_shape` is their number and 2 or 3."""
+def _keypoints(document: Mapping[str, Any], path: Path) -> Shape | None:
+    """Return `kpt_shape`."""
     shape = document.get("kpt_shape")
     if shape is None:
-        return 0
-    if not isinstance(shape, list) or len(shape) != 2 or not all(re.fullmatch(r"\d{1,4}", str(n)) for n in shape):
-        raise UserError(f"{path}: kpt_shape is {as_json(shape)}; write [number of keypoints, 2 or 3]")
-    return int(shape[0]) * int(shape[1])
+        return None
+    if not isinstance(shape, list) or not re.fullmatch(r"[1-9]\d{0,3} [23]", " ".join(map(str, shape))):
+        raise UserError(f"{path}: kpt_shape is {as_json(shape)}; write [number of key points, 2 or 3]")
+    return int(shape[0]), int(shape[1])
 
 
 def _names_file(tree: Tree) -> Path | None:
@@ -321,8 +332,19 @@ def _labels_path(root: Path, image: Path) -> Path:
 # ------------------------------------------------------------------------------------------------------------- labels
 
 
-def _read(path: Path, keypoints: int, log: DefectLog) -> Iterator[tuple[int, int, tuple[float, ...]]]:
-    """Yield line number, class and xyxy as fractions of the image's size; a missing file yields nothing."""
+def _undeclared_keypoints(description: Description, lines: Sequence[Sequence[Line]], log: DefectLog) -> Shape | None:
+    """Return the shape of the key points of lines that have some although the YAML has no `kpt_shape`; log them."""
+    values = [values for of_file in lines for *_, values in of_file]
+    found = find_keypoints(values)
+    if found is not None:
+        number, (count, size) = sum(len(line) > 4 for line in values), found
+        detail = f"{number} of {len(values)} lines are boxes with {count} key points of {size} numbers, no polygons"
+        log.add("keypoint-lines", description.file, f"{detail}; it has no kpt_shape: {list(found)}")
+    return found
+
+
+def read_lines(path: Path, log: DefectLog) -> Iterator[Line]:
+    """Yield line number, class and the other numbers of each line; a missing file yields nothing."""
     if not is_file(path):
         log.add("missing-label", path, "there is no such file")
         return
@@ -342,21 +364,13 @@ def _read(path: Path, keypoints: int, log: DefectLog) -> Iterator[tuple[int, int
             category, *values = map(float, words)
             if category != int(category):
                 raise ValueError
-            box = _box(values[:4] if keypoints and len(values) == 4 + keypoints else values)
         except (ValueError, OverflowError):
-            expected = "a class and four numbers, or a class and the corners of a polygon"
-            log.add("broken-file", path, f"line {number} is not {expected}: {line[:60]}")
+            log.add("broken-file", path, f"line {number} is not {_expected(None)}: {line[:60]}")
             continue
-        if _PIXELS < max(values[:4] if keypoints else values) < np.inf:
-            log.add("pixel-box", path, f"line {number}: {line[:60]}")
-        yield number, int(category), box
+        yield number, int(category), values
 
 
-def _box(values: list[float]) -> tuple[float, ...]:
-    """Return the xyxy of a box given by centre, width and height, or of a polygon given by its corners."""
-    if len(values) == 4:
-        x, y, width, height = values
-        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-    if len(values) < 6 or len(values) % 2:
-        raise ValueError
-    return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
+def _expected(keypoints: tuple[int, int] | None) -> str:
+    if keypoints:
+        return f"a class and four numbers, with {keypoints[0] * keypoints[1]} more for its key points (kpt_shape)"
+    return "a class and four numbers, or a class and the corners of a polygon"

@@ -72,7 +72,9 @@ def test_the_expected_label_path_is_reported_when_all_are_missing(root):
 @pytest.mark.parametrize("line", ["0 320 240 100 80", "0 5 5 9 5 9 9", "0 0.5 0.5 2.1 1"])
 def test_boxes_in_pixels(root, line):
     label(root, f"0 0.9 0.5 0.5 1.2\n{line}\n")
-    with pytest.raises(UserError, match=rf"1 × pixel-box, first .*a\.txt: line 2: {line} \(YOLO needs fractions"):
+    largest = {"0 320 240 100 80": "320", "0 5 5 9 5 9 9": "7", "0 0.5 0.5 2.1 1": "2.1"}[line]
+    problem = f"line 2: it has the number {largest}"
+    with pytest.raises(UserError, match=rf"1 × pixel-box, first .*a\.txt: {problem} \(YOLO needs fractions"):
         read(root, "train")
 
 
@@ -359,7 +361,7 @@ def test_keypoints_follow_the_box(tmp_path):
     (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images/train\nkpt_shape: [2, 3]\n")
     np.testing.assert_array_equal(read(tmp_path, "train").records[0].boxes, [[15, 5, 25, 15]])
     (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images/train\nkpt_shape: 6\n")
-    with pytest.raises(UserError, match=r"kpt_shape is \"6\"; write \[number of keypoints, 2 or 3\]"):
+    with pytest.raises(UserError, match=r"kpt_shape is \"6\"; write \[number of key points, 2 or 3\]"):
         read(tmp_path, "train")
 
 
