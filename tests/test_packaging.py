@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import site
 import subprocess
@@ -113,3 +114,11 @@ def test_the_distribution_has_its_command_extras_and_data_files(installed):
     tracked = {path.relative_to(ROOT).as_posix() for path in tracked_files() if path.is_relative_to(ROOT / "detect")}
     assert tracked <= set(printed)
     assert not [name for name in printed if name.startswith(("tests/", "tools/", "configs/"))]
+
+
+@pytest.mark.slow
+def test_the_command_of_a_message_finds_the_installed_distribution(installed):
+    """Without an index: it adds the extra's packages to the distribution that is there."""
+    command = shlex.split(install_command("all"))
+    printed = run([installed / "python", "-m", *command, "--dry-run", "--no-index"])
+    assert f"already satisfied: {command[-1]}" in printed and "Would install" not in printed
