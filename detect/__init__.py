@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from detect.cores import share_cores
 from detect.versions import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = ["RCNN", "Detections", "FastRCNN", "FasterRCNN", "Result", "load", "se
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'detect' has no attribute {name!r}")
+    share_cores()
     return getattr(import_module(_MODULES[name]), name)
 
 

@@ -27,6 +27,7 @@ from detect.cli import (
     train,
     weights,
 )
+from detect.cores import share_cores
 from detect.errors import UserError
 from detect.versions import versions
 
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     After a mistake of the user, print one line on stderr and return 2; after an interruption return 130.
     """
+    share_cores()
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -19,6 +19,7 @@ import torch
 from detect.checkpoint import PACKAGES, load_checkpoint
 from detect.compare.checks import check_entry, common_split, open_comparison
 from detect.compare.entries import Entry, read_entries
+from detect.cores import available_cores
 from detect.curation.propose import propose
 from detect.data.dataset import Dataset
 from detect.devices import choose_device
@@ -26,7 +27,6 @@ from detect.prediction.evaluate import evaluate, write_evaluation
 from detect.prediction.prepare import prepare
 from detect.prediction.timing import measure_cost
 from detect.proposals.recall import ProposalRecall
-from detect.proposals.selective_search import available_cores
 from detect.proposals.store import ProposalStore
 from detect.report.comparison import Row, draw_comparison, print_comparison, write_comparison
 from detect.training import clock

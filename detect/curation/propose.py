@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
+from detect.cores import available_cores
 from detect.data.decode import decode
 from detect.data.read import image_files
 from detect.errors import UserError, one_line
-from detect.proposals.selective_search import REVISION, Mode, available_cores, selective_search
+from detect.proposals.selective_search import REVISION, Mode, selective_search
 from detect.proposals.store import ProposalStore, digest
 from detect.terminal import progress_bar
 
