@@ -475,9 +475,7 @@ def test_a_detector_is_tuned_to_other_classes_evaluated_and_resumed(run, shapes,
     assert main([*map(str, words)]) == 0
     printed = capsys.readouterr().out
     assert f"{last} → faster_rcnn on resnet18-fpn" in printed
-    assert (
-        "3 classes taken by name: Circle, triangle, ring\n  1 classes new: box\n  1 classes left out: square" in printed
-    )
+    assert "3 classes taken by name: Circle, triangle, ring\n  1 class new: box\n  1 class left out: square" in printed
     assert main([*map(str, [*words, "--resume", "--training.epochs", 2])]) == 0  # goes on, and reads no weights
     printed = capsys.readouterr().out
     assert "by name" not in printed and "last.ckpt goes on with training.epochs 2 (before: 1)" in printed

@@ -171,7 +171,7 @@ def _print_notes(config: Experiment) -> None:
     for deviation in config.deviations:
         print_once(f"deviates from the paper: {deviation}")
     backbone = config.model.backbone
-    if getattr(backbone, "norm", None) == "frozen" and backbone.weights is None:
+    if getattr(backbone, "norm", None) == "frozen" and backbone.weights is None and config.training.weights is None:
         print_once(
             "model.backbone.norm: frozen norms without weights do not normalise; batch or group trains better from "
             "scratch"

@@ -217,12 +217,14 @@ def _report(
     )
     if copied.by_class:
         used = set(copied.labels.values())
-        for name, names in (
-            ("taken by name", [classes[label] for label in copied.labels]),
-            ("new", [name for label, name in enumerate(classes) if label not in copied.labels]),
-            ("left out", [name for label, name in enumerate(source.classes) if label not in used]),
-        ):
-            yield f"  {len(names)} classes {name}{': ' if names else ''}{shorten(names)}"
+        yield _classes("taken by name", [classes[label] for label in copied.labels])
+        yield _classes("new", [name for label, name in enumerate(classes) if label not in copied.labels])
+        yield _classes("left out", [name for label, name in enumerate(source.classes) if label not in used])
+
+
+def _classes(kind: str, names: Sequence[str]) -> str:
+    noun = "class" if len(names) == 1 else "classes"
+    return f"  {len(names)} {noun} {kind}{': ' if names else ''}{shorten(names)}"
 
 
 def _part(key: str) -> str:

@@ -13,6 +13,8 @@ from detect.errors import UserError
 
 FIXED = ("training.optimizer", "training.recipe.name", "training.ema")
 """Options that determine the state in a checkpoint, so that it has no meaning with another value."""
+OF_STORED_FEATURES = ("data.train", "data.short_side", "data.long_side", "data.max_proposals")
+"""Options of the features that R-CNN's stages store by the number of the image; a folder may have been moved."""
 IGNORED = (
     *("training.weights", "training.compile", "training.accelerator", "training.devices", "training.save_minutes"),
     *("data.workers", "data.eval_batch_size", "data.skip_unreadable", "data.follow_links"),
@@ -32,7 +34,8 @@ def check_resumable(config: Experiment, classes: Sequence[str], checkpoint: Path
         The options that differ, in words; empty if there are none.
 
     Raises:
-        UserError: the checkpoint has other classes, another network or another kind of optimizer.
+        UserError: the checkpoint has other classes, another network, or a state that has no meaning with the
+            options.
     """
     before = load_any(checkpoint)
     remedy = f"to begin a new run from here, use --weights {checkpoint} and another --out"
@@ -43,8 +46,9 @@ def check_resumable(config: Experiment, classes: Sequence[str], checkpoint: Path
         raise UserError(f"--resume: {checkpoint} has another network than the config; {remedy}")
     old_options, new_options = (config_to_dict(_with_recipe(one)) for one in (before.config, config))
     changes = list(_changes(old_options, new_options))
+    stores = new_options["model"]["name"] == "rcnn"
     for option, old, new in changes:
-        if option.startswith(FIXED):
+        if option in FIXED or (stores and option in OF_STORED_FEATURES):
             raise UserError(f"--resume: {checkpoint} began with {option} {old}, not {new}; {remedy}")
     return ", ".join(f"{option} {new} (before: {old})" for option, old, new in changes)
 

@@ -18,7 +18,9 @@ from detect.data.datamodule import DetectionData
 from detect.errors import UserError
 from detect.evaluation.evaluator import Evaluator
 from detect.models import TwoStage, build_detector
+from detect.training.alternating import Alternating
 from detect.training.fit import fit
+from detect.training.joint import Joint
 from detect.training.module import DetectorModule
 from detect.training.processes import DDP
 
@@ -164,6 +166,17 @@ def test_alternating_training_ends_in_one_backbone(changed, tmp_path):
         third["model.region_head.predictor.scores.bias"], last["model.region_head.predictor.scores.bias"]
     )
     assert any(row["AP"] for row in rows(tmp_path)) and (tmp_path / "checkpoints" / "best.ckpt").exists()
+
+
+def test_the_second_step_of_alternating_training_still_needs_the_initial_weights(tmp_path):
+    for step, needs in (("step1", True), ("step2", False)):
+        (tmp_path / step / "checkpoints").mkdir(parents=True)
+        (tmp_path / step / "checkpoints" / "last.ckpt").touch()
+        assert Alternating.needs_no_weights(tmp_path) is not needs
+    assert not Joint.needs_no_weights(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert Joint.needs_no_weights(tmp_path)
 
 
 @pytest.mark.parametrize(("has", "chosen"), [(True, "bf16"), (False, "fp32")])

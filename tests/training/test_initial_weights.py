@@ -158,7 +158,7 @@ def test_a_table_tells_what_became_of_each_tensor(config, file, caplog):
         "  classes and boxes      –         4    –         –",
         "  2 classes taken by name: circle, ring",
         "  2 classes new: square, triangle",
-        "  1 classes left out: person",
+        "  1 class left out: person",
     ]
 
 

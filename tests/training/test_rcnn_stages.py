@@ -230,6 +230,13 @@ def test_a_run_is_not_resumed_with_a_detector_of_another_recipe(first, rcnn, con
     assert (tmp_path / "config.yaml").read_text() == before
 
 
+def test_stored_features_are_of_one_image_size(rcnn, tmp_path):
+    run(replace(rcnn, training=replace(rcnn.training, epochs=1)), tmp_path)
+    other = replace(rcnn, data=replace(rcnn.data, short_side=(48,)))
+    with pytest.raises(UserError, match=r"^--resume: .* began with data\.short_side \[\d+\], not \[48\]; to begin a"):
+        run(other, tmp_path, resume=True)
+
+
 def test_what_does_not_fit_together_is_refused(fast_rcnn, rcnn, config, tmp_path):
     for one in (fast_rcnn, rcnn):
         without = replace(one, data=replace(one.data, proposals=None))
