@@ -198,8 +198,11 @@ class BackboneOptions(ABC):
 
     @property
     @abstractmethod
-    def train_stages(self) -> TrainStages:
-        """Number of stages that are trained, counted from the last; a field of each subclass, with its own default."""
+    def train_stages(self) -> TrainStages | None:
+        """Number of stages that are trained, counted from the last; a field of each subclass, with its own default.
+
+        None trains all stages.
+        """
 
     @property
     def norm(self) -> Norm:
@@ -258,8 +261,10 @@ class BackboneOptions(ABC):
         return stages
 
 
-def frozen_stages(stages: Stages, train_stages: int) -> list[nn.Sequential]:
+def frozen_stages(stages: Stages, train_stages: int | None) -> list[nn.Sequential]:
     """Return all stages but the last `train_stages`. Raise `UserError` if there are fewer stages than that."""
+    if train_stages is None:
+        return []
     if not 0 <= train_stages <= len(stages):
         raise UserError(f"train_stages: {train_stages}: the network has {len(stages)} stages; give 0 … {len(stages)}")
     return list(stages.values())[: len(stages) - train_stages]
