@@ -194,7 +194,8 @@ class BackboneOptions(ABC):
     """`xavier`, `he` or `gaussian` (see `initialization.py`); null initialises the weights as torchvision does."""
     weights: str | None = field(default=None, kw_only=True)
     """A name of torchvision's weights (`IMAGENET1K_V1`), a file with a state dict that has torchvision's keys, a
-    checkpoint of a classifier that `detect train` wrote, or null."""
+    checkpoint of a classifier that `detect train` wrote, or null. For some networks of timm also `pip`, the weights in
+    an installed package."""
 
     @property
     @abstractmethod

@@ -72,7 +72,7 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
         """Return the frozen form of `norm`; dropout and activation are shared with it."""
         frozen = super().of(norm)
         assert isinstance(frozen, cls)
-        frozen.drop, frozen.act = norm.drop, norm.act
+        frozen.drop, frozen.act = norm.get_submodule("drop"), norm.get_submodule("act")
         return frozen
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
