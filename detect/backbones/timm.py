@@ -25,7 +25,7 @@ from detect.backbones.backbone import (
     refuse_small_crops,
 )
 from detect.backbones.norm import replace_norms
-from detect.backbones.packaged_weights import PIXEL_MEAN, PIXEL_STD, load_packaged_weights
+from detect.backbones.packaged_weights import PACKAGES, PIXEL_MEAN, PIXEL_STD, load_packaged_weights
 from detect.backbones.weights import FILES
 from detect.errors import UserError
 from detect.options import options
@@ -55,7 +55,7 @@ class TimmOptions(BackboneOptions):
     @property
     def mean(self) -> Colour:  # type: ignore[override]
         """Mean of each channel for the network's published weights."""
-        if self.weights == PIP:
+        if self.model in PACKAGES:
             return PIXEL_MEAN
         red, green, blue = (255.0 * value for value in self._published().mean)
         return red, green, blue
@@ -63,7 +63,7 @@ class TimmOptions(BackboneOptions):
     @property
     def std(self) -> Colour:  # type: ignore[override]
         """Standard deviation of each channel for the network's published weights."""
-        if self.weights == PIP:
+        if self.model in PACKAGES:
             return PIXEL_STD
         red, green, blue = (255.0 * value for value in self._published().std)
         return red, green, blue
