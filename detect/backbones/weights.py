@@ -36,7 +36,17 @@ def load_weights(network: nn.Module, weights: str, architecture: str, classifier
     path = Path(weights).expanduser() if is_file else _published(weights, architecture, network)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a state dict as {', '.join(FILES)}, or a name of torchvision's")
-    content = _read(path)
+    load_state(network, read_state(path), path, architecture, classifier_keys)
+
+
+def load_state(
+    network: nn.Module, content: dict[str, Tensor], path: Path, architecture: str, classifier_keys: tuple[str, ...]
+) -> None:
+    """Load the state dict of a file like `load_weights`, and log what was loaded.
+
+    Raises:
+        UserError: keys, shapes or values do not fit; the message names `path`.
+    """
     state = {key: value for key, value in content.items() if not key.startswith(classifier_keys)}
     _check(network, state, path, architecture, classifier_keys)
     network.load_state_dict(state, strict=False)
@@ -75,7 +85,12 @@ def _published(name: str, architecture: str, network: nn.Module) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return the state dict of a file; nothing in it is executed.
+
+    Raises:
+        UserError: the file is unreadable or holds more than a state dict.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

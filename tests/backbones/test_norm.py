@@ -158,3 +158,19 @@ def test_only_the_chosen_norms_are_replaced():
     network.append(nn.BatchNorm2d(8))
     replace_norms(network, "frozen", {batch})
     assert isinstance(network[1][0], FrozenBatchNorm2d) and isinstance(network[2], nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_frozen_norm_keeps_the_activation_that_timms_norms_include(gradient):
+    layers = pytest.importorskip("timm.layers", reason="timm is an extra")
+    norm = randomise(layers.BatchNormAct2d(8, act_layer=nn.ReLU6)).eval()
+    network = nn.Sequential(norm)
+    x = (4 * torch.randn(2, 8, 5, 4, generator=torch.Generator().manual_seed(1))).requires_grad_(gradient)
+    expected = norm(x)
+    assert expected.min() == 0 and expected.max() == 6
+
+    replace_norms(network, "group")
+    assert network[0] is norm
+    replace_norms(network, "frozen")
+    torch.testing.assert_close(network.train()(x), expected)
+    assert not list(network.parameters())

@@ -84,6 +84,43 @@ def test_what_does_not_learn_does_not_move(model):
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+@pytest.mark.parametrize(
+    "model", [SMALL, "regnety_002", "convnext_atto", "mobilenetv3_small_050", "tf_efficientnet_lite0"]
+)
+def test_the_last_stages_learn_and_the_first_ones_do_not(model, norm):
+    whole, _ = TimmOptions(model, norm=norm).build(multi_scale=True)
+    levels = list(whole.levels)
+    for train_stages in range(len(levels) + 1):
+        backbone, _ = TimmOptions(model, norm=norm, train_stages=train_stages).build(multi_scale=True)
+        before = {name: value.clone() for name, value in backbone.state_dict().items()}
+        maps = list(backbone.train()(torch.randn(2, 3, 64, 64)).values())
+        frozen = len(levels) - train_stages
+        assert [one.requires_grad for one in maps] == [False] * frozen + [True] * train_stages
+        learning = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+        moved = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
+        # Statistics move only beside weights that learn.
+        assert {name.rpartition(".")[0] for name in moved} <= {name.rpartition(".")[0] for name in learning}
+        assert not moved or norm == "batch"
+    assert all(parameter.requires_grad for parameter in whole.parameters())
+
+
+def test_more_stages_than_the_network_has_are_refused():
+    with pytest.raises(UserError, match=r"^train_stages: 5: the network has 4 stages; give 0 … 4$"):
+        TimmOptions("convnext_atto", train_stages=5).build(multi_scale=True)
+
+
+@pytest.mark.parametrize("model", [SMALL, "hrnet_w18_small", "tf_efficientnet_lite0"])
+def test_stages_are_all_layers_but_the_classifier(model):
+    options = TimmOptions(model)
+    with torch.device("meta"):
+        network = options.make(7)
+    stages = options.stages(network)
+    layers = [parameter for stage in stages.values() for parameter in stage.parameters()]
+    expected = {one for name, one in network.named_parameters() if not name.startswith(options.classifier_keys)}
+    assert len(layers) == len(set(layers)) and set(layers) == expected
+
+
 def test_norms_with_an_activation_inside_are_not_folded_away():
     backbone, _ = TimmOptions("mobilenetv3_small_050").build(multi_scale=False)
     pixels = torch.randn(1, 3, 64, 64)
