@@ -80,14 +80,23 @@ def _config_and_folder(options: argparse.Namespace, overrides: Sequence[str]) ->
             raise UserError(f"--resume: {out} has no run; give -c to start one")
         if not started and is_first_process() and not (out / ".lock").exists():
             refuse_used(out, RESUME_NOTE)
-        return load_experiment(options.config or out / "config.yaml", overrides), out
+        return _with_division(load_experiment(options.config or out / "config.yaml", overrides), out), out
     if options.config is None:
         raise UserError("-c: name the experiment, for example -c configs/bccd/faster_rcnn.yaml")
     config = load_experiment(options.config, overrides)
     out = options.out or _new_run_folder(options.config)
     if is_first_process():
         refuse_used(out, RESUME_NOTE)
-    return config, out
+        return config, out
+    return _with_division(config, out), out
+
+
+def _with_division(config: Experiment, out: Path) -> Experiment:
+    """Return the experiment with the division in the folder of its run, if there is one already."""
+    from detect.config import with_division
+    from detect.data.division import DIVISION
+
+    return with_division(config, out / DIVISION) if (out / DIVISION).exists() else config
 
 
 def _train_detector(config: Config, out: Path, command: str, resume: bool = False) -> dict[str, Any]:
@@ -98,10 +107,12 @@ def _train_detector(config: Config, out: Path, command: str, resume: bool = Fals
 
     silence_lightning()
     data = detection_data(config)
-    final = config.data.test or config.data.val
+    final = config.data.final
     datasets = [data.train, *([data.val] if data.val else []), *([data.split(final)] if final else [])]
-    for split in dict.fromkeys(dataset.split for dataset in datasets):
-        print_once(summary(data.split(split)))
+    for line in data.division.lines() if data.division else ():
+        print_once(line)
+    for dataset in {dataset.split: dataset for dataset in datasets}.values():
+        print_once(summary(dataset))
     _print_notes(config)
     with _resume_hint(out):
         best, seconds = fit(config, data, out, resume)
@@ -126,7 +137,7 @@ def _train_classifier(config: ClassificationConfig, out: Path, resume: bool) -> 
     silence_lightning()
     keep_pages()
     data = ClassificationData(config.data, seed=config.training.seed)
-    final = config.data.test or config.data.val
+    final = config.data.final
     for dataset in (data.train, data.val, data.split(final) if final else None):
         if dataset is not None:
             print_once(summary(dataset))

@@ -19,7 +19,7 @@ from detect.training.processes import count_processes
 
 def common_split(entries: Sequence[Entry]) -> str:
     """Return the evaluation split that all configs name. Raise `UserError` if they differ or a config names none."""
-    splits = {entry.config.data.test or entry.config.data.val for entry in entries}
+    splits = {entry.config.data.final for entry in entries}
     if len(splits) > 1 or None in splits:
         named = " and ".join(sorted(str(name) for name in splits if name)) or "none"
         raise UserError(f"--split: the configs name {named} for evaluation; name one for all with --split")

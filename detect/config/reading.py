@@ -14,9 +14,10 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from detect.backbones import BACKBONE_NAMES
-from detect.config.experiment import RECIPES, ClassificationConfig, Config, Experiment
+from detect.config.experiment import RECIPES, ClassificationConfig, Config, Experiment, with_division
 from detect.config.renamed import find_renamed
 from detect.config.training_options import TrainingOptions
+from detect.data.division import beside_run
 from detect.errors import UserError
 from detect.files.fence import MAX_BYTES, is_yaml_bomb, read_bounded
 from detect.models import ClassifierOptions, DetectorOptions, model_names
@@ -43,7 +44,14 @@ def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experim
 
 
 def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
-    """Return the experiment of a nested dictionary with overrides; errors in the dictionary name `source`."""
+    """Return the experiment of a nested dictionary with overrides.
+
+    Args:
+        values: the dictionary.
+        source: file that holds it, for messages. The division of the data is looked up in the file's run, in case the
+            run was moved.
+        overrides: as for `load_config`.
+    """
     values, given = deepcopy(values), _pairs(overrides)
     for key, text in given:
         _assign(values, key, text)
@@ -58,8 +66,10 @@ def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[st
         raise _mistake("model.name", mistake, source, given) from None
     except ValidationError as error:
         raise _mistake(*_first_mistake(error), source, given) from None
-    experiment = ClassificationConfig if model is ClassifierOptions else Config
-    return experiment(sections.model, sections.data, sections.training, sections.deviations)
+    kind = ClassificationConfig if model is ClassifierOptions else Config
+    experiment: Experiment = kind(sections.model, sections.data, sections.training, sections.deviations)
+    division = getattr(experiment.data, "division", None)
+    return with_division(experiment, beside_run(division, Path(source)))
 
 
 def config_to_dict(config: Experiment) -> dict[str, Any]:

@@ -62,6 +62,12 @@ RULES: dict[str, Rule] = {
     "unknown-image": Rule("repaired", "a box of an image that is not listed is left out"),
     "duplicate-annotation-id": Rule("repaired", "annotations that share an id are all kept and renumbered"),
     "missing-area": Rule("repaired", "an annotation without a finite area gets the area of its box"),
+    "repeated-image": Rule("repaired", "an image that two joined data sets have is read from the first one only"),
+    "undivided-image": Rule(
+        "repaired",
+        "an image that the division does not list is left out; a new run with --data.division null divides anew",
+    ),
+    "absent-split": Rule("repaired", "the split is left out there"),
     "missing-iscrowd": Rule("repaired", "an annotation without iscrowd is read as a single object"),
 }
 """All kinds of defects that the readers detect. Identical boxes in one image are not a defect: they are kept."""
@@ -70,6 +76,14 @@ _SKIPPABLE = ("missing-image", "unreadable-image")
 _REMEDY = {name: rule.action for name, rule in RULES.items()}
 _DONE = _REMEDY | dict.fromkeys(_SKIPPABLE, "the image is left out")
 """The action for defects that did not stop the reader."""
+
+
+class AbsentSplitError(UserError):
+    """A data folder names a split whose images do not exist: an error only if the user asks for this split."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}; correct the entry, add the images, or name another split")
+        self.path, self.problem = path, problem
 
 
 class DefectLog:
@@ -140,7 +154,7 @@ def refuse_without_boxes(dataset: Dataset) -> None:
         cause = f": {_cases(dataset.repaired, _DONE)}" if dataset.repaired else ""
         problem = f"the split {dataset.split}, of {len(dataset)} images, has no box to train on"
         remedy = "add boxes or name another split with --data.train"
-        raise UserError(one_line(f"{dataset.root}: {problem}{cause}; {remedy}"))
+        raise UserError(one_line(f"{dataset.source}: {problem}{cause}; {remedy}"))
 
 
 def summary(dataset: Dataset) -> str:
@@ -154,7 +168,7 @@ def summary(dataset: Dataset) -> str:
     difficult = sum(int(record.difficult.sum()) for record in records)
     empty = sum(len(record.boxes) == 0 for record in records)
     lines = [
-        f"{dataset.root}, split {dataset.split} ({dataset.format})",
+        f"{dataset.source}, split {dataset.split} ({dataset.format})",
         f"  {len(records)} images, {empty} of them without a box",
         f"  {boxes} boxes, {crowds} of them crowds, {difficult} difficult",
         f"  {len(dataset.classes)} classes: "

@@ -6,15 +6,17 @@ import gc
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from detect.data.annotations import Annotations, repair
-from detect.data.dataset import VALIDATION, Dataset, Record
+from detect.data.dataset import VALIDATION, Dataset, Defect, Record
 from detect.data.decode import SUFFIXES, orientation
-from detect.data.defects import DefectLog, as_json
+from detect.data.defects import AbsentSplitError, DefectLog, as_json
 from detect.data.formats import FORMATS
 from detect.data.image_headers import check_images
 from detect.errors import UserError, one_line
@@ -76,16 +78,27 @@ def read(
 def read_all(
     root: Path | str, names: Sequence[str] | None = None, *, follow_links: bool = False, progress: bool = True
 ) -> dict[str, Dataset]:
-    """Read the named splits of a data folder, by default all, without unreadable images.
+    """Read the named splits of a data folder, by default all that exist, without unreadable images.
 
     Returns:
-        Each split once, by its name in the files.
+        Each split once, by its name in the files. Absent splits are reported as repaired by the first.
 
     Raises:
         UserError: see `read`.
     """
-    chosen = splits(root, follow_links) if names is None else names
-    datasets = [read(root, name, skip_unreadable=True, follow_links=follow_links, progress=progress) for name in chosen]
+    options: dict[str, Any] = {"skip_unreadable": True, "follow_links": follow_links, "progress": progress}
+    datasets, absent = [], []
+    for name in splits(root, follow_links) if names is None else names:
+        try:
+            datasets.append(read(root, name, **options))
+        except AbsentSplitError as error:
+            if names is not None:
+                raise
+            absent.append(error)
+    if absent and not datasets:
+        raise absent[0]
+    defects = tuple(Defect("absent-split", error.path, error.problem) for error in absent)
+    datasets[:1] = [replace(dataset, repaired=(*dataset.repaired, *defects)) for dataset in datasets[:1]]
     return {dataset.split: dataset for dataset in datasets}
 
 
@@ -138,14 +151,19 @@ def _garbage_collection_paused() -> Iterator[None]:
 
 
 def _resolve(root: Path, split: str, names: tuple[str, ...]) -> str:
-    """Return the name of the split in the files: `split` or its only synonym, possibly with a year."""
-    synonyms = VALIDATION if split in VALIDATION else (split,)
-    dated = re.compile(f"({'|'.join(map(re.escape, synonyms))})(\\d{{4}})?")
-    candidates = [split] if split in names else [name for name in names if dated.fullmatch(name)]
+    """Return the name of the split in the files."""
+    candidates = matching(split, names)
     if len(candidates) != 1:
         remedy = f"name one of {', '.join(names)}, or null for none"
         raise UserError(one_line(f"{root}: there is no split {split}; {remedy}"))
     return candidates[0]
+
+
+def matching(split: str, names: Sequence[str]) -> list[str]:
+    """Return those of the `names` of splits that `split` may mean: itself, else its synonyms, possibly with a year."""
+    synonyms = VALIDATION if split in VALIDATION else (split,)
+    dated = re.compile(f"({'|'.join(map(re.escape, synonyms))})(\\d{{4}})?")
+    return [split] if split in names else [name for name in names if dated.fullmatch(name)]
 
 
 def _check_images(annotations: Annotations, log: DefectLog, progress: bool) -> Int64[np.ndarray, "i 2"]:

@@ -31,7 +31,7 @@ def sample_images(config: Config, split: str | None, classes: Sequence[str]) -> 
     Raises:
         UserError: the split does not exist or has no images.
     """
-    name = split or config.data.test or config.data.val
+    name = split or config.data.final
     if name is None:
         raise UserError("--split: the config has no test or val split; give the split to compare on")
     data = config.data

@@ -188,7 +188,7 @@ def _evaluate_onnx(
 
 def _split_and_folder(file: Path, config: Experiment, split: str | None, out: Path | None) -> tuple[str, Path]:
     """Return the split to evaluate and the folder of the results."""
-    split = split or config.data.test or config.data.val
+    split = split or config.data.final
     if split is None:
         raise UserError("--split: the config has no test or val split; name the split to evaluate")
     folder = file.resolve().parent

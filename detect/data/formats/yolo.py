@@ -16,7 +16,7 @@ import yaml
 from detect.data.annotations import Annotations, choose_classes
 from detect.data.dataset import VALIDATION
 from detect.data.decode import SUFFIXES
-from detect.data.defects import RULES, DefectLog, as_json
+from detect.data.defects import RULES, AbsentSplitError, DefectLog, as_json
 from detect.errors import UserError, one_line, reason
 from detect.files.fence import LOADER, Fence, OutsideError, inside, is_file, is_folder, is_yaml_bomb
 
@@ -140,8 +140,7 @@ def _images(root: Path, document: dict[str, Any], split: str, log: DefectLog) ->
                     log.add("duplicate-image", target, f"{image} is listed twice")
                 images[image] = None
         else:
-            problem = f"{split} names {str(target)[:300]}, which does not exist"
-            raise UserError(one_line(f"{path}: {problem}; correct the entry or add the folder"))
+            raise AbsentSplitError(path, f"{split} names {str(target)[:300]}, which does not exist")
     return list(images)
 
 
