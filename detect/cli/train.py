@@ -93,10 +93,12 @@ def _config_and_folder(options: argparse.Namespace, overrides: Sequence[str]) ->
 
 def _with_division(config: Experiment, out: Path) -> Experiment:
     """Return the experiment with the division in the folder of its run, if there is one already."""
-    from detect.config import with_division
+    from detect.config import Config, with_division
     from detect.data.division import DIVISION
 
-    return with_division(config, out / DIVISION) if (out / DIVISION).exists() else config
+    if isinstance(config, Config) and (out / DIVISION).exists():
+        return with_division(config, out / DIVISION)
+    return config
 
 
 def _train_detector(config: Config, out: Path, command: str, resume: bool = False) -> dict[str, Any]:

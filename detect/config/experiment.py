@@ -65,12 +65,9 @@ def with_absolute_paths(config: E) -> E:
     return replace(config, data=replace(data, root=root, proposals=proposals, division=division))
 
 
-def with_division(config: E, division: Path | None) -> E:
+def with_division(config: Config, division: Path | None) -> Config:
     """Return the experiment with the file of a division, if it divides its training split."""
-    data = config.data
-    if isinstance(data, ClassificationDataOptions) or not data.fractions:
-        return config
-    return replace(config, data=replace(data, division=division))
+    return replace(config, data=replace(config.data, division=division)) if config.data.fractions else config
 
 
 def recipe_of(config: Config) -> RecipeOptions:

@@ -66,10 +66,11 @@ def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[st
         raise _mistake("model.name", mistake, source, given) from None
     except ValidationError as error:
         raise _mistake(*_first_mistake(error), source, given) from None
-    kind = ClassificationConfig if model is ClassifierOptions else Config
-    experiment: Experiment = kind(sections.model, sections.data, sections.training, sections.deviations)
-    division = getattr(experiment.data, "division", None)
-    return with_division(experiment, beside_run(division, Path(source)))
+    parts = (sections.model, sections.data, sections.training, sections.deviations)
+    if model is ClassifierOptions:
+        return ClassificationConfig(*parts)
+    config = Config(*parts)
+    return with_division(config, beside_run(config.data.division, Path(source)))
 
 
 def config_to_dict(config: Experiment) -> dict[str, Any]:

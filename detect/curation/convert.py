@@ -101,29 +101,41 @@ def convert(
         raise UserError(f"--margin: only crops (--to imagefolder) have one; leave it out with --to {to}")
     if limit is not None and limit < 1:
         raise UserError(f"--limit: {limit}; convert 1 image at least")
+    datasets = read_all(source, names, follow_links=follow_links, progress=progress).values()
+    limited = [replace(dataset, records=dataset.records[:limit]) for dataset in datasets]
+    return write_datasets(limited, Path(out), to, chosen=names is not None, progress=progress)
+
+
+def write_datasets(
+    datasets: Sequence[Dataset], out: Path, to: Format, *, chosen: bool, progress: bool = True
+) -> Conversion:
+    """Write splits as a data set into a new folder, which appears complete or not at all.
+
+    Args:
+        datasets: the splits.
+        out: the folder.
+        to: format of the new data set.
+        chosen: the user has named the splits, so none may be left out.
+        progress: show progress bars on a terminal.
+
+    Raises:
+        UserError: `out` is not empty or cannot be written, or the format cannot represent a split or class.
+    """
     result = Conversion()
-    by_split = read_all(source, names, follow_links=follow_links, progress=progress)
-    datasets = [_limit(dataset, limit, result) for dataset in by_split.values()]
-    datasets = _adapt(datasets, to, chosen=names is not None, result=result)
+    for defect in (defect for dataset in datasets for defect in dataset.repaired):
+        if defect.rule in ("missing-image", "unreadable-image"):
+            result.unreadable.append(f"{defect.path}: {defect.detail}")
+        elif defect.rule == "absent-split":
+            result.changed[one_line(f"absent split: {defect.path}: {defect.detail}")] += 1
+        else:
+            result.changed[f"{defect.rule}: {RULES[defect.rule].action}"] += 1
+    adapted = _adapt(datasets, to, chosen=chosen, result=result)
     try:
-        with new_folder(Path(out)) as draft:
-            _write(datasets, draft, to, progress, result)
+        with new_folder(out) as draft:
+            _write(adapted, draft, to, progress, result)
     except OSError as error:
         raise UserError(f"{error.filename or out}: {error.strerror}; fix that or choose another --out") from error
     return result
-
-
-# ----------------------------------------------------------------------------------------------------------------- read
-
-
-def _limit(dataset: Dataset, limit: int | None, result: Conversion) -> Dataset:
-    """Return the first images of a split, and count the repaired defects of the whole split."""
-    for defect in dataset.repaired:
-        if defect.rule in ("missing-image", "unreadable-image"):
-            result.unreadable.append(f"{defect.path}: {defect.detail}")
-        else:
-            result.changed[f"{defect.rule}: {RULES[defect.rule].action}"] += 1
-    return replace(dataset, records=dataset.records[:limit])
 
 
 # ----------------------------------------------------------------------------------------------- limits of the format

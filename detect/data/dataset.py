@@ -73,6 +73,8 @@ class Dataset:
     """Defects that were repaired while reading. A defect that cannot be repaired raises `UserError`."""
     roots: tuple[Path, ...] = ()
     """Data folders that were joined; empty if there is only `root`."""
+    is_part: bool = False
+    """True for a part of a divided training split; `split` is then the name of the part."""
 
     @property
     def folders(self) -> tuple[Path, ...]:

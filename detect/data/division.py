@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError, with_config
@@ -51,9 +51,9 @@ class Division:
     """Fraction of the images in each part except `train`, which has the others."""
     parts: tuple[dict[str, tuple[str, ...]], ...]
     """For each data folder, the file names of each part, relative to it."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
     """What the user should know about it, one line each."""
-    roots: tuple[str, ...] = ()
+    roots: tuple[str, ...] = field(default=(), compare=False)
     """Data folders when it was made."""
 
     def lines(self) -> list[str]:

@@ -20,8 +20,8 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
     """Join data sets into one, in their order.
 
     Classes are joined by name, see `unify_classes`. Image ids are kept, unless two images have the same one: then all
-    images are numbered from 1. An image that an earlier data set has too, byte by byte, is left out and reported as
-    repaired.
+    images are numbered from 1. An image that an earlier data set has too, byte by byte, is left out; if it is another
+    file, or has other boxes, this is reported as repaired.
 
     Args:
         datasets: at least one data set.
@@ -127,7 +127,7 @@ def _without_repeated(datasets: Iterable[Dataset]) -> tuple[list[Record], list[D
             first = earlier.get(digests.get(record.path, b""))
             if first is None:
                 kept.append(record)
-            else:
+            elif first.path != record.path or not first.has_boxes_of(record):  # else the splits overlap by design
                 boxes = "" if first.has_boxes_of(record) else "; it has other boxes there"
                 repeated.append(Defect("repeated-image", record.path, f"the same image as {first.path}{boxes}"))
         for record, _ in sizes:

@@ -39,7 +39,7 @@ class Splits:
         self._classes = tuple(classes) if classes is not None else None
         self._read: dict[str, Dataset] = {}
         if classes is not None and options.classes is not None:
-            refuse_unknown(options.classes, classes, "data.classes", "the model")
+            refuse_unknown(options.classes, classes, "classes", "the model")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class Splits:
         # Defects do not belong to a part: the first part reports those of the whole split.
         repaired = (*whole.repaired, *undivided) if part == "train" else ()
         records = tuple(record for record in whole.records if record.path in paths)
-        return replace(whole, split=part, records=records, repaired=repaired)
+        return replace(whole, split=part, records=records, repaired=repaired, is_part=True)
 
     def _joined(self, datasets: Sequence[Dataset]) -> Dataset:
         """Return the data sets of all folders as one, with the classes to keep and the labels of the model."""
@@ -94,7 +94,7 @@ class Splits:
         if kept is None:
             return dataset
         if self._classes is None:
-            refuse_unknown(kept, dataset.classes, "data.classes", dataset.source)
+            refuse_unknown(kept, dataset.classes, "classes", dataset.source)
         dataset = keep_classes(dataset, kept)
         return dataset if self._classes is None else with_labels(dataset, self._classes)
 

@@ -56,14 +56,14 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     """Train a detector; return the best checkpoint (without validation the last one) and the duration in seconds.
 
     The folder `out` then holds `config.yaml`, `metrics.csv`, `tensorboard/`, `checkpoints/{best,last}.ckpt` and
-    `training.json` with the duration of all sessions; and `division.json`, if the training split is divided. With `resume` the run continues from the folder's last
-    checkpoint, or starts if the folder has none.
+    `training.json` with the duration of all sessions, and `division.json` if the training split is divided. With
+    `resume` the run continues from the folder's last checkpoint, or starts if the folder has none.
 
     Raises:
         UserError: the options contradict each other, or do not fit the data, this machine or the folder.
         KeyboardInterrupt: the run was interrupted; its checkpoints are complete.
     """
-    config = _recorded(config, out)
+    config = with_division(_recorded(config), (out / DIVISION).absolute())
     assert bool(config.data.fractions) == (data.division is not None), "the training split is not divided"
     started = time.monotonic()
     recipe = prepare(config, data)  # raises all mistakes in the config before the folder exists
@@ -97,7 +97,7 @@ def fit_classifier(
     config: ClassificationConfig, data: ClassificationData, out: Path, resume: bool = False
 ) -> tuple[Path, float]:
     """Train a classifier, like `fit`."""
-    config = _recorded(config, out)
+    config = _recorded(config)
     started = time.monotonic()
     check_machine(config.training)
     if config.training.recipe is not None:
@@ -141,10 +141,10 @@ def _save(file: Path, text: str) -> None:
     write(file, text)
 
 
-def _recorded(config: E, out: Path) -> E:
+def _recorded(config: E) -> E:
     """Return the experiment for the run's folder: with this machine's precision for `auto`, and with absolute paths."""
     config = replace(config, training=replace(config.training, precision=resolve_precision(config.training)))
-    return with_absolute_paths(with_division(config, out / DIVISION))
+    return with_absolute_paths(config)
 
 
 def _check_val(data: DetectionData) -> None:

@@ -26,7 +26,7 @@ from detect.curation.doctor.image_checks import ImageCheck, inspect_images
 from detect.curation.doctor.unused_files import Folder, orphaned_annotations, scan_folder, unlisted_images
 from detect.data.annotations import Annotations, repair
 from detect.data.dataset import Defect
-from detect.data.defects import DefectLog, as_json
+from detect.data.defects import AbsentSplitError, DefectLog, as_json
 from detect.data.formats import FORMATS
 from detect.data.transforms import Resize
 from detect.errors import UserError, one_line, reason
@@ -153,6 +153,8 @@ def _parse(survey: Survey, split: str, findings: list[Finding]) -> None:
     before = len(findings)
     try:
         survey.parsed[split] = FORMATS[survey.format].parse(survey.root, split, None, log)
+    except AbsentSplitError as error:
+        findings.append(Finding("absent-split", error.path, one_line(error.problem), split=split))
     except UserError as error:
         if not log.all:  # otherwise the last defect has stopped the reader
             findings.append(_as_finding(survey.root, split, error))
