@@ -48,7 +48,10 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
 
 def distinct(roots: Iterable[Path]) -> tuple[Path, ...]:
     """Return the data folders, each once, even if it is spelled in two ways or named by a link."""
-    return tuple({os.path.realpath(root): root for root in reversed(list(roots))}.values())[::-1]
+    first: dict[str, Path] = {}
+    for root in roots:
+        first.setdefault(os.path.realpath(root), root)
+    return tuple(first.values())
 
 
 # -------------------------------------------------------------------------------------------------------------- classes

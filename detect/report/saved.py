@@ -85,7 +85,8 @@ def read_evaluations(
         for folder, origin in zip(folders, origins, strict=True):
             if origin != origins[0]:
                 evaluated = f"{folder} is an evaluation of {' and '.join(origin.roots)}, split {origin.split}"
-                raise UserError(f"{evaluated}, but {folders[0]} is not; compare evaluations of one split")
+                remedy = "compare evaluations of one split and the same classes"
+                raise UserError(f"{evaluated}, with {len(origin.classes)} classes, but {folders[0]} is not; {remedy}")
         dataset = origins[0].read()
         file = GroundTruthFile(coco_ground_truth(dataset), dataset, 0)
     else:
