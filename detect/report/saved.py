@@ -86,7 +86,7 @@ def read_evaluations(
             if origin != origins[0]:
                 evaluated = f"{folder} is an evaluation of {' and '.join(origin.roots)}, split {origin.split}"
                 remedy = "compare evaluations of one split and the same classes"
-                raise UserError(f"{evaluated}, with {len(origin.classes)} classes, but {folders[0]} is not; {remedy}")
+                raise UserError(f"{evaluated}, but {folders[0]} is not; {remedy}")
         dataset = origins[0].read()
         file = GroundTruthFile(coco_ground_truth(dataset), dataset, 0)
     else:
