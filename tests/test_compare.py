@@ -12,7 +12,7 @@ import yaml
 
 from detect.cli import main
 from detect.compare import comparison as module
-from detect.compare.entries import unique_names
+from detect.compare.entries import read_entries, share_division, unique_names
 from detect.curation.shapes import make_shapes
 from detect.errors import UserError
 from detect.prediction import timing
@@ -298,3 +298,20 @@ def test_a_folder_that_holds_something_else(shapes, configs, compared, tmp_path,
     best = compared.out / "faster_rcnn" / "checkpoints" / "best.ckpt"
     assert "holds a run, but" in mistake(capsys, "compare", best, "--out", compared.out)
     assert json.loads((compared.out / "compare.json").read_text()) == compared.after
+
+
+def test_all_detectors_share_one_division(configs, shapes, tmp_path):
+    """It is made once, and a data folder in another spelling is the same."""
+    (tmp_path / "link").symlink_to(shapes)
+    sources = [Path(configs["faster_rcnn"])]
+    for root in (shapes, tmp_path / "link"):
+        content = yaml.safe_load(sources[0].read_text())
+        content["data"] |= {"root": str(root), "val": 0.5}
+        sources.append(tmp_path / f"{root.name}.yaml")
+        sources[-1].write_text(yaml.safe_dump(content))
+    one, other = share_division(read_entries(sources[1:], tmp_path / "out", []))
+    assert one.division == other.division and one.division.fractions == {"val": 0.5}
+    paths = [[record.path.name for record in entry.data().split("val").records] for entry in (one, other)]
+    assert paths[0] == paths[1] and len(paths[0]) == 2
+    with pytest.raises(UserError, match=r"^--data\.val: the configs differ: 0\.5 and val; give one for all"):
+        read_entries(sources[:2], tmp_path / "out", [f"--data.root={shapes}"])

@@ -35,6 +35,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images, to show them")
     compared = "folders of runs or evaluations, or results files if --ground-truth is given; the first is the reference"
     parser.add_argument("--compare", type=Path, nargs="+", metavar="RUN", help=compared)
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="evaluate only these classes (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for report.html and metrics.json")
     engines = "implementation of the COCO metrics; both give equal numbers"
     parser.add_argument("--engine", choices=("pycocotools", "fast"), default="pycocotools", help=engines)
@@ -59,7 +60,8 @@ def _report_results(options: argparse.Namespace) -> None:
     from detect.report.tables import print_metrics
     from detect.report.write import Origin, write_report
 
-    evaluation = evaluate_files(options.ground_truth, options.predictions, options.images, options.engine)
+    files = options.ground_truth, options.predictions, options.images
+    evaluation = evaluate_files(*files, options.engine, options.classes)
     create_folder(options.out)
     write_text(options.out / "metrics.json", json.dumps(evaluation.metrics, indent=2, allow_nan=False))
     origin = Origin(f"{options.ground_truth.stem}: {evaluation.name}", command=options.command)
@@ -76,7 +78,7 @@ def _compare(options: argparse.Namespace) -> None:
         raise UserError("--predictions: give the results files to --compare instead")
     if len(options.compare) < 2:
         raise UserError("--compare: name two or more runs")
-    evaluations = read_evaluations(options.compare, options.ground_truth, options.images)
+    evaluations = read_evaluations(options.compare, options.ground_truth, options.images, options.classes)
     create_folder(options.out)
     write_comparison_report(options.out / "report.html", evaluations, options.command)
     _print_notes(*evaluations)

@@ -31,12 +31,13 @@ def add_command(commands: Any, name: str, run: Any, help: str, example: str) -> 
 
 
 def detection_data(config: Config, classes: Sequence[str] | None = None) -> DetectionData:
-    """Return the data of a config, with the classes of a model that exists already, if given."""
+    """Return the data of a config, to train with or with the classes of a model that exists already."""
     from detect.allocator import keep_pages
+    from detect.curation.divide import divide
     from detect.data.datamodule import DetectionData
 
     keep_pages()
-    return DetectionData(config.data, classes, seed=config.training.seed)
+    return DetectionData(config.data, classes, config.training.seed, divide if classes is None else None)
 
 
 def refuse_training_options(overrides: Sequence[str]) -> None:

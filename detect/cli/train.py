@@ -83,14 +83,25 @@ def _config_and_folder(options: argparse.Namespace, overrides: Sequence[str]) ->
             raise UserError(f"--resume: {out} has no run; give -c to start one")
         if not started and is_first_process() and not (out / ".lock").exists():
             refuse_used(out, RESUME_NOTE)
-        return _load(options, overrides, out / "config.yaml" if started else None), out
+        return _with_division(_load(options, overrides, out / "config.yaml" if started else None), out), out
     if options.config is None and options.weights is None:
         raise UserError("-c: name the experiment, for example -c bccd/faster_rcnn")
     config = _load(options, overrides)
     out = options.out or _new_run_folder(options.config or options.weights)
     if is_first_process():
         refuse_used(out, RESUME_NOTE)
-    return config, out
+        return config, out
+    return _with_division(config, out), out
+
+
+def _with_division(config: Experiment, out: Path) -> Experiment:
+    """Return the experiment with the division in the folder of its run, if there is one already."""
+    from detect.config import Config, with_division
+    from detect.data.division import DIVISION
+
+    if isinstance(config, Config) and (out / DIVISION).exists():
+        return with_division(config, out / DIVISION)
+    return config
 
 
 def _load(options: argparse.Namespace, overrides: Sequence[str], begun: Path | None = None) -> Experiment:
@@ -112,10 +123,12 @@ def _train_detector(config: Config, out: Path, command: str, resume: bool = Fals
 
     silence_lightning()
     data = detection_data(config)
-    final = config.data.test or config.data.val
+    final = config.data.final
     datasets = [data.train, *([data.val] if data.val else []), *([data.split(final)] if final else [])]
-    for split in dict.fromkeys(dataset.split for dataset in datasets):
-        print_once(summary(data.split(split)))
+    for line in data.division.lines() if data.division else ():
+        print_once(line)
+    for dataset in {dataset.split: dataset for dataset in datasets}.values():
+        print_once(summary(dataset))
     if note := unused_classes(data.train):
         print_once(note)
     _print_notes(config)
@@ -142,7 +155,7 @@ def _train_classifier(config: ClassificationConfig, out: Path, resume: bool) -> 
     silence_lightning()
     keep_pages()
     data = ClassificationData(config.data, seed=config.training.seed)
-    final = config.data.test or config.data.val
+    final = config.data.final
     for dataset in (data.train, data.val, data.split(final) if final else None):
         if dataset is not None:
             print_once(summary(dataset))

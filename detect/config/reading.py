@@ -14,11 +14,12 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from detect.backbones import BACKBONE_NAMES
-from detect.config.experiment import RECIPES, ClassificationConfig, Config, Experiment
+from detect.config.experiment import RECIPES, ClassificationConfig, Config, Experiment, with_division
 from detect.config.included import find_config, no_such_config
 from detect.config.other_names import answer_other_name
 from detect.config.renamed import find_renamed
 from detect.config.training_options import TrainingOptions
+from detect.data.division import beside_run
 from detect.errors import UserError
 from detect.files.fence import MAX_BYTES, is_yaml_bomb, read_bounded
 from detect.models import ClassifierOptions, DetectorOptions, model_names
@@ -62,7 +63,14 @@ def load_experiment(
 
 
 def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
-    """Return the experiment of a nested dictionary with overrides; errors in the dictionary name `source`."""
+    """Return the experiment of a nested dictionary with overrides.
+
+    Args:
+        values: the dictionary.
+        source: file that holds it, for messages. The division of the data is looked up in the file's run, in case the
+            run was moved.
+        overrides: as for `load_config`.
+    """
     values, given = deepcopy(values), _pairs(overrides)
     for key, text in given:
         _assign(values, key, text)
@@ -77,8 +85,11 @@ def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[st
         raise _mistake("model.name", mistake, source, given) from None
     except ValidationError as error:
         raise _mistake(*_first_mistake(error), source, given) from None
-    experiment = ClassificationConfig if model is ClassifierOptions else Config
-    return experiment(sections.model, sections.data, sections.training, sections.deviations)
+    parts = (sections.model, sections.data, sections.training, sections.deviations)
+    if model is ClassifierOptions:
+        return ClassificationConfig(*parts)
+    config = Config(*parts)
+    return with_division(config, beside_run(config.data.division, Path(source)))
 
 
 def config_to_dict(config: Experiment) -> dict[str, Any]:

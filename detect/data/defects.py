@@ -77,6 +77,11 @@ RULES: dict[str, Rule] = {
     "id-not-number": Rule("repaired", "ids that are text or fractions are only keys: they are numbered anew"),
     "duplicate-annotation-id": Rule("repaired", "annotations that share an id are all kept and renumbered"),
     "missing-area": Rule("repaired", "an annotation without a finite area gets the area of its box"),
+    "repeated-image": Rule("repaired", "an image that two joined data sets have is read from the first one only"),
+    "undivided-image": Rule(
+        "repaired",
+        "an image that the division does not list is left out; a new run with --data.division null divides anew",
+    ),
     "missing-iscrowd": Rule("repaired", "an annotation without iscrowd is read as a single object"),
 }
 """All kinds of defects that the readers detect. Identical boxes in one image are not a defect: they are kept."""
@@ -157,7 +162,7 @@ def refuse_without_boxes(dataset: Dataset) -> None:
         cause = f": {summary_of_repairs(dataset)}" if dataset.repaired else ""
         problem = f"the split {dataset.split}, of {len(dataset)} images, has no box to train on"
         remedy = "add boxes or name another split with --data.train"
-        raise UserError(one_line(f"{dataset.root}: {problem}{cause}; {remedy}"))
+        raise UserError(one_line(f"{dataset.source}: {problem}{cause}; {remedy}"))
 
 
 def summary_of_repairs(dataset: Dataset) -> str:
@@ -176,7 +181,7 @@ def summary(dataset: Dataset) -> str:
     difficult = sum(int(record.difficult.sum()) for record in records)
     empty = sum(len(record.boxes) == 0 for record in records)
     lines = [
-        f"{dataset.root}, split {dataset.split} ({dataset.format})",
+        f"{dataset.source}, split {dataset.split} ({dataset.format})",
         f"  {len(records)} images, {empty} of them without a box",
         f"  {boxes} boxes, {crowds} of them crowds, {difficult} difficult",
         f"  {_class_counts(dataset.classes, counts.tolist())}",

@@ -88,10 +88,10 @@ def read_all(
     follow_links: bool = False,
     progress: bool = True,
 ) -> dict[str, Dataset]:
-    """Read the named splits of a data folder, by default all, without unreadable images.
+    """Read the named splits of a data folder, by default all that exist, without unreadable images.
 
     Returns:
-        Each split once, by its name in the files.
+        Each split once, by its name in the files. Absent splits are reported as repaired by the first.
 
     Raises:
         UserError: see `read`.
@@ -183,6 +183,20 @@ def _unknown(tree: Tree, format: str | None) -> str:
     return f"no data set of a known format: looked for {wanted}; there is {seen}"
 
 
+def matching(split: str, names: Sequence[str]) -> list[str]:
+    """Return those of the `names` of splits that `split` may mean.
+
+    That is the split itself, else its synonyms, possibly with a year. The only split of a data set that is not divided
+    serves for training, whatever its name.
+    """
+    usual = None if split[-1:].isdigit() else usual_split(split)
+    dated = re.compile(rf"{re.escape(split)}\d{{4}}")
+    matches = [name for name in names if dated.fullmatch(name) or (usual and usual_split(name) == usual)]
+    if not matches and usual == "train" and len(names) == 1 and usual_split(names[0]) is None:
+        matches = list(names)
+    return [split] if split in names else matches
+
+
 @contextmanager
 def _garbage_collection_paused() -> Iterator[None]:
     """Pause the garbage collector: its search for cycles in millions of new objects takes longer than parsing."""
@@ -196,13 +210,8 @@ def _garbage_collection_paused() -> Iterator[None]:
 
 
 def _resolve(source: Source, split: str) -> str:
-    """Return the name of the split in the files: `split` or its only synonym, possibly with a year."""
-    names, usual = source.splits, None if split[-1:].isdigit() else usual_split(split)
-    dated = re.compile(rf"{re.escape(split)}\d{{4}}")
-    candidates = [name for name in names if dated.fullmatch(name) or (usual and usual_split(name) == usual)]
-    candidates = [split] if split in names else candidates
-    if not candidates and usual == "train" and len(names) == 1 and usual_split(names[0]) is None:
-        candidates = list(names)
+    """Return the name of the split in the files."""
+    names, candidates = source.splits, matching(split, source.splits)
     if len(candidates) != 1:
         remedy = f"name one of {', '.join(names)}, or null for none"
         raise UserError(one_line(f"{source.tree.root}: there is no split {split}; {remedy}"))

@@ -64,6 +64,17 @@ def from_detections(detections: Detections, ids: Int[Tensor, " B"], scales: Floa
     ]
 
 
+def select_classes(predictions: Sequence[Prediction], before: Sequence[str], after: Sequence[str]) -> list[Prediction]:
+    """Return the predictions with only the detections of the classes `after`, and their labels for labels `before`."""
+    label_of = np.array([after.index(name) if name in after else -1 for name in before], np.int64)
+    selected = []
+    for prediction in predictions:
+        labels = label_of[prediction.labels]
+        kept = labels >= 0
+        selected.append(Prediction(prediction.image_id, prediction.boxes[kept], prediction.scores[kept], labels[kept]))
+    return selected
+
+
 def by_image(predictions: Sequence[Prediction], dataset: Dataset) -> dict[int, Prediction]:
     """Return the predictions by image id.
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from lightning import seed_everything
@@ -26,9 +25,13 @@ from detect.config import (
     check_proposals,
     config_to_yaml,
     recipe_of,
+    with_absolute_paths,
+    with_division,
 )
+from detect.config.experiment import E
 from detect.data.classification import ClassificationData
 from detect.data.datamodule import DetectionData
+from detect.data.division import DIVISION, Division, division_json
 from detect.errors import UserError
 from detect.files.atomic import DISK_FULL
 from detect.foreign_weights.any_file import read_weights
@@ -51,7 +54,6 @@ RECIPES: dict[type, type[Recipe]] = {
     AlternatingOptions: Alternating,
     RCNNStagesOptions: RCNNStages,
 }
-E = TypeVar("E", Config, ClassificationConfig)
 log = logging.getLogger(__name__)
 
 
@@ -59,14 +61,15 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     """Train a detector; return the best checkpoint (without validation the last one) and the duration in seconds.
 
     The folder `out` then holds `config.yaml`, `metrics.csv`, `tensorboard/`, `checkpoints/{best,last}.ckpt` and
-    `training.json` with the duration of all sessions. With `resume` the run continues from the folder's last
-    checkpoint, or starts if the folder has none.
+    `training.json` with the duration of all sessions, and `division.json` if the training split is divided. With
+    `resume` the run continues from the folder's last checkpoint, or starts if the folder has none.
 
     Raises:
         UserError: the options contradict each other, or do not fit the data, this machine or the folder.
         KeyboardInterrupt: the run was interrupted; its checkpoints are complete.
     """
-    config = _with_precision(config)
+    config = with_division(_recorded(config), (out / DIVISION).absolute())
+    assert bool(config.data.fractions) == (data.division is not None), "the training split is not divided"
     started = time.monotonic()
     # Raises all mistakes in the config before the folder exists.
     recipe = prepare(config, data, out if resume else None)
@@ -76,7 +79,7 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
     for checkpoint in dict.fromkeys(path for one in RECIPES.values() for path in one.checkpoints(out)):
         if resume and checkpoint.exists():
             _log_changes(check_resumable(config, data.classes, checkpoint), checkpoint)
-    with _session(config, out, resume):
+    with _session(config, out, resume, data.division):
         recipe.train(card, out, resume)
     return best_checkpoint(out), time.monotonic() - started
 
@@ -105,7 +108,7 @@ def fit_classifier(
     config: ClassificationConfig, data: ClassificationData, out: Path, resume: bool = False
 ) -> tuple[Path, float]:
     """Train a classifier, like `fit`."""
-    config = _with_precision(config)
+    config = _recorded(config)
     started = time.monotonic()
     check_machine(config.training)
     if config.training.recipe is not None:
@@ -125,14 +128,16 @@ def fit_classifier(
 
 
 @contextmanager
-def _session(config: Experiment, out: Path, resume: bool) -> Iterator[None]:
+def _session(config: Experiment, out: Path, resume: bool, division: Division | None = None) -> Iterator[None]:
     """Own the run's folder: only this process, or the processes of this training, may write to it."""
     with owned(out), interruptible():
         # Only the first process checks: to the others, this run itself might look like another one that has begun.
         if not resume and is_first() and (out / "config.yaml").exists():
             raise UserError(f"{out}: another run has begun in this folder; give another --out")
         clock.begin(out, resume)
-        _save_config(config, out)
+        if division is not None:
+            _save(out / DIVISION, division_json(division))
+        _save(out / "config.yaml", config_to_yaml(config))
         try:
             yield
         except OSError as error:
@@ -148,19 +153,20 @@ def _log_changes(changes: str, checkpoint: Path) -> None:
 
 
 @rank_zero_only
-def _save_config(config: Experiment, out: Path) -> None:
-    write(out / "config.yaml", config_to_yaml(config))
+def _save(file: Path, text: str) -> None:
+    write(file, text)
 
 
-def _with_precision(config: E) -> E:
-    """Return the experiment with `auto` replaced by this machine's precision, to record it in the run's folder."""
-    return replace(config, training=replace(config.training, precision=resolve_precision(config.training)))
+def _recorded(config: E) -> E:
+    """Return the experiment for the run's folder: with this machine's precision for `auto`, and with absolute paths."""
+    config = replace(config, training=replace(config.training, precision=resolve_precision(config.training)))
+    return with_absolute_paths(config)
 
 
 def _check_val(data: DetectionData) -> None:
     if data.val is not None and all(record.crowd.all() for record in data.val.records):
         raise UserError(
-            f"{data.val.root}: the split {data.val.split} has no boxes, so it cannot select the best checkpoint; "
+            f"{data.val.source}: the split {data.val.split} has no boxes, so it cannot select the best checkpoint; "
             "name another with --data.val, or null"
         )
 

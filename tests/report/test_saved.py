@@ -189,3 +189,16 @@ def test_the_data_of_a_report(root, tmp_path):
         {"name": "AP", "group": "metrics", "points": [[19, 0.25]]},
     ]
     assert training_curves(tmp_path / "none.csv") is None
+
+
+def test_chosen_classes_of_results(root, tmp_path, capsys):
+    folder = evaluate(root, tmp_path / "run" / "eval", 3.0)
+    truth, results = root / "annotations" / "instances_test.json", folder / "predictions.json"
+    words = ["report", "--truth", str(truth), "--predictions", str(results), "--out"]
+    assert main([*words, str(tmp_path / "all")]) == 0
+    assert main([*words, str(tmp_path / "one"), "--classes", "circle"]) == 0
+    whole, one = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("all", "one"))
+    assert one["per_class"] == {"circle": whole["per_class"]["circle"]}
+    assert one["AP"] == pytest.approx(whole["per_class"]["circle"]["AP"])
+    assert main([*words, str(tmp_path / "none"), "--classes", "circles"]) == 2
+    assert "classes: the ground truth has no class circles; did you mean circle?" in capsys.readouterr().err

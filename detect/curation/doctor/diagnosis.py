@@ -84,6 +84,7 @@ _OWN = {
     "unlisted-image": Check("warning", "list it in a split, or remove it", True),
     "orphan-annotation": Check("warning", "restore its image, or remove it", True),
     "anchors": Check("warning", "choose anchors that fit, such as the proposed ones"),
+    "absent-split": Check("note", "correct or remove the entry, if the split should exist"),
     "near-duplicate": Check("note", "look at the pair: many similar images add little to training"),
     "exif-rotated": Check("note", "the boxes fit the upright image; other tools may not rotate it", True),
     "pixel-mode": Check("note", "it is read as 8-bit RGB"),
