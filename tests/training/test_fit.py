@@ -283,7 +283,7 @@ def test_a_validation_split_must_tell_the_best_epoch(changed, tmp_path, monkeypa
         (empty, {}, r"the split val has no boxes, so it cannot select the best checkpoint; .*--data\.val"),
         (few, {"devices": 2}, r"the split val has batches for 1 of 2 processes; lower --data\.eval_batch_size or use"),
     ):
-        monkeypatch.setattr(data, "_splits", data._splits | {"val": replace(data.val, records=tuple(records))})
+        monkeypatch.setitem(data._splits._read, "val", replace(data.val, records=tuple(records)))
         with pytest.raises(UserError, match=message):
             fit(changed(VALIDATED, **training), data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
