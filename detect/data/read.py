@@ -184,17 +184,17 @@ def _unknown(tree: Tree, format: str | None) -> str:
 
 
 def matching(split: str, names: Sequence[str]) -> list[str]:
-    """Return those of the `names` of splits that `split` may mean.
-
-    That is the split itself, else its synonyms, possibly with a year. The only split of a data set that is not divided
-    serves for training, whatever its name.
-    """
+    """Return those of the `names` of splits that `split` may mean: itself, else its synonyms, possibly with a year."""
     usual = None if split[-1:].isdigit() else usual_split(split)
     dated = re.compile(rf"{re.escape(split)}\d{{4}}")
     matches = [name for name in names if dated.fullmatch(name) or (usual and usual_split(name) == usual)]
-    if not matches and usual == "train" and len(names) == 1 and usual_split(names[0]) is None:
-        matches = list(names)
     return [split] if split in names else matches
+
+
+def serving(split: str, names: Sequence[str]) -> list[str]:
+    """Return the `matching` splits of a data set; if it is not divided, its only split serves for training."""
+    is_undivided = len(names) == 1 and usual_split(names[0]) is None
+    return matching(split, names) or (list(names) if is_undivided and usual_split(split) == "train" else [])
 
 
 @contextmanager
@@ -211,7 +211,7 @@ def _garbage_collection_paused() -> Iterator[None]:
 
 def _resolve(source: Source, split: str) -> str:
     """Return the name of the split in the files."""
-    names, candidates = source.splits, matching(split, source.splits)
+    names, candidates = source.splits, serving(split, source.splits)
     if len(candidates) != 1:
         remedy = f"name one of {', '.join(names)}, or null for none"
         raise UserError(one_line(f"{source.tree.root}: there is no split {split}; {remedy}"))

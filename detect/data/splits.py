@@ -11,7 +11,7 @@ from detect.data.dataset import SEPARATOR, Dataset, Defect
 from detect.data.division import Division, check_division, read_division, select_part
 from detect.data.merge import keep_classes, merge, refuse_unknown, with_labels
 from detect.data.options import DataOptions
-from detect.data.read import matching, read, splits
+from detect.data.read import read, serving, splits
 from detect.errors import UserError, one_line
 
 Divide = Callable[[Sequence[Dataset], Mapping[str, float], int], Division]
@@ -137,7 +137,7 @@ class Splits:
 
     def _find(self, name: str, available: Sequence[str]) -> str | None:
         """Return the name of a split in the files, or None."""
-        matches = matching(name, available)
+        matches = serving(name, available)
         return matches[0] if len(matches) == 1 else name if matches else None  # `read` refuses an ambiguous name
 
     def _no_split(self, name: str, available: Mapping[Path, Sequence[str]]) -> UserError:
