@@ -9,7 +9,7 @@ from typing import Any
 
 from detect.checkpoint import load_any
 from detect.config import ClassificationConfig, Experiment, config_to_dict, recipe_of
-from detect.errors import UserError
+from detect.errors import UserError, class_names
 
 FIXED = ("training.optimizer", "training.recipe.name", "training.ema")
 """Options that determine the state in a checkpoint, so that it has no meaning with another value."""
@@ -40,8 +40,7 @@ def check_resumable(config: Experiment, classes: Sequence[str], checkpoint: Path
     before = load_any(checkpoint)
     remedy = f"to begin a new run from here, use --weights {checkpoint} and another --out"
     if before.classes != tuple(classes):
-        names = ", ".join(before.classes)
-        raise UserError(f"--resume: {checkpoint} has the classes {names}; the data has others; {remedy}")
+        raise UserError(f"--resume: {checkpoint} has {class_names(before.classes)}; the data has others; {remedy}")
     if before.config.model != config.model:
         raise UserError(f"--resume: {checkpoint} has another network than the config; {remedy}")
     old_options, new_options = (config_to_dict(_with_recipe(one)) for one in (before.config, config))
