@@ -23,7 +23,18 @@ ALL = "all"
 REST = "rest"
 """Name of the split of all files that belong to no other split."""
 
-_ANNOTATION_FOLDERS = ("annotation", "annotations", "annots", "ann", "label", "labels", "xml", "xmls", "json")
+_ANNOTATION_FOLDERS = (
+    "annotation",
+    "annotations",
+    "annots",
+    "ann",
+    "label",
+    "label_2",
+    "labels",
+    "xml",
+    "xmls",
+    "json",
+)
 _SPLIT = re.compile(rf"({'|'.join(name for names in SPLITS.values() for name in names)})[-_]?(\d{{4}})?", re.IGNORECASE)
 _HEAD = 2**16
 _SAMPLES = 20
