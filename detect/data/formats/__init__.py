@@ -6,7 +6,7 @@ splits, none if the format does not fit, and `parse(tree, split, classes, log)`.
 
 from types import ModuleType
 
-from detect.data.formats import coco, csv_table, darknet, kitti, openimages, voc, yolo
+from detect.data.formats import coco, csv_table, cvat, darknet, kitti, openimages, voc, yolo
 
 FORMATS: dict[str, ModuleType] = {
     "coco": coco,
@@ -16,5 +16,6 @@ FORMATS: dict[str, ModuleType] = {
     "csv": csv_table,
     "openimages": openimages,
     "kitti": kitti,
+    "cvat": cvat,
 }
 """Detection formats by name."""
