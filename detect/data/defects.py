@@ -67,6 +67,9 @@ RULES: dict[str, Rule] = {
     "clipped": Rule("repaired", "a box that exceeds its image is clipped at the edge"),
     "size-mismatch": Rule("repaired", "the size in the file differs from the image's size, which is used"),
     "foreign-name": Rule("repaired", "a file name as another system writes it stands for the only image that it fits"),
+    "shape-without-area": Rule("repaired", "a point or a line is left out: it has no box"),
+    "ignored-region": Rule("repaired", "a region that its format excludes from evaluation is left out"),
+    "partial-download": Rule("repaired", "images that are not there are left out with their boxes"),
     "absent-split": Rule("repaired", "a split whose images are not there is left out"),
     "missing-label": Rule(
         "repaired",

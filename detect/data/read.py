@@ -163,7 +163,9 @@ def _fitting(tree: Tree, format: str | None = None) -> list[tuple[str, tuple[str
     if format is not None and format not in FORMATS:
         raise UserError(f"data.format: {format}; choose {', '.join(FORMATS)}, or leave it out")
     modules = FORMATS if format is None else {format: FORMATS[format]}
-    return [(name, names) for name, module in modules.items() if (names := module.splits(tree))]
+    fitting = [(name, names) for name, module in modules.items() if (names := module.splits(tree))]
+    # Tutorials have a table made from the XML files beside them.
+    return [pair for pair in fitting if pair[0] != "csv"] if len(fitting) > 1 else fitting
 
 
 def _only_folder(root: Path) -> Path | None:

@@ -23,7 +23,18 @@ ALL = "all"
 REST = "rest"
 """Name of the split of all files that belong to no other split."""
 
-_ANNOTATION_FOLDERS = ("annotation", "annotations", "annots", "ann", "label", "labels", "xml", "xmls", "json")
+_ANNOTATION_FOLDERS = (
+    "annotation",
+    "annotations",
+    "annots",
+    "ann",
+    "label",
+    "label_2",
+    "labels",
+    "xml",
+    "xmls",
+    "json",
+)
 _SPLIT = re.compile(rf"({'|'.join(name for names in SPLITS.values() for name in names)})[-_]?(\d{{4}})?", re.IGNORECASE)
 _HEAD = 2**16
 _SAMPLES = 20
@@ -135,7 +146,8 @@ class Tree:
                 return FoundImage(path)
         parts = _folded_parts(name)
         if parts and (path := self._by_tail(parts, split)) is not None:
-            return FoundImage(path, renamed=not path.as_posix().endswith(name.removeprefix("./")))
+            spellings = path.as_posix(), path.with_suffix("").as_posix()  # a name without suffix may be an id
+            return FoundImage(path, renamed=not any(text.endswith(name.removeprefix("./")) for text in spellings))
         return FoundImage(paths[0]) if paths else None
 
     def image_of(self, annotation: Path) -> Path | None:
@@ -181,6 +193,11 @@ class Tree:
 def split_in(words: Iterable[str]) -> str | None:
     """Return the first word that is the name of a usual split, such as `train2017` or `Validation`."""
     return next((word for word in words if _SPLIT.fullmatch(word)), None)
+
+
+def split_word(name: str) -> str | None:
+    """Return the first word of a name that is the name of a usual split, such as `train` in `train_labels`."""
+    return split_in(re.split(r"[-_. ]+", name))
 
 
 def usual_split(name: str | None) -> str | None:

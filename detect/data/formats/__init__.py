@@ -6,7 +6,16 @@ splits, none if the format does not fit, and `parse(tree, split, classes, log)`.
 
 from types import ModuleType
 
-from detect.data.formats import coco, darknet, voc, yolo
+from detect.data.formats import coco, csv_table, cvat, darknet, kitti, openimages, voc, yolo
 
-FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo, "darknet": darknet}
+FORMATS: dict[str, ModuleType] = {
+    "coco": coco,
+    "voc": voc,
+    "yolo": yolo,
+    "darknet": darknet,
+    "csv": csv_table,
+    "openimages": openimages,
+    "kitti": kitti,
+    "cvat": cvat,
+}
 """Detection formats by name."""
