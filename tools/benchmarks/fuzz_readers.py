@@ -37,6 +37,7 @@ from detect.errors import UserError
 LIMIT = 1.0
 """Maximum processor time of a case, in seconds."""
 SIZE = (40, 30)
+CLASSES = ["cat", "dog", "car", "pedestrian", "face"]
 
 BOXES = [(3, 4, 20, 25), (1, 1, 40, 30)]
 COCO = {
@@ -87,6 +88,7 @@ OPEN_IMAGES = """ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOcclu
 2,xclick,/m/02,1,0.1,0.6,0.2,0.8,0,0,1
 """
 KITTI = "cat 0.00 0 1.85 3 4.5 20 25 1.67 1.87 3.69 -16.53 2.39 58.49 1.57\n"
+FACE = "3 4 10 20 0 0 0 0 0 0\n"
 YAML = "train: images/train\nval: val.txt\nnc: 2\nnames:\n  0: cat\n  1: dog\n"
 
 FILES: dict[str, dict[str, str]] = {
@@ -111,6 +113,8 @@ FILES: dict[str, dict[str, str]] = {
     "kitti": {"training/label_2/1.txt": 2 * KITTI, "training/label_2/2.txt": KITTI.replace("cat", "DontCare")},
     "cvat": {"annotations.xml": CVAT},
     "video": {"annotations.xml": TRACKS},
+    "visdrone": {"annotations/1.txt": "3,4,10,20,1,4,0,0\n1,1,9,9,0,0,0,0,\n", "annotations/2.txt": "1,2,3,4,1,1,0,0"},
+    "widerface": {"wider_face_train_bbx_gt.txt": f"a/1.png\n2\n{2 * FACE}a/2.png\n0\n0 0 0 0 0 0 0 0 0 0\n"},
 }
 """The files of an intact data set in each layout. Its images are 1.png and 2.png."""
 IMAGES = {
@@ -378,7 +382,7 @@ def _read(root: Path, case: Case) -> Exception | None:
     """Read all splits; return the exception, if any."""
     try:
         for split in splits(root):
-            read(root, split, classes=["cat", "dog"] if len(case.content) % 3 == 0 else None, progress=False)
+            read(root, split, classes=CLASSES if len(case.content) % 3 == 0 else None, progress=False)
     except Exception as error:
         return error
     return None
