@@ -275,11 +275,11 @@ def labelme_json(picture: Picture) -> str:
 def cvat(root, sets, classes):
     rows = ""
     for picture in (picture for pictures in sets.values() for picture in pictures):
-            save(root / "images" / picture.name, picture)
-            rows += f'<image id="1" name={quoteattr(picture.name)} width="{WIDTH}" height="{HEIGHT}">\n'
-            for name, x1, y1, x2, y2 in picture.boxes:
-                rows += f'<box label={quoteattr(name)} occluded="0" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"/>\n'
-            rows += "</image>\n"
+        save(root / "images" / picture.name, picture)
+        rows += f'<image id="1" name={quoteattr(picture.name)} width="{WIDTH}" height="{HEIGHT}">\n'
+        for name, x1, y1, x2, y2 in picture.boxes:
+            rows += f'<box label={quoteattr(name)} occluded="0" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"/>\n'
+        rows += "</image>\n"
     save(root / "annotations.xml", f"<annotations>\n<version>1.1</version>\n{rows}</annotations>\n")
 
 

@@ -2,7 +2,7 @@
 
     python tools/benchmarks/fuzz_readers.py --count 20000
 
-Each case damages one file of a small data set in COCO, VOC or YOLO layout: its bytes, its structure, or one of its
+Each case damages one file of a small data set in one of the layouts below: its bytes, its structure, or one of its
 values. A case fails if the reader raises anything but `UserError`, prints more than one printable line, warns, opens a
 file outside of the folder, or takes more than a second of processor time. `--only N` repeats case N and shows it.
 """
@@ -37,6 +37,7 @@ from detect.errors import UserError
 LIMIT = 1.0
 """Maximum processor time of a case, in seconds."""
 SIZE = (40, 30)
+CLASSES = ["cat", "dog", "car", "pedestrian", "face"]
 
 BOXES = [(3, 4, 20, 25), (1, 1, 40, 30)]
 COCO = {
@@ -59,6 +60,35 @@ XML = f"""<?xml version="1.0" encoding="utf-8"?>
   <size><width>40</width><height>30</height><depth>3</depth></size>
 {2 * OBJECT}</annotation>
 """
+SHAPES = """<box label="cat" occluded="0" xtl="3" ytl="4.5" xbr="20" ybr="25" rotation="15.0"/>
+    <polygon label="dog" points="1,2;30.5,2;30,20"/> <polyline label="dog" points="1,2;3,4"/>
+    <mask label="cat" rle="1, 2" left="4" top="5" width="20" height="15"/>
+    <ellipse label="cat" cx="9" cy="9" rx="3" ry="4"/>
+"""
+CVAT = f"""<?xml version="1.0" encoding="utf-8"?>
+<annotations>
+  <meta><task><subset>train</subset><labels><label><name>cat</name></label><label><name>dog</name></label></labels></task></meta>
+  <image id="0" name="1.png" width="40" height="30" subset="train">{SHAPES}</image>
+  <image id="1" name="images/2.png" width="40" height="30"/>
+</annotations>
+"""
+TRACKS = """<?xml version="1.0" encoding="utf-8"?>
+<annotations>
+  <track id="0" label="cat"><box frame="1" outside="0" xtl="3" ytl="4.5" xbr="20" ybr="25"/>
+  <box frame="2" outside="1" xtl="3" ytl="4.5" xbr="20" ybr="25"/></track>
+</annotations>
+"""
+VIA = """filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes
+1.png,9,"{}",2,0,"{""name"":""rect"",""x"":3,""y"":4,""width"":10,""height"":20}","{""class"":""cat""}"
+1.png,9,"{}",2,1,"{""name"":""polygon"",""all_points_x"":[1,9,5],""all_points_y"":[1,2,9]}","{""class"":{""dog"":true}}"
+2.png,9,"{}",0,0,"{}","{}"
+"""
+OPEN_IMAGES = """ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf
+1,xclick,/m/01,1,0.1,0.6,0.2,0.8,0,0,0
+2,xclick,/m/02,1,0.1,0.6,0.2,0.8,0,0,1
+"""
+KITTI = "cat 0.00 0 1.85 3 4.5 20 25 1.67 1.87 3.69 -16.53 2.39 58.49 1.57\n"
+FACE = "3 4 10 20 0 0 0 0 0 0\n"
 YAML = "train: images/train\nval: val.txt\nnc: 2\nnames:\n  0: cat\n  1: dog\n"
 
 FILES: dict[str, dict[str, str]] = {
@@ -74,9 +104,25 @@ FILES: dict[str, dict[str, str]] = {
         "labels/train/2.txt": "",
         "val.txt": "./images/train/1.png\nimages/train/2.png\n",
     },
+    "csv": {"train.csv": "filename,width,height,class,xmin,ymin,xmax,ymax\n1.png,40,30,cat,3,4,20,25\n2.png,,,,,,,\n"},
+    "kaggle": {"train.csv": 'image_id;bbox;split\n1;"[3.0, 4.0, 10.0, 20.0]";train\n2;"[3,4,5,6]";val\n'},
+    "retinanet": {"a.csv": "images/1.png,3,4,20,25,cat\nimages/2.png,,,,,\n", "classes.csv": "cat,0\ndog,1\n"},
+    "automl": {"a.csv": "TRAIN,gs://a/1.png,cat,0.1,0.2,,,0.3,0.4,,\nTEST,gs://a/2.png,,,,,,,,,\n"},
+    "via": {"via.csv": VIA},
+    "openimages": {"train-annotations-bbox.csv": OPEN_IMAGES, "class-descriptions.csv": "/m/01,cat\n/m/02,dog\n"},
+    "kitti": {"training/label_2/1.txt": 2 * KITTI, "training/label_2/2.txt": KITTI.replace("cat", "DontCare")},
+    "cvat": {"annotations.xml": CVAT},
+    "video": {"annotations.xml": TRACKS},
+    "visdrone": {"annotations/1.txt": "3,4,10,20,1,4,0,0\n1,1,9,9,0,0,0,0,\n", "annotations/2.txt": "1,2,3,4,1,1,0,0"},
+    "widerface": {"wider_face_train_bbx_gt.txt": f"a/1.png\n2\n{2 * FACE}a/2.png\n0\n0 0 0 0 0 0 0 0 0 0\n"},
 }
 """The files of an intact data set in each layout. Its images are 1.png and 2.png."""
-IMAGES = {"coco": "train", "voc": "JPEGImages", "yolo": "images/train"}
+IMAGES = {
+    **dict.fromkeys(FILES, "images/"),
+    **{"coco": "train/", "voc": "JPEGImages/", "yolo": "images/train/", "kitti": "training/image_2/"},
+    **{"openimages": "train/", "video": "images/frame_00000"},
+}
+"""Folder of the images of each layout, and the first letters of their names."""
 
 DEEP = 100_000
 TEXTS = [
@@ -117,6 +163,12 @@ SNIPPETS = {
         *("names: {-1: a}", "names: {1.0: a}", "names: {? [a] : b}", "names: !!set {a}", "names: !!omap [0: a]"),
         *(f"x: !!{tag} {value}" for tag in TAGS for value in TAGGED),
         *("x: !!python/object/apply:os.getcwd []", "x: !!python/name:os.system", "x: !a b", "names: [" + "a, " * 3000),
+    ],
+    "csv": [
+        *("a,b", ",,,,,,,,,,", '"', '""', "filename,class,xmin,ymin,xmax,ymax", "1.png,cat,1,2,3,4"),
+        *("1.png,1,2,3,4,cat", "1.png,nan,nan,nan,nan,cat", "1.png,9,9,1,1,cat", "'a'", "\t\t\t", ";;;", "{"),
+        *("[" * DEEP, '"' + "x" * 200_000 + '"', "# a", "sep=;", "a" * 200_000, "1.png," * 3000),
+        *('"' + "[" * DEEP + '"', '"{""a"":' * 500, "=cmd|' /C calc'!A0"),
     ],
     "txt": ["0 0.5 0.5 1 1", "0", "1 1", "-1 0.5 0.5 1 1", "0.5 0 0 0 0", "0 1 2 3 4 5", "# a", "0," * 5, "0 " * 9999],
 }  # fmt: skip
@@ -274,7 +326,7 @@ class Reader:
         self._folder = folder.resolve()
         self._opened: list[str] | None = None
         for layout, files in FILES.items():
-            for place, file in enumerate((*files, *(f"{IMAGES[layout]}/{number}.png" for number in (1, 2)))):
+            for place, file in enumerate((*files, *(f"{IMAGES[layout]}{number}.png" for number in (1, 2)))):
                 path = self._folder / layout / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if place < len(files):
@@ -330,7 +382,7 @@ def _read(root: Path, case: Case) -> Exception | None:
     """Read all splits; return the exception, if any."""
     try:
         for split in splits(root):
-            read(root, split, classes=["cat", "dog"] if len(case.content) % 3 == 0 else None, progress=False)
+            read(root, split, classes=CLASSES if len(case.content) % 3 == 0 else None, progress=False)
     except Exception as error:
         return error
     return None

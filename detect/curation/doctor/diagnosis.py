@@ -145,7 +145,7 @@ class Report:
 
     root: Path
     format: str
-    """`coco`, `voc` or `yolo`; empty if nothing could be read."""
+    """One of `detect.data.formats.FORMATS`; empty if nothing could be read."""
     splits: dict[str, int]
     """Number of images in each checked split."""
     boxes: int

@@ -6,7 +6,7 @@ splits, none if the format does not fit, and `parse(tree, split, classes, log)`.
 
 from types import ModuleType
 
-from detect.data.formats import coco, csv_table, cvat, darknet, kitti, openimages, voc, yolo
+from detect.data.formats import coco, csv_table, cvat, darknet, kitti, openimages, visdrone, voc, widerface, yolo
 
 FORMATS: dict[str, ModuleType] = {
     "coco": coco,
@@ -17,5 +17,7 @@ FORMATS: dict[str, ModuleType] = {
     "openimages": openimages,
     "kitti": kitti,
     "cvat": cvat,
+    "visdrone": visdrone,
+    "widerface": widerface,
 }
 """Detection formats by name."""

@@ -48,6 +48,8 @@ from detect.errors import UserError, one_line
 LOOKED_FOR = "*.csv with columns of images and boxes"
 _ONLY_CLASS = "object"
 _MAX_SPLITS = 20
+_MAX_NAME = 60
+"""Letters in the name of a split."""
 _FRACTIONS = 2.0
 """No number exceeds this in a data set whose boxes are fractions, even if some leave their images."""
 
@@ -193,7 +195,7 @@ def _split(tree: Tree, table: Table, cells: list[str]) -> str:
     """Return the split in a row."""
     index = table.layout.split
     value = cells[index].strip().lower() if index is not None and index < len(cells) else ""
-    return REST if value in ("", UNASSIGNED) else value
+    return REST if value in ("", UNASSIGNED, ALL) or len(value) > _MAX_NAME else value
 
 
 def _listed_classes(tree: Tree) -> dict[str, str]:

@@ -35,6 +35,7 @@ from detect.errors import UserError, one_line
 LOOKED_FOR = "XML with <annotations> (CVAT)"
 _ROOT_ELEMENT = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<annotations\b", re.DOTALL)
 _CONTENT = re.compile(rb"<(meta|image|track)\b")
+_MAX_NAME = 60
 _SHAPES = ("box", "polygon", "mask", "ellipse")
 _WITHOUT_BOX = ("points", "polyline", "skeleton", "cuboid")
 _FRAME = re.compile(r"frame_(\d{1,9})")
@@ -187,9 +188,9 @@ class _File:
 
 
 def _subset_name(text: str | None) -> str:
-    """Return the name of a subset; nothing for CVAT's default, which is no split."""
+    """Return the name of a subset; nothing for one that is no split, such as CVAT's default."""
     name = (text or "").strip()
-    return "" if name.lower() == "default" else name
+    return "" if name.lower() in ("default", ALL) else name[:_MAX_NAME]
 
 
 def _bounds(shape: Element) -> tuple[float, ...] | None:

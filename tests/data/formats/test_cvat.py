@@ -36,7 +36,7 @@ def boxes(root, *arguments, **options):
         ('<ellipse label="cat" cx="14" cy="12" rx="10" ry="4"/>', [4, 8, 24, 16]),
         ('<ellipse label="cat" cx="14" cy="12" rx="4" ry="10" rotation="90.0"/>', [4, 8, 24, 16]),
         ('<box label="cat" xtl="10" ytl="5" xbr="18" ybr="25" rotation="90.00"/>', [4, 11, 24, 19]),
-        ('<box label="cat" xtl="10" ytl="10" xbr="20" ybr="20" rotation="45"/>', [7.92893, 7.92893, 22.07107, 22.07107]),
+        ('<box label="cat" xtl="8" ytl="8" xbr="16" ybr="16" rotation="45"/>', [6.34315, 6.34315, 17.65685, 17.65685]),
     ],
 )  # fmt: skip
 def test_bounds_of_shapes(tmp_path, shape, box):
