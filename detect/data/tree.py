@@ -183,6 +183,11 @@ def split_in(words: Iterable[str]) -> str | None:
     return next((word for word in words if _SPLIT.fullmatch(word)), None)
 
 
+def words(name: str) -> list[str]:
+    """Return the parts of a file name between dots, spaces, `-` and `_`."""
+    return re.split(r"[-_. ]+", name)
+
+
 def usual_split(name: str | None) -> str | None:
     """Return `train`, `val` or `test` for one of their synonyms, also with a year; otherwise None."""
     match = _SPLIT.fullmatch(name or "")

@@ -41,6 +41,7 @@ _REFUSED_BUT_REPAIRED = {"missing-image", "unreadable-image", "missing-annotatio
 _WITHOUT_OPTION = {
     "missing-image": "restore it or remove its entry",
     "unreadable-image": "replace the image or leave it out",
+    "embedded-image": "save it as a file of this name beside the annotations, for example with labelme_export_json",
     "path-outside-root": "name files by their path within the data folder, and put them there instead of a link",
 }
 _OF_READERS = {
@@ -83,7 +84,8 @@ CHECKS: dict[str, Check] = _OF_READERS | _OWN
 _ORDER = {name: (SEVERITIES.index(check.severity), rank) for rank, (name, check) in enumerate(CHECKS.items())}
 _PLACE = re.compile(
     r"(line \d+( column \d+)?|object \d+|annotation (-?\d+|without id|\S+) of image -?\d+"
-    r"|(images|annotations|categories)\[\d+\]|(image|images) -?\d+)"
+    r"|(images|annotations|categories)\[\d+\]|(image|images) -?\d+"
+    r"|((image|entry|task) \d+, )?(annotation|shape|region|result|entry|task|label) \d+)"
 )
 
 

@@ -6,7 +6,19 @@ splits, none if the format does not fit, and `parse(tree, split, classes, log)`.
 
 from types import ModuleType
 
-from detect.data.formats import coco, darknet, voc, yolo
+from detect.data.formats import (
+    coco,
+    darknet,
+    labelme,
+    voc,
+    yolo,
+)
 
-FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo, "darknet": darknet}
+FORMATS: dict[str, ModuleType] = {
+    "coco": coco,
+    "voc": voc,
+    "yolo": yolo,
+    "darknet": darknet,
+    "labelme": labelme,
+}
 """Detection formats by name."""
