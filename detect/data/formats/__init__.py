@@ -8,6 +8,7 @@ from types import ModuleType
 
 from detect.data.formats import (
     coco,
+    createml,
     darknet,
     labelme,
     voc,
@@ -20,5 +21,6 @@ FORMATS: dict[str, ModuleType] = {
     "yolo": yolo,
     "darknet": darknet,
     "labelme": labelme,
+    "createml": createml,
 }
 """Detection formats by name."""
