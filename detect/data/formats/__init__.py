@@ -11,6 +11,7 @@ from detect.data.formats import (
     createml,
     darknet,
     labelme,
+    supervisely,
     voc,
     yolo,
 )
@@ -22,5 +23,6 @@ FORMATS: dict[str, ModuleType] = {
     "darknet": darknet,
     "labelme": labelme,
     "createml": createml,
+    "supervisely": supervisely,
 }
 """Detection formats by name."""
