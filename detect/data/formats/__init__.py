@@ -10,6 +10,7 @@ from detect.data.formats import (
     coco,
     createml,
     darknet,
+    fiftyone,
     labelme,
     supervisely,
     voc,
@@ -24,5 +25,6 @@ FORMATS: dict[str, ModuleType] = {
     "labelme": labelme,
     "createml": createml,
     "supervisely": supervisely,
+    "fiftyone": fiftyone,
 }
 """Detection formats by name."""
