@@ -11,6 +11,7 @@ from detect.data.formats import (
     createml,
     darknet,
     fiftyone,
+    huggingface,
     labelme,
     supervisely,
     voc,
@@ -26,5 +27,6 @@ FORMATS: dict[str, ModuleType] = {
     "createml": createml,
     "supervisely": supervisely,
     "fiftyone": fiftyone,
+    "huggingface": huggingface,
 }
 """Detection formats by name."""
