@@ -12,6 +12,7 @@ from detect.data.formats import (
     darknet,
     fiftyone,
     huggingface,
+    label_studio,
     labelme,
     supervisely,
     voc,
@@ -28,5 +29,6 @@ FORMATS: dict[str, ModuleType] = {
     "supervisely": supervisely,
     "fiftyone": fiftyone,
     "huggingface": huggingface,
+    "label_studio": label_studio,
 }
 """Detection formats by name."""
