@@ -15,6 +15,7 @@ from detect.data.formats import (
     label_studio,
     labelme,
     supervisely,
+    via,
     voc,
     yolo,
 )
@@ -30,5 +31,6 @@ FORMATS: dict[str, ModuleType] = {
     "fiftyone": fiftyone,
     "huggingface": huggingface,
     "label_studio": label_studio,
+    "via": via,
 }
 """Detection formats by name."""
