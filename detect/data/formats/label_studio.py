@@ -33,7 +33,6 @@ from detect.data.formats.json_files import (
     bounds,
     by_split,
     fields,
-    find_image,
     from_centre,
     from_corner,
     load,
@@ -42,7 +41,7 @@ from detect.data.formats.json_files import (
     parse_files,
     points,
 )
-from detect.data.formats.labelled import LabelledBox, LabelledImage
+from detect.data.formats.labelled import LabelledBox, LabelledImage, image_path
 from detect.data.tree import Tree
 from detect.files.fence import is_file
 
@@ -124,13 +123,14 @@ def _image(tree: Tree, data: dict[str, Any], path: Path, place: str, log: Defect
     texts = {key: _local_name(text) for key, text in data.items() if isinstance(text, str)}
     names = [name for name in texts.values() if PurePosixPath(name).suffix.lower() in SUFFIXES]
     name = texts.get("image") or (names[0] if names else None)
-    if name is not None:
-        folder, _, last = name.rpartition("/")
-        original = f"{folder}/{_UPLOAD.sub('', last)}".lstrip("/")
-        found = [locate_image(tree, text, path) for text in (name, original)]
-        exists = [image is not None and is_file(image.path) for image in found]
-        name = original if exists == [False, True] else name
-    return find_image(tree, name, path, place, log)
+    if name is None:
+        log.add("broken-file", path, f"{place}: its data has no image: {as_json(data)}")
+        return None
+    folder, _, last = name.rpartition("/")
+    found = [locate_image(tree, f"{folder}/{text}".lstrip("/"), path) for text in (last, _UPLOAD.sub("", last))]
+    image = next((image for image in found if image is not None and is_file(image.path)), found[0])
+    # An address on a server is the rule here, and not reported as foreign.
+    return image_path(image and image._replace(renamed=False), name, path, log)
 
 
 def _local_name(text: str) -> str:

@@ -60,7 +60,8 @@ def test_boxes(tmp_path, draw, dump, value, kind, box):
 def test_images(tmp_path, draw, dump, image, name):
     draw(image)
     dump("project.json", [task(BOX, image=name)])
-    assert read(tmp_path, "train").records[0].path == tmp_path / image
+    dataset = read(tmp_path, "train")
+    assert dataset.records[0].path == tmp_path / image and dataset.repaired == ()
 
 
 def test_an_image_under_another_key(tmp_path, draw, dump):
@@ -123,7 +124,7 @@ def test_annotations_of_several_people(tmp_path, draw, dump):
         (task(result(None, x=1, y=2, width=3, height=4)), r"task 2, result 1: its class is null, expected a text"),
         (task(5), r"task 2, result 1 is 5, expected an object"),
         (task(result={}), r"task 2: its result is \{\}, expected a list"),
-        (task(BOX) | {"data": {"text": "hello"}}, r"task 2: the image's file name is null, expected a text"),
+        (task(BOX) | {"data": {"text": "hello"}}, r"task 2: its data has no image: \{\"text\": \"hello\"\}"),
         ([], r"task 2 is \[\], expected an object"),
     ],
 )
