@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="a data set in COCO, VOC or YOLO layout")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a data set in any readable format")
     parser.add_argument("--split", action="extend", nargs="+", metavar="NAME", help="default: all splits")
 
 

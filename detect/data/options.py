@@ -19,7 +19,7 @@ class DataOptions:
     """Options of reading, transforming and loading images with boxes.
 
     Args:
-        root: data folder; its format (COCO, VOC or YOLO) is detected.
+        root: data folder, or one of its annotation files; the format is detected.
         train: training split.
         val: validation split, which selects the best checkpoint; null for none, which uses the last checkpoint.
         test: split that is evaluated once at the end; null for `val`.

@@ -84,8 +84,8 @@ CHECKS: dict[str, Check] = _OF_READERS | _OWN
 _ORDER = {name: (SEVERITIES.index(check.severity), rank) for rank, (name, check) in enumerate(CHECKS.items())}
 _PLACE = re.compile(
     r"(line \d+( column \d+)?|object \d+|annotation (-?\d+|without id|\S+) of image -?\d+"
-    r"|(images|annotations|categories)\[\d+\]|(image|images) -?\d+"
-    r"|((image|entry|task) \d+, )?(annotation|shape|region|result|entry|task|label) \d+)"
+    r"|((image|task) \d+, )?(annotation|shape|region|result|label|task) \d+"
+    r"|(images|annotations|categories)\[\d+\]|(image|images) -?\d+)"
 )
 
 
@@ -131,7 +131,7 @@ class Report:
 
     root: Path
     format: str
-    """`coco`, `voc` or `yolo`; empty if nothing could be read."""
+    """A key of `formats.FORMATS`; empty if nothing could be read."""
     splits: dict[str, int]
     """Number of images in each checked split."""
     boxes: int

@@ -25,6 +25,7 @@ from detect.data.formats.json_files import (
     by_split,
     fields,
     find_image,
+    fitting,
     from_centre,
     load,
     objects,
@@ -35,9 +36,11 @@ from detect.data.tree import Tree
 
 LOOKED_FOR = "a JSON list with image and annotations (Create ML)"
 _LIST = re.compile(rb"\s*\[\s*\{")
-_IMAGE = re.compile(rb'"(image|imagefilename)"\s*:\s*"')
-_ANNOTATIONS = re.compile(rb'"annotations?"\s*:\s*\[')
-_COORDINATES = re.compile(rb'"coordinates"\s*:\s*\{')
+_KEYS = (
+    re.compile(rb'"(image|imagefilename)"\s*:\s*"'),
+    re.compile(rb'"annotations?"\s*:\s*\['),
+    re.compile(rb'"coordinates"\s*:\s*\{'),
+)
 
 
 def splits(tree: Tree) -> tuple[str, ...]:
@@ -51,12 +54,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
 
 
 def _files(tree: Tree) -> list[Path]:
-    return [path for path in tree.samples(".json") if _is_createml(path, tree.head(path))]
-
-
-def _is_createml(path: Path, head: bytes) -> bool:
-    has_boxes = _COORDINATES.search(head) or path.name.endswith(".createml.json")
-    return bool(_LIST.match(head) and _IMAGE.search(head) and _ANNOTATIONS.search(head) and has_boxes)
+    return fitting(tree, ".json", lambda head: _LIST.match(head) and all(key.search(head) for key in _KEYS))
 
 
 def _read(tree: Tree, path: Path, log: DefectLog) -> Iterator[LabelledImage]:

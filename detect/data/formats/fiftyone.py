@@ -24,6 +24,7 @@ from detect.data.defects import DefectLog, as_json
 from detect.data.formats.json_files import (
     as_class,
     by_split,
+    fitting,
     from_corner,
     load,
     locate_image,
@@ -35,8 +36,7 @@ from detect.data.formats.labelled import LabelledBox, LabelledImage, image_path
 from detect.data.tree import Tree
 
 LOOKED_FOR = "a JSON file with labels and bounding_box (FiftyOne)"
-_LABELS = re.compile(rb'"labels"\s*:\s*\{')
-_BOX = re.compile(rb'"bounding_box"\s*:\s*\[')
+_KEYS = (re.compile(rb'"labels"\s*:\s*\{'), re.compile(rb'"bounding_box"\s*:\s*\['))
 _FIRST_KEY = re.compile(rb'\s*\{\s*"(classes|labels)"')
 
 
@@ -60,8 +60,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
 
 
 def _files(tree: Tree) -> list[Path]:
-    heads = ((path, tree.head(path)) for path in tree.samples(".json"))
-    return [path for path, head in heads if _FIRST_KEY.match(head) and _LABELS.search(head) and _BOX.search(head)]
+    return fitting(tree, ".json", lambda head: _FIRST_KEY.match(head) and all(key.search(head) for key in _KEYS))
 
 
 def _classes(document: dict[str, Any], path: Path, log: DefectLog) -> list[str]:

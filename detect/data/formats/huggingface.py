@@ -18,7 +18,16 @@ from typing import Any
 
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog, as_json
-from detect.data.formats.json_files import as_class, by_split, decode, find_image, from_corner, numbers, parse_files
+from detect.data.formats.json_files import (
+    as_class,
+    by_split,
+    decode,
+    find_image,
+    fitting,
+    from_corner,
+    numbers,
+    parse_files,
+)
 from detect.data.formats.labelled import LabelledBox, LabelledImage
 from detect.data.tree import Tree
 
@@ -38,7 +47,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
 
 
 def _files(tree: Tree) -> list[Path]:
-    return [path for path in tree.samples(".jsonl") if all(key.search(tree.head(path)) for key in _KEYS)]
+    return fitting(tree, ".jsonl", lambda head: all(key.search(head) for key in _KEYS))
 
 
 def _read(tree: Tree, path: Path, log: DefectLog) -> Iterator[LabelledImage]:

@@ -103,6 +103,12 @@ def from_centre(x: float, y: float, half_width: float, half_height: float) -> Bo
 # ---- files ----
 
 
+def fitting(tree: Tree, suffix: str, fits: Callable[[bytes], object]) -> list[Path]:
+    """Return the files whose beginning fits, in the folders where one of the first files does."""
+    folders = {path.parent for path in tree.samples(suffix) if fits(tree.head(path))}
+    return [path for path in tree.annotation_files(suffix) if path.parent in folders and fits(tree.head(path))]
+
+
 def by_split(tree: Tree, paths: Sequence[Path]) -> dict[str, list[Path]]:
     """Group files that list many images by split: their folder or, of several files, their own name tells it."""
     groups: dict[str, list[Path]] = defaultdict(list)

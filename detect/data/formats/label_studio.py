@@ -33,6 +33,7 @@ from detect.data.formats.json_files import (
     bounds,
     by_split,
     fields,
+    fitting,
     from_centre,
     from_corner,
     load,
@@ -70,7 +71,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
 
 
 def _files(tree: Tree) -> list[Path]:
-    return [path for path in tree.samples(".json") if _is_label_studio(tree.head(path))]
+    return fitting(tree, ".json", _is_label_studio)
 
 
 def _is_label_studio(head: bytes) -> bool:

@@ -32,6 +32,7 @@ from detect.data.formats.json_files import (
     by_split,
     fields,
     find_image,
+    fitting,
     from_centre,
     from_corner,
     load,
@@ -70,7 +71,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
 
 
 def _files(tree: Tree) -> list[Path]:
-    return [path for path in tree.samples(".json") if _is_via(tree.head(path))]
+    return fitting(tree, ".json", _is_via)
 
 
 def _is_via(head: bytes) -> bool:

@@ -55,6 +55,20 @@ def test_files_named_after_splits(tmp_path, draw, dump):
     assert [defect.rule for defect in dataset.repaired] == ["foreign-name"]
 
 
+def test_more_files_than_are_sampled(tmp_path, draw, dump):
+    for number in range(25):
+        draw(f"{number}.jpg")
+        dump(f"part {number}.json", [entry(BOX, image=f"{number}.jpg")])
+    dump("zebra.json", {"unrelated": 1})
+    assert splits(tmp_path) == ("all",) and len(read(tmp_path, "train")) == 25
+
+
+def test_an_upper_case_suffix(tmp_path, draw, dump):
+    draw("a.JPG")
+    dump("TRAIN.JSON", [entry(BOX, image="A.jpg")])
+    assert read(tmp_path, "train").records[0].path == tmp_path / "a.JPG"
+
+
 def test_an_image_twice(tmp_path, draw, dump):
     draw("a.jpg")
     dump("a.json", [entry(BOX), entry(BOX)])
