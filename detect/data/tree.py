@@ -227,7 +227,12 @@ def split_in(words: Iterable[str]) -> str | None:
 
 def split_word(name: str) -> str | None:
     """Return the first word of a name that is the name of a usual split, such as `train` in `train_labels`."""
-    return split_in(re.split(r"[-_. ]+", name))
+    return split_in(words(name))
+
+
+def words(name: str) -> list[str]:
+    """Return the parts of a file name between dots, spaces, `-` and `_`."""
+    return re.split(r"[-_. ]+", name)
 
 
 def usual_split(name: str | None) -> str | None:

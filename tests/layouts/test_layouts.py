@@ -159,11 +159,11 @@ def test_images_without_annotations(layout, tmp_path, draw, assert_read):
     assert_read(tmp_path, sets, extra=[draw(99)])
 
 
-# --------------------------------------------------------------------------------------------- names of files and classes
+# ------------------------------------------------------------------------------------------- names of files and classes
 
 NAMES = {
     "letters": "Café 1 – Füße (копия) 猫 {}.jpg",
-    "punctuation": "Tom's 100% #{} & \"co\", [x]{{y}};z=1.jpg",
+    "punctuation": 'Tom\'s 100% #{} & "co", [x]{{y}};z=1.jpg',
     "folders": "2024/Müller, Tag 1/a b/{}.jpg",
     "dots": "IMG.2024-01-{}_jpg.rf.0a1b.jpg",
     "two-suffixes": "{}.jpg.jpg",
@@ -195,7 +195,7 @@ def test_splits_with_equal_file_names(layout, tmp_path, assert_read):
 
 @pytest.mark.parametrize(
     "classes",
-    [("traffic light", 'b<&>"é, x: \'y\' #1'), ("no", "yes"), ("1", "0"), ("Cat", "cat"), ("null", "None"), ("~", "-")],
+    [("traffic light", "b<&>\"é, x: 'y' #1"), ("no", "yes"), ("1", "0"), ("Cat", "cat"), ("null", "None"), ("~", "-")],
     ids=["punctuation", "truth-values", "digits", "case", "nothing", "signs"],
 )
 def test_names_of_classes(layout, classes, tmp_path, assert_read):
@@ -204,7 +204,7 @@ def test_names_of_classes(layout, classes, tmp_path, assert_read):
     assert_read(tmp_path, layout.draw(tmp_path, classes))
 
 
-# --------------------------------------------------------------------------------------------------- spellings of the path
+# ------------------------------------------------------------------------------------------------- spellings of the path
 
 
 def test_spellings_of_the_folder(layout, tmp_path, monkeypatch, assert_read):

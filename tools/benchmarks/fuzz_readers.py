@@ -2,7 +2,7 @@
 
     python tools/benchmarks/fuzz_readers.py --count 20000
 
-Each case damages one file of a small data set in one of the layouts below: its bytes, its structure, or one of its
+Each case damages one file of a small data set in one of the formats: its bytes, its structure, or one of its
 values. A case fails if the reader raises anything but `UserError`, prints more than one printable line, warns, opens a
 file outside of the folder, or takes more than a second of processor time. `--only N` repeats case N and shows it.
 """
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fuzz_layouts import FILES, IMAGES, OBJECT, SIZE
 from PIL import Image
 
 from detect.data.read import read, splits
@@ -36,94 +37,7 @@ from detect.errors import UserError
 
 LIMIT = 1.0
 """Maximum processor time of a case, in seconds."""
-SIZE = (40, 30)
 CLASSES = ["cat", "dog", "car", "pedestrian", "face"]
-
-BOXES = [(3, 4, 20, 25), (1, 1, 40, 30)]
-COCO = {
-    "images": [{"id": id, "file_name": f"{id}.png", "width": 40, "height": 30} for id in (1, 2)],
-    "categories": [{"id": 3, "name": "cat", "supercategory": "pet"}, {"id": 7, "name": "dog"}],
-    "annotations": [
-        {"id": id, "image_id": 1, "category_id": 3, "bbox": [3, 4.5, 10, 20], "area": 200.0, "iscrowd": 0}
-        for id in (1, 2)
-    ],
-}
-OBJECT = """  <object>
-    <name>cat</name>
-    <difficult>0</difficult>
-    <bndbox><xmin>3</xmin><ymin>4.5</ymin><xmax>20</xmax><ymax>25</ymax></bndbox>
-  </object>
-"""
-XML = f"""<?xml version="1.0" encoding="utf-8"?>
-<annotation>
-  <filename>1.png</filename>
-  <size><width>40</width><height>30</height><depth>3</depth></size>
-{2 * OBJECT}</annotation>
-"""
-SHAPES = """<box label="cat" occluded="0" xtl="3" ytl="4.5" xbr="20" ybr="25" rotation="15.0"/>
-    <polygon label="dog" points="1,2;30.5,2;30,20"/> <polyline label="dog" points="1,2;3,4"/>
-    <mask label="cat" rle="1, 2" left="4" top="5" width="20" height="15"/>
-    <ellipse label="cat" cx="9" cy="9" rx="3" ry="4"/>
-"""
-CVAT = f"""<?xml version="1.0" encoding="utf-8"?>
-<annotations>
-  <meta><task><subset>train</subset><labels><label><name>cat</name></label><label><name>dog</name></label></labels></task></meta>
-  <image id="0" name="1.png" width="40" height="30" subset="train">{SHAPES}</image>
-  <image id="1" name="images/2.png" width="40" height="30"/>
-</annotations>
-"""
-TRACKS = """<?xml version="1.0" encoding="utf-8"?>
-<annotations>
-  <track id="0" label="cat"><box frame="1" outside="0" xtl="3" ytl="4.5" xbr="20" ybr="25"/>
-  <box frame="2" outside="1" xtl="3" ytl="4.5" xbr="20" ybr="25"/></track>
-</annotations>
-"""
-VIA = """filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes
-1.png,9,"{}",2,0,"{""name"":""rect"",""x"":3,""y"":4,""width"":10,""height"":20}","{""class"":""cat""}"
-1.png,9,"{}",2,1,"{""name"":""polygon"",""all_points_x"":[1,9,5],""all_points_y"":[1,2,9]}","{""class"":{""dog"":true}}"
-2.png,9,"{}",0,0,"{}","{}"
-"""
-OPEN_IMAGES = """ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf
-1,xclick,/m/01,1,0.1,0.6,0.2,0.8,0,0,0
-2,xclick,/m/02,1,0.1,0.6,0.2,0.8,0,0,1
-"""
-KITTI = "cat 0.00 0 1.85 3 4.5 20 25 1.67 1.87 3.69 -16.53 2.39 58.49 1.57\n"
-FACE = "3 4 10 20 0 0 0 0 0 0\n"
-YAML = "train: images/train\nval: val.txt\nnc: 2\nnames:\n  0: cat\n  1: dog\n"
-
-FILES: dict[str, dict[str, str]] = {
-    "coco": {"annotations/instances_train.json": json.dumps(COCO)},
-    "voc": {
-        "Annotations/1.xml": XML,
-        "Annotations/2.xml": "<annotation/>",
-        "ImageSets/Main/train.txt": "1\n2\n",
-    },
-    "yolo": {
-        "data.yaml": YAML,
-        "labels/train/1.txt": "0 0.5 0.5 0.25 0.5\n1 0.1 0.1 0.9 0.1 0.9 0.9\n",
-        "labels/train/2.txt": "",
-        "val.txt": "./images/train/1.png\nimages/train/2.png\n",
-    },
-    "csv": {"train.csv": "filename,width,height,class,xmin,ymin,xmax,ymax\n1.png,40,30,cat,3,4,20,25\n2.png,,,,,,,\n"},
-    "kaggle": {"train.csv": 'image_id;bbox;split\n1;"[3.0, 4.0, 10.0, 20.0]";train\n2;"[3,4,5,6]";val\n'},
-    "retinanet": {"a.csv": "images/1.png,3,4,20,25,cat\nimages/2.png,,,,,\n", "classes.csv": "cat,0\ndog,1\n"},
-    "automl": {"a.csv": "TRAIN,gs://a/1.png,cat,0.1,0.2,,,0.3,0.4,,\nTEST,gs://a/2.png,,,,,,,,,\n"},
-    "via": {"via.csv": VIA},
-    "openimages": {"train-annotations-bbox.csv": OPEN_IMAGES, "class-descriptions.csv": "/m/01,cat\n/m/02,dog\n"},
-    "kitti": {"training/label_2/1.txt": 2 * KITTI, "training/label_2/2.txt": KITTI.replace("cat", "DontCare")},
-    "cvat": {"annotations.xml": CVAT},
-    "video": {"annotations.xml": TRACKS},
-    "visdrone": {"annotations/1.txt": "3,4,10,20,1,4,0,0\n1,1,9,9,0,0,0,0,\n", "annotations/2.txt": "1,2,3,4,1,1,0,0"},
-    "widerface": {"wider_face_train_bbx_gt.txt": f"a/1.png\n2\n{2 * FACE}a/2.png\n0\n0 0 0 0 0 0 0 0 0 0\n"},
-}
-"""The files of an intact data set in each layout. Its images are 1.png and 2.png."""
-IMAGES = {
-    **dict.fromkeys(FILES, "images/"),
-    **{"coco": "train/", "voc": "JPEGImages/", "yolo": "images/train/", "kitti": "training/image_2/"},
-    **{"openimages": "train/", "video": "images/frame_00000"},
-}
-"""Folder of the images of each layout, and the first letters of their names."""
-
 DEEP = 100_000
 TEXTS = [
     *("", " ", ".", "..", "/", "~", "./", "../../etc/passwd", "/etc/passwd", "images", "train", "1.png", "./1.png"),
@@ -174,6 +88,7 @@ SNIPPETS = {
 }  # fmt: skip
 CODECS = sorted({*encodings.aliases.aliases.values(), "undefined", "nonsense", "utf-7", "\u00e9"})
 ENCODINGS = ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-7", "latin-1", "cp037", "utf-8-sig")
+SNIPPETS["jsonl"] = SNIPPETS["json"]
 TOKEN = re.compile(r"[^\s<>,:\[\]{}\"]+")
 
 
@@ -196,7 +111,8 @@ def make_case(seed: int, number: int) -> Case:
     kind = file.rpartition(".")[2]
     damages: list[Callable[[random.Random, str, str], str | bytes]]
     damages = [_token, _token, _snippet, _lines, _bytes, _encoded]
-    damages += {"json": [_value, _value, _value, _duplicate_key], "xml": [_declared, _element]}.get(kind, [])
+    of_json = [_value, _value, _value, _duplicate_key]
+    damages += {"json": of_json, "jsonl": of_json, "xml": [_declared, _element]}.get(kind, [])
     damage = draw.choice(damages)
     content = damage(draw, text, kind)
     if draw.random() < 0.2 and isinstance(content, str):  # two at once
