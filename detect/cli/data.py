@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="a data set in COCO, VOC or YOLO layout")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a data set in any readable format")
     _add_split_option(parser)
 
 

@@ -12,7 +12,6 @@ and poses are not read. Losses due to the limits of a format are counted.
 from __future__ import annotations
 
 import filecmp
-import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -26,11 +25,12 @@ from PIL import Image
 
 from detect.curation.crops import Crops, safe_name, to_imagefolder
 from detect.curation.writers import voc_boxes, write_coco, write_voc, write_yaml, write_yolo
-from detect.data.dataset import VALIDATION, Dataset, Record
+from detect.data.dataset import Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
 from detect.data.defects import RULES
 from detect.data.merge import unify_classes
 from detect.data.read import image_ids, read_all
+from detect.data.tree import ALL, usual_split
 from detect.errors import UserError, one_line
 from detect.files.atomic import new_folder, refuse_within
 from detect.terminal import track
@@ -38,7 +38,6 @@ from detect.terminal import track
 Format = Literal["coco", "voc", "yolo"]
 
 _NOT_READ = "only boxes are converted: masks, key points and poses are not read"
-_YOLO_SPLIT = re.compile(rf"(train|{'|'.join(VALIDATION)}|test)(\d{{4}})?")
 
 
 @dataclass(slots=True)
@@ -153,13 +152,12 @@ def _adapt(datasets: Sequence[Dataset], to: Format, *, chosen: bool, result: Con
 
 def _yolo_splits(datasets: Sequence[Dataset], *, chosen: bool, result: Conversion) -> list[Dataset]:
     """Rename the splits to YOLO's names. A split with another name is left out if the others have all its images."""
-    known = [dataset for dataset in datasets if _YOLO_SPLIT.fullmatch(dataset.split)]
+    known = [dataset for dataset in datasets if _yolo_split(dataset.split)]
     images = {record.path for dataset in known for record in dataset.records}
     renamed: dict[str, Dataset] = {}
     for dataset in datasets:
-        match = _YOLO_SPLIT.fullmatch(dataset.split)
-        if match:
-            name = "val" if match[1] in VALIDATION else match[1]
+        name = _yolo_split(dataset.split)
+        if name:
             if name in renamed:
                 both = f"the splits {renamed[name].split} and {dataset.split} would both be YOLO's {name}"
                 raise UserError(f"{dataset.root}: {both}; name one of them with --split")
@@ -171,6 +169,11 @@ def _yolo_splits(datasets: Sequence[Dataset], *, chosen: bool, result: Conversio
             what = f"split {dataset.split} left out: YOLO has no such split, and the others have its images"
             result.changed[what] += 1
     return [replace(dataset, split=name) for name, dataset in renamed.items()]
+
+
+def _yolo_split(name: str) -> str | None:
+    """Return YOLO's name of a split; data that is not divided is for training."""
+    return "train" if name == ALL else usual_split(name)
 
 
 def _supported(dataset: Dataset, to: Format, result: Conversion) -> Dataset:

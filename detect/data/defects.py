@@ -31,6 +31,11 @@ _SKIP = "leave such images out with --data.skip_unreadable true"
 RULES: dict[str, Rule] = {
     "missing-image": Rule("refused", f"restore it or remove its entry, or {_SKIP}"),
     "unreadable-image": Rule("refused", f"replace the image, or {_SKIP}"),
+    "embedded-image": Rule(
+        "refused",
+        "save it as a file of this name beside the annotations, for example with labelme_export_json, "
+        "or leave such images out with --data.skip_unreadable true",
+    ),
     "missing-annotation": Rule("refused", "add the file; for an image without objects, a file without objects"),
     "nan-box": Rule("refused", "write finite numbers or remove the box"),
     "pixel-box": Rule(
@@ -63,10 +68,15 @@ RULES: dict[str, Rule] = {
     ),
     "zero-area": Rule("repaired", "a box without width or height is left out, its image is kept"),
     "negative-size": Rule("repaired", "a box with reversed corners is left out, its image is kept"),
+    "shape-without-area": Rule("repaired", "a point or a line is left out, its image is kept"),
+    "unlabelled-image": Rule("repaired", "an image that nobody has labelled yet is left out"),
+    "several-annotations": Rule("repaired", "of several people's annotations of an image, the last one is read"),
     "outside-image": Rule("repaired", "a box entirely outside its image is left out, the image is kept"),
     "clipped": Rule("repaired", "a box that exceeds its image is clipped at the edge"),
     "size-mismatch": Rule("repaired", "the size in the file differs from the image's size, which is used"),
     "foreign-name": Rule("repaired", "a file name as another system writes it stands for the only image that it fits"),
+    "ignored-region": Rule("repaired", "a region that its format excludes from evaluation is left out"),
+    "partial-download": Rule("repaired", "images that are not there are left out with their boxes"),
     "absent-split": Rule("repaired", "a split whose images are not there is left out"),
     "missing-label": Rule(
         "repaired",
@@ -88,7 +98,7 @@ RULES: dict[str, Rule] = {
 
 _MAX_COUNTED = 12
 """Maximum number of classes whose boxes a summary counts."""
-_SKIPPABLE = ("missing-image", "unreadable-image")
+_SKIPPABLE = ("missing-image", "unreadable-image", "embedded-image")
 _REMEDY = {name: rule.action for name, rule in RULES.items()}
 _DONE = _REMEDY | dict.fromkeys(_SKIPPABLE, "the image is left out")
 """The action for defects that did not stop the reader."""
@@ -108,10 +118,15 @@ class DefectLog:
         self.fence = Fence(root, follow_links)
         self._root = root
         self._split = split
+        self._follow_links = follow_links
         self._repairable = {name for name, rule in RULES.items() if rule.verdict == "repaired"}
         if skip_unreadable:
             self._repairable.update(_SKIPPABLE)
         self._defects: list[Defect] = []
+
+    def aside(self) -> DefectLog:
+        """Return a new log for files of other splits, whose defects are not those of this split."""
+        return DefectLog(self._root, self._split, follow_links=self._follow_links)
 
     def add(self, rule: str, path: Path, detail: str) -> None:
         """Log a defect: its rule, the file, and location and value in a few words."""

@@ -21,7 +21,7 @@ from detect.data.defects import DefectLog, as_json
 from detect.data.formats import FORMATS
 from detect.data.image_headers import check_images
 from detect.data.mistakes import correct_mistakes
-from detect.data.tree import Tree, usual_split
+from detect.data.tree import Tree, unwrapped, usual_split
 from detect.errors import UserError, one_line
 from detect.files.fence import OutsideError
 
@@ -112,7 +112,7 @@ def image_files(root: Path, chosen: Sequence[str] | None = None) -> list[Path]:
     Raises:
         UserError: a link to an image leads out of the folder, or it has no such split.
     """
-    tree = Tree(root)
+    tree = Tree(unwrapped(root))
     fitting = _fitting(tree)
     if len(fitting) == 1:
         source = Source(tree, *fitting[0])
@@ -140,15 +140,13 @@ class Source(NamedTuple):
 def open_data(root: Path, follow_links: bool = False, format: str | None = None) -> Source:
     """Return the files, the format and the splits of a data set.
 
-    A folder that contains nothing but one folder stands for that folder.
+    A folder that contains nothing but one folder, as archives often do, stands for that folder.
 
     Raises:
         UserError: there is no such folder or file, no format fits, or several do.
     """
-    tree = Tree(root, follow_links)
+    tree = Tree(unwrapped(root), follow_links)
     fitting = _fitting(tree, format)
-    if not fitting and tree.entry is None and (inner := _only_folder(root)):
-        return open_data(inner, follow_links, format)
     if not fitting:
         raise UserError(one_line(f"{root}: {_unknown(tree, format)}"))
     if len(fitting) > 1:
@@ -163,12 +161,9 @@ def _fitting(tree: Tree, format: str | None = None) -> list[tuple[str, tuple[str
     if format is not None and format not in FORMATS:
         raise UserError(f"data.format: {format}; choose {', '.join(FORMATS)}, or leave it out")
     modules = FORMATS if format is None else {format: FORMATS[format]}
-    return [(name, names) for name, module in modules.items() if (names := module.splits(tree))]
-
-
-def _only_folder(root: Path) -> Path | None:
-    entries = [path for path in root.iterdir() if not path.name.startswith((".", "__MACOSX"))]
-    return entries[0] if len(entries) == 1 and entries[0].is_dir() and not entries[0].is_symlink() else None
+    fitting = [(name, names) for name, module in modules.items() if (names := module.splits(tree))]
+    # Tutorials have a table made from the XML files beside them.
+    return [pair for pair in fitting if pair[0] != "csv"] if len(fitting) > 1 else fitting
 
 
 def _unknown(tree: Tree, format: str | None) -> str:

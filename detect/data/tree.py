@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from detect.data.decode import SUFFIXES
 from detect.errors import UserError
-from detect.files.fence import Fence, inside, is_file, is_folder
+from detect.files.fence import Fence, as_utf8, inside, is_file, is_folder
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 """Synonyms of the usual splits."""
@@ -23,10 +23,24 @@ ALL = "all"
 REST = "rest"
 """Name of the split of all files that belong to no other split."""
 
-_ANNOTATION_FOLDERS = ("annotation", "annotations", "annots", "ann", "label", "labels", "xml", "xmls", "json")
+_ANNOTATION_FOLDERS = (
+    "annotation",
+    "annotations",
+    "annots",
+    "ann",
+    "label",
+    "label_2",
+    "labels",
+    "xml",
+    "xmls",
+    "json",
+)
+_NO_DATA = re.compile(r"\..*|__MACOSX|Thumbs\.db|desktop\.ini|(README|LICEN[CS]E)\b.*", re.IGNORECASE)
+"""Names of files and folders that systems and archives add."""
 _SPLIT = re.compile(rf"({'|'.join(name for names in SPLITS.values() for name in names)})[-_]?(\d{{4}})?", re.IGNORECASE)
 _HEAD = 2**16
 _SAMPLES = 20
+T = TypeVar("T")
 
 
 class FoundImage(NamedTuple):
@@ -59,6 +73,7 @@ class Tree:
         self.fence = Fence(self.root, follow_links)
         self._follow_links = follow_links
         self._heads: dict[Path, bytes] = {}
+        self._names: dict[Path, dict[str, list[str]]] = {}
 
     # ---- annotation files ----
 
@@ -96,10 +111,24 @@ class Tree:
             try:
                 if path.is_file() and self.fence.admits(path):
                     with path.open("rb") as file:
-                        self._heads[path] = file.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
+                        self._heads[path] = as_utf8(file.read(_HEAD), "ignore").removeprefix(b"\xef\xbb\xbf")
             except OSError:  # reported when the file is read
                 pass
         return self._heads[path]
+
+    def spelled(self, path: Path) -> Path:
+        """Return a path as the disk has it, without regard to case and to the composition of accented letters.
+
+        It is returned unchanged if it exists, is outside of the root, or has no or several spellings.
+        """
+        if os.path.exists(path) or self.root not in path.parents:  # noqa: PTH110  never raises
+            return path
+        folder = self.spelled(path.parent)
+        if folder not in self._names:
+            names = _index(os.listdir(folder) if is_folder(folder) else (), lambda name: name)  # noqa: PTH208
+            self._names[folder] = names
+        spellings = self._names[folder].get(_fold(path.name), [])
+        return folder / spellings[0] if len(spellings) == 1 else path
 
     def by_split(self, paths: Iterable[Path]) -> dict[str, list[Path]]:
         """Group files by the split that their folders are named after; `all` if there is no such folder."""
@@ -135,7 +164,8 @@ class Tree:
                 return FoundImage(path)
         parts = _folded_parts(name)
         if parts and (path := self._by_tail(parts, split)) is not None:
-            return FoundImage(path, renamed=not path.as_posix().endswith(name.removeprefix("./")))
+            spellings = path.as_posix(), path.with_suffix("").as_posix()  # a name without suffix may be an id
+            return FoundImage(path, renamed=not any(text.endswith(name.removeprefix("./")) for text in spellings))
         return FoundImage(paths[0]) if paths else None
 
     def image_of(self, annotation: Path) -> Path | None:
@@ -178,9 +208,31 @@ class Tree:
         return best[0] if len(best) == 1 else None
 
 
+def unwrapped(root: Path) -> Path:
+    """Return the data folder in a folder that contains nothing but one folder, as archives often do.
+
+    A folder that is named after a split or holds annotations is a part of the data set, not the data set.
+    """
+    entries = [path for path in root.iterdir() if not _NO_DATA.fullmatch(path.name)] if is_folder(root) else []
+    if len(entries) != 1 or not is_folder(entries[0]) or entries[0].is_symlink():
+        return root
+    name = entries[0].name
+    return root if usual_split(name) or name.lower() in _ANNOTATION_FOLDERS else unwrapped(entries[0])
+
+
 def split_in(words: Iterable[str]) -> str | None:
     """Return the first word that is the name of a usual split, such as `train2017` or `Validation`."""
     return next((word for word in words if _SPLIT.fullmatch(word)), None)
+
+
+def split_word(name: str) -> str | None:
+    """Return the first word of a name that is the name of a usual split, such as `train` in `train_labels`."""
+    return split_in(words(name))
+
+
+def words(name: str) -> list[str]:
+    """Return the parts of a file name between dots, spaces, `-` and `_`."""
+    return re.split(r"[-_. ]+", name)
 
 
 def usual_split(name: str | None) -> str | None:
@@ -189,8 +241,8 @@ def usual_split(name: str | None) -> str | None:
     return match and next(usual for usual, names in SPLITS.items() if match[1].lower() in names)
 
 
-def _index(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, list[Path]]:
-    index: dict[str, list[Path]] = defaultdict(list)
+def _index(paths: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
+    index: dict[str, list[T]] = defaultdict(list)
     for path in paths:
         index[_fold(key(path))].append(path)
     return index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 from pathlib import Path
@@ -54,16 +55,17 @@ class Fence:
         return self._is_below(path)
 
     def read(self, path: Path) -> bytes:
-        """Return the content of an annotation file.
+        """Return the content of an annotation file; UTF-16, except in XML, is returned as UTF-8.
 
         Raises:
             OutsideError: a link leads out of the root.
-            ValueError: the path is not a regular file, or the file is larger than `MAX_BYTES`.
+            ValueError: the path is not a regular file, the file is larger than `MAX_BYTES`, or it is broken UTF-16.
             OSError: the file cannot be read.
         """
         if not self.admits(path):
             raise OutsideError
-        return read_bounded(path, MAX_BYTES[path.suffix.lower()])
+        content = read_bounded(path, MAX_BYTES[path.suffix.lower()])
+        return content if path.suffix.lower() == ".xml" else as_utf8(content)  # XML declares its encoding
 
     def _is_below(self, path: str | Path) -> bool:
         try:
@@ -86,6 +88,16 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     if status.st_size > max_bytes:
         raise ValueError(f"it has {status.st_size / 2**20:,.0f} MiB, at most {max_bytes / 2**20:,.0f} are read")
     return path.read_bytes()
+
+
+def as_utf8(content: bytes, errors: str = "strict") -> bytes:
+    """Return text in UTF-16 with a byte order mark, as tools of Windows write it, in UTF-8; return the rest unchanged.
+
+    Raises:
+        ValueError: it is broken, and `errors` is "strict".
+    """
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16", errors).encode() if is_utf16 else content
 
 
 def is_yaml_bomb(text: str, aliases: int) -> bool:

@@ -377,3 +377,13 @@ def test_where_no_folder_can_be_made(plain, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/out: cannot be created \(Not a directory\); fix that or choose another"):
         convert(plain, tmp_path / "file" / "out", "voc", progress=False)
+
+
+@pytest.mark.parametrize(("split", "name"), [("Validation", "val"), ("training", "train"), ("all", "train")])
+def test_splits_by_other_names(tmp_path, split, name):
+    save_image(tmp_path / "in" / "images" / "a.jpg")
+    corners = 'xtl="1" ytl="2" xbr="3" ybr="9"'
+    image = f'<image id="0" name="a.jpg" subset="{split}"><box label="cat" {corners}/></image>'
+    (tmp_path / "in" / "annotations.xml").write_text(f"<annotations>{image}</annotations>")
+    done = convert(tmp_path / "in", tmp_path / "out", "yolo", progress=False)
+    assert done.images == {name: 1} and read(tmp_path / "out", name).records[0].boxes.tolist() == [[1, 2, 3, 9]]

@@ -11,6 +11,7 @@ PATH = Path(__file__).parents[2] / "tools" / "benchmarks" / "fuzz_readers.py"
 
 @pytest.fixture(scope="module")
 def fuzz():
+    sys.path.append(str(PATH.parent))  # for the data sets beside it
     spec = importlib.util.spec_from_file_location("fuzz_readers", PATH)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # required by dataclasses

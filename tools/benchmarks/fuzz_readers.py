@@ -2,7 +2,7 @@
 
     python tools/benchmarks/fuzz_readers.py --count 20000
 
-Each case damages one file of a small data set in COCO, VOC or YOLO layout: its bytes, its structure, or one of its
+Each case damages one file of a small data set in one of the formats: its bytes, its structure, or one of its
 values. A case fails if the reader raises anything but `UserError`, prints more than one printable line, warns, opens a
 file outside of the folder, or takes more than a second of processor time. `--only N` repeats case N and shows it.
 """
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fuzz_layouts import FILES, IMAGES, OBJECT, SIZE
 from PIL import Image
 
 from detect.data.read import read, splits
@@ -36,48 +37,7 @@ from detect.errors import UserError
 
 LIMIT = 1.0
 """Maximum processor time of a case, in seconds."""
-SIZE = (40, 30)
-
-BOXES = [(3, 4, 20, 25), (1, 1, 40, 30)]
-COCO = {
-    "images": [{"id": id, "file_name": f"{id}.png", "width": 40, "height": 30} for id in (1, 2)],
-    "categories": [{"id": 3, "name": "cat", "supercategory": "pet"}, {"id": 7, "name": "dog"}],
-    "annotations": [
-        {"id": id, "image_id": 1, "category_id": 3, "bbox": [3, 4.5, 10, 20], "area": 200.0, "iscrowd": 0}
-        for id in (1, 2)
-    ],
-}
-OBJECT = """  <object>
-    <name>cat</name>
-    <difficult>0</difficult>
-    <bndbox><xmin>3</xmin><ymin>4.5</ymin><xmax>20</xmax><ymax>25</ymax></bndbox>
-  </object>
-"""
-XML = f"""<?xml version="1.0" encoding="utf-8"?>
-<annotation>
-  <filename>1.png</filename>
-  <size><width>40</width><height>30</height><depth>3</depth></size>
-{2 * OBJECT}</annotation>
-"""
-YAML = "train: images/train\nval: val.txt\nnc: 2\nnames:\n  0: cat\n  1: dog\n"
-
-FILES: dict[str, dict[str, str]] = {
-    "coco": {"annotations/instances_train.json": json.dumps(COCO)},
-    "voc": {
-        "Annotations/1.xml": XML,
-        "Annotations/2.xml": "<annotation/>",
-        "ImageSets/Main/train.txt": "1\n2\n",
-    },
-    "yolo": {
-        "data.yaml": YAML,
-        "labels/train/1.txt": "0 0.5 0.5 0.25 0.5\n1 0.1 0.1 0.9 0.1 0.9 0.9\n",
-        "labels/train/2.txt": "",
-        "val.txt": "./images/train/1.png\nimages/train/2.png\n",
-    },
-}
-"""The files of an intact data set in each layout. Its images are 1.png and 2.png."""
-IMAGES = {"coco": "train", "voc": "JPEGImages", "yolo": "images/train"}
-
+CLASSES = ["cat", "dog", "car", "pedestrian", "face"]
 DEEP = 100_000
 TEXTS = [
     *("", " ", ".", "..", "/", "~", "./", "../../etc/passwd", "/etc/passwd", "images", "train", "1.png", "./1.png"),
@@ -118,10 +78,17 @@ SNIPPETS = {
         *(f"x: !!{tag} {value}" for tag in TAGS for value in TAGGED),
         *("x: !!python/object/apply:os.getcwd []", "x: !!python/name:os.system", "x: !a b", "names: [" + "a, " * 3000),
     ],
+    "csv": [
+        *("a,b", ",,,,,,,,,,", '"', '""', "filename,class,xmin,ymin,xmax,ymax", "1.png,cat,1,2,3,4"),
+        *("1.png,1,2,3,4,cat", "1.png,nan,nan,nan,nan,cat", "1.png,9,9,1,1,cat", "'a'", "\t\t\t", ";;;", "{"),
+        *("[" * DEEP, '"' + "x" * 200_000 + '"', "# a", "sep=;", "a" * 200_000, "1.png," * 3000),
+        *('"' + "[" * DEEP + '"', '"{""a"":' * 500, "=cmd|' /C calc'!A0"),
+    ],
     "txt": ["0 0.5 0.5 1 1", "0", "1 1", "-1 0.5 0.5 1 1", "0.5 0 0 0 0", "0 1 2 3 4 5", "# a", "0," * 5, "0 " * 9999],
 }  # fmt: skip
 CODECS = sorted({*encodings.aliases.aliases.values(), "undefined", "nonsense", "utf-7", "\u00e9"})
 ENCODINGS = ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-7", "latin-1", "cp037", "utf-8-sig")
+SNIPPETS["jsonl"] = SNIPPETS["json"]
 TOKEN = re.compile(r"[^\s<>,:\[\]{}\"]+")
 
 
@@ -144,7 +111,8 @@ def make_case(seed: int, number: int) -> Case:
     kind = file.rpartition(".")[2]
     damages: list[Callable[[random.Random, str, str], str | bytes]]
     damages = [_token, _token, _snippet, _lines, _bytes, _encoded]
-    damages += {"json": [_value, _value, _value, _duplicate_key], "xml": [_declared, _element]}.get(kind, [])
+    of_json = [_value, _value, _value, _duplicate_key]
+    damages += {"json": of_json, "jsonl": of_json, "xml": [_declared, _element]}.get(kind, [])
     damage = draw.choice(damages)
     content = damage(draw, text, kind)
     if draw.random() < 0.2 and isinstance(content, str):  # two at once
@@ -274,7 +242,7 @@ class Reader:
         self._folder = folder.resolve()
         self._opened: list[str] | None = None
         for layout, files in FILES.items():
-            for place, file in enumerate((*files, *(f"{IMAGES[layout]}/{number}.png" for number in (1, 2)))):
+            for place, file in enumerate((*files, *(f"{IMAGES[layout]}{number}.png" for number in (1, 2)))):
                 path = self._folder / layout / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if place < len(files):
@@ -330,7 +298,7 @@ def _read(root: Path, case: Case) -> Exception | None:
     """Read all splits; return the exception, if any."""
     try:
         for split in splits(root):
-            read(root, split, classes=["cat", "dog"] if len(case.content) % 3 == 0 else None, progress=False)
+            read(root, split, classes=CLASSES if len(case.content) % 3 == 0 else None, progress=False)
     except Exception as error:
         return error
     return None

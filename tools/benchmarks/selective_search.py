@@ -152,7 +152,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="a data set in COCO, VOC or YOLO layout")
+    parser.add_argument("--root", type=Path, required=True, help="a data set in any readable format")
     parser.add_argument("--split", default="val")
     parser.add_argument("--opencv", type=Path, help="the folder of the contrib build (default: measure only ours)")
     parser.add_argument("--modes", nargs="+", choices=("fast", "quality"), default=["fast", "quality"])

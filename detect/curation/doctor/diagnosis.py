@@ -56,6 +56,7 @@ _REFUSED_BUT_REPAIRED = {
 _WITHOUT_OPTION = _MISTAKES | {
     "missing-image": "restore it or remove its entry",
     "unreadable-image": "replace the image or leave it out",
+    "embedded-image": "save it as a file of this name beside the annotations, for example with labelme_export_json",
     "path-outside-root": "name files by their path within the data folder, and put them there instead of a link",
 }
 _OF_READERS = {
@@ -99,6 +100,7 @@ CHECKS: dict[str, Check] = _OF_READERS | _OWN
 _ORDER = {name: (SEVERITIES.index(check.severity), rank) for rank, (name, check) in enumerate(CHECKS.items())}
 _PLACE = re.compile(
     r"(line \d+( column \d+)?|object \d+|annotation (-?\d+|without id|\S+) of image -?\d+"
+    r"|((image|task) \d+, )?(annotation|shape|region|result|label|task) \d+"
     r"|(images|annotations|categories)\[\d+\]|(image|images) -?\d+)"
 )
 
@@ -145,7 +147,7 @@ class Report:
 
     root: Path
     format: str
-    """`coco`, `voc` or `yolo`; empty if nothing could be read."""
+    """A key of `formats.FORMATS`; empty if nothing could be read."""
     splits: dict[str, int]
     """Number of images in each checked split."""
     boxes: int

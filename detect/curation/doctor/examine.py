@@ -87,7 +87,7 @@ def examine(
     workers: int | None = None,
     progress: bool = True,
 ) -> Report:
-    """Check every file, box and pixel of a data set in COCO, VOC or YOLO layout, without stopping at a defect.
+    """Check every file, box and pixel of a data set in any readable format, without stopping at a defect.
 
     Args:
         root: data folder.

@@ -108,7 +108,7 @@ def unlisted_images(folder: Folder, listed: Collection[Path]) -> Iterator[Findin
 
 def orphaned_annotations(folder: Folder, format: str, sources: Collection[Path]) -> Iterator[Finding]:
     """Yield a finding for each annotation file of one image (VOC's XML, YOLO's labels) whose image is missing."""
-    if format == "coco":
+    if format not in ("voc", "yolo"):
         return
     home, suffix, images = ("Annotations", ".xml", "JPEGImages") if format == "voc" else ("labels", ".txt", "images")
     existing = {path.relative_to(folder.root).with_suffix("") for path in folder.images}

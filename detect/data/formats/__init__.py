@@ -6,7 +6,43 @@ splits, none if the format does not fit, and `parse(tree, split, classes, log)`.
 
 from types import ModuleType
 
-from detect.data.formats import coco, darknet, voc, yolo
+from detect.data.formats import (
+    coco,
+    createml,
+    csv_table,
+    cvat,
+    darknet,
+    fiftyone,
+    huggingface,
+    kitti,
+    label_studio,
+    labelme,
+    openimages,
+    supervisely,
+    via,
+    visdrone,
+    voc,
+    widerface,
+    yolo,
+)
 
-FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo, "darknet": darknet}
+FORMATS: dict[str, ModuleType] = {
+    "coco": coco,
+    "voc": voc,
+    "yolo": yolo,
+    "darknet": darknet,
+    "csv": csv_table,
+    "openimages": openimages,
+    "kitti": kitti,
+    "cvat": cvat,
+    "visdrone": visdrone,
+    "widerface": widerface,
+    "labelme": labelme,
+    "createml": createml,
+    "supervisely": supervisely,
+    "fiftyone": fiftyone,
+    "huggingface": huggingface,
+    "label_studio": label_studio,
+    "via": via,
+}
 """Detection formats by name."""

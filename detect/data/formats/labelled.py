@@ -86,8 +86,9 @@ def to_annotations(
 
 
 def class_names(images: Iterable[LabelledImage]) -> list[str]:
-    """Return the names of all boxes, sorted."""
-    return sorted({box.name for image in images for box in image.boxes})
+    """Return the names of all boxes, sorted; by value if all of them are numbers."""
+    names = sorted({box.name for image in images for box in image.boxes})
+    return sorted(names, key=len) if all(name.isdecimal() for name in names) else names
 
 
 def image_path(found: FoundImage | None, name: str, source: Path, log: DefectLog) -> Path | None:

@@ -50,8 +50,8 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
     base, listed = _base(tree.root), None
     if (base / "ImageSets" / "Main").is_dir():
         listed = list(_listed(base, split, log))
-        paths = [base / "Annotations" / f"{stem}.xml" for stem in listed]
-        others = sorted(base.glob("Annotations/*.xml"))
+        paths = [tree.spelled(base / "Annotations" / f"{stem}.xml") for stem in listed]
+        others = sorted(path for path in base.glob("Annotations/**/*.xml") if not path.name.startswith("."))
     else:
         others = _files(tree)
         paths = tree.by_split(others)[split]
@@ -62,12 +62,14 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
             labelled[path] = _read(path, log)
         else:
             log.add("missing-annotation", path, f"{split}.txt lists its image")
-    files = {} if listed is None else _image_files(base)
-    images = []
-    for path in paths:
-        image = labelled.get(path, LabelledImage(path.with_suffix(".jpg"), path))
-        listed_path = files.get(path.stem, base / "JPEGImages" / f"{path.stem}.jpg")
-        images.append(replace(image, path=_image(tree, image) if listed is None else listed_path))
+    images = [labelled.get(path, LabelledImage(path.with_suffix(".jpg"), path)) for path in paths]
+    if listed is None:
+        files = [_image(tree, image) for image in images]
+    else:
+        by_stem, folder = _image_files(base), base / "JPEGImages"
+        pairs = zip(listed, paths, strict=True)
+        files = [by_stem.get(stem) or tree.image_of(path) or folder / f"{stem}.jpg" for stem, path in pairs]
+    images = [replace(image, path=path) for image, path in zip(images, files, strict=True)]
     return replace(to_annotations(images, class_names(labelled.values()), classes, log), first_pixel=1)
 
 
@@ -100,7 +102,7 @@ def _listed(base: Path, split: str, log: DefectLog) -> Iterator[str]:
     seen = set()
     for number, line in enumerate(lines, start=1):
         stem = line.strip()
-        if stem.lower().endswith((".jpg", ".jpeg", ".png")):
+        if stem.lower().endswith((".jpg", ".jpeg", ".png")) and not is_file(base / "Annotations" / f"{stem}.xml"):
             stem = stem.rpartition(".")[0]
         if not stem:
             continue

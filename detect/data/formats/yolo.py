@@ -11,7 +11,9 @@ height of the box, or with the corners of a polygon, all as fractions of the ima
 
 from __future__ import annotations
 
+import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +83,7 @@ def parse_labels(
     """Parse the label file of each image."""
     names = description.names
     chosen, category_ids, label_of = choose_classes(names, classes)
-    sources = [label_file(tree.root, image) for image in images]
+    sources = [label_file(tree, image) for image in images]
     lines = [list(read_lines(source, log)) for source in sources]
     keypoints = description.keypoints or _undeclared_keypoints(description, lines, log)
     boxes, image, labels, places = [], [], [], []
@@ -229,8 +231,8 @@ def _names_file(tree: Tree) -> Path | None:
     paths.sort(key=lambda path: len(path.parts))
     if len({tree.head(path).strip() for path in paths}) > 1:
         raise UserError(one_line(f"{paths[0]}: {paths[1]} has other class names; make both files the same"))
-    is_yolo = any(_LINE.match(tree.head(path).lstrip()) for path in tree.files if path.suffix == ".txt")
-    return paths[0] if paths and is_yolo else None
+    labels = (path for path in tree.files if paths and path.suffix.lower() == ".txt")
+    return paths[0] if any(_LINE.match(tree.head(path).lstrip()) for path in labels) else None
 
 
 def listed_names(path: Path, log: DefectLog) -> dict[int, str]:
@@ -262,7 +264,8 @@ def images_of(tree: Tree, description: Description, split: str, log: DefectLog) 
             raise UserError(one_line(f"{path}: {problem}; correct the entry or add the folder"))
         if is_folder(target):
             files = (image for image in sorted(target.rglob("*")) if image.suffix.lower() in SUFFIXES)
-            images.update(dict.fromkeys(image for image in files if not image.name.startswith(".")))
+            start = len(str(target))
+            images.update(dict.fromkeys(image for image in files if f"{os.sep}." not in str(image)[start:]))
             continue
         for image in _listed(tree, description.base, target, split, log):
             if image in images:
@@ -305,25 +308,28 @@ def _listed(tree: Tree, base: Path, path: Path, split: str, log: DefectLog) -> I
 
 def _by_folder(tree: Tree) -> dict[str, list[Path]]:
     """Return the images in the folders of images with labels, by the split that the folder is named after."""
-    files = set(tree.files)
-    folders = {image.parent for image in tree.images if _labels_path(tree.root, image) in files}
-    folders |= {image.parent for image in tree.images if image.with_suffix(".txt") in files}
-    groups = tree.by_split(image for image in tree.images if image.parent in folders)
+    in_folder = defaultdict(list)
+    for image in tree.images:
+        in_folder[image.parent].append(image)
+    labelled = {
+        folder for folder, images in in_folder.items() if any(is_file(label_file(tree, image)) for image in images)
+    }
+    groups = tree.by_split(image for image in tree.images if image.parent in labelled)
     return {split: images for split, images in groups.items() if images or split != ALL}
 
 
-def label_file(root: Path, image: Path) -> Path:
+def label_file(tree: Tree, image: Path) -> Path:
     """Return the label file of an image, in the folder `labels` or beside the image."""
-    path = _labels_path(root, image)
-    beside = image.with_suffix(".txt")
-    return beside if not is_file(path) and is_file(beside) else path
+    paths = _labels_path(tree.root, image), image.with_suffix(".txt")
+    spelled = (tree.spelled(path) for path in paths)
+    return next(filter(is_file, spelled), paths[0])
 
 
 def _labels_path(root: Path, image: Path) -> Path:
     """Return the path of an image with the last folder `images` replaced by `labels`."""
     parts = list(image.absolute().relative_to(root.absolute()).parts)
     for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
+        if parts[index].lower() == "images":
             parts[index] = "labels"
             break
     return (root / Path(*parts)).with_suffix(".txt")
