@@ -33,6 +33,8 @@ _LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 """Reads every value as text: the class `no` is not False and `1e3` not a number. libyaml is faster if available."""
 _NO_SPLITS = {"path", "names", "nc", "download", "kpt_shape", "flip_idx", "channels", "kpt_names", "roboflow"}
 _LINE = re.compile(rb"\d+(\.0*)?([ \t]+[-+.\deE]+){4,}[ \t]*(\r|\n|$)")
+_MAX_FOLDERS = 32
+"""Folders at the end of a path that are looked for in the data folder."""
 _PIXELS = 2.0
 """Boxes that exceed their image have fractions slightly above 1; numbers above this limit are pixels."""
 
@@ -265,7 +267,7 @@ def _place(tree: Tree, base: Path, name: str) -> Path | None:
 
     Roboflow writes ../train/images and means train/images; many files have the folders of their author's machine.
     """
-    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
+    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")][-_MAX_FOLDERS:]
     direct = inside(tree.root, base, name.removeprefix("../"))
     tails = [tree.root.joinpath(*parts[start:]) for start in range(len(parts))]
     for path in [direct, *tails] if direct else tails:
