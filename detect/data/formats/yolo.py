@@ -39,6 +39,8 @@ Line = tuple[int, int, list[float]]
 """Number, class and the other numbers of a line."""
 Shape = tuple[int, int]
 """Number of key points and of the numbers of each."""
+_MAX_FOLDERS = 32
+"""Folders at the end of a path that are looked for in the data folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +281,7 @@ def _place(tree: Tree, base: Path, name: str) -> Path | None:
 
     Roboflow writes ../train/images and means train/images; many files have the folders of their author's machine.
     """
-    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
+    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")][-_MAX_FOLDERS:]
     direct = inside(tree.root, base, name.removeprefix("../"))
     tails = [tree.root.joinpath(*parts[start:]) for start in range(len(parts))]
     for path in [direct, *tails] if direct else tails:
