@@ -5,14 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from detect.cores import share_cores
+from detect.versions import __version__ as __version__
+
 if TYPE_CHECKING:
     from detect.models import RCNN, FasterRCNN, FastRCNN
     from detect.prediction.load import load
     from detect.prediction.result import Result
     from detect.proposals.selective_search import selective_search
     from detect.structures import Detections
-
-__version__ = "0.1.0"
 
 # Modules of the public names, imported on first use: `detect --help` needs none of them.
 _MODULES = {
@@ -31,6 +32,7 @@ __all__ = ["RCNN", "Detections", "FastRCNN", "FasterRCNN", "Result", "load", "se
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'detect' has no attribute {name!r}")
+    share_cores()
     return getattr(import_module(_MODULES[name]), name)
 
 

@@ -8,7 +8,6 @@ import platform
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,13 +16,15 @@ from torch import Tensor
 
 from detect.config import ClassificationConfig, Config, Experiment, config_from_dict, config_to_dict
 from detect.config.renamed import find_renamed
-from detect.errors import UserError
+from detect.errors import UserError, class_names
 from detect.files.atomic import atomic_write
-from detect.files.tensors import load_torch, refuse_repeated
+from detect.files.tensors import NO_SAFETENSORS, load_torch, refuse_repeated
 from detect.models import Classifier, Detector, build_detector
+from detect.versions import versions
 
 M = TypeVar("M", Detector, Classifier)
-VERSIONS = ("detect", "torch", "torchvision", "lightning")
+PACKAGES = ("torch", "torchvision", "lightning")
+"""Packages whose versions are recorded."""
 FENCED = "--data.follow_links=false"
 """Override of a checkpoint's config, before the user's: only the user decides whether links are followed."""
 
@@ -37,6 +38,9 @@ class Checkpoint:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        return _summary(self)
+
 
 @dataclass(frozen=True, slots=True)
 class ClassifierCheckpoint:
@@ -46,6 +50,16 @@ class ClassifierCheckpoint:
     config: ClassificationConfig
     classes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return _summary(self)
+
+
+def _summary(checkpoint: Checkpoint | ClassifierCheckpoint) -> str:
+    """Return the network, its size and its classes in one line; the network alone would be printed on pages."""
+    options, count = checkpoint.config.model, sum(value.numel() for value in checkpoint.model.parameters())
+    network = f"{options.name}, backbone {options.backbone.name}, {count:,} parameters"
+    return f"{type(checkpoint).__name__}({network}, {class_names(checkpoint.classes)})"
+
 
 def model_card(config: Experiment, classes: Sequence[str], category_ids: Sequence[int] = ()) -> dict[str, Any]:
     """Return the content of a checkpoint besides its weights, as plain values."""
@@ -53,7 +67,7 @@ def model_card(config: Experiment, classes: Sequence[str], category_ids: Sequenc
         "config": config_to_dict(config),
         "classes": list(classes),
         "category_ids": list(category_ids),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+        "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
     }
 
 
@@ -88,7 +102,7 @@ def save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ModuleNotFoundError:
-        raise UserError(f"{path}: to write this format, pip install safetensors") from None
+        raise UserError(f"{path}: {NO_SAFETENSORS}") from None
     card = model_card(checkpoint.config, checkpoint.classes, checkpoint.category_ids)
     weights = {name: value.contiguous() for name, value in checkpoint.model.state_dict().items()}
     try:
@@ -153,7 +167,7 @@ def _read(path: Path, overrides: Sequence[str]) -> _Content:
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path}: {error.strerror}; give a checkpoint such as {_example(path)}") from None
     except ModuleNotFoundError:
-        raise UserError(f"{path}: to read this format, pip install safetensors") from None
+        raise UserError(f"{path}: {NO_SAFETENSORS}") from None
     except UserError:
         raise
     except Exception:  # torch.load raises any exception

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import http.server
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,3 +161,95 @@ def prediction_of() -> Callable[..., Prediction]:
 @pytest.fixture
 def case_of() -> Callable[[int], tuple[Dataset, list[Prediction]]]:
     return random_case
+
+
+# ---- a server, and weights of detectron2 -----------------------------------------------------------------------------
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Server of `files`; `cut` lists the number of bytes after which the next connections end."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.cut, self.codes, self.ranges, self.requests = {}, [], [], True, []
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        start = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-")
+        start = int(start) if self.server.ranges else 0
+        self.server.requests.append(start)
+        content = self.server.files.get(self.path.lstrip("/"))
+        if self.server.codes:
+            return self.send_error(self.server.codes.pop(0))
+        if content is None:
+            return self.send_error(404)
+        if start and start >= len(content):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        stop = start + self.server.cut.pop(0) if self.server.cut else None
+        self.wfile.write(content[start:stop])
+        return None
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr("detect.files.download.PAUSES", (0, 0))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _detectron2_resnet18(classes):
+    """Return a random state dict of detectron2's Faster R-CNN: ResNet-18, FPN of 16 and box head of 8 channels."""
+    shapes = {}
+
+    def convolution(name, channels_in, channels, size=3, norm=True):
+        shapes[f"{name}.weight"] = (channels, channels_in, size, size)
+        if norm:
+            for kind in ("weight", "bias", "running_mean", "running_var"):
+                shapes[f"{name}.norm.{kind}"] = (channels,)
+        else:
+            shapes[f"{name}.bias"] = (channels,)
+
+    convolution("backbone.bottom_up.stem.conv1", 3, 64, 7)
+    width = 64
+    for stage, channels in ((2, 64), (3, 128), (4, 256), (5, 512)):
+        for block in range(2):
+            name = f"backbone.bottom_up.res{stage}.{block}"
+            if width != channels:
+                convolution(f"{name}.shortcut", width, channels, 1)
+            convolution(f"{name}.conv1", width, channels)
+            convolution(f"{name}.conv2", channels, channels)
+            width = channels
+        convolution(f"backbone.fpn_lateral{stage}", channels, 16, 1, norm=False)
+        convolution(f"backbone.fpn_output{stage}", 16, 16, 3, norm=False)
+    rpn = "proposal_generator.rpn_head"
+    for name, channels, size in (("conv", 16, 3), ("objectness_logits", 3, 1), ("anchor_deltas", 12, 1)):
+        convolution(f"{rpn}.{name}", 16, channels, size, norm=False)
+    heads = {"box_head.fc1": (8, 16 * 49), "box_head.fc2": (8, 8)}
+    heads |= {"box_predictor.cls_score": (classes + 1, 8), "box_predictor.bbox_pred": (4 * classes, 8)}
+    for name, shape in heads.items():
+        shapes |= {f"roi_heads.{name}.weight": shape, f"roi_heads.{name}.bias": shape[:1]}
+    draw = torch.Generator().manual_seed(0)
+    return {key: torch.rand(shape, generator=draw) for key, shape in shapes.items()}
+
+
+@pytest.fixture(scope="session")
+def detectron2_resnet18():
+    return _detectron2_resnet18

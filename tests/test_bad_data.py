@@ -225,7 +225,6 @@ def test_images_of_any_shape_are_trained_on_and_judged(tmp_path, size):
     if not data.split("train").records[0].boxes.size:
         pytest.skip("no box fits in")
     model = faster()
-    data._splits["train"] = data.train
     loader = data.eval_loader(data.train)
     (batch,) = loader
     losses = model.loss(batch)

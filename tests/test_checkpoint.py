@@ -12,6 +12,7 @@ from detect.config import ClassificationConfig, Config
 from detect.data.dataset import Dataset
 from detect.errors import UserError
 from detect.models import BoxHeadOptions, Classifier, ClassifierOptions, FasterRCNNOptions, RPNOptions, build_detector
+from detect.prediction.predictor import Predictor
 from detect.structures import Images
 
 CONFIG = Config(
@@ -45,6 +46,16 @@ def test_a_detector_comes_back(content, tmp_path):
     assert checkpoint.config == CONFIG and not checkpoint.model.training
     state = checkpoint.model.state_dict()
     assert all(torch.equal(state[key.removeprefix("model.")], value) for key, value in content["state_dict"].items())
+
+
+def test_the_reprs_name_network_and_classes(content, classifier, tmp_path):
+    torch.save(content, tmp_path / "b.ckpt")
+    checkpoint = load_checkpoint(tmp_path / "b.ckpt")
+    size = sum(value.numel() for value in checkpoint.model.parameters())
+    network = f"faster_rcnn, backbone resnet, {size:,} parameters"
+    assert repr(checkpoint) == f"Checkpoint({network}, 2 classes: cat, dog)"
+    assert repr(Predictor(checkpoint)) == "Predictor(faster_rcnn, backbone resnet, 2 classes: cat, dog)"
+    assert repr(load_any(classifier)).startswith("ClassifierCheckpoint(classifier, backbone lenet, ")
 
 
 def test_two_readings_detect_the_same(content, tmp_path):

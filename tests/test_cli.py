@@ -349,11 +349,10 @@ def mistake(capsys, *arguments: object) -> str:
     ("options", "message"),
     [
         (["--training.epohcs", "3"], "--training.epohcs: there is no such option; did you mean training.epochs?"),
-        (["--data.root", "nowhere"], "nowhere: there is no such folder; check the path of the data"),
+        (["--data.root", "nowhere"], "nowhere: there is no such folder or file; check the path of the data"),
         (["--data.train", "learn"], "there is no split learn; name one of test, train, val"),
         (["--data.augment", "[{HorizontlFlip: {}}]"], "did you mean HorizontalFlip"),
-        (["--data.max_objects", "1"], "objects, but data.max_objects is 1; raise it"),
-        (["--data.max_objects", "1", "--data.workers", "1"], "objects, but data.max_objects is 1; raise it"),
+        (["--data.max_objects", "1"], "boxes, but data.max_objects is 1"),
         (["--model.backbone.weights", "IMAGENET"], "weights: IMAGENET: give one of IMAGENET1K_V1"),
         (["--model.backbone.weights", "gone.pth"], "gone.pth: no such file"),
     ],
@@ -368,8 +367,8 @@ def test_a_mistake_in_the_config_creates_no_folder(config, tmp_path, capsys):
 
 
 def test_a_missing_config(tmp_path, capsys):
-    assert "No such file" in mistake(capsys, "train", "-c", tmp_path / "no.yaml", "--out", tmp_path / "run")
-    assert mistake(capsys, "train").startswith("-c: name the experiment, for example -c configs/")
+    assert "no such file" in mistake(capsys, "train", "-c", tmp_path / "no.yaml", "--out", tmp_path / "run")
+    assert mistake(capsys, "train").startswith("-c: name the experiment, for example -c bccd/faster_rcnn")
 
 
 def test_a_used_folder(config, run, tmp_path, capsys):
@@ -427,7 +426,19 @@ def test_a_loss_of_nan(config, tmp_path, capsys, monkeypatch):
 def test_an_option_that_a_command_does_not_accept(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["demo", "--data.root", "x"])
-    assert caught.value.code == 2 and "unrecognised: --data.root x" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.startswith("usage: detect demo [-h] [--out OUT]")
+    assert error.endswith("detect demo: error: unrecognised: --data.root x\n")
+
+
+@pytest.mark.parametrize("words", [["data", "stats", "x"], ["report", "--out", "x"], ["predict", "--ckpt", "a", "b"]])
+def test_an_unrecognised_option_is_answered_with_the_usage_of_its_command(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--wrong"])
+    name = " ".join(["detect", *words[: 2 if words[0] == "data" else 1]])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.startswith(f"usage: {name} [-h]")
+    assert error.endswith(f"{name}: error: unrecognised: --wrong\n")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
@@ -447,6 +458,38 @@ def test_an_interrupt_names_the_command_that_resumes(config, tmp_path, capsys, m
     monkeypatch.setattr("detect.curation.shapes.make_shapes", interrupt)
     assert main(["data", "shapes", "--out", str(tmp_path / "new")]) == 130
     assert capsys.readouterr().err == "detect: interrupted\n"
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_detector_is_tuned_to_other_classes_evaluated_and_resumed(run, shapes, tmp_path, capsys):
+    data = shutil.copytree(shapes, tmp_path / "data")
+    for path in (data / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        for category, name in zip(content["categories"], ("Circle", "box", "triangle", "ring"), strict=True):
+            category["name"] = name
+        path.write_text(json.dumps(content))
+    last, out = run / "checkpoints" / "last.ckpt", tmp_path / "tuned"
+    words = ["train", "--weights", last, "--out", out, "--data.root", data, "--data.workers=0"]
+    assert main([*map(str, words)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{last} → faster_rcnn on resnet18-fpn" in printed
+    assert "3 classes taken by name: Circle, triangle, ring\n  1 class new: box\n  1 class left out: square" in printed
+    assert main([*map(str, [*words, "--resume", "--training.epochs", 2])]) == 0  # goes on, and reads no weights
+    printed = capsys.readouterr().out
+    assert "by name" not in printed and "last.ckpt goes on with training.epochs 2 (before: 1)" in printed
+    tuned = out / "checkpoints" / "best.ckpt"
+    assert main(["eval", "--ckpt", str(tuned), "--split", "test", "--out", str(tmp_path / "eval")]) == 0
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert list(metrics["per_class"]) == ["Circle", "box", "triangle", "ring"]
+    photo = data / "images" / "val" / "000001.jpg"
+    assert main(["predict", "--ckpt", str(tuned), str(photo), "--out", str(tmp_path / "predicted")]) == 0
+
+
+def test_the_network_of_weights_needs_weights(config, tmp_path, capsys):
+    error = mistake(capsys, "train", "-c", config, "--model", "from-weights", "--out", tmp_path / "run")
+    assert error == "--model from-weights: name the file with --weights FILE"
 
 
 # ---- distributed -----------------------------------------------------------------------------------------------------

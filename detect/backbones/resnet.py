@@ -34,6 +34,7 @@ class ResNetOptions(BackboneOptions):
 
     name: Literal["resnet"] = field(default="resnet", kw_only=True)
     depth: Literal[18, 34, 50, 101, 152] = 50
+    """Number of layers; from 50 on, with bottlenecks."""
     last_stage: Literal[4, 5] = 5
     """Last stage of the backbone under a neck. 4 leaves stage 5 out, so that a pyramid ends at stride 32: enough for
     images of a hundred pixels, which fit into the receptive field of a cell of stage 4."""

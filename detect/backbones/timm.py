@@ -29,7 +29,7 @@ from detect.backbones.backbone import (
 from detect.backbones.norm import replace_norms
 from detect.backbones.packaged_weights import PACKAGES, PIXEL_MEAN, PIXEL_STD, load_packaged_weights
 from detect.backbones.weights import FILES
-from detect.errors import UserError
+from detect.errors import UserError, install_command
 from detect.options import options
 
 PIP = "pip"
@@ -38,7 +38,7 @@ PIP = "pip"
 
 @options
 class TimmOptions(BackboneOptions):
-    """A network by timm's name, such as `hrnet_w18`, `seresnet50` or `convnext_tiny`; needs `pip install timm`.
+    """A network by timm's name, such as `hrnet_w18`, `seresnet50` or `convnext_tiny`; needs the extra `timm`.
 
     `weights` is a file with a state dict that has timm's keys, a checkpoint of a classifier that `detect train` wrote,
     or `pip`: ImageNet weights of `tf_efficientnet_lite0`, `1` or `2` from a package that pip has installed.
@@ -219,7 +219,7 @@ def _timm() -> ModuleType:
     try:
         import timm
     except ModuleNotFoundError:
-        raise UserError("backbone: the package timm is not installed; pip install timm") from None
+        raise UserError(f"backbone: the package timm is not installed: {install_command('timm')}") from None
     return timm
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from detect.errors import UserError
-from detect.files.tensors import load_torch
+from detect.files.tensors import NO_SAFETENSORS, find_state_dict, load_torch
 
 FILES = (".pth", ".pt", ".safetensors", ".ckpt")
 NETWORK = "model.network."
@@ -80,7 +80,8 @@ def _published(name: str, architecture: str, network: nn.Module) -> Path:
         raise UserError(f"weights: {name} are for batch norm; set norm to frozen or batch, or give a file")
     path = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
     if not path.is_file():
-        raise UserError(f"weights: {name} are not on this machine; download {entry.url} to {path}")
+        by_hand = f"download {entry.url} to {path}"
+        raise UserError(f"weights: {name} are not on this machine; run detect weights download {entry}, or {by_hand}")
     return path
 
 
@@ -97,10 +98,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = load_torch(path)
-            if path.suffix == ".ckpt":
-                state = _classifier_weights(state, path)
+            state = _classifier_weights(state, path) if path.suffix == ".ckpt" else find_state_dict(state)
     except ModuleNotFoundError as error:
-        raise UserError(f"{path}: to read this format, pip install safetensors, or save the weights as .pth") from error
+        raise UserError(f"{path}: {NO_SAFETENSORS}, or save the weights as .pth") from error
     except UserError:
         raise
     except Exception as error:  # parsers of untrusted bytes raise anything

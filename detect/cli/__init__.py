@@ -18,15 +18,35 @@ from detect.cli import (
     evaluate,
     export,
     import_weights,
+    list_configs,
+    list_options,
     model,
     predict,
     propose,
     report,
     train,
+    weights,
 )
+from detect.cores import share_cores
 from detect.errors import UserError
+from detect.versions import versions
 
-COMMANDS = (train, evaluate, predict, export, import_weights, compress, report, compare, propose, model, data)
+COMMANDS = (
+    train,
+    evaluate,
+    predict,
+    export,
+    import_weights,
+    compress,
+    report,
+    compare,
+    propose,
+    model,
+    list_configs,
+    list_options,
+    data,
+    weights,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,12 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     After a mistake of the user, print one line on stderr and return 2; after an interruption return 130.
     """
+    share_cores()
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options, overrides = parser.parse_known_args(_join_options(words) if words[:1] == ["compare"] else words)
         if overrides and not options.takes_overrides:
-            parser.error(f"unrecognised: {' '.join(overrides)}")
+            options.parser.error(f"unrecognised: {' '.join(overrides)}{_meant(overrides[0])}")
         options.command = shlex.join(["detect", *words])
         return options.run(options, overrides) or 0
     except KeyboardInterrupt as interrupt:
@@ -61,6 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _meant(word: str) -> str:
+    """Return the end of the message about an unknown option: what it is called here, if that is known."""
+    from detect.config.other_names import answer_other_name
+
+    answer = answer_other_name(word.partition("=")[0])
+    return f"; {answer}" if answer else ""
+
+
 class _Version(argparse.Action):
     """Print the versions of detect and of the packages that metrics depend on."""
 
@@ -68,10 +97,8 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="versions of detect and its main packages")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import version
-
-        names = ("detect", "torch", "torchvision", "lightning", "pycocotools")
-        print(", ".join(f"{name} {version(name)}" for name in names))
+        packages = versions("torch", "torchvision", "lightning", "pycocotools")
+        print(*(f"{name} {version}" for name, version in packages.items()), sep=", ")
         parser.exit()
 
 

@@ -20,10 +20,12 @@ def add(commands: Any) -> None:
         "compare",
         _compare,
         "train, evaluate and time several detectors on one data set",
-        "detect compare configs/bccd/*.yaml --data.root data/bccd --out runs/bccd\n\n"
+        "detect compare bccd/rcnn bccd/fast_rcnn bccd/faster_rcnn --data.root data/bccd --out runs/bccd\n\n"
         "To continue after an interruption, repeat the command. Options such as --data.root apply to all configs.",
     )
-    parser.add_argument("sources", nargs="*", type=Path, metavar="CONFIG", help="a config to train, or a checkpoint")
+    parser.add_argument(
+        "sources", nargs="*", type=Path, metavar="CONFIG", help="a config to train, by name or file, or a checkpoint"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder of the comparison, with a run per config")
     parser.add_argument("--split", help="the split to evaluate on (default: the configs' test, else val)")
     parser.add_argument("--images", type=int, default=50, help="maximum number of timed images (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""`detect data`: check, describe, convert, generate and download data sets."""
+"""`detect data`: check, describe, convert, divide, join, generate and download data sets."""
 
 from __future__ import annotations
 
@@ -6,25 +6,33 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detect.cli.shared import add_command
+
+if TYPE_CHECKING:
+    from detect.curation.convert import Conversion
+    from detect.curation.crops import Crops
 
 
 def add(commands: Any) -> None:
     """Add the command and its subcommands."""
     parser = commands.add_parser(
         "data",
-        help="check, describe, convert, generate and download data sets",
-        epilog="example: detect data check data/bccd --config configs/bccd/faster_rcnn.yaml",
+        help="check, describe, convert, divide, join, generate and download data sets",
+        epilog="example: detect data check data/bccd --config bccd/faster_rcnn",
     )
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add_subcommand in (_add_check, _add_stats, _add_convert, _add_shapes, _add_download):
+    for add_subcommand in (_add_check, _add_stats, _add_convert, _add_split, _add_merge, _add_shapes, _add_download):
         add_subcommand(subcommands)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a data set in COCO, VOC or YOLO layout")
+    _add_split_option(parser)
+
+
+def _add_split_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", action="extend", nargs="+", metavar="NAME", help="default: all splits")
 
 
@@ -41,12 +49,15 @@ def _add_check(subcommands: Any) -> None:
         "check",
         _check,
         "find the defects of a data set: files, boxes, ids, duplicates, leakage, anchors",
-        "detect data check data/bccd --config configs/bccd/faster_rcnn.yaml --html check.html\n\n"
+        "detect data check data/bccd --config bccd/faster_rcnn --html check.html\n\n"
         "The exit code is 0 for a clean data set, 1 if there are errors or warnings.",
     )
     _add_source(parser)
     parser.add_argument(
-        "--config", type=Path, metavar="YAML", help="also check anchors, and boxes at the input size, of this config"
+        "--config",
+        type=Path,
+        metavar="CONFIG",
+        help="also check anchors, and boxes at the input size, of this config, by name or file",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
@@ -107,12 +118,70 @@ def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.curation.convert import convert
 
     chosen = {"margin": options.margin, "limit": options.limit, "follow_links": options.follow_links}
-    conversion = convert(options.source, options.out, options.to, options.split, **chosen)
+    _print_written(convert(options.source, options.out, options.to, options.split, **chosen), options.out)
+
+
+def _print_written(conversion: Conversion | Crops, out: Path) -> None:
     for line in conversion.unreadable:
         print(f"detect: skipped: {line}", file=sys.stderr)
     for line in conversion.lines():
         print(line)
-    print(options.out)
+    print(out)
+
+
+# ---- split and merge -------------------------------------------------------------------------------------------------
+
+
+def _add_split(subcommands: Any) -> None:
+    parser = add_command(
+        subcommands,
+        "split",
+        _split,
+        "write a copy of a data set that is divided into train, val and test",
+        "detect data split photos --val 0.2 --test 0.1 --out photos-divided\n\n"
+        "Every class is in every part if it has enough images, and nearly equal images are in one part.\n"
+        "The format is kept, or becomes COCO. Training divides by itself with --data.val 0.2, without a copy.",
+    )
+    _add_source(parser)
+    _add_follow_links(parser)
+    parser.add_argument("--val", type=float, metavar="FRACTION", help="fraction of the images for validation")
+    parser.add_argument("--test", type=float, metavar="FRACTION", help="fraction of the images for the test")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives another division (default: 0)")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+
+
+def _split(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.curation.regroup import split_copy
+
+    given = {"val": options.val, "test": options.test}
+    fractions = {name: fraction for name, fraction in given.items() if fraction is not None}
+    chosen = {"follow_links": options.follow_links}
+    _print_written(
+        split_copy(options.source, options.out, fractions, options.seed, options.split, **chosen), options.out
+    )
+
+
+def _add_merge(subcommands: Any) -> None:
+    parser = add_command(
+        subcommands,
+        "merge",
+        _merge,
+        "write several data sets as one; splits and classes are joined by name",
+        "detect data merge VOC2007 VOC2012 --out VOC0712\n\n"
+        "The format is kept if all have the same, or becomes COCO. Training joins by itself with\n"
+        "--data.root [VOC2007, VOC2012], without a copy.",
+    )
+    parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="a data set in any format")
+    _add_split_option(parser)
+    _add_follow_links(parser)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+
+
+def _merge(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.curation.regroup import merge_copy
+
+    merged = merge_copy(options.sources, options.out, options.split, follow_links=options.follow_links)
+    _print_written(merged, options.out)
 
 
 # ---- shapes and download ---------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint, or an exported detector (.onnx)")
     parser.add_argument("--split", help="the split to evaluate (default: the config's test, else val)")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="evaluate only these classes (default: all)")
     parser.add_argument("--out", type=Path, help="a new folder for the results (default: eval_SPLIT/ in the run)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the weights")
     engines = "implementation of the COCO metrics; both give equal numbers"
@@ -41,6 +42,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         overrides,
         options.split,
         options.out,
+        classes=options.classes,
         precision=options.precision,
         engine=options.engine,
         command=options.command,

@@ -43,8 +43,8 @@ def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         images = sample_images(checkpoint.config, options.split, checkpoint.classes)
     else:
         images = synthetic_images()
-        root = checkpoint.config.data.root
-        print(f"{root}: no data set; the check uses synthetic images; give --data.root DIR for a better check")
+        roots = " and ".join(map(str, checkpoint.config.data.roots))
+        print(f"{roots}: no data set; the check uses synthetic images; give --data.root DIR for a better check")
     equality = export_checkpoint(checkpoint, out, options.format, images)
     if equality is not None:
         print(

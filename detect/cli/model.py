@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detect.cli.shared import add_command
+from detect.cli.shared import CONFIG_HELP, add_command
 from detect.errors import UserError
 
 
@@ -18,10 +18,10 @@ def add(commands: Any) -> None:
         "model",
         _model,
         "print the network as a table: shapes, receptive fields, parameters, cost",
-        "detect model configs/voc/faster_rcnn_vgg16.yaml --classes 20\n\n"
+        "detect model voc/faster_rcnn_vgg16 --classes 20\n\n"
         "Nothing is computed, and neither data nor weights are needed.",
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="the experiment, a YAML file; see configs/")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help=CONFIG_HELP)
     size = "image size (default: the config's short side at 4:3; the input size of a classifier)"
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size)
     classes = "number of classes (default: COCO's 80; ImageNet's 1000 for a classifier)"

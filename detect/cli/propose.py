@@ -26,6 +26,8 @@ def add(commands: Any) -> None:
         "detect propose data/bccd --out data/bccd.proposals",
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a data set, a folder, an image or a pattern")
+    splits = "splits of the data sets (default: all splits)"
+    parser.add_argument("--split", action="extend", nargs="+", metavar="NAME", help=splits)
     parser.add_argument("--out", type=Path, help="the store; images that it already contains are skipped")
     parser.add_argument("--mode", choices=("single", "fast", "quality"), default="fast", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="seed of the ranking")
@@ -46,7 +48,7 @@ def _propose(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     # Read first, so that a wrong split is reported immediately.
     dataset = None if options.recall is None else read(_only_source(options), options.recall, skip_unreadable=True)
     try:
-        outcome = propose(options.sources, options.out, options.mode, options.seed, options.processes)
+        outcome = propose(options.sources, options.out, options.mode, options.seed, options.processes, options.split)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; to continue, repeat the command") from None
     print(f"{options.out}: {outcome.added} images added, {outcome.present} already present")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from detect.config import Config
     from detect.data.datamodule import DetectionData
 
+CONFIG_HELP = "the experiment: a name that `detect configs` lists, or a YAML file"
+
 
 def add_command(commands: Any, name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
     """Add a command with its help text, which ends with an example, and the function that runs it."""
@@ -24,17 +26,18 @@ def add_command(commands: Any, name: str, run: Any, help: str, example: str) -> 
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
 def detection_data(config: Config, classes: Sequence[str] | None = None) -> DetectionData:
-    """Return the data of a config, with the classes of a model that exists already, if given."""
+    """Return the data of a config, to train with or with the classes of a model that exists already."""
     from detect.allocator import keep_pages
+    from detect.curation.divide import divide
     from detect.data.datamodule import DetectionData
 
     keep_pages()
-    return DetectionData(config.data, classes, seed=config.training.seed)
+    return DetectionData(config.data, classes, config.training.seed, divide if classes is None else None)
 
 
 def refuse_training_options(overrides: Sequence[str]) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detect.cli.evaluate import print_evaluation
-from detect.cli.shared import add_command, detection_data, print_once, silence_lightning
+from detect.cli.shared import CONFIG_HELP, add_command, detection_data, print_once, silence_lightning
 from detect.errors import UserError
 from detect.files.folders import refuse_used, unused_folder
 from detect.processes import is_first_process
@@ -24,7 +23,7 @@ OPTIONS_NOTE = """\
 Any option of the config can be overridden with --section.key VALUE:
   --data.root DIR  --data.short_side [600]  --data.batch_size 8  --training.epochs 24
   --training.precision auto  --model.backbone.weights IMAGENET1K_V1
-config.yaml in the folder of a run lists all of them."""
+`detect options` lists all of them."""
 RESUME_NOTE = " (to continue a run, give --resume)"
 
 
@@ -38,9 +37,13 @@ def add(commands: Any) -> None:
         "train",
         _train,
         "train a detector or a classifier, then evaluate its best checkpoint",
-        "detect train -c configs/bccd/faster_rcnn.yaml --data.root data/bccd\n\n" + OPTIONS_NOTE,
+        "detect train -c bccd/faster_rcnn --data.root data/bccd\n\n" + OPTIONS_NOTE,
     )
-    train.add_argument("-c", "--config", type=Path, help="the experiment, a YAML file; see configs/")
+    train.add_argument("-c", "--config", type=Path, help=CONFIG_HELP)
+    weights = "begin from a model: a checkpoint or .safetensors file of ours, or a file of torchvision or detectron2"
+    train.add_argument("--weights", type=Path, metavar="FILE", help=weights)
+    network = "take the network's options from --weights, as without -c, instead of the config"
+    train.add_argument("--model", choices=("from-weights",), help=network)
     train.add_argument("--out", type=Path, help="the folder of the run (default: a new one under runs/)")
     resume = "continue the run in --out, or start it with -c if there is none"
     train.add_argument("--resume", action="store_true", help=resume)
@@ -61,7 +64,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.config import Config
 
     config, out = _config_and_folder(options, overrides)
-    _print_loaded_weights()
+    _print_log()
     if isinstance(config, Config):
         _train_detector(config, out, options.command, options.resume)
     else:
@@ -70,38 +73,64 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _config_and_folder(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[Experiment, Path]:
     """Return the experiment and the folder of its run. Raise `UserError` if the folder cannot be used for it."""
-    from detect.config import load_experiment
-
+    if options.model and options.weights is None:
+        raise UserError("--model from-weights: name the file with --weights FILE")
     if options.resume:
         if options.out is None:
             raise UserError("--resume: name the folder of the run with --out DIR")
         out, started = options.out, (options.out / "config.yaml").exists()
-        if not started and options.config is None:
+        if not started and options.config is None and options.weights is None:
             raise UserError(f"--resume: {out} has no run; give -c to start one")
         if not started and is_first_process() and not (out / ".lock").exists():
             refuse_used(out, RESUME_NOTE)
-        return load_experiment(options.config or out / "config.yaml", overrides), out
-    if options.config is None:
-        raise UserError("-c: name the experiment, for example -c configs/bccd/faster_rcnn.yaml")
-    config = load_experiment(options.config, overrides)
-    out = options.out or _new_run_folder(options.config)
+        return _with_division(_load(options, overrides, out / "config.yaml" if started else None), out), out
+    if options.config is None and options.weights is None:
+        raise UserError("-c: name the experiment, for example -c bccd/faster_rcnn")
+    config = _load(options, overrides)
+    out = options.out or _new_run_folder(options.config or options.weights)
     if is_first_process():
         refuse_used(out, RESUME_NOTE)
-    return config, out
+        return config, out
+    return _with_division(config, out), out
+
+
+def _with_division(config: Experiment, out: Path) -> Experiment:
+    """Return the experiment with the division in the folder of its run, if there is one already."""
+    from detect.config import Config, with_division
+    from detect.data.division import DIVISION
+
+    if isinstance(config, Config) and (out / DIVISION).exists():
+        return with_division(config, out / DIVISION)
+    return config
+
+
+def _load(options: argparse.Namespace, overrides: Sequence[str], begun: Path | None = None) -> Experiment:
+    """Return the experiment; `begun` is the config of a run that is resumed."""
+    from detect.config import load_experiment
+    from detect.training.from_weights import load_from_weights
+
+    if options.weights is None:
+        return load_experiment(options.config or begun, overrides)
+    return load_from_weights(options.config, options.weights, overrides, options.model is not None, begun)
 
 
 def _train_detector(config: Config, out: Path, command: str, resume: bool = False) -> dict[str, Any]:
     from detect.checkpoint import load_checkpoint
     from detect.data.defects import summary
+    from detect.data.limits import unused_classes
     from detect.prediction.evaluate_checkpoint import evaluate_checkpoint
     from detect.training.fit import fit
 
     silence_lightning()
     data = detection_data(config)
-    final = config.data.test or config.data.val
+    final = config.data.final
     datasets = [data.train, *([data.val] if data.val else []), *([data.split(final)] if final else [])]
-    for split in dict.fromkeys(dataset.split for dataset in datasets):
-        print_once(summary(data.split(split)))
+    for line in data.division.lines() if data.division else ():
+        print_once(line)
+    for dataset in {dataset.split: dataset for dataset in datasets}.values():
+        print_once(summary(dataset))
+    if note := unused_classes(data.train):
+        print_once(note)
     _print_notes(config)
     with _resume_hint(out):
         best, seconds = fit(config, data, out, resume)
@@ -126,7 +155,7 @@ def _train_classifier(config: ClassificationConfig, out: Path, resume: bool) -> 
     silence_lightning()
     keep_pages()
     data = ClassificationData(config.data, seed=config.training.seed)
-    final = config.data.test or config.data.val
+    final = config.data.final
     for dataset in (data.train, data.val, data.split(final) if final else None):
         if dataset is not None:
             print_once(summary(dataset))
@@ -155,7 +184,7 @@ def _print_notes(config: Experiment) -> None:
     for deviation in config.deviations:
         print_once(f"deviates from the paper: {deviation}")
     backbone = config.model.backbone
-    if getattr(backbone, "norm", None) == "frozen" and backbone.weights is None:
+    if getattr(backbone, "norm", None) == "frozen" and backbone.weights is None and config.training.weights is None:
         print_once(
             "model.backbone.norm: frozen norms without weights do not normalise; batch or group trains better from "
             "scratch"
@@ -172,11 +201,16 @@ def _new_run_folder(config: Path) -> Path:
     return folder
 
 
-def _print_loaded_weights() -> None:
-    """Print the log of `load_weights`: loaded and skipped weights."""
-    log = logging.getLogger("detect.backbones.weights")
+class _Print(logging.Handler):
+    """Prints log messages."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), flush=True)
+
+
+def _print_log() -> None:
+    """Print what is logged about weights and resuming, in the first process."""
+    log = logging.getLogger("detect")
     if is_first_process() and not log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+        log.addHandler(_Print())
         log.setLevel(logging.INFO)

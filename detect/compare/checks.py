@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from detect.compare.entries import Entry
-from detect.config import Config, config_to_dict, load_config
+from detect.config import Config, config_to_dict, load_config, with_absolute_paths, with_division
 from detect.data.dataset import Dataset
-from detect.errors import UserError
+from detect.data.division import DIVISION
+from detect.errors import UserError, class_names
 from detect.files.folders import create_folder
 from detect.report.comparison import Row, read_comparison, write_comparison
 from detect.training.fit import prepare
@@ -19,7 +21,7 @@ from detect.training.processes import count_processes
 
 def common_split(entries: Sequence[Entry]) -> str:
     """Return the evaluation split that all configs name. Raise `UserError` if they differ or a config names none."""
-    splits = {entry.config.data.test or entry.config.data.val for entry in entries}
+    splits = {entry.config.data.final for entry in entries}
     if len(splits) > 1 or None in splits:
         named = " and ".join(sorted(str(name) for name in splits if name)) or "none"
         raise UserError(f"--split: the configs name {named} for evaluation; name one for all with --split")
@@ -31,8 +33,8 @@ def check_entry(entry: Entry, dataset: Dataset, split: str, store: Path) -> None
     data = entry.data(entry.classes)
     if entry.classes is not None and set(entry.classes) != set(dataset.classes):
         raise UserError(
-            f"{entry.source}: has the classes {', '.join(entry.classes)}, and {dataset.root} has "
-            f"{', '.join(dataset.classes)}; compare only detectors with the same classes"
+            f"{entry.source}: has {class_names(entry.classes)}, and {dataset.source} has "
+            f"{class_names(dataset.classes)}; compare only detectors with the same classes"
         )
     data.split(split)
     prepared = entry.with_store(store) if entry.needs_store else entry
@@ -53,7 +55,8 @@ def _check_folder(entry: Entry) -> None:
         if config_file.exists():
             raise UserError(f"{folder}: holds a run, but {entry.source} is a checkpoint; give another --out")
     elif config_file.exists():
-        _refuse_other_config(folder, load_config(config_file), entry.config)
+        recorded = with_absolute_paths(with_division(entry.config, folder / DIVISION))
+        _refuse_other_config(folder, load_config(config_file), recorded)
     elif not folder.is_dir() or any(folder.iterdir()):
         raise UserError(f"{folder}: holds something other than a run; give another --out")
 
@@ -61,6 +64,8 @@ def _check_folder(entry: Entry) -> None:
 def _refuse_other_config(folder: Path, old: Config, new: Config) -> None:
     if new.training.precision == "auto":  # the folder holds the resolved precision
         new = replace(new, training=replace(new.training, precision=old.training.precision))
+    if [os.path.realpath(root) for root in old.data.roots] == [os.path.realpath(root) for root in new.data.roots]:
+        new = replace(new, data=replace(new.data, root=old.data.root))
     if old != new:
         old_values, new_values = (dict(_leaves(config_to_dict(config))) for config in (old, new))
         key = next(key for key in [*old_values, *new_values] if old_values.get(key) != new_values.get(key))

@@ -11,15 +11,15 @@ import gc
 import platform
 from collections.abc import Sequence
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from detect.checkpoint import VERSIONS, load_checkpoint
+from detect.checkpoint import PACKAGES, load_checkpoint
 from detect.compare.checks import check_entry, common_split, open_comparison
-from detect.compare.entries import Entry, read_entries
+from detect.compare.entries import Entry, read_entries, share_division
+from detect.cores import available_cores
 from detect.curation.propose import propose
 from detect.data.dataset import Dataset
 from detect.devices import choose_device
@@ -27,11 +27,11 @@ from detect.prediction.evaluate import evaluate, write_evaluation
 from detect.prediction.prepare import prepare
 from detect.prediction.timing import measure_cost
 from detect.proposals.recall import ProposalRecall
-from detect.proposals.selective_search import available_cores
 from detect.proposals.store import ProposalStore
 from detect.report.comparison import Row, draw_comparison, print_comparison, write_comparison
 from detect.training import clock
 from detect.training.fit import fit
+from detect.versions import versions
 
 
 def compare(
@@ -56,7 +56,7 @@ def compare(
     Raises:
         UserError: the sources do not fit each other or the folder; nothing has been trained or written.
     """
-    entries = read_entries(sources, out, overrides)
+    entries = share_division(read_entries(sources, out, overrides))
     split = split or common_split(entries)
     dataset = entries[0].data(stored=False).split(split)
     store = out / "proposals.db"
@@ -65,7 +65,7 @@ def compare(
     setting = _setting(dataset, min(images, len(dataset)), command)
     kept = open_comparison(out, setting, entries)
     if any(entry.needs_store for entry in entries):
-        _compute_proposals(entries[0].config.data.root, store)
+        _compute_proposals(entries[0].config.data.roots, store)
         entries = [entry.with_store(store) for entry in entries]
     rows: list[Row] = []
     for entry in entries:
@@ -84,7 +84,7 @@ def _setting(dataset: Dataset, timed: int, command: str) -> dict[str, Any]:
     """Return the setting of all rows: data, machine, versions."""
     cuda = torch.cuda.is_available()
     return {
-        "data": str(dataset.root),
+        "data": " and ".join(str(root.absolute()) for root in dataset.folders),
         "split": dataset.split,
         "images": len(dataset),
         "timed_images": timed,
@@ -97,7 +97,7 @@ def _setting(dataset: Dataset, timed: int, command: str) -> dict[str, Any]:
         "memory": "peak memory that torch allocated on the device"
         if cuda
         else "resident memory of a process that loading and detecting add, at the peak of detecting",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+        "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
         "command": command,
     }
 
@@ -109,9 +109,9 @@ def _cpu_name() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _compute_proposals(root: Path, store: Path) -> None:
+def _compute_proposals(roots: Sequence[Path], store: Path) -> None:
     """Compute proposals for all splits, like `detect propose`; images in the store are skipped."""
-    outcome = propose([str(root)], store)
+    outcome = propose(list(map(str, roots)), store)
     print(f"{store}: {outcome.added} images added, {outcome.present} already present", flush=True)
     for line in outcome.unreadable:
         print(f"skipped: {line}", flush=True)
@@ -128,7 +128,7 @@ def _measure_entry(entry: Entry, split: str, images: int) -> Row:
     device = choose_device()
     print(f"{entry.name}: evaluating on {dataset.split}", flush=True)
     model = prepare(checkpoint.model.to(device))
-    metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, device)
+    metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, device, classes=data.options.classes)
     write_evaluation(entry.folder / "eval", metrics, evaluator, entry.checkpoint, checkpoint.config, device=str(device))
     del model, checkpoint
     gc.collect()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from detect.checkpoint import load_checkpoint
 from detect.config import Config, load_config
+from detect.curation.divide import divide
 from detect.data.datamodule import DetectionData
+from detect.data.division import Division
+from detect.data.options import DataOptions
 from detect.errors import UserError
 from detect.training import clock
 from detect.training.loop import best_checkpoint
@@ -28,6 +32,8 @@ class Entry:
     """Class names of a checkpoint; None for a config."""
     overrides: tuple[str, ...]
     """Options for reading a checkpoint."""
+    division: Division | None = None
+    """Division of the training split that all entries share, if it is divided."""
 
     @property
     def checkpoint(self) -> Path:
@@ -63,13 +69,14 @@ class Entry:
     def data(self, classes: Sequence[str] | None = None, stored: bool = True) -> DetectionData:
         """Return the data of the config, for a new model or a model with these classes, with or without proposals."""
         options = self.config.data if stored else replace(self.config.data, proposals=None)
-        return DetectionData(options, classes, seed=self.config.training.seed)
+        shared = self.division
+        return DetectionData(options, classes, self.config.training.seed, (lambda *_: shared) if shared else divide)
 
 
 def read_entries(sources: Sequence[Path], out: Path, overrides: Sequence[str]) -> list[Entry]:
     """Read configs and checkpoints. Raise `UserError` if they do not use the same data."""
     if not sources:
-        raise UserError("compare: name the configs or checkpoints, for example configs/bccd/faster_rcnn.yaml")
+        raise UserError("compare: name the configs or checkpoints, for example bccd/faster_rcnn bccd/fast_rcnn")
     checkpoint_overrides = tuple(word for word in overrides if not word.startswith("--training."))
     if all(source.suffix == ".ckpt" for source in sources) and len(checkpoint_overrides) < len(overrides):
         raise UserError("--training: checkpoints are already trained; give only options of data and model")
@@ -84,11 +91,39 @@ def read_entries(sources: Sequence[Path], out: Path, overrides: Sequence[str]) -
         entry = Entry(name, source, out / name, config, classes, checkpoint_overrides)
         # An override may name a store for all entries; detectors with an RPN do not use it.
         entries.append(entry if entry.uses_store else entry.with_store(None))
-    for key in ("root", "skip_unreadable", "follow_links"):
-        if len(values := {str(getattr(entry.config.data, key)) for entry in entries}) > 1:
-            named = " and ".join(sorted(values))
+    for key in ("root", "skip_unreadable", "follow_links", *_division_keys(entries)):
+        values = {_shared(entry.config.data, key): str(getattr(entry.config.data, key)) for entry in entries}
+        if len(values) > 1:
+            named = " and ".join(sorted(values.values()))
             raise UserError(f"--data.{key}: the configs differ: {named}; give one for all with --data.{key}")
     return entries
+
+
+def _division_keys(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Return the options of the division, if a config divides its training split."""
+    return ("train", "val", "test") if any(entry.config.data.fractions for entry in entries) else ()
+
+
+def _shared(data: DataOptions, key: str) -> str:
+    """Return the value of an option that all entries share; a data folder may be spelled in several ways."""
+    return str([os.path.realpath(root) for root in data.roots] if key == "root" else getattr(data, key))
+
+
+def share_division(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries with one division of the training split for all, if the configs divide it.
+
+    Raises:
+        UserError: the checkpoints were trained with different divisions.
+    """
+    divisions = [(entry, entry.data().division) for entry in entries if entry.config.data.division is not None]
+    for entry, division in divisions[1:]:
+        if division != divisions[0][1]:
+            raise UserError(
+                f"{entry.source}: its training split is divided in another way than that of {divisions[0][0].source}; "
+                "compare detectors of one division"
+            )
+    division = divisions[0][1] if divisions else entries[0].data(stored=False).division
+    return [replace(entry, division=division) for entry in entries]
 
 
 def unique_names(sources: Sequence[Path]) -> list[str]:

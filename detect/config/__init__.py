@@ -1,6 +1,14 @@
 """Experiments: model, data and training, read from YAML and checked."""
 
-from detect.config.experiment import ClassificationConfig, Config, Experiment, check_proposals, recipe_of
+from detect.config.experiment import (
+    ClassificationConfig,
+    Config,
+    Experiment,
+    check_proposals,
+    recipe_of,
+    with_absolute_paths,
+    with_division,
+)
 from detect.config.reading import config_from_dict, config_to_dict, config_to_yaml, load_config, load_experiment
 from detect.config.training_options import (
     AlternatingOptions,
@@ -28,4 +36,6 @@ __all__ = [
     "load_config",
     "load_experiment",
     "recipe_of",
+    "with_absolute_paths",
+    "with_division",
 ]

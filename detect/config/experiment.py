@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Any
+from dataclasses import field, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import InstanceOf, SerializeAsAny
 
@@ -42,7 +43,14 @@ class Config:
 
 @options
 class ClassificationConfig:
-    """Input of `detect train` for a classifier, saved in its checkpoints."""
+    """Input of `detect train` for a classifier, saved in its checkpoints.
+
+    Args:
+        model: network and loss.
+        data: images and their classes.
+        training: optimisation.
+        deviations: differences to the paper that the experiment reproduces; printed before training.
+    """
 
     model: ClassifierOptions = field(default_factory=ClassifierOptions)
     data: ClassificationDataOptions = field(default_factory=ClassificationDataOptions)
@@ -51,6 +59,22 @@ class ClassificationConfig:
 
 
 Experiment = Config | ClassificationConfig
+E = TypeVar("E", Config, ClassificationConfig)
+
+
+def with_absolute_paths(config: E) -> E:
+    """Return the experiment with absolute paths of its data, which are valid in any working directory."""
+    data = config.data
+    if isinstance(data, ClassificationDataOptions):
+        return replace(config, data=replace(data, root=data.root.absolute()))
+    root = tuple(path.absolute() for path in data.root) if isinstance(data.root, tuple) else data.root.absolute()
+    proposals, division = (None if path is None else path.absolute() for path in (data.proposals, data.division))
+    return replace(config, data=replace(data, root=root, proposals=proposals, division=division))
+
+
+def with_division(config: Config, division: Path | None) -> Config:
+    """Return the experiment with the file of a division, if it divides its training split."""
+    return replace(config, data=replace(config.data, division=division)) if config.data.fractions else config
 
 
 def recipe_of(config: Config) -> RecipeOptions:
@@ -70,7 +94,8 @@ def check_proposals(config: Config) -> None:
     if given and not needed:
         raise UserError(f"data.proposals: {config.model.name} does not use given proposals; leave the store out")
     if needed and not given:
+        roots = " ".join(map(str, config.data.roots))
         raise UserError(
-            f"data.proposals: {config.model.name} needs proposals; run detect propose {config.data.root} --out "
+            f"data.proposals: {config.model.name} needs proposals; run detect propose {roots} --out "
             "proposals.db, then add --data.proposals proposals.db"
         )

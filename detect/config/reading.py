@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
@@ -14,9 +14,12 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from detect.backbones import BACKBONE_NAMES
-from detect.config.experiment import RECIPES, ClassificationConfig, Config, Experiment
+from detect.config.experiment import RECIPES, ClassificationConfig, Config, Experiment, with_division
+from detect.config.included import find_config, no_such_config
+from detect.config.other_names import answer_other_name
 from detect.config.renamed import find_renamed
 from detect.config.training_options import TrainingOptions
+from detect.data.division import beside_run
 from detect.errors import UserError
 from detect.files.fence import MAX_BYTES, is_yaml_bomb, read_bounded
 from detect.models import ClassifierOptions, DetectorOptions, model_names
@@ -26,10 +29,15 @@ CLASSIFIER = "classifier"
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Return the experiment of a detector from a YAML file, with overrides `--data.root=DIR` or `--data.root DIR`.
+    """Return the experiment of a detector, with overrides `--data.root=DIR` or `--data.root DIR`.
+
+    Args:
+        path: a YAML file, or the name of a config of the package, such as `bccd/faster_rcnn`; None for the defaults.
+        overrides: options that replace those of the config.
 
     Raises:
-        UserError: the file or an override is not valid; the message names file, key and expected value.
+        UserError: there is no such config, or the file or an override is not valid; the message names file, key and
+            expected value.
     """
     experiment = load_experiment(path, overrides)
     if isinstance(experiment, ClassificationConfig):
@@ -37,13 +45,32 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     return experiment
 
 
-def load_experiment(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
-    """Return the experiment of a detector or, if `model.name` is `classifier`, of a classifier, like `load_config`."""
-    return config_from_dict({} if path is None else _read_yaml(path), str(path or "options"), overrides)
+def load_experiment(
+    path: Path | None, overrides: Sequence[str] = (), sections: Mapping[str, Any] | None = None
+) -> Experiment:
+    """Return the experiment of a detector or, if `model.name` is `classifier`, of a classifier, like `load_config`.
+
+    Args:
+        path: a YAML file; None for the default options.
+        overrides: options that replace those of the file.
+        sections: whole sections that replace those of the file before the overrides do.
+
+    Raises:
+        UserError: the file or an override is not valid.
+    """
+    values = {} if path is None else _read_yaml(find_config(path))
+    return config_from_dict({**values, **(sections or {})}, str(path or "options"), overrides)
 
 
 def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
-    """Return the experiment of a nested dictionary with overrides; errors in the dictionary name `source`."""
+    """Return the experiment of a nested dictionary with overrides.
+
+    Args:
+        values: the dictionary.
+        source: file that holds it, for messages. The division of the data is looked up in the file's run, in case the
+            run was moved.
+        overrides: as for `load_config`.
+    """
     values, given = deepcopy(values), _pairs(overrides)
     for key, text in given:
         _assign(values, key, text)
@@ -52,14 +79,17 @@ def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[st
         raise _mistake(old, f"there is no such option; it is now {new}", source, given)
     try:
         model: Any = options_class(_model_name(values.get("model")))
-        sections = _adapter(model).validate_python(values)
+        sections = experiment_adapter(model).validate_python(values)
     except KeyError as error:
         mistake = f"choose {', '.join(map(repr, (*model_names(), CLASSIFIER)))}, not {error.args[0]!r}"
         raise _mistake("model.name", mistake, source, given) from None
     except ValidationError as error:
         raise _mistake(*_first_mistake(error), source, given) from None
-    experiment = ClassificationConfig if model is ClassifierOptions else Config
-    return experiment(sections.model, sections.data, sections.training, sections.deviations)
+    parts = (sections.model, sections.data, sections.training, sections.deviations)
+    if model is ClassifierOptions:
+        return ClassificationConfig(*parts)
+    config = Config(*parts)
+    return with_division(config, beside_run(config.data.division, Path(source)))
 
 
 def config_to_dict(config: Experiment) -> dict[str, Any]:
@@ -86,12 +116,12 @@ def _model_name(model: Any) -> str:
 
 
 @cache
-def _adapter(model: Any) -> TypeAdapter:
+def experiment_adapter(model: Any) -> TypeAdapter:
     """Return pydantic's adapter for an experiment with this class of model options."""
     experiment = ClassificationConfig if model is ClassifierOptions else Config
     data = get_type_hints(experiment)["data"]
     schema = create_model(
-        experiment.__name__,
+        f"{model.__name__.removesuffix('Options')}Config",
         __config__=ConfigDict(extra="forbid"),
         model=(model, Field(default_factory=model)),
         data=(data, Field(default_factory=data)),
@@ -126,14 +156,14 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = read_bounded(path, MAX_BYTES[".yaml"]).decode("utf-8")
+        text = read_bounded(path, MAX_BYTES[".yaml"]).decode("utf-8-sig")
         if is_yaml_bomb(text, aliases=8):
             raise UserError(f"{path}: many YAML aliases or deep nesting; write the values out")
         values = yaml.load(text, _Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: {no_such_config(path)}") from None
     except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; give the path of a config, such as configs/bccd/faster_rcnn.yaml"
-        ) from None
+        raise UserError(f"{path}: {error.strerror}; give a config, such as bccd/faster_rcnn, or a YAML file") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -174,7 +204,7 @@ def _first_mistake(error: ValidationError) -> tuple[str, str]:
     option = ".".join(str(part) for part in mistake["loc"] if part not in (*BACKBONE_NAMES, *RECIPES))
     match mistake["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            return option, "there is no such option" + _similar(option)
+            return option, "there is no such option" + suggest(option)
         case "union_tag_not_found":
             return f"{option}.name", "the name is missing; give one"
         case "union_tag_invalid" if isinstance(mistake["input"], dict):
@@ -191,8 +221,10 @@ def _first_mistake(error: ValidationError) -> tuple[str, str]:
     return option, f"{wanted}, not {reprlib.repr(mistake['input'])}{more}"
 
 
-def _similar(option: str) -> str:
-    """Return a suggestion: an option of the same name elsewhere, else one with a similar name."""
+def suggest(option: str) -> str:
+    """Return the end of a message about an unknown option: what the name of another package is here, or near names."""
+    if answer := answer_other_name(option):
+        return f"; {answer}"
     name, keys = option.rpartition(".")[2], _all_keys()
     if option in keys:  # another model has it
         return ""
@@ -216,5 +248,5 @@ def _all_keys() -> list[str]:
                 yield from keys(schema, section, f"{prefix}{name}.")
 
     models: list[Any] = [options_class(name) for name in (*model_names(), CLASSIFIER)]
-    schemas = [_adapter(model).json_schema() for model in models]
+    schemas = [experiment_adapter(model).json_schema() for model in models]
     return list(dict.fromkeys(key for schema in schemas for key in keys(schema, schema, "")))

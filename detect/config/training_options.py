@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -90,6 +91,8 @@ class TrainingOptions:
     Args:
         recipe: recipe of training; null takes the model's default: `rcnn_stages` for R-CNN, `joint` for all others.
             `alternating` is for Faster R-CNN.
+        weights: file of a model from which training begins: a checkpoint or a safetensors export of ours, or weights of
+            torchvision or detectron2; null begins from `model.backbone.weights`, if given.
         epochs: passes over the training split.
         optimizer: `sgd`, `adagrad`, `rmsprop`, `adam` or `adamw`, as in torch.
         learning_rate: learning rate of the weights after warm-up.
@@ -116,6 +119,7 @@ class TrainingOptions:
     """
 
     recipe: RecipeOptions | None = None
+    weights: Path | None = None
     epochs: PositiveInt = 12
     optimizer: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.02

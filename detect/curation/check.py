@@ -52,7 +52,7 @@ def run_check(
             input.
         json_file: file for all findings.
         html: file for a page with pictures.
-        fix: new folder for a repaired copy.
+        fix: new folder for a repaired copy, which is then checked as well.
         workers: decoding threads.
         console: where to print; by default the terminal.
 
@@ -60,7 +60,8 @@ def run_check(
         0 if there are no findings other than notes, else 1.
 
     Raises:
-        UserError: the data set, split or config does not exist, or an output cannot be written.
+        UserError: the data set, split or config does not exist, an output cannot be written, or a repaired copy would
+            lose most of the data.
     """
     console = console or Console()
     experiment = None if config is None else load_config(config)
@@ -77,8 +78,20 @@ def run_check(
     _write_files(report, anchors, json_file, html)
     if fix is not None:
         log = write_repaired_copy(report, fix)
-        console.print(f"{fix}: a repaired copy with {len(log)} changes, listed in {fix / LOG}", markup=False)
+        remaining = _remaining(examine(fix, resize=resize, workers=workers))
+        changes = f"{fix}: a copy with {len(log)} change{'s' * (len(log) != 1)}, listed in {fix / LOG}"
+        console.print(f"{changes}; {remaining}", markup=False, highlight=False, soft_wrap=True)
     return 0 if report.clean else 1
+
+
+def _remaining(report: Report) -> str:
+    """Return what is left to do in a repaired copy, by its own check."""
+    rules = {rule: len(findings) for rule, findings in report.by_rule() if CHECKS[rule].severity == "error"}
+    if not rules:
+        return "no errors remain"
+    count = sum(rules.values())
+    kinds = ", ".join(f"{number} × {rule}" for rule, number in rules.items())
+    return f"{count} error{'s' * (count != 1)} remain{'s' * (count == 1)} that need{'s' * (count == 1)} you: {kinds}"
 
 
 def _write_files(report: Report, anchors: dict[str, Any] | None, json_file: Path | None, html: Path | None) -> None:
@@ -192,11 +205,15 @@ def _file(report: Report, path: Path) -> str:
 def print_anchors(anchors: dict[str, Any], console: Console) -> None:
     """Print the recall ceiling of the config's anchors and of the proposed ones."""
     table = Table(
-        title="Ground truths matched by an anchor, by IoU: anchors of the config → proposed anchors",
-        caption="This is an upper bound of recall, not a prediction of AP: compare both by training.",
+        title="Ground truths matched by an anchor, by IoU: config → proposed anchors",
+        caption="an upper bound of recall, not a prediction of AP: compare both by training",
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
     )
     for name in ("ground truths", "number", "0.5", "0.7", "mean IoU"):
-        table.add_column(name, justify="left" if name == "ground truths" else "right")
+        table.add_column(name, justify="left" if name == "ground truths" else "right", no_wrap=True)
     for name, row in anchors["ceiling"].items():
         better = (anchors["proposed"] or {}).get(name)
         cells = [f"{row[key]:.1%}" + (f" → {better[key]:.1%}" if better else "") for key in ("0.5", "0.7", "mean")]

@@ -22,7 +22,6 @@ from typing import Any, Literal
 from xml.etree.ElementTree import Element, ParseError, fromstring, tostring
 
 import numpy as np
-from jaxtyping import Bool
 from PIL import Image
 
 from detect.curation.crops import Crops, safe_name, to_imagefolder
@@ -30,6 +29,7 @@ from detect.curation.writers import voc_boxes, write_coco, write_voc, write_yaml
 from detect.data.dataset import VALIDATION, Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
 from detect.data.defects import RULES
+from detect.data.merge import unify_classes
 from detect.data.read import image_ids, read_all
 from detect.errors import UserError, one_line
 from detect.files.atomic import new_folder, refuse_within
@@ -101,50 +101,41 @@ def convert(
         raise UserError(f"--margin: only crops (--to imagefolder) have one; leave it out with --to {to}")
     if limit is not None and limit < 1:
         raise UserError(f"--limit: {limit}; convert 1 image at least")
+    datasets = read_all(source, names, follow_links=follow_links, progress=progress).values()
+    limited = [replace(dataset, records=dataset.records[:limit]) for dataset in datasets]
+    return write_datasets(limited, Path(out), to, chosen=names is not None, progress=progress)
+
+
+def write_datasets(
+    datasets: Sequence[Dataset], out: Path, to: Format, *, chosen: bool, progress: bool = True
+) -> Conversion:
+    """Write splits as a data set into a new folder, which appears complete or not at all.
+
+    Args:
+        datasets: the splits.
+        out: the folder.
+        to: format of the new data set.
+        chosen: the user has named the splits, so none may be left out.
+        progress: show progress bars on a terminal.
+
+    Raises:
+        UserError: `out` is not empty or cannot be written, or the format cannot represent a split or class.
+    """
     result = Conversion()
-    by_split = read_all(source, names, follow_links=follow_links, progress=progress)
-    datasets = [_limit(dataset, limit, result) for dataset in by_split.values()]
-    datasets = _adapt(datasets, to, chosen=names is not None, result=result)
+    for defect in (defect for dataset in datasets for defect in dataset.repaired):
+        if defect.rule in ("missing-image", "unreadable-image"):
+            result.unreadable.append(f"{defect.path}: {defect.detail}")
+        elif defect.rule == "absent-split":
+            result.changed[one_line(f"absent split: {defect.path}: {defect.detail}")] += 1
+        else:
+            result.changed[f"{defect.rule}: {RULES[defect.rule].action}"] += 1
+    adapted = _adapt(datasets, to, chosen=chosen, result=result)
     try:
-        with new_folder(Path(out)) as draft:
-            _write(datasets, draft, to, progress, result)
+        with new_folder(out) as draft:
+            _write(adapted, draft, to, progress, result)
     except OSError as error:
         raise UserError(f"{error.filename or out}: {error.strerror}; fix that or choose another --out") from error
     return result
-
-
-# ----------------------------------------------------------------------------------------------------------------- read
-
-
-def _limit(dataset: Dataset, limit: int | None, result: Conversion) -> Dataset:
-    """Return the first images of a split, and count the repaired defects of the whole split."""
-    for defect in dataset.repaired:
-        if defect.rule in ("missing-image", "unreadable-image"):
-            result.unreadable.append(f"{defect.path}: {defect.detail}")
-        else:
-            result.changed[f"{defect.rule}: {RULES[defect.rule].action}"] += 1
-    return replace(dataset, records=dataset.records[:limit])
-
-
-def _unify_classes(datasets: Sequence[Dataset]) -> list[Dataset]:
-    """Return the splits with the same classes, the union of all, sorted by id like the COCO reader's.
-
-    COCO lists the classes per split, and the lists may differ. Contradictory ids are renumbered.
-    """
-    id_of: dict[str, int] = {}
-    for dataset in datasets:
-        for name, id in zip(dataset.classes, dataset.category_ids, strict=True):
-            id_of.setdefault(name, id)
-    if len(set(id_of.values())) < len(id_of):
-        id_of = {name: id for id, name in enumerate(id_of, start=1)}
-    classes = tuple(sorted(id_of, key=id_of.__getitem__))
-    return [_relabel(dataset, classes, tuple(id_of[name] for name in classes)) for dataset in datasets]
-
-
-def _relabel(dataset: Dataset, classes: tuple[str, ...], category_ids: tuple[int, ...]) -> Dataset:
-    label_of = np.array([classes.index(name) for name in dataset.classes], dtype=np.int64)
-    records = tuple(replace(record, labels=label_of[record.labels]) for record in dataset.records)
-    return replace(dataset, classes=classes, category_ids=category_ids, records=records)
 
 
 # ----------------------------------------------------------------------------------------------- limits of the format
@@ -152,7 +143,7 @@ def _relabel(dataset: Dataset, classes: tuple[str, ...], category_ids: tuple[int
 
 def _adapt(datasets: Sequence[Dataset], to: Format, *, chosen: bool, result: Conversion) -> list[Dataset]:
     """Return the splits in a form that the new format can store; `chosen` is true if the user named the splits."""
-    adapted = _unify_classes(datasets)
+    adapted = unify_classes(datasets)
     if to == "yolo":
         adapted = _yolo_splits(adapted, chosen=chosen, result=result)
     adapted = [_supported(dataset, to, result) for dataset in adapted]
@@ -203,19 +194,13 @@ def _supported(dataset: Dataset, to: Format, result: Conversion) -> Dataset:
         changed = ~np.isclose(areas, box_areas, rtol=1e-5, atol=0) & kept
         result.changed[f"area replaced by the area of the box: {to.upper()} has no areas"] += int(changed.sum())
     per_image = np.split(kept, np.cumsum([len(record.boxes) for record in dataset.records]))
-    return replace(dataset, records=tuple(map(_select, dataset.records, per_image)))
+    records = zip(dataset.records, per_image, strict=False)  # `split` returns an empty array at the end
+    return replace(dataset, records=tuple(record.select(one) for record, one in records))
 
 
 def _column(dataset: Dataset, name: str) -> np.ndarray:
     kind = np.float64 if name == "areas" else bool
     return np.concatenate([np.zeros(0, kind), *(getattr(record, name) for record in dataset.records)])
-
-
-def _select(record: Record, kept: Bool[np.ndarray, " n"]) -> Record:
-    if kept.all():
-        return record
-    columns = ("boxes", "labels", "crowd", "difficult", "areas")
-    return replace(record, **{name: getattr(record, name)[kept] for name in columns})
 
 
 def _classes(datasets: Sequence[Dataset], to: Format, result: Conversion) -> tuple[str, ...]:
@@ -226,7 +211,7 @@ def _classes(datasets: Sequence[Dataset], to: Format, result: Conversion) -> tup
     if to == "yolo":
         after = {name: label for label, name in enumerate(classes)}
         for name in classes:
-            if not _is_utf8(name):
+            if not name or not _is_utf8(name):
                 raise _class_refused(name, to, datasets[0])
     if to == "voc":
         used = {label for dataset in datasets for record in dataset.records for label in record.labels.tolist()}
@@ -325,9 +310,7 @@ class _FileNames:
 
 def _are_equal(a: Record, b: Record) -> bool:
     """Return whether two records are the same image with the same boxes."""
-    columns = ("boxes", "labels", "difficult")
-    boxes = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in columns)
-    return boxes and (a.path == b.path or filecmp.cmp(a.path, b.path, shallow=False))
+    return a.has_boxes_of(b) and (a.path == b.path or filecmp.cmp(a.path, b.path, shallow=False))
 
 
 def _suffix(path: Path) -> str:

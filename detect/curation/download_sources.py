@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from detect.files.download import RemoteFile
 
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """One file of a publisher."""
 
-    url: str
-    file: str
-    """File name on disk, also for an archive that the user downloaded by other means."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive(RemoteFile):
+    """One archive of a publisher."""
+
     inside: str = "."
     """Folder in the archive that becomes the data set; other content is ignored."""
-    size: int | None = None
-    """Size in bytes; None if the publisher builds the archive for each request."""
-    checksum: str | None = None
-    """`md5:…` or `sha256:…`; None if the publisher gives none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
+from detect.cores import available_cores
 from detect.data.decode import decode
 from detect.data.read import image_files
 from detect.errors import UserError, one_line
-from detect.proposals.selective_search import REVISION, Mode, available_cores, selective_search
+from detect.proposals.selective_search import REVISION, Mode, selective_search
 from detect.proposals.store import ProposalStore, digest
 from detect.terminal import progress_bar
 
@@ -37,7 +38,12 @@ class Outcome:
 
 
 def propose(
-    sources: Sequence[str], out: Path, mode: Mode = "fast", seed: int = 0, processes: int | None = None
+    sources: Sequence[str],
+    out: Path,
+    mode: Mode = "fast",
+    seed: int = 0,
+    processes: int | None = None,
+    splits: Sequence[str] | None = None,
 ) -> Outcome:
     """Add the proposals of all images to the store `out`, which is created if necessary.
 
@@ -49,13 +55,14 @@ def propose(
         mode: as for `selective_search`.
         seed: as for `selective_search`.
         processes: number of processes; by default one per core.
+        splits: splits of the data sets; by default all.
 
     Raises:
         UserError: a source has no images, or `out` is not a store, or a store with other parameters.
     """
     if processes is not None and processes < 1:
         raise UserError(f"--processes: {processes}; give 1 or more")
-    paths = find_images(sources)
+    paths = find_images(sources, splits)
     processes = processes or available_cores()
     parameters = {"method": "selective search", "revision": REVISION, "mode": mode, "seed": seed}
     outcome = Outcome()
@@ -74,13 +81,13 @@ def propose(
     return outcome
 
 
-def find_images(sources: Sequence[str]) -> list[Path]:
-    """Return the images of data sets, folders, files and patterns, each once, in order."""
+def find_images(sources: Sequence[str], splits: Sequence[str] | None = None) -> list[Path]:
+    """Return the images of data sets, of which some splits can be chosen, folders, files and patterns, each once."""
     images: dict[Path, None] = {}
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            paths = image_files(path)
+            paths = image_files(path, splits)
         elif path.exists():
             paths = [path]
         else:

@@ -6,7 +6,7 @@ Crowds are counted separately and are not objects.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from detect.data.dataset import Dataset
 from detect.data.read import read_all
 from detect.errors import UserError, one_line
 from detect.files.atomic import new_folder
+from detect.terminal import fits
 
 MAX_CLASSES = 30
 """Maximum number of classes in the terminal; all others are summed up in one row."""
@@ -151,11 +152,29 @@ def _count_rules(dataset: Dataset) -> dict[str, int]:
 
 
 def print_statistics(splits: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print two tables with a column per split: overall statistics, and objects per class."""
+    """Print two tables with a column per split: overall statistics, and objects per class.
+
+    Splits that do not fit the width of the console follow in further tables.
+    """
     console = console or Console()
-    console.print(_overall(splits))
-    console.print()
-    console.print(_by_class(splits))
+    for number, part in enumerate(_parts(splits, console)):
+        if number:
+            console.print()
+        console.print(_overall(part))
+        console.print()
+        console.print(_by_class(part))
+
+
+def _parts(splits: Mapping[str, Mapping[str, Any]], console: Console) -> Iterator[dict[str, Mapping[str, Any]]]:
+    """Yield the splits in groups whose tables fit the width of the console."""
+    part: dict[str, Mapping[str, Any]] = {}
+    for name, split in splits.items():
+        wider = {**part, name: split}
+        if part and not (fits(_overall(wider), console) and fits(_by_class(wider), console)):
+            yield part
+            wider = {name: split}
+        part = wider
+    yield part
 
 
 def _overall(splits: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -20,6 +20,9 @@ MIN_SIDE = 1e-3
 """Pixels. A box with a shorter side has no area."""
 ROUNDING = 0.01
 """Pixels. A box that exceeds its image by less, because of rounding in the file, is clipped without a report."""
+
+Layout: TypeAlias = Literal["corners", "sizes", "centre"]
+"""Four numbers of a box in a file: x1 y1 x2 y2; x1 y1 width height; or centre x y, width, height."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,10 @@ class Annotations:
     places: list[str]
     """Location of each box in its annotation file, such as `line 3`."""
     normalised: bool = False
+    layout: Layout = "corners"
+    """Numbers from which the reader made the boxes, for `mistakes`."""
+    first_pixel: int = 0
+    """Number of an image's first pixel in the file."""
 
 
 def choose_classes(

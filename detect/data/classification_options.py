@@ -72,6 +72,11 @@ class ClassificationDataOptions:
     skip_unreadable: bool = False
     follow_links: bool = False
 
+    @property
+    def final(self) -> str | None:
+        """Name of the split that is evaluated at the end."""
+        return self.test or self.val
+
     @model_validator(mode="after")
     def _crop_fits(self) -> ClassificationDataOptions:
         if self.resize < self.size:

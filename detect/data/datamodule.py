@@ -18,9 +18,11 @@ from detect.data.collate import Sample, collate
 from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.data.defects import refuse_without_boxes
+from detect.data.division import Division
+from detect.data.limits import refuse_crowded, refuse_losses, try_augmentation
 from detect.data.loader import make_loader
 from detect.data.options import DataOptions
-from detect.data.read import read
+from detect.data.splits import Divide, Splits
 from detect.data.transforms import Augmentation, Resize, resize
 from detect.errors import UserError
 from detect.proposals.store import ProposalStore, digest
@@ -33,50 +35,66 @@ class DetectionData(LightningDataModule):
     Args:
         options: location and transforms of the data.
         classes: classes of a trained model; by default the classes of the data.
-        seed: determines shuffles and augmentations.
+        seed: determines shuffles, augmentations and a new division of the training split.
+        divide: as for `Splits`.
     """
 
-    def __init__(self, options: DataOptions, classes: Sequence[str] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        options: DataOptions,
+        classes: Sequence[str] | None = None,
+        seed: int = 0,
+        divide: Divide | None = None,
+    ) -> None:
         super().__init__()
         self.options, self.seed = options, seed
-        self._read = partial(
-            read, options.root, skip_unreadable=options.skip_unreadable, follow_links=options.follow_links
-        )
-        self._classes = tuple(classes) if classes is not None else None
+        self._splits = Splits(options, classes, seed, divide)
         self._augmentation = Augmentation(options.augment)
         self._resizes = [Resize(short_side, options.long_side) for short_side in options.short_side]
-        self._splits: dict[str, Dataset] = {}
         self._digests: dict[Path, bytes] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels 0 … C-1."""
-        if self._classes is None:
-            self._classes = self.split(self.options.train).classes
-        return self._classes
-
-    def split(self, name: str) -> Dataset:
-        """Return a split by its name; it is read once, and its labels are indices into `classes`."""
-        if name not in self._splits:
-            dataset = self._read(name, classes=self._classes)
-            self._digest(dataset)
-            self._splits[name] = self._splits[dataset.split] = dataset  # by the requested and the actual name
-        return self._splits[name]
+        return self._splits.classes
 
     @property
+    def division(self) -> Division | None:
+        """Division of the training split, or None."""
+        return self._splits.division
+
+    def split(self, name: str) -> Dataset:
+        """Return a split by its name, see `Splits.read`; it is read once, and its labels are indices into `classes`.
+
+        Raises:
+            UserError: the split cannot be read, or an image has more than `max_objects` boxes.
+        """
+        dataset = self._splits.read(name)
+        refuse_crowded(dataset, self.options.max_objects)
+        self._digest(dataset)
+        return dataset
+
+    @cached_property
     def train(self) -> Dataset:
-        """Training split. Raise `UserError` if it has no box."""
+        """Training split. Raise `UserError` if it has no box, has lost most of them, or cannot be augmented."""
         classes = self.classes
-        dataset = self.split(self.options.train)
+        dataset = self.split("train" if self.division else str(self.options.split_name("train")))
         assert dataset.classes == classes
         refuse_without_boxes(dataset)
+        refuse_losses(dataset)
+        try_augmentation(dataset, self._augmentation, self.seed)
         return dataset
 
     @property
     def val(self) -> Dataset | None:
         """Validation split, which selects the best checkpoint."""
         self.classes  # noqa: B018  determined by the training split, which must be read first
-        return None if self.options.val is None else self.split(self.options.val)
+        name = self.options.split_name("val")
+        if name is None:
+            return None
+        dataset = self.split(name)
+        refuse_losses(dataset)
+        return dataset
 
     def train_dataloader(self) -> data.DataLoader:
         """Return shuffled, augmented, full batches."""
@@ -99,16 +117,17 @@ class DetectionData(LightningDataModule):
 
     def _digest(self, dataset: Dataset) -> None:
         """Compute the digests that identify images in the proposal store. Raise `UserError` if the store lacks any."""
-        if self.options.proposals is None:
+        paths = [record.path for record in dataset.records if record.path not in self._digests]
+        if self.options.proposals is None or not paths:
             return
-        paths = [record.path for record in dataset.records]
         with ThreadPoolExecutor() as pool:
             digests = dict(zip(paths, pool.map(digest, paths), strict=True))
         with closing(ProposalStore(self.options.proposals)) as store:
             if missing := store.missing(digests):
+                sources = " ".join(map(str, dataset.folders))
                 raise UserError(
-                    f"{store.path}: no proposals for {len(missing)} new or changed images of {dataset.root} "
-                    f"{dataset.split}, first {missing[0]}; run detect propose {dataset.root} --out {store.path}"
+                    f"{store.path}: no proposals for {len(missing)} new or changed images of {dataset.source} "
+                    f"{dataset.split}, first {missing[0]}; run detect propose {sources} --out {store.path}"
                 )
         self._digests |= digests
 
@@ -116,7 +135,7 @@ class DetectionData(LightningDataModule):
         self, dataset: Dataset, batch_size: int, resizes: Sequence[Resize], augmentation: Augmentation | None
     ) -> data.DataLoader[Batch]:
         if not len(dataset):
-            raise UserError(f"{dataset.root}: the split {dataset.split} has no images; name another one")
+            raise UserError(f"{dataset.source}: the split {dataset.split} has no images; name another one")
         return make_loader(
             DetectionImages(dataset, augmentation, self.options.proposals, self._digests),
             sizes=[(record.height, record.width) for record in dataset.records],

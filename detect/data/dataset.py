@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
+from detect.errors import class_names
+
 VALIDATION = ("val", "valid", "validation")
 """Synonyms for the validation split; the name on disk may differ from the requested one."""
+SEPARATOR = " + "
+"""Between the names of splits that are joined: `train + new` is also the name of the joined split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,16 @@ class Record:
     areas: Float64[np.ndarray, " n"]
     """COCO's `area`, which divides ground truths into small, medium and large; the box area if the file has none."""
 
+    def select(self, kept: Bool[np.ndarray, " n"]) -> Record:
+        """Return the record with only some of its boxes."""
+        columns = ("boxes", "labels", "crowd", "difficult", "areas")
+        return replace(self, **{name: getattr(self, name)[kept] for name in columns})
+
+    def has_boxes_of(self, other: Record) -> bool:
+        """Return whether another record has the same boxes with the same labels."""
+        columns = ("boxes", "labels", "difficult")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in columns)
+
 
 @dataclass(frozen=True, slots=True)
 class Defect:
@@ -49,15 +63,34 @@ class Dataset:
     """One split of a data set, checked and repaired."""
 
     root: Path
+    """Data folder; of several joined data folders the one that contains them."""
     split: str
     format: str
-    """`coco`, `voc` or `yolo`."""
+    """A key of `formats.FORMATS`, or several of them."""
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     """Id of each class in the file; `predictions.json` uses these."""
     records: tuple[Record, ...]
     repaired: tuple[Defect, ...] = field(default=())
     """Defects that were repaired while reading. A defect that cannot be repaired raises `UserError`."""
+    roots: tuple[Path, ...] = ()
+    """Data folders that were joined; empty if there is only `root`."""
+    is_part: bool = False
+    """True for a part of a divided training split; `split` is then the name of the part."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """All data folders."""
+        return self.roots or (self.root,)
+
+    @property
+    def source(self) -> str:
+        """The data folders, for messages."""
+        return " and ".join(map(str, self.folders))
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def __repr__(self) -> str:
+        place = f"{str(self.root)!r}, {self.split}, {self.format}"
+        return f"Dataset({place}, {len(self):,} images, {class_names(self.classes)})"

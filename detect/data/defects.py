@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
 import numpy as np
 
 from detect.data.dataset import Dataset, Defect
-from detect.errors import UserError, one_line
+from detect.errors import UserError, listed, one_line
 from detect.files.fence import Fence, OutsideError
 
 
@@ -26,6 +26,7 @@ class Rule(NamedTuple):
     """Remedy for refused data, or the repair."""
 
 
+_FIX = "detect data check DIR --fix OUT writes a corrected copy"
 _SKIP = "leave such images out with --data.skip_unreadable true"
 RULES: dict[str, Rule] = {
     "missing-image": Rule("refused", f"restore it or remove its entry, or {_SKIP}"),
@@ -35,6 +36,16 @@ RULES: dict[str, Rule] = {
     "pixel-box": Rule(
         "refused", "YOLO needs fractions: divide x and width by the image's width, y and height by its height"
     ),
+    "corners-for-sizes": Rule("refused", f"the file has corners where its format has width and height: {_FIX}"),
+    "sizes-for-corners": Rule("refused", f"the file has width and height where its format has a corner: {_FIX}"),
+    "fractions-for-pixels": Rule("refused", f"the file has fractions where its format has pixels: {_FIX}"),
+    "pixels-for-fractions": Rule("refused", f"the file has pixels where its format has fractions: {_FIX}"),
+    "scaled-images": Rule("refused", f"the images were scaled after their boxes were drawn: {_FIX}"),
+    "swapped-axes": Rule("refused", f"x and y are exchanged: {_FIX}"),
+    "keypoint-lines": Rule(
+        "refused", f"YOLO needs kpt_shape in its YAML to tell key points from polygons: {_FIX}, with kpt_shape"
+    ),
+    "12-bit-images": Rule("refused", f"they would be nearly black, scale the values by 16: {_FIX}"),
     "unknown-category": Rule("refused", "correct it, or add its name: COCO in categories, YOLO in names of data.yaml"),
     "unknown-class": Rule(
         "refused",
@@ -55,17 +66,28 @@ RULES: dict[str, Rule] = {
     "outside-image": Rule("repaired", "a box entirely outside its image is left out, the image is kept"),
     "clipped": Rule("repaired", "a box that exceeds its image is clipped at the edge"),
     "size-mismatch": Rule("repaired", "the size in the file differs from the image's size, which is used"),
+    "foreign-name": Rule("repaired", "a file name as another system writes it stands for the only image that it fits"),
+    "absent-split": Rule("repaired", "a split whose images are not there is left out"),
     "missing-label": Rule(
         "repaired",
         "an image without a label file, which is expected in `labels` for an image in `images`, counts as empty",
     ),
     "unknown-image": Rule("repaired", "a box of an image that is not listed is left out"),
+    "implied-box": Rule("repaired", "an annotation without bbox gets the box of its polygon or mask"),
+    "id-not-number": Rule("repaired", "ids that are text or fractions are only keys: they are numbered anew"),
     "duplicate-annotation-id": Rule("repaired", "annotations that share an id are all kept and renumbered"),
     "missing-area": Rule("repaired", "an annotation without a finite area gets the area of its box"),
+    "repeated-image": Rule("repaired", "an image that two joined data sets have is read from the first one only"),
+    "undivided-image": Rule(
+        "repaired",
+        "an image that the division does not list is left out; a new run with --data.division null divides anew",
+    ),
     "missing-iscrowd": Rule("repaired", "an annotation without iscrowd is read as a single object"),
 }
 """All kinds of defects that the readers detect. Identical boxes in one image are not a defect: they are kept."""
 
+_MAX_COUNTED = 12
+"""Maximum number of classes whose boxes a summary counts."""
 _SKIPPABLE = ("missing-image", "unreadable-image")
 _REMEDY = {name: rule.action for name, rule in RULES.items()}
 _DONE = _REMEDY | dict.fromkeys(_SKIPPABLE, "the image is left out")
@@ -137,10 +159,15 @@ class DefectLog:
 def refuse_without_boxes(dataset: Dataset) -> None:
     """Raise `UserError` if a split has no box to train on; the message lists repaired defects, a likely cause."""
     if not any((~record.crowd).any() for record in dataset.records):
-        cause = f": {_cases(dataset.repaired, _DONE)}" if dataset.repaired else ""
+        cause = f": {summary_of_repairs(dataset)}" if dataset.repaired else ""
         problem = f"the split {dataset.split}, of {len(dataset)} images, has no box to train on"
         remedy = "add boxes or name another split with --data.train"
-        raise UserError(one_line(f"{dataset.root}: {problem}{cause}; {remedy}"))
+        raise UserError(one_line(f"{dataset.source}: {problem}{cause}; {remedy}"))
+
+
+def summary_of_repairs(dataset: Dataset) -> str:
+    """Return count, first case and action of each kind of repaired defect."""
+    return _cases(dataset.repaired, _DONE)
 
 
 def summary(dataset: Dataset) -> str:
@@ -154,16 +181,29 @@ def summary(dataset: Dataset) -> str:
     difficult = sum(int(record.difficult.sum()) for record in records)
     empty = sum(len(record.boxes) == 0 for record in records)
     lines = [
-        f"{dataset.root}, split {dataset.split} ({dataset.format})",
+        f"{dataset.source}, split {dataset.split} ({dataset.format})",
         f"  {len(records)} images, {empty} of them without a box",
         f"  {boxes} boxes, {crowds} of them crowds, {difficult} difficult",
-        f"  {len(dataset.classes)} classes: "
-        + ", ".join(f"{name} {number}" for name, number in zip(dataset.classes, counts, strict=True)),
+        f"  {_class_counts(dataset.classes, counts.tolist())}",
     ]
     for rule, defects in _by_rule(dataset.repaired).items():
         lines.append(f"  {len(defects)} × {rule}: {_DONE[rule]}")
         lines.append(f"    first {defects[0].path}: {defects[0].detail}")
     return "\n".join(one_line(line) for line in lines)
+
+
+def _class_counts(classes: Sequence[str], counts: Sequence[int]) -> str:
+    """Return the number of boxes of each class; of many classes, those with the most boxes."""
+    noun = "class" if len(classes) == 1 else "classes"
+    if len(classes) <= _MAX_COUNTED:
+        shown = [f"{name} {count}" for name, count in zip(classes, counts, strict=True)]
+        return f"{len(classes)} {noun}: {', '.join(shown)}"
+    used = sorted(
+        ((count, name) for name, count in zip(classes, counts, strict=True) if count), key=lambda one: -one[0]
+    )
+    unused = len(classes) - len(used)
+    missing = f", {unused} of them without a box" if unused else ""
+    return f"{len(classes)} {noun}{missing}: {listed((f'{name} {count}' for count, name in used), _MAX_COUNTED)}"
 
 
 def as_json(value: object) -> str:

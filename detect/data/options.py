@@ -3,15 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import field
+from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
+from detect.data.dataset import SEPARATOR
+from detect.data.merge import distinct
 from detect.options import options
 
 Side = Annotated[int, Field(gt=0, le=8192)]
 """Pixels. The largest canvas takes 200 MB; this limit prevents running out of memory."""
+
+
+def _roots(given: Any) -> Any:
+    """Accept one data folder, or a list of them."""
+    folders = list(given) if isinstance(given, list | tuple) else [given]
+    if not folders or not all(isinstance(folder, str | PathLike) for folder in folders):
+        raise ValueError(f"give a data folder or a list of data folders, not {given!r}")
+    return folders[0] if len(folders) == 1 else folders
+
+
+def _names(given: Any) -> Any:
+    """Accept the name of one split, or a list of names."""
+    names = list(given) if isinstance(given, list | tuple) else [given]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"give the name of a split or a list of names, not {given!r}")
+    return names[0] if len(names) == 1 else names
+
+
+def _names_or_fraction(given: Any) -> Any:
+    """Accept the names of splits, a fraction of the training split, or null."""
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        if not 0 < given < 1:
+            raise ValueError(f"give a fraction of the training split between 0 and 1, such as 0.2, not {given}")
+        return given
+    return None if given is None else _names(given)
+
+
+Names = Annotated[str | tuple[str, ...], BeforeValidator(_names)]
+"""One or several splits, which are joined."""
+NamesOrFraction = Annotated[str | tuple[str, ...] | float | None, BeforeValidator(_names_or_fraction)]
 
 
 @options
@@ -19,10 +52,15 @@ class DataOptions:
     """Options of reading, transforming and loading images with boxes.
 
     Args:
-        root: data folder; its format (COCO, VOC or YOLO) is detected.
-        train: training split.
-        val: validation split, which selects the best checkpoint; null for none, which uses the last checkpoint.
-        test: split that is evaluated once at the end; null for `val`.
+        root: data folder, an annotation file in it, or a list of these, which are joined.
+        format: format of the annotations, such as `coco`; null recognises it by the content of the files.
+        train: training split, or a list of splits that are joined.
+        val: validation split, which selects the best checkpoint; a list; a fraction such as 0.2 to divide off the
+            training split, by `training.seed`; or null for none, which uses the last checkpoint.
+        test: split that is evaluated once at the end, or a list, or a fraction; null for `val`.
+        classes: classes to keep, by default all; boxes of others are left out, their images are kept.
+        division: file with the division of the training split, if `val` or `test` is a fraction; by default a new
+            division, which is written into the run's folder.
         short_side: pixels of the short side. Training draws one of several per batch, evaluation uses the largest.
         long_side: maximum number of pixels of the long side.
         batch_size: training batch size per device.
@@ -37,10 +75,13 @@ class DataOptions:
         follow_links: follow links out of the data folder; only for links that you made yourself.
     """
 
-    root: Path = Path("data")
-    train: str = "train"
-    val: str | None = "val"
-    test: str | None = None
+    root: Annotated[Path | tuple[Path, ...], BeforeValidator(_roots)] = Path("data")
+    format: str | None = None
+    train: Names = "train"
+    val: NamesOrFraction = "val"
+    test: NamesOrFraction = None
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    division: Path | None = None
     short_side: Annotated[tuple[Side, ...], Field(min_length=1)] = (800,)
     long_side: Side = 1333
     batch_size: PositiveInt = 2
@@ -53,3 +94,35 @@ class DataOptions:
     max_proposals: PositiveInt = 2000
     skip_unreadable: bool = False
     follow_links: bool = False
+
+    @model_validator(mode="after")
+    def _parts_are_unique(self) -> DataOptions:
+        if sum(self.fractions.values()) >= 1:
+            raise ValueError("val and test are the whole training split; give smaller fractions")
+        for part, other in (("val", "test"), ("test", "val")):
+            if part in self.fractions and getattr(self, other) == part:
+                raise ValueError(f"{other} names {part}, a part of the training split; give it another split, or null")
+        return self
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Data folders, each once."""
+        return distinct(self.root if isinstance(self.root, tuple) else (self.root,))
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """Parts to divide off the training split, by name: `val`, `test` or both."""
+        fractions = {"val": self.val, "test": self.test}
+        return {name: fraction for name, fraction in fractions.items() if isinstance(fraction, float)}
+
+    def split_name(self, part: Literal["train", "val", "test"]) -> str | None:
+        """Return the name of the training, validation or test split, by which `DetectionData.split` finds it."""
+        value = getattr(self, part)
+        if isinstance(value, tuple):
+            return SEPARATOR.join(value)
+        return part if isinstance(value, float) else value
+
+    @property
+    def final(self) -> str | None:
+        """Name of the split that is evaluated at the end."""
+        return self.split_name("test") or self.split_name("val")

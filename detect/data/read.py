@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import gc
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
 from detect.data.annotations import Annotations, repair
-from detect.data.dataset import VALIDATION, Dataset, Record
+from detect.data.dataset import Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
+from detect.data.deep_images import log_12_bit
 from detect.data.defects import DefectLog, as_json
 from detect.data.formats import FORMATS
 from detect.data.image_headers import check_images
+from detect.data.mistakes import correct_mistakes
+from detect.data.tree import Tree, usual_split
 from detect.errors import UserError, one_line
-from detect.files.fence import Fence, OutsideError
+from detect.files.fence import OutsideError
 
 
-def splits(root: Path | str, follow_links: bool = False) -> tuple[str, ...]:
+def splits(root: Path | str, follow_links: bool = False, format: str | None = None) -> tuple[str, ...]:
     """Return the names of the splits of a data folder. Raise `UserError` if its format is unknown."""
-    return _detect_format(Path(root), follow_links)[1]
+    return open_data(Path(root), follow_links, format).splits
 
 
 def read(
@@ -31,20 +36,21 @@ def read(
     split: str,
     *,
     classes: Sequence[str] | None = None,
+    format: str | None = None,
     skip_unreadable: bool = False,
     follow_links: bool = False,
     progress: bool = True,
 ) -> Dataset:
     """Read one split of a data folder and check every box and image header. The order of the files is kept.
 
-    The format is detected: COCO (`annotations/instances_{split}.json`, or Roboflow's `{split}/_annotations.coco.json`),
-    VOC (`ImageSets/Main/{split}.txt`) or YOLO (`data.yaml`). `train` also matches a split with a year, `train2017`, and
-    `val`, `valid` and `validation` are synonyms, as long as only one split matches.
+    `train` also matches a split with a year, `train2017`, and synonyms, such as `val`, `valid` and `validation`, match
+    as long as only one split does. A data set that is not divided has one split, which also matches `train`.
 
     Args:
-        root: data folder.
+        root: data folder, or one of its annotation files.
         split: one of `splits(root)`.
         classes: classes of a trained model, which define the labels; by default the classes of the data.
+        format: one of `formats.FORMATS`; by default the format is recognised by the content of the files.
         skip_unreadable: leave out missing and damaged images, and report them as repaired.
         follow_links: follow links that lead out of the folder. The folder itself may always be a link.
         progress: show a progress bar on a terminal.
@@ -53,19 +59,20 @@ def read(
         UserError: the split does not exist, or has defects that `defects.RULES` refuses. The message has count, first
             case and remedy of each kind of defect.
     """
-    root = Path(root)
-    format, names = _detect_format(root, follow_links)
-    split = _resolve(root, split, names)
-    log = DefectLog(root, split, skip_unreadable=skip_unreadable, follow_links=follow_links)
+    source = open_data(Path(root), follow_links, format)
+    split = _resolve(source, split)
+    log = DefectLog(source.tree.root, split, skip_unreadable=skip_unreadable, follow_links=follow_links)
     with _garbage_collection_paused():
-        annotations = FORMATS[format].parse(root, split, classes, log)
+        annotations = FORMATS[source.format].parse(source.tree, split, classes, log)
     sizes = _check_images(annotations, log, progress)
+    log_12_bit(annotations.paths, sizes, log)
+    annotations = correct_mistakes(annotations, sizes, log)
     annotations = repair(annotations, sizes, log)
     log.raise_refused()
     return Dataset(
-        root=root,
+        root=source.tree.root,
         split=split,
-        format=format,
+        format=source.format,
         classes=annotations.classes,
         category_ids=annotations.category_ids,
         records=_records(annotations, sizes),
@@ -74,55 +81,120 @@ def read(
 
 
 def read_all(
-    root: Path | str, names: Sequence[str] | None = None, *, follow_links: bool = False, progress: bool = True
+    root: Path | str,
+    names: Sequence[str] | None = None,
+    *,
+    format: str | None = None,
+    follow_links: bool = False,
+    progress: bool = True,
 ) -> dict[str, Dataset]:
-    """Read the named splits of a data folder, by default all, without unreadable images.
+    """Read the named splits of a data folder, by default all that exist, without unreadable images.
 
     Returns:
-        Each split once, by its name in the files.
+        Each split once, by its name in the files. Absent splits are reported as repaired by the first.
 
     Raises:
         UserError: see `read`.
     """
-    chosen = splits(root, follow_links) if names is None else names
-    datasets = [read(root, name, skip_unreadable=True, follow_links=follow_links, progress=progress) for name in chosen]
+    chosen = splits(root, follow_links, format) if names is None else names
+    options: dict[str, Any] = {"format": format, "follow_links": follow_links, "progress": progress}
+    datasets = [read(root, name, skip_unreadable=True, **options) for name in chosen]
     return {dataset.split: dataset for dataset in datasets}
 
 
-def image_files(root: Path) -> list[Path]:
-    """Return the images that a data set's splits list, or all image files below a folder of unknown format.
+def image_files(root: Path, chosen: Sequence[str] | None = None) -> list[Path]:
+    """Return the images that a data set's splits list, or all image files below a folder without annotations.
+
+    Args:
+        root: a data set, or a folder of images.
+        chosen: splits of the data set; by default all.
 
     Raises:
-        UserError: a link to an image leads out of the folder.
+        UserError: a link to an image leads out of the folder, or it has no such split.
     """
-    paths = _listed_images(root)
-    if paths is None:
-        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    fence = Fence(root)
-    if outside := [path for path in paths if not fence.admits(path)]:
+    tree = Tree(root)
+    fitting = _fitting(tree)
+    if len(fitting) == 1:
+        source = Source(tree, *fitting[0])
+        names = source.splits if chosen is None else [_resolve(source, split) for split in chosen]
+        parse = FORMATS[source.format].parse
+        listed = (parse(tree, name, None, DefectLog(tree.root, name)).paths for name in names)
+        images = list(dict.fromkeys(path for paths in listed for path in paths))
+    elif chosen:
+        raise UserError(f"{root}: a folder of images without splits; leave out --split, or name a data set")
+    else:
+        images = list(tree.images)
+    if outside := [path for path in images if not tree.fence.admits(path)]:
         raise UserError(f"{outside[0]}: {OutsideError()}; name the folder that it leads to as a separate source")
-    return paths
+    return images
 
 
-def _listed_images(root: Path) -> list[Path] | None:
-    for module in FORMATS.values():
-        if names := module.splits(root):
-            listed = (module.parse(root, name, None, DefectLog(root, name)).paths for name in names)
-            return list(dict.fromkeys(path for paths in listed for path in paths))
-    return None
+class Source(NamedTuple):
+    """Data set of a known format."""
+
+    tree: Tree
+    format: str
+    splits: tuple[str, ...]
 
 
-def _detect_format(root: Path, follow_links: bool) -> tuple[str, tuple[str, ...]]:
-    """Return the format of a data folder and the names of its splits."""
-    if not root.is_dir():
-        raise UserError(f"{root}: there is no such folder; check the path of the data")
-    for name, module in FORMATS.items():
-        if names := module.splits(root, follow_links):
-            return name, names
-    wanted = ", ".join(module.LOOKED_FOR for module in FORMATS.values())
-    entries = sorted(path.name for path in root.iterdir())
-    listing = ", ".join(entries[:10]) + (" …" if len(entries) > 10 else "") or "nothing"
-    raise UserError(one_line(f"{root}: no data set of a known format: looked for {wanted}; there is {listing}"))
+def open_data(root: Path, follow_links: bool = False, format: str | None = None) -> Source:
+    """Return the files, the format and the splits of a data set.
+
+    A folder that contains nothing but one folder stands for that folder.
+
+    Raises:
+        UserError: there is no such folder or file, no format fits, or several do.
+    """
+    tree = Tree(root, follow_links)
+    fitting = _fitting(tree, format)
+    if not fitting and tree.entry is None and (inner := _only_folder(root)):
+        return open_data(inner, follow_links, format)
+    if not fitting:
+        raise UserError(one_line(f"{root}: {_unknown(tree, format)}"))
+    if len(fitting) > 1:
+        seen = " and ".join(f"{name} ({', '.join(names[:3])})" for name, names in fitting)
+        problem = f"it has annotations in several formats: {seen}; choose with --data.format {fitting[0][0]}"
+        raise UserError(one_line(f"{root}: {problem}, or name the annotation file instead of the folder"))
+    return Source(tree, *fitting[0])
+
+
+def _fitting(tree: Tree, format: str | None = None) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the formats that fit, with the names of the splits."""
+    if format is not None and format not in FORMATS:
+        raise UserError(f"data.format: {format}; choose {', '.join(FORMATS)}, or leave it out")
+    modules = FORMATS if format is None else {format: FORMATS[format]}
+    return [(name, names) for name, module in modules.items() if (names := module.splits(tree))]
+
+
+def _only_folder(root: Path) -> Path | None:
+    entries = [path for path in root.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() and not entries[0].is_symlink() else None
+
+
+def _unknown(tree: Tree, format: str | None) -> str:
+    """Return what is in a folder that has no known format, and what to do."""
+    suffixes = Counter(path.suffix.lower() or path.name for path in tree.files)
+    counts = ", ".join(f"{number} {suffix}" for suffix, number in suffixes.most_common(6))
+    entries = sorted(path.name for path in tree.root.iterdir())
+    seen = counts or ", ".join(entries[:10]) + (" …" if len(entries) > 10 else "") or "nothing"
+    wanted = ", ".join(FORMATS[name].LOOKED_FOR for name in (FORMATS if format is None else [format]))
+    if tree.images and set(suffixes) <= set(SUFFIXES):
+        return f"it has images ({seen}) and no annotations; add these to train, or use detect predict or propose"
+    return f"no data set of a known format: looked for {wanted}; there is {seen}"
+
+
+def matching(split: str, names: Sequence[str]) -> list[str]:
+    """Return those of the `names` of splits that `split` may mean.
+
+    That is the split itself, else its synonyms, possibly with a year. The only split of a data set that is not divided
+    serves for training, whatever its name.
+    """
+    usual = None if split[-1:].isdigit() else usual_split(split)
+    dated = re.compile(rf"{re.escape(split)}\d{{4}}")
+    matches = [name for name in names if dated.fullmatch(name) or (usual and usual_split(name) == usual)]
+    if not matches and usual == "train" and len(names) == 1 and usual_split(names[0]) is None:
+        matches = list(names)
+    return [split] if split in names else matches
 
 
 @contextmanager
@@ -137,14 +209,12 @@ def _garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _resolve(root: Path, split: str, names: tuple[str, ...]) -> str:
-    """Return the name of the split in the files: `split` or its only synonym, possibly with a year."""
-    synonyms = VALIDATION if split in VALIDATION else (split,)
-    dated = re.compile(f"({'|'.join(map(re.escape, synonyms))})(\\d{{4}})?")
-    candidates = [split] if split in names else [name for name in names if dated.fullmatch(name)]
+def _resolve(source: Source, split: str) -> str:
+    """Return the name of the split in the files."""
+    names, candidates = source.splits, matching(split, source.splits)
     if len(candidates) != 1:
         remedy = f"name one of {', '.join(names)}, or null for none"
-        raise UserError(one_line(f"{root}: there is no split {split}; {remedy}"))
+        raise UserError(one_line(f"{source.tree.root}: there is no split {split}; {remedy}"))
     return candidates[0]
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from detect.data.dataset import Dataset
-from detect.errors import UserError
+from detect.errors import UserError, install_command
 from detect.structures import Detections, to_file_pixels
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -62,6 +62,17 @@ def from_detections(detections: Detections, ids: Int[Tensor, " B"], scales: Floa
         Prediction(image_id, boxes[i, valid[i]], scores[i, valid[i]], labels[i, valid[i]])
         for i, image_id in enumerate(ids.tolist())
     ]
+
+
+def select_classes(predictions: Sequence[Prediction], before: Sequence[str], after: Sequence[str]) -> list[Prediction]:
+    """Return the predictions with only the detections of the classes `after`, and their labels for labels `before`."""
+    label_of = np.array([after.index(name) if name in after else -1 for name in before], np.int64)
+    selected = []
+    for prediction in predictions:
+        labels = label_of[prediction.labels]
+        kept = labels >= 0
+        selected.append(Prediction(prediction.image_id, prediction.boxes[kept], prediction.scores[kept], labels[kept]))
+    return selected
 
 
 def by_image(predictions: Sequence[Prediction], dataset: Dataset) -> dict[int, Prediction]:
@@ -242,5 +253,5 @@ def _hotcoco(ground_truth: dict[str, Any], detections: dict[str, Any]) -> Any:
     try:
         from hotcoco import COCO, COCOeval
     except ImportError as error:
-        raise UserError("the fast COCO engine is not installed: pip install 'detect[all]'") from error
+        raise UserError(f"the fast COCO engine is not installed: {install_command('hotcoco')}") from error
     return COCOeval(COCO(ground_truth), COCO(detections), "bbox")

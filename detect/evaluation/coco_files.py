@@ -7,6 +7,7 @@ and images need not exist.
 from __future__ import annotations
 
 import os
+from codecs import BOM_UTF8
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from typing_extensions import TypedDict  # pydantic requires this one before Pyt
 from detect.data.dataset import Dataset, Record
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction
-from detect.files.fence import MAX_BYTES, Fence, inside, read_bounded
+from detect.evaluation.names import match_names
+from detect.files.fence import MAX_BYTES, Fence, inside, is_file, read_bounded
 
 NOWHERE = Path(os.devnull)
 """Folder of the images if none was given, so that file names in untrusted JSON do not choose which files are opened."""
@@ -116,14 +118,32 @@ def read_ground_truth(file: Path, images: Path | None = None) -> GroundTruthFile
     )
 
 
-def read_results(file: Path, dataset: Dataset) -> tuple[list[dict[str, Any]], list[Prediction]]:
-    """Read a COCO results file and return its content, as it is and as predictions.
+@dataclass(frozen=True, slots=True)
+class ResultsFile:
+    """A results file with the ids of its ground truth, as pycocotools takes it and as predictions."""
+
+    content: list[dict[str, Any]]
+    predictions: list[Prediction]
+    notes: tuple[str, ...] = ()
+    """Remarks on images that only one of both files has."""
+
+
+def read_results(file: Path, ground_truth: GroundTruthFile) -> ResultsFile:
+    """Read a COCO results file.
+
+    If `images.json` of `detect predict` lies beside it, images and classes are matched by name; see `match_names`.
 
     Raises:
         UserError: the file cannot be read, is not a COCO results file, has a number that is not finite, or has a
-            category or image id that is not in the data set.
+            category or an image that is not in the ground truth.
     """
+    dataset = ground_truth.dataset
+    notes: tuple[str, ...] = ()
     results = _load(file, _RESULTS_FILE, "a list of COCO results with bbox and score")
+    images = file.with_name("images.json")
+    if is_file(images):
+        listed = _load(images, _ANNOTATION_FILE, "the one of detect predict, or remove it to match images by their ids")
+        results, notes = match_names(results, file, listed, ground_truth.content)
     _refuse_unknown(file, "result", results, set(dataset.category_ids), {record.id for record in dataset.records})
     label_of = {id: label for label, id in enumerate(dataset.category_ids)}
     of_image = defaultdict(list)
@@ -138,12 +158,12 @@ def read_results(file: Path, dataset: Dataset) -> tuple[list[dict[str, Any]], li
         )
         for id, entries in of_image.items()
     ]
-    return results, predictions
+    return ResultsFile(results, predictions, notes)
 
 
 def _load(file: Path, adapter: TypeAdapter, expected: str) -> Any:
     try:
-        return adapter.validate_json(read_bounded(file, MAX_BYTES[".json"]))
+        return adapter.validate_json(read_bounded(file, MAX_BYTES[".json"]).removeprefix(BOM_UTF8))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; name a JSON file") from None
     except ValidationError as error:
@@ -175,7 +195,8 @@ def _refuse_unknown(
         if entry["image_id"] not in images:
             problem = f"{kind} {number} has image_id {entry['image_id']}"
             raise UserError(
-                f"{file}: {problem}, which is not an image of the ground truth; give results of the same images"
+                f"{file}: {problem}, which is not an image of the ground truth; give results of the same images, "
+                "and keep images.json of detect predict beside its results"
             )
 
 

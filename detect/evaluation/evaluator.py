@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, distributed
 
 from detect.data.dataset import Dataset
+from detect.data.merge import keep_classes
 from detect.devices import is_distributed
-from detect.evaluation.coco import Engine, Prediction, evaluate_coco, from_detections
+from detect.evaluation.coco import Engine, Prediction, evaluate_coco, from_detections, select_classes
 from detect.evaluation.voc import evaluate_voc
 from detect.proposals.recall import ProposalRecall
 from detect.structures import Batch, Detections
@@ -50,6 +51,11 @@ class Evaluator:
                 self.losses[name] += loss
         # Ties must not depend on the order in which the images were evaluated.
         self.predictions.sort(key=lambda prediction: prediction.image_id)
+
+    def keep_classes(self, classes: Sequence[str]) -> None:
+        """Limit ground truths and detections to some classes; their metrics stay the same."""
+        before, self.dataset = self.dataset, keep_classes(self.dataset, classes)
+        self.predictions = select_classes(self.predictions, before.classes, self.dataset.classes)
 
     def compute(self, engine: Engine = "pycocotools") -> dict[str, Any]:
         """Return all metrics and, if any losses were added, their means over the images."""

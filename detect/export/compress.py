@@ -86,7 +86,7 @@ def compare_cost(
     ]
     if loader is not None and dataset is not None:
         for model, column in zip(models, columns, strict=True):
-            metrics, _ = evaluate(model, loader, dataset, device)
+            metrics, _ = evaluate(model, loader, dataset, device, classes=data.classes)
             aps = {"AP": metrics["AP"], "AP50": metrics["AP50"], "VOC07": metrics["VOC07"]["mAP"]}
             column |= {f"{name}, %": "–" if ap is None else f"{100 * ap:.1f}" for name, ap in aps.items()}
     return [(name, value, columns[1][name]) for name, value in columns[0].items()]

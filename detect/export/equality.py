@@ -14,6 +14,7 @@ from detect.export.sample_images import Image
 from detect.prediction.predictor import Predictor
 from detect.prediction.result import Result
 from detect.prediction.sources import Frame
+from detect.terminal import stage
 
 MAX_SCORE_DIFFERENCE, MIN_IOU = 1e-4, 0.999
 """Maximum score difference and minimum IoU of matching detections."""
@@ -51,7 +52,7 @@ def check_equality(predictor: Predictor, run: Callable[[list[Frame]], Any], imag
     options = predictor.checkpoint.config.model.postprocess
     batches = [[Frame(image)] for image in images] + [list(map(Frame, pair)) for pair in _pairs(images)]
     differences, ious, detections = [0.0], [1.0], 0
-    for batch in batches:
+    for batch in stage(batches, "comparing the detections with those of the checkpoint"):
         expected = list(predictor.predict(batch, batch_size=len(batch), device="cpu"))
         for original, exported in zip(expected, run(batch), strict=True):
             for result, other in ((original, exported), (exported, original)):

@@ -23,16 +23,17 @@ from torch.export import Dim, ExportedProgram
 
 from detect.checkpoint import Checkpoint, load_checkpoint, model_card, save_safetensors
 from detect.data.transforms import Resize
-from detect.errors import UserError
+from detect.errors import UserError, install_command
 from detect.export.equality import Equality, check_equality
 from detect.export.exportable import Exportable
 from detect.export.sample_images import Image
 from detect.files.atomic import atomic_write
-from detect.prediction.onnx_detector import OUTPUTS, OnnxDetector
+from detect.prediction.onnx_detector import AXES, OUTPUTS, OnnxDetector
 from detect.prediction.predictor import Predictor
 from detect.prediction.prepare import fold_norms
 from detect.prediction.result import Result
 from detect.prediction.sources import Frame
+from detect.terminal import step
 
 Format = Literal["onnx", "torch-export", "safetensors"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
@@ -66,9 +67,11 @@ def export_checkpoint(checkpoint: Checkpoint, out: Path, format: Format, images:
                 _write_safetensors(checkpoint, draft)
                 equality = None
             else:
-                program = trace(checkpoint)
-                write = _write_onnx if format == "onnx" else _write_pt2
-                equality = check_equality(Predictor(checkpoint), write(checkpoint, program, draft), images)
+                with step("tracing the detector, about a minute for a large one"):
+                    program = trace(checkpoint)
+                with step(f"writing {format}"):
+                    run = (_write_onnx if format == "onnx" else _write_pt2)(checkpoint, program, draft)
+                equality = check_equality(Predictor(checkpoint), run, images)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{out}: cannot be written: {reason}; choose another file with --out") from None
@@ -83,7 +86,7 @@ def check_exportable(checkpoint: Checkpoint, format: Format, out: Path) -> None:
         return
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if format == "onnx" and missing:
-        raise UserError(f"--format onnx: {', '.join(missing)} not installed: pip install 'detect[onnx]'")
+        raise UserError(f"--format onnx: {', '.join(missing)} not installed: {install_command('onnx')}")
     if checkpoint.model.proposals == "given":
         raise UserError(
             f"--format {format}: {checkpoint.config.model.name} needs proposals of selective search, which cannot be "
@@ -121,9 +124,20 @@ def _write_onnx(checkpoint: Checkpoint, program: ExportedProgram, path: Path) ->
         )
     assert exported is not None
     ClearMetadataAndDocStringPass()(exported.model)  # they contain paths of source files
+    _name_axes(exported.model.graph)
     exported.model.metadata_props.update(_metadata(checkpoint))
     exported.save(path, external_data=False)
     return OnnxDetector(path)
+
+
+def _name_axes(graph: Any) -> None:
+    """Give the axes of inputs and outputs that vary their names, instead of the tracer's symbols and formulas."""
+    from onnxscript import ir
+
+    for value in (*graph.inputs, *graph.outputs):
+        pairs = zip(AXES[value.name], value.shape, strict=True)
+        sizes = [name if isinstance(size, ir.SymbolicDim) else size for name, size in pairs]
+        value.shape = ir.Shape(sizes)
 
 
 def _write_pt2(checkpoint: Checkpoint, program: ExportedProgram, path: Path) -> Run:

@@ -10,7 +10,8 @@ from jaxtyping import UInt8
 from detect.config import Config
 from detect.curation.shapes import draw_scene
 from detect.data.decode import decode
-from detect.data.read import read, splits
+from detect.data.read import splits
+from detect.data.splits import Splits
 from detect.errors import UserError
 
 Image = UInt8[np.ndarray, "H W 3"]
@@ -31,14 +32,13 @@ def sample_images(config: Config, split: str | None, classes: Sequence[str]) -> 
     Raises:
         UserError: the split does not exist or has no images.
     """
-    name = split or config.data.test or config.data.val
+    name = split or config.data.final
     if name is None:
         raise UserError("--split: the config has no test or val split; give the split to compare on")
-    data = config.data
-    lenient = {"skip_unreadable": data.skip_unreadable, "follow_links": data.follow_links}
-    records = read(data.root, name, classes=classes, **lenient).records
+    dataset = Splits(config.data, classes).read(name)
+    records = dataset.records
     if not records:
-        raise UserError(f"{config.data.root}: the split {name} has no images; give another one")
+        raise UserError(f"{dataset.source}: the split {name} has no images; give another one")
     indices = np.linspace(0, len(records) - 1, min(MAX_IMAGES, len(records))).round().astype(int)
     return [decode(records[index].path) for index in indices]
 
@@ -46,7 +46,7 @@ def sample_images(config: Config, split: str | None, classes: Sequence[str]) -> 
 def has_data(config: Config) -> bool:
     """Return whether the data set of the config exists."""
     try:
-        return bool(splits(config.data.root))
+        return all(splits(root) for root in config.data.roots)
     except UserError:
         return False
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,9 @@ DRAFTS = (".*.part", ".*.part.*")
 def atomic_write(path: Path, drafts: Path | None = None, keep_existing: bool = False) -> Iterator[Path]:
     """Yield a draft to write to; on success flush it and move it to `path`, on failure remove it.
 
-    If the block writes no draft, `path` is left as it is.
+    If the block writes no draft, `path` is left as it is. The file gets the permissions of any new file, whatever those
+    of the draft are: some libraries write files that only their owner can read. A `UserError` or `OSError` of the block
+    that names the draft is raised with the name of `path` instead.
 
     Args:
         path: target file. Its folder is created if it is missing.
@@ -38,13 +41,16 @@ def atomic_write(path: Path, drafts: Path | None = None, keep_existing: bool = F
     if drafts is None:
         draft.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield draft
-        if draft.exists():
-            with draft.open("rb+") as file:
-                os.fsync(file.fileno())
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not (keep_existing and _link(draft, path)):
-                draft.replace(path)
+        with _named(draft, path):
+            yield draft
+            if draft.exists():
+                with draft.open("rb+") as file:
+                    os.fsync(file.fileno())
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(OSError):  # some network file systems have no permissions
+                    draft.chmod(_mode_of_new_files(draft.parent))
+                if not (keep_existing and _link(draft, path)):
+                    draft.replace(path)
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -84,7 +90,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{out}: cannot be created ({error.strerror}); fix that or choose another path") from None
     try:
-        yield draft
+        with _named(draft, out):
+            yield draft
         if out.is_dir():
             out.rmdir()  # Windows cannot replace a folder, not even an empty one
         draft.replace(out)
@@ -93,6 +100,21 @@ def new_folder(out: Path) -> Iterator[Path]:
         for folder in created:  # innermost first; folders with content stay
             with suppress(OSError):
                 folder.rmdir()
+
+
+@contextmanager
+def _named(draft: Path, path: Path) -> Iterator[None]:
+    """Replace the path of a draft by `path` in the errors of the block."""
+    try:
+        yield
+    except UserError as error:
+        if str(draft) not in str(error):
+            raise
+        raise UserError(str(error).replace(str(draft), str(path))) from None
+    except OSError as error:
+        if isinstance(error.filename, str):
+            error.filename = error.filename.replace(str(draft), str(path))
+        raise
 
 
 def refuse_within(root: Path | str, out: Path | str, option: str) -> None:
@@ -110,6 +132,19 @@ def refuse_existing(out: Path) -> None:
     if exists or blocked:
         problem = "this exists already" if exists else "a part of this path is a file"
         raise UserError(f"{out}: {problem}; give another --out")
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    """Return the permissions that a new file in the folder gets: 644 with the usual umask.
+
+    The umask of a process can only be read by changing it, which would affect other threads.
+    """
+    probe = folder / f".{token_hex(8)}.part"
+    try:
+        with probe.open("xb") as file:
+            return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _link(draft: Path, path: Path) -> bool:

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import yaml
 
-MAX_BYTES = {".json": 2**31, ".xml": 2**24, ".txt": 2**26, ".yaml": 2**20}
+MAX_BYTES = {
+    **dict.fromkeys((".json", ".jsonl"), 2**31),
+    **dict.fromkeys((".csv", ".tsv"), 2**31),
+    ".xml": 2**27,
+    **dict.fromkeys((".txt", ".names", ".labels"), 2**26),
+    **dict.fromkeys((".yaml", ".yml", ".data"), 2**20),
+}
 """Maximum size of an annotation file of each kind. Parsing takes several times as much memory; LVIS has 2**30 bytes."""
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from detect.checkpoint import Checkpoint, save_checkpoint
-from detect.config import Config
+from detect.config import Config, TrainingOptions
 from detect.data.options import DataOptions
 from detect.errors import UserError
 from detect.files.atomic import refuse_existing
@@ -22,6 +22,8 @@ from detect.models import FasterRCNN, FasterRCNNOptions
 Project = Literal["torchvision", "detectron2"]
 DATA = DataOptions(short_side=(800,), long_side=1333)
 """Image size of both projects: a short side of 800 pixels, but a long side of at most 1333."""
+TRAINING = TrainingOptions(learning_rate=0.0025)
+"""Both projects' learning rate of 0.02 is for 16 images a step; here a step has two."""
 
 ASSUMED_STYLE = (
     "the file has no pixel normalisation: detectron2's default, --style caffe2, is assumed; import weights that were "
@@ -38,7 +40,7 @@ class Imported:
     """Outcome of an import.
 
     Args:
-        checkpoint: the checkpoint that was written.
+        checkpoint: the converted detector.
         left_out: tensors of the file that the detector does not have.
         note: assumptions about values that the file does not have; empty without any.
     """
@@ -99,17 +101,35 @@ def import_weights(
         raise UserError(f"--style: {style}; only detectron2 has styles; leave it out")
     if project == "detectron2" and frozen_eps is not None:
         raise UserError(f"--frozen-eps: {frozen_eps}; detectron2's epsilon is fixed; leave it out")
-    state = state_dict(read_content(file), file)
+    imported = convert(project, state_dict(read_content(file), file), file, names, style, frozen_eps)
+    try:
+        save_checkpoint(imported.checkpoint, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another file with --out") from None
+    return imported
+
+
+def convert(
+    project: Project,
+    state: State,
+    file: Path,
+    names: Sequence[str] = (),
+    style: Style | None = None,
+    frozen_eps: float | None = None,
+) -> Imported:
+    """Convert the state dict of `file` to a checkpoint in memory; see `import_weights`.
+
+    Raises:
+        UserError: the file has another network, or the names do not fit.
+    """
     try:
         converted = _from_torchvision(state, frozen_eps) if project == "torchvision" else _from_detectron2(state, style)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     classes, category_ids = class_names(project, converted.model.num_classes, names)
-    checkpoint = Checkpoint(converted.model, Config(model=converted.options, data=DATA), classes, category_ids)
-    try:
-        save_checkpoint(checkpoint, out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another file with --out") from None
+    checkpoint = Checkpoint(
+        converted.model, Config(model=converted.options, data=DATA, training=TRAINING), classes, category_ids
+    )
     return Imported(checkpoint, converted.left_out, converted.note)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detect.errors import UserError
-from detect.files.tensors import load_torch, refuse_repeated
+from detect.files.tensors import NO_SAFETENSORS, find_state_dict, load_torch, refuse_repeated
 from detect.foreign_weights.pickles import read_pickle
 
 State = Mapping[str, Tensor]
@@ -41,7 +41,7 @@ def read_content(path: Path) -> Any:
             return load_file(path)
         return load_torch(path)
     except ModuleNotFoundError:
-        raise UserError(f"{path}: to read this format, pip install safetensors, or save the weights as .pth") from None
+        raise UserError(f"{path}: {NO_SAFETENSORS}, or save the weights as .pth") from None
     except UserError:
         raise
     except Exception as error:  # parsers raise any error for hostile bytes
@@ -51,12 +51,12 @@ def read_content(path: Path) -> Any:
 
 
 def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return the state dict of a file's content: the whole content, or `model` of a training checkpoint.
+    """Return the state dict of a file's content: the whole content, or a part of it (see `find_state_dict`).
 
     Raises:
         UserError: there is no state dict, or a value is not a dense tensor or an array of numbers.
     """
-    values = content.get("model", content) if isinstance(content, dict) else content
+    values = find_state_dict(content)
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path}: has no state dict; give a file with the tensors of a model by name")
     state = {str(key): _tensor(value) for key, value in values.items()}

@@ -33,7 +33,12 @@ from detect.structures import Proposals, Targets
 
 @options
 class ProposalCounts:
-    """Maximum number of boxes per level before NMS, and per image after it."""
+    """Maximum number of boxes per level before NMS, and per image after it.
+
+    Args:
+        pre_nms_top_k: boxes of a level, best first, that enter NMS.
+        post_nms_top_k: boxes of an image, best first, that leave it as proposals.
+    """
 
     pre_nms_top_k: PositiveInt
     post_nms_top_k: PositiveInt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from detect.config import Config, config_to_yaml
 from detect.data.dataset import Dataset
-from detect.evaluation.coco import Engine, coco_results, evaluate_coco
+from detect.evaluation.coco import Engine, coco_results
 from detect.evaluation.evaluator import Evaluator
-from detect.evaluation.voc import evaluate_voc
+from detect.evaluation.thresholds import best_score_threshold
 from detect.files.atomic import write_text
 from detect.models import Detector
 from detect.prediction.onnx_detector import OnnxDetector, predict_dataset
@@ -24,7 +25,12 @@ from detect.terminal import track
 
 @torch.no_grad()
 def evaluate(
-    model: Detector, loader: DataLoader, dataset: Dataset, device: torch.device, engine: Engine = "pycocotools"
+    model: Detector,
+    loader: DataLoader,
+    dataset: Dataset,
+    device: torch.device,
+    engine: Engine = "pycocotools",
+    classes: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], Evaluator]:
     """Evaluate a detector on a split, with a progress bar.
 
@@ -36,6 +42,7 @@ def evaluate(
         dataset: the split.
         device: device of the images.
         engine: implementation of the COCO metrics.
+        classes: classes to evaluate; by default all.
     """
     evaluator = Evaluator(dataset)
     for batch in track(loader, f"evaluating {dataset.split}"):
@@ -43,11 +50,13 @@ def evaluate(
         detections = model.detect(batch.images.to(device), given)
         evaluator.update(batch, detections.to("cpu"))
     evaluator.gather()
+    if classes is not None:
+        evaluator.keep_classes(classes)
     return evaluator.compute(engine), evaluator
 
 
 def evaluate_exported(
-    detector: OnnxDetector, dataset: Dataset, engine: Engine = "pycocotools"
+    detector: OnnxDetector, dataset: Dataset, engine: Engine = "pycocotools", classes: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], Evaluator]:
     """Evaluate an exported detector on a split, with a progress bar; without recall of its proposals.
 
@@ -55,6 +64,7 @@ def evaluate_exported(
         detector: the detector.
         dataset: the split.
         engine: implementation of the COCO metrics.
+        classes: classes to evaluate; by default all.
 
     Raises:
         UserError: the data set has other classes than the detector.
@@ -62,8 +72,9 @@ def evaluate_exported(
     evaluator = Evaluator(dataset)
     predictions = predict_dataset(detector, dataset)
     evaluator.predictions += track(predictions, f"evaluating {dataset.split}", total=len(dataset))
-    coco = evaluate_coco(dataset, evaluator.predictions, engine=engine)
-    return coco | evaluate_voc(dataset, evaluator.predictions), evaluator
+    if classes is not None:
+        evaluator.keep_classes(classes)
+    return evaluator.compute(engine), evaluator
 
 
 def write_evaluation(
@@ -80,7 +91,8 @@ def write_evaluation(
 ) -> None:
     """Write metrics, predictions, report and pictures of an evaluation into a folder.
 
-    If the checkpoint is in the folder of its run, the report has the training curves.
+    The pictures show the detections at the score threshold with the highest F1, at which the report starts. If the
+    checkpoint is in the folder of its run, the report has the training curves.
 
     Args:
         out: the folder.
@@ -94,7 +106,9 @@ def write_evaluation(
         command: command line that repeats the evaluation.
     """
     dataset = evaluator.dataset
-    subject = {"root": str(dataset.root), "split": dataset.split, "images": len(dataset)}
+    roots = [str(root.absolute()) for root in dataset.folders]
+    subject: dict[str, Any] = {"root": roots[0] if len(roots) == 1 else roots, "split": dataset.split}
+    subject |= {"images": len(dataset), "division": str(config.data.division) if dataset.is_part else None}
     settings = {"checkpoint": str(checkpoint), "precision": precision, "engine": engine, "device": device}
     metrics["evaluation"] = subject | settings
     write_results(out, metrics, evaluator)
@@ -103,7 +117,8 @@ def write_evaluation(
     title = f"{dataset.root.absolute().name} {dataset.split}"
     origin = Origin(title, checkpoint, config_to_yaml(config), run, command)
     write_report(out / "report.html", dataset, evaluator.predictions, origin, evaluator.recall)
-    write_pictures(out / "pictures", dataset, evaluator.predictions)
+    score = best_score_threshold(dataset, [evaluator.predictions])
+    write_pictures(out / "pictures", dataset, evaluator.predictions, score_threshold=score)
 
 
 def write_results(out: Path, metrics: dict[str, Any], evaluator: Evaluator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from detect.checkpoint import FENCED, Checkpoint, ClassifierCheckpoint, load_any
 from detect.config import Config, Experiment, check_proposals, config_from_dict
 from detect.data.classification import ClassificationData
 from detect.data.datamodule import DetectionData
+from detect.data.dataset import SEPARATOR
 from detect.data.defects import summary
 from detect.devices import Accelerator, choose_device
 from detect.errors import UserError
@@ -36,8 +38,8 @@ class Evaluation:
     """Metrics on a split, and the folder with the results."""
 
     metrics: dict[str, Any]
-    root: Path | str
-    """Folder of the data set."""
+    source: str
+    """The evaluated data set."""
     split: str
     out: Path
     files: tuple[str, ...]
@@ -49,7 +51,7 @@ class Evaluation:
         return self.files == CLASSIFIER_FILES
 
     def __str__(self) -> str:
-        return f"{self.root} {self.split}: {', '.join(str(self.out / name) for name in self.files)}"
+        return f"{self.source} {self.split}: {', '.join(str(self.out / name) for name in self.files)}"
 
 
 def evaluate_file(
@@ -58,6 +60,7 @@ def evaluate_file(
     split: str | None = None,
     out: Path | None = None,
     *,
+    classes: Sequence[str] | None = None,
     precision: Precision = "fp32",
     engine: Engine = "pycocotools",
     command: str | None = None,
@@ -70,6 +73,7 @@ def evaluate_file(
         overrides: options of the config, each in the form `--section.key=VALUE`.
         split: by default the config's test split, else its val split.
         out: by default `eval_SPLIT` in the folder of the run.
+        classes: classes to evaluate; by default all.
         precision: precision of the weights.
         engine: implementation of the COCO metrics; both give equal numbers.
         command: command line, for the report.
@@ -78,6 +82,8 @@ def evaluate_file(
     Raises:
         UserError: the file is not a model, an option does not apply to it, or the folder is in use.
     """
+    if classes is not None:
+        overrides = [*overrides, f"--data.classes={json.dumps(list(classes))}"]
     if file.suffix == ".onnx":
         return _evaluate_onnx(file, overrides, split, out, precision, engine, command, log)
     checkpoint = load_any(file, overrides)
@@ -120,7 +126,7 @@ def evaluate_checkpoint(
     _join_process_group(device)
     dataset = data.split(split)
     model = prepare(checkpoint.model.to(device), precision)
-    metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, device, engine)
+    metrics, evaluator = evaluate(model, data.eval_loader(dataset), dataset, device, engine, data.options.classes)
     if is_first_process():
         write_evaluation(
             out,
@@ -133,7 +139,7 @@ def evaluate_checkpoint(
             engine=engine,
             command=command,
         )
-    return Evaluation(metrics, dataset.root, dataset.split, out, DETECTOR_FILES)
+    return Evaluation(metrics, dataset.source, dataset.split, out, DETECTOR_FILES)
 
 
 def evaluate_classifier_checkpoint(
@@ -153,7 +159,7 @@ def evaluate_classifier_checkpoint(
     metrics, evaluator = classify(checkpoint.model.to(device), data, split, device, file)
     if is_first_process():
         write_classification(out, metrics, evaluator)
-    return Evaluation(metrics, evaluator.dataset.root, split, out, CLASSIFIER_FILES)
+    return Evaluation(metrics, str(evaluator.dataset.root), split, out, CLASSIFIER_FILES)
 
 
 def _evaluate_onnx(
@@ -181,19 +187,19 @@ def _evaluate_onnx(
     log(summary(dataset))
     refuse_used(out)
     create_folder(out)
-    metrics, evaluator = evaluate_exported(model, dataset, engine)
+    metrics, evaluator = evaluate_exported(model, dataset, engine, config.data.classes)
     write_evaluation(out, metrics, evaluator, file, config, device="ONNX Runtime", engine=engine, command=command)
-    return Evaluation(metrics, dataset.root, dataset.split, out, DETECTOR_FILES)
+    return Evaluation(metrics, dataset.source, dataset.split, out, DETECTOR_FILES)
 
 
 def _split_and_folder(file: Path, config: Experiment, split: str | None, out: Path | None) -> tuple[str, Path]:
     """Return the split to evaluate and the folder of the results."""
-    split = split or config.data.test or config.data.val
+    split = split or config.data.final
     if split is None:
         raise UserError("--split: the config has no test or val split; name the split to evaluate")
     folder = file.resolve().parent
     run = folder.parent if folder.name == "checkpoints" else folder
-    return split, out or unused_folder(run / f"eval_{split}")
+    return split, out or unused_folder(run / f"eval_{split.replace(SEPARATOR, '+')}")
 
 
 def _join_process_group(device: torch.device) -> None:

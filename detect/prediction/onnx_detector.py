@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detect.errors import UserError
+from detect.errors import UserError, class_names, install_command
 from detect.prediction.result import Result, class_labels
 from detect.prediction.sources import Frame, frames
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 _EXTERNAL_DATA = re.compile(rb"(\x08|\x88\x80*\x00)location")
 """Key of a tensor that is stored in another file: its length, in any of protobuf's encodings of 8, and its text."""
+AXES = {
+    "images": ("batch", "height", "width", "channels"),
+    "boxes": ("batch", "detections", "corners"),
+    "scores": ("batch", "detections"),
+    "labels": ("batch", "detections"),
+    "count": ("batch",),
+}
+"""Names of the axes of inputs and outputs; in a file, those of a fixed size have their size instead."""
 OUTPUTS = ("boxes", "scores", "labels", "count")
 """Outputs for `images`, uint8 [B, H, W, 3]: float32 [B, D, 4], float32 [B, D], int64 [B, D] and int64 [B]."""
 
@@ -51,6 +59,9 @@ class OnnxDetector:
             valid = False
         if not valid or [item.name for item in self._session.get_inputs()] != ["images"]:
             raise UserError(f"{path}: not an ONNX file of detect export, which has the classes in its metadata")
+
+    def __repr__(self) -> str:
+        return f"OnnxDetector({str(self.path)!r}, score ≥ {self.score:g}, {class_names(self.classes)})"
 
     def predict(
         self,
@@ -134,8 +145,8 @@ def predict_dataset(detector: OnnxDetector, dataset: Dataset) -> Iterator[Predic
     from detect.evaluation.coco import Prediction  # it imports torch
 
     if dataset.classes != detector.classes:
-        names = ", ".join(detector.classes)
-        raise UserError(f"{dataset.root}: {detector.path} has other classes: {names}; read the split with these")
+        names = class_names(detector.classes)
+        raise UserError(f"{dataset.root}: {detector.path} has other classes, {names}; read the split with these")
     results = detector.predict([record.path for record in dataset.records])
     for record, result in zip(dataset.records, results, strict=True):
         yield Prediction(record.id, result.boxes, result.scores, result.labels)
@@ -158,7 +169,7 @@ def _open_session(path: Path) -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError:
-        raise UserError(f"{path}: ONNX Runtime is not installed: pip install 'detect[onnx]'") from None
+        raise UserError(f"{path}: ONNX Runtime is not installed: {install_command('onnx')}") from None
     try:
         content = path.read_bytes()
     except OSError as error:

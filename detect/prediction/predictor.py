@@ -21,7 +21,7 @@ from detect.checkpoint import Checkpoint
 from detect.data.canvases import Size, enclosing_canvas
 from detect.data.transforms import Resize, resize
 from detect.devices import choose_device, multiplies_bf16
-from detect.errors import UserError
+from detect.errors import UserError, class_names
 from detect.models import Detector
 from detect.prediction.prepare import Precision, prepare
 from detect.prediction.result import Result, class_labels
@@ -47,6 +47,10 @@ class Predictor:
         self._resize = Resize.for_evaluation(checkpoint.config.data)
         self._prepared: dict[tuple[torch.device, Precision, bool], Detector] = {}
         self._lock = Lock()
+
+    def __repr__(self) -> str:
+        options = self.checkpoint.config.model
+        return f"Predictor({options.name}, backbone {options.backbone.name}, {class_names(self.classes)})"
 
     def predict(
         self,

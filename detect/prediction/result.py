@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 
 from detect.data.decode import decode
-from detect.errors import UserError
+from detect.errors import UserError, install_command, listed
 from detect.report.drawing import draw_boxes, whole_pixels
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -38,9 +38,9 @@ class Result:
     """Probability of each box's class."""
     labels: Int64[np.ndarray, " n"]
     """Index of each box's class in `classes`, 0 … C-1."""
-    classes: tuple[str, ...] = field(repr=False)
+    classes: tuple[str, ...]
     """Names of all C classes of the detector."""
-    category_ids: tuple[int, ...] = field(repr=False)
+    category_ids: tuple[int, ...]
     """Category id of each class in the training data, such as COCO's."""
     size: tuple[int, int]
     """Height and width of the image."""
@@ -48,7 +48,7 @@ class Result:
     """File or web address of the image; None if it was given as bytes or pixels."""
     index: int | None = None
     """Index of the frame in its video or camera stream; None for a single image."""
-    pixels: UInt8[np.ndarray, "H W 3"] | None = field(default=None, repr=False)
+    pixels: UInt8[np.ndarray, "H W 3"] | None = None
     """RGB pixels, kept only if the image cannot be read from `path` again; `image` always returns them."""
 
     def __post_init__(self) -> None:
@@ -81,6 +81,14 @@ class Result:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def __repr__(self) -> str:
+        place = [
+            f"{name}={value!r}" for name in ("path", "index", "size") if (value := getattr(self, name)) is not None
+        ]
+        found = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores.tolist(), strict=True)]
+        count = f"{len(self) or 'no'} detection{'s' * (len(self) != 1)}"
+        return f"Result({', '.join(place)}, {count}{': ' * bool(found)}{listed(found)})"
 
     def __getitem__(self, key: int | np.integer | slice | Sequence[int] | np.ndarray) -> Result:
         indices = np.atleast_1d(np.arange(len(self))[key])
@@ -242,7 +250,7 @@ def _import_extra(package: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise UserError(f"{package} is not installed: `pip install {package}`") from None
+        raise UserError(f"{package} is not installed: {install_command(package)}") from None
 
 
 def _check_writable(path: Path) -> None:

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8, UInt16, UInt32
 
+from detect.cores import available_cores
 from detect.errors import UserError
 from detect.proposals.graph_segmentation import Edges, compute_edges, segment
 from detect.proposals.grouping import describe, group, slope_codes
@@ -155,11 +155,6 @@ def _checked_image(image: np.ndarray) -> np.ndarray:
             f" and sides of at most {MAX_SIDE}, and scale the boxes back"
         )
     return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else np.ascontiguousarray(image)
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Space(NamedTuple):

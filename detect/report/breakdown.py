@@ -34,6 +34,7 @@ from detect.evaluation.matching import (
     precision_recall,
 )
 from detect.evaluation.oracles import oracles
+from detect.evaluation.thresholds import best_score, count_positives, f1_scores
 from detect.evaluation.weighted import weighted_coco
 from detect.report.meanings import DETECTION_MEANINGS
 
@@ -189,19 +190,13 @@ def _rows(rows: Float64[np.ndarray, "C R"], known: Bool[np.ndarray, " C"]) -> li
 
 
 def _thresholds(detections: FlatDetections, matches: Matches, class_counts: list[int]) -> dict[str, Any]:
-    """Count the true and false positives of each class at each score threshold, at IoU 0.50."""
-    hits, ignored = matches.hits[0], matches.ignored[0]
-    bin_of = score_bins(detections.scores)
-
-    def cumulative_counts(chosen: Bool[np.ndarray, " D"]) -> list[list[int]]:
-        counts = np.zeros((len(class_counts), len(SCORE_THRESHOLDS)), np.int64)
-        np.add.at(counts, (detections.labels[chosen], bin_of[chosen]), 1)
-        return counts[:, ::-1].cumsum(axis=1)[:, ::-1].tolist()
-
+    """Count the true and false positives of each class at each score threshold, and find that of the highest F1."""
+    true_positives, false_positives = count_positives(detections, matches, len(class_counts))
     return {
         "scores": SCORE_THRESHOLDS.tolist(),
-        "true_positives": cumulative_counts(hits),
-        "false_positives": cumulative_counts(~hits & ~ignored),
+        "best": best_score(f1_scores(true_positives, false_positives, sum(class_counts))),
+        "true_positives": true_positives.tolist(),
+        "false_positives": false_positives.tolist(),
         "ground_truths": class_counts,
     }
 

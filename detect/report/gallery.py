@@ -17,12 +17,11 @@ from detect.data.dataset import Dataset, Record
 from detect.data.decode import decode
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction, by_image
+from detect.evaluation.thresholds import DEFAULT_SCORE
 from detect.evaluation.tide import KINDS, STATES, Errors
 
 DRAWN_SCORE = 0.3
-"""Minimum score of drawn detections."""
-ERROR_SCORE = 0.5
-"""Minimum score of wrong detections that count as errors of their image."""
+"""Minimum score of the detections on the page, unless the page starts at a lower score threshold."""
 MAX_IMAGES = 60
 MAX_WORST = 40
 """Maximum number of images chosen for their number of errors; others are examples of further classes and errors."""
@@ -42,6 +41,8 @@ class ImageErrors:
     """Index into `KINDS` of each detection."""
     states: Int8[np.ndarray, " n"]
     """Index into `STATES` of each ground truth."""
+    score_threshold: float = DEFAULT_SCORE
+    """Minimum score of wrong detections that count as errors."""
 
     @property
     def missed(self) -> Bool[np.ndarray, " n"]:
@@ -50,9 +51,9 @@ class ImageErrors:
 
     @property
     def wrong(self) -> Bool[np.ndarray, " d"]:
-        """Mask of the wrong detections with a score of at least `ERROR_SCORE`."""
+        """Mask of the wrong detections with a score of at least the threshold."""
         wrong = (self.kinds != KINDS.index("correct")) & (self.kinds != KINDS.index("ignored"))
-        return wrong & (self.prediction.scores >= ERROR_SCORE)
+        return wrong & (self.prediction.scores >= self.score_threshold)
 
     @property
     def num_errors(self) -> int:
@@ -73,8 +74,10 @@ class ImageErrors:
         return {("class", label) for label in labels} | {("kind", kind) for kind in kinds}
 
 
-def errors_by_image(dataset: Dataset, predictions: Sequence[Prediction], errors: Errors) -> list[ImageErrors]:
-    """Return the errors of each image, in the order of the data set."""
+def errors_by_image(
+    dataset: Dataset, predictions: Sequence[Prediction], errors: Errors, score_threshold: float = DEFAULT_SCORE
+) -> list[ImageErrors]:
+    """Return the errors of each image at a score threshold, in the order of the data set."""
     predicted = by_image(predictions, dataset)
     no_kinds = np.empty(0, np.int8)
     return [
@@ -83,6 +86,7 @@ def errors_by_image(dataset: Dataset, predictions: Sequence[Prediction], errors:
             predicted.get(record.id, Prediction.empty(record.id)),
             errors.kinds.get(record.id, no_kinds),
             errors.states[record.id],
+            score_threshold,
         )
         for record in dataset.records
     ]
@@ -91,7 +95,7 @@ def errors_by_image(dataset: Dataset, predictions: Sequence[Prediction], errors:
 def gallery(images: Sequence[ImageErrors]) -> list[dict[str, Any]]:
     """Select at most `MAX_IMAGES` images for the report, most errors first.
 
-    An error is a missed ground truth, or a wrong detection with a score of at least `ERROR_SCORE`. The first
+    An error is a missed ground truth, or a wrong detection with a score of at least the threshold. The first
     `MAX_WORST` images are those with the most errors. Others follow if their errors have a class or kind that occurs in
     fewer than two of the images before.
     """
@@ -154,9 +158,12 @@ def ground_truth_rows(image: ImageErrors) -> list[list[Any]]:
 
 
 def detection_rows(image: ImageErrors) -> list[list[Any]]:
-    """Return each detection with at least `DRAWN_SCORE` as x1, y1, x2, y2, label, score, kind; best first."""
+    """Return each detection to draw as x1, y1, x2, y2, label, score, kind; best first.
+
+    These are the detections with a score of at least `DRAWN_SCORE` or the threshold, if that is lower.
+    """
     scores = image.prediction.scores.astype(np.float64)
-    chosen = np.flatnonzero(scores >= DRAWN_SCORE)
+    chosen = np.flatnonzero(image.prediction.scores >= np.float32(min(DRAWN_SCORE, image.score_threshold)))
     chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
     boxes, labels = _corners(image.prediction.boxes[chosen]), image.prediction.labels[chosen].tolist()
     columns = zip(boxes, labels, scores[chosen].round(4).tolist(), image.kinds[chosen].tolist(), strict=True)

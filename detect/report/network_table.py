@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from itertools import takewhile
 
 from rich.box import HORIZONTALS
 from rich.console import Console
@@ -11,12 +13,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from detect.models.summary import Layer, Summary
+from detect.terminal import fits
 
+_BEFORE_WORD = re.compile(r"\.(?!\d)")
+"""Dots in the name of a module, except those before a number: `body`, `layer1.0` of `body.layer1.0`."""
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
 def print_summary(summary: Summary, title: str, console: Console | None = None) -> None:
-    """Print layers and totals, for a terminal of 100 columns.
+    """Print layers and totals. On a narrow terminal the modules are a tree, so that no name is broken.
 
     Args:
         summary: the summary.
@@ -40,16 +45,24 @@ def print_summary(summary: Summary, title: str, console: Console | None = None) 
     if first is not None:
         lines.append(f"from {first.name} on: all regions together; stride and field in cells of a region")
     console.print(title, markup=False, highlight=False, soft_wrap=True)
-    console.print(_table(summary, first))
+    whole = _table(summary, first, nested=False)
+    console.print(whole if fits(whole, console) else _table(summary, first, nested=True))
     console.print(*lines, sep="\n", markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(summary: Summary, first_of_region: Layer | None) -> Table:
+def _table(summary: Summary, first_of_region: Layer | None, nested: bool) -> Table:
     # With this unit the total has four to six digits before the point, so that no relevant layer is shown as 0.
     exponent = max(0, (len(str(summary.flops)) - 1) // 3 - 1)
     unit, decimals = 1000**exponent, 1 if exponent else 0
-    table = Table(box=HORIZONTALS, pad_edge=False, collapse_padding=True, show_footer=True)
-    table.add_column("layer", "total", overflow="fold")
+    table = Table(
+        box=HORIZONTALS,
+        padding=0 if nested else (0, 1),
+        pad_edge=False,
+        collapse_padding=True,
+        show_footer=True,
+        show_edge=False,
+    )
+    table.add_column("layer", "total", overflow="fold", no_wrap=nested)
     table.add_column("kind", overflow="fold")
     for head, foot in (
         ("output", ""),
@@ -59,18 +72,22 @@ def _table(summary: Summary, first_of_region: Layer | None) -> Table:
         (f"{_PREFIXES[exponent]}FLOP", f"{summary.flops / unit:,.{decimals}f}"),
     ):
         table.add_column(head, foot, justify="right", no_wrap=True)
+    above: list[str] = []
     for layer in summary.layers:
         if layer is first_of_region:
             table.add_section()
+        name = layer.name
+        if nested:
+            *parents, last = _BEFORE_WORD.split(layer.name)
+            for depth in range(_common_length(parents, above), len(parents)):
+                table.add_row("  " * depth + escape(parents[depth]))
+            name, above = "  " * len(parents) + last, parents
         kind = f"{layer.calls} × {layer.kind}" if layer.calls > 1 else layer.kind
-        sides = (
-            (_sides(layer.receptive_field.stride), _sides(layer.receptive_field.size))
-            if layer.receptive_field
-            else ("–", "–")
-        )
+        seen = layer.receptive_field
+        sides = (_sides(seen.stride), _sides(seen.size)) if seen else ("–", "–")
         flops = f"{layer.flops / unit:,.{decimals}f}" if layer.flops else ""
         table.add_row(
-            escape(layer.name),
+            escape(name),
             escape(kind),
             _shape(layer),
             *sides,
@@ -78,6 +95,11 @@ def _table(summary: Summary, first_of_region: Layer | None) -> Table:
             flops,
         )
     return table
+
+
+def _common_length(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return the number of equal entries at the start of both."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _shape(layer: Layer) -> str:

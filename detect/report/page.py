@@ -45,8 +45,9 @@ def render_comparison(data: dict[str, Any]) -> str:
     """Return the page that compares evaluations on the same images with the first of them.
 
     Args:
-        data: `title`, `runs` (name, subject and metrics of each), `pairs` (differences from the first run with their
-            intervals; `run` is the index in `runs`) and `images` (those that differ most; `run` as in `pairs`).
+        data: `title`, `score` at which the slider starts, `runs` (name, subject and metrics of each), `pairs`
+            (differences from the first run with their intervals; `run` is the index in `runs`) and `images` (those that
+            differ most; `run` as in `pairs`).
 
     Raises:
         ValueError: a number is not finite, which JSON cannot express.

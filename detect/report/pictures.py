@@ -43,13 +43,15 @@ def draw_pair(
 
     left = draw_boxes(scaled, record.boxes * scale, record.labels, _ground_truth_names(record, classes))
 
-    shown = np.flatnonzero(prediction.scores >= score_threshold)
+    shown = np.flatnonzero(prediction.scores >= prediction.scores.dtype.type(score_threshold))
     shown = shown[np.argsort(-prediction.scores[shown], kind="stable")]
     labels, scores = prediction.labels[shown], prediction.scores[shown]
     names = [f"{classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     right = draw_boxes(scaled, prediction.boxes[shown] * scale, labels, names)
 
-    titles = f"ground truth: {len(record.labels)}", f"detections, score ≥ {score_threshold:g}: {len(shown)}"
+    threshold = f"score ≥ {score_threshold:g}"
+    detected = f"detections, {threshold}: {len(shown)}" if len(shown) else f"no detections, {threshold}"
+    titles = f"ground truth: {len(record.labels)}", detected
     return _side_by_side(left, right, titles)
 
 

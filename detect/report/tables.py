@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from detect.errors import listed
 from detect.report.meanings import DETECTION_MEANINGS, OVERLAP_MEANINGS, VOC_MEANINGS, recall_meanings
 from detect.terminal import table
 
@@ -14,7 +15,7 @@ _CLASS_COLUMNS = {"truths": "objects", "AP": "AP", "AP50": "AP50", "AP75": "AP75
 
 
 def print_metrics(metrics: dict[str, Any], console: Console | None = None) -> None:
-    """Print metrics in per cent: a table of the overall metrics, and a table with a row for each class.
+    """Print metrics in per cent: a table of the overall metrics, and one with a row for each class with objects.
 
     Args:
         metrics: results of `evaluate_coco`, `evaluate_voc` and `ProposalRecall.compute`, or some of them.
@@ -26,10 +27,14 @@ def print_metrics(metrics: dict[str, Any], console: Console | None = None) -> No
     if overall:
         console.print(table(("metric", "%", "meaning"), overall))
     if columns := _class_columns(metrics):
-        classes = next(iter(columns.values()))
-        rows = [(name, *(column[name] for column in columns.values())) for name in classes]
+        objects = columns.get("objects", {})
+        names = [name for name in next(iter(columns.values())) if objects.get(name) != 0]
         console.print()
-        console.print(table(("class", *columns), rows))
+        console.print(
+            table(("class", *columns), [(name, *(column[name] for column in columns.values())) for name in names])
+        )
+        if absent := [name for name, count in objects.items() if count == 0]:
+            console.print(f"without objects: {listed(absent)}", markup=False, highlight=False)
 
 
 def _value(value: float | dict[str, Any] | None) -> float | None:

@@ -7,12 +7,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from detect.data.dataset import Dataset
 from detect.evaluation.coco import Prediction
+from detect.evaluation.thresholds import best_score_threshold
 from detect.evaluation.tide import tide
 from detect.files.atomic import write_text
 from detect.proposals.recall import ProposalRecall
@@ -21,8 +21,9 @@ from detect.report.gallery import errors_by_image, gallery, largest_differences
 from detect.report.page import render_comparison, render_report
 from detect.report.proposals import IOU_THRESHOLDS
 from detect.report.saved import Evaluation
+from detect.versions import versions
 
-VERSIONS = ("detect", "torch", "torchvision", "lightning", "pycocotools", "numpy")
+PACKAGES = ("torch", "torchvision", "lightning", "pycocotools", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,15 @@ def report_data(
 ) -> dict[str, Any]:
     """Return the data of the page as numbers, strings, lists and dictionaries."""
     errors = tide(dataset, predictions)
+    analysis = analyse(dataset, predictions)
     return {
         "title": origin.title,
         "subject": _subject(dataset, predictions, origin),
         "config": origin.config,
-        **analyse(dataset, predictions),
+        **analysis,
         "errors": errors.summary(),
         "proposals": _proposals(recall),
-        "gallery": gallery(errors_by_image(dataset, predictions, errors)),
+        "gallery": gallery(errors_by_image(dataset, predictions, errors, analysis["thresholds"]["best"])),
         "training": training_curves(origin.run / "metrics.csv") if origin.run else None,
     }
 
@@ -75,9 +77,11 @@ def write_comparison_report(file: Path, runs: Sequence[Evaluation], command: str
     title = f"{dataset.root.absolute().name} {dataset.split}: {', '.join(run.name for run in runs)}"
     metrics, pairs = compare_runs(dataset, [run.predictions for run in runs])
     subjects = [_subject(dataset, run.predictions, Origin(title, run.checkpoint, command=command)) for run in runs]
-    errors = [errors_by_image(dataset, run.predictions, tide(dataset, run.predictions)) for run in runs]
+    score = best_score_threshold(dataset, [run.predictions for run in runs])
+    errors = [errors_by_image(dataset, run.predictions, tide(dataset, run.predictions), score) for run in runs]
     data = {
         "title": title,
+        "score": score,
         "runs": [
             {"name": run.name, "subject": subject, "metrics": run_metrics}
             for run, subject, run_metrics in zip(runs, subjects, metrics, strict=True)
@@ -101,7 +105,7 @@ def _subject(dataset: Dataset, predictions: Sequence[Prediction], origin: Origin
         "split": dataset.split,
         "checkpoint": str(origin.checkpoint) if origin.checkpoint else None,
         "date": date.today().isoformat(),
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": versions(*PACKAGES),
         "command": origin.command,
     }
 

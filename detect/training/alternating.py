@@ -26,14 +26,19 @@ class Alternating(Recipe):
 
     model: FasterRCNN
 
-    def __init__(self, config: Config, data: DetectionData) -> None:
-        super().__init__(config, data)
+    def __init__(self, config: Config, data: DetectionData, blank: bool = False) -> None:
+        super().__init__(config, data, blank)
         self.second = self.build()
 
     @staticmethod
     def checkpoints(out: Path) -> list[Path]:
         """Return the last checkpoints of the run and of its first step."""
         return [loop.last_checkpoint(out), loop.last_checkpoint(out / "step1")]
+
+    @classmethod
+    def needs_no_weights(cls, out: Path) -> bool:
+        """Return whether the second step, the last one that begins from the initial weights, has a checkpoint."""
+        return loop.last_checkpoint(out / "step2").exists()
 
     def train(self, card: dict[str, Any], out: Path, resume: bool) -> None:
         """Run the four steps; the last one validates."""

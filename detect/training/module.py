@@ -26,6 +26,9 @@ from detect.structures import Batch, ClassificationBatch
 from detect.training.optimization import make_optimizer, schedule
 from detect.training.randomness import get_random_state, set_random_state
 
+HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "nesterov")
+"""Options of an optimizer that may change when a run resumes."""
+
 
 class TrainingModule(LightningModule):
     """Base class of the modules of detectors and classifiers.
@@ -53,6 +56,7 @@ class TrainingModule(LightningModule):
         self.loss = torch.compile(loss, fullgraph=True) if training.compile else loss
         self.gradient_norm = torch.zeros(())
         self.loss_names: tuple[str, ...] = ()
+        self.hyperparameters: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
         """Seed each process differently for sampling and dropout; Lightning has seeded all of them equally."""
@@ -104,10 +108,21 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimizer and the learning rate schedule, by step."""
         optimizer = make_optimizer(self.model, self.training_options)
+        self.hyperparameters = [
+            {name: group[name] for name in HYPERPARAMETERS if name in group} for group in optimizer.param_groups
+        ]
         # Lightning's own estimate would start the workers before a resumed run knows its epoch.
         steps = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         scheduler = schedule(optimizer, self.training_options, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Apply the options to an optimizer that was restored from a checkpoint, which may have had other ones."""
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        scheduler.base_lrs = [given["lr"] for given in self.hyperparameters]
+        groups = zip(scheduler.optimizer.param_groups, self.hyperparameters, scheduler.lr_lambdas, strict=True)
+        for group, given, factor in groups:
+            group.update(given, initial_lr=given["lr"], lr=given["lr"] * factor(scheduler.last_epoch))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Copy a batch from page-locked memory while the device computes."""

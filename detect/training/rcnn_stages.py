@@ -57,8 +57,8 @@ class RCNNStages(Recipe):
 
     model: RCNN
 
-    def __init__(self, config: Config, data: DetectionData) -> None:
-        super().__init__(config, data)
+    def __init__(self, config: Config, data: DetectionData, blank: bool = False) -> None:
+        super().__init__(config, data, blank)
         if count_processes(config.training) > 1:
             raise UserError("training.devices: the stages of rcnn run in one process; give --training.devices 1")
 

@@ -185,5 +185,5 @@ def test_crops_are_refused_where_they_are_too_small():
 
 def test_without_timm_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match="pip install timm"):
+    with pytest.raises(UserError, match=r"pip install 'rcnn-family\[timm\]'$"):
         TimmOptions(SMALL).build(multi_scale=False)

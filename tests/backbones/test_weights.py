@@ -175,7 +175,7 @@ def test_a_compressed_archive_is_refused(tmp_path, file):
 def test_safetensors_without_the_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     (tmp_path / "weights.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="pip install safetensors"):
+    with pytest.raises(UserError, match=r"pip install 'rcnn-family\[safetensors\]', or save"):
         load(tmp_path / "weights.safetensors")
 
 

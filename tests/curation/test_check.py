@@ -84,7 +84,7 @@ def test_findings_in_all_three_forms(tmp_path):
 def test_a_repaired_copy(tmp_path):
     root = coco(tmp_path / "data", boxes=[(8, 8, 30, 20), (80, 8, 30, 20)])
     code, text = run(root, fix=tmp_path / "repaired")
-    assert code == 1 and "a repaired copy with 3 changes" in text
+    assert code == 1 and "a copy with 3 changes" in text and text.endswith("; no errors remain\n")
     assert run(tmp_path / "repaired")[0] == 0
 
 
@@ -154,7 +154,7 @@ def test_mistakes_of_the_user(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         run_check(tmp_path / "none")
     root = coco(tmp_path / "data")
-    with pytest.raises(UserError, match="configs/bccd"):
+    with pytest.raises(UserError, match=r"none\.yaml: no such file, and no config has this name"):
         run(root, config=tmp_path / "none.yaml")
     with pytest.raises(UserError, match="choose another path"):
         run(root, json_file=tmp_path / "none" / "f.json")

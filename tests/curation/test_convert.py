@@ -283,8 +283,8 @@ def test_classes_that_xml_changes(tmp_path, name):
         convert(tmp_path / "in", tmp_path / "out", "voc", progress=False)
     assert str(error.value).isprintable()
     for to in ("coco", "yolo"):
-        if name == "\ud800" and to == "yolo":  # a lone surrogate, which UTF-8 cannot encode
-            with pytest.raises(UserError, match=r"YOLO cannot store the class '\\ud800'"):
+        if name in ("", "\ud800") and to == "yolo":  # the second is a lone surrogate, which UTF-8 cannot encode
+            with pytest.raises(UserError, match="YOLO cannot store the class"):
                 convert(tmp_path / "in", tmp_path / to, to, progress=False)
         else:
             convert(tmp_path / "in", tmp_path / to, to, progress=False)

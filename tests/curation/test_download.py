@@ -1,15 +1,12 @@
 import hashlib
-import http.server
 import io
 import socket
 import stat
 import tarfile
-import threading
 import zipfile
 
 import pytest
 
-from detect.curation import download as module
 from detect.curation.download import download
 from detect.curation.download_sources import SOURCES, Archive, Source
 from detect.errors import UserError
@@ -41,55 +38,6 @@ def make_zip(files=FILES, compression=zipfile.ZIP_STORED):
         for name, content in files.items():
             archive.writestr(name, content)
     return data.getvalue()
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Server of `files`; `cut` lists the number of bytes after which the next connections end."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.cut, self.codes, self.ranges, self.requests = {}, [], [], True, []
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        start = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-")
-        start = int(start) if self.server.ranges else 0
-        self.server.requests.append(start)
-        content = self.server.files.get(self.path.lstrip("/"))
-        if self.server.codes:
-            return self.send_error(self.server.codes.pop(0))
-        if content is None:
-            return self.send_error(404)
-        if start and start >= len(content):
-            return self.send_error(416)
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
-        stop = start + self.server.cut.pop(0) if self.server.cut else None
-        self.wfile.write(content[start:stop])
-        return None
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(module, "PAUSES", (0, 0))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 def sources(server, content, file="voc.tar", limit=10**6, **changes):

@@ -51,6 +51,20 @@ def test_sources_are_data_sets_folders_files_and_patterns(shapes, tmp_path):
             find_images([str(nothing)])
 
 
+def test_the_images_of_some_splits(shapes, tmp_path, capsys):
+    of_split = {name: [record.path for record in read(shapes, name).records] for name in ("train", "val")}
+    for name, paths in of_split.items():
+        assert find_images([str(shapes)], [name]) == paths
+    assert set(find_images([str(shapes)], ["val", "train"])) == {*of_split["train"], *of_split["val"]}
+    with pytest.raises(UserError, match="there is no split none; name one of train, val"):
+        find_images([str(shapes)], ["none"])
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match=r"photos: a folder of images without splits; leave out --split"):
+        find_images([str(tmp_path / "photos")], ["val"])
+    words = ["propose", str(shapes), "--split", "val", "--mode", "single", "--out", str(tmp_path / "store")]
+    assert main([*words, "--processes", "1"]) == 0 and ": 2 images added" in capsys.readouterr().out
+
+
 def test_every_image_has_its_proposals_whatever_the_processes(shapes, tmp_path):
     for processes in (1, 2):
         outcome = propose([str(shapes)], tmp_path / f"{processes}", processes=processes)

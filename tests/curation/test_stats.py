@@ -100,6 +100,14 @@ def printed(splits, width=80) -> list[list[str]]:
     return [line.split() for line in captured.get().splitlines()]
 
 
+def test_splits_that_do_not_fit_are_in_further_tables():
+    one = statistics(BY_HAND)
+    lines = printed({f"a_long_name_of_a_split_{number}": one for number in range(4)})
+    heads = [line for line in lines if line and line[0].startswith("a_long")]
+    assert heads == [[f"a_long_name_of_a_split_{number}" for number in pair] for pair in ((0, 1), (2, 3))]
+    assert lines.count(["images", "3", "3"]) == 2
+
+
 def test_the_table():
     lines = printed({"train": statistics(BY_HAND), "val": statistics(dataset())})
     assert ["train", "val"] in lines and ["images", "3", "0"] in lines

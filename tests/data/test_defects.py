@@ -60,6 +60,11 @@ def test_a_good_file_has_no_defect(save, id):
         ("missing-area", GOOD | {"area": -1}, [1, 2, 4, 6], 12),
         ("missing-iscrowd", without("iscrowd"), [1, 2, 4, 6], 12),
         ("unknown-image", GOOD | {"image_id": 2}, None, None),
+        ("zero-area", GOOD | {"bbox": []}, None, None),
+        ("zero-area", GOOD | {"bbox": None}, None, None),
+        ("implied-box", without("bbox") | {"segmentation": [[1, 2, 4, 2, 4, 6]]}, [1, 2, 4, 6], 12),
+        ("id-not-number", GOOD | {"image_id": "1"}, [1, 2, 4, 6], 12),
+        ("id-not-number", GOOD | {"id": "first"}, [1, 2, 4, 6], 12),
     ],
 )
 def test_repaired(save, rule, entry, box, area):
@@ -111,13 +116,13 @@ def test_a_size_that_is_not_given_is_no_defect(save):
         ("unknown-category", [GOOD | {"category_id": 2}], None, "annotation 1 of image 1: category 2"),
         ("broken-file", [without("bbox")], None, r"annotations\[0\]: bbox is missing, expected four numbers \[x, y"),
         ("broken-file", [GOOD | {"bbox": [1, "2", 3]}], None, r'bbox is \[1, "2", 3\], expected four numbers'),
-        ("broken-file", [], [{"id": "7", "file_name": "a.png"}], r'images\[0\]: id is "7", expected a whole number'),
+        ("broken-file", [], [{"id": [7], "file_name": "a.png"}], r"images\[0\]: id is \[7\], expected a whole number"),
         ("broken-file", [[7, None]], None, r"annotations\[0\] is \[7, null\], not an object"),
         ("duplicate-image", [], [{"id": 1, "file_name": "a.png"}] * 2, "image a.png"),
         ("duplicate-image", [], [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "./a.png"}], "images 1 and 2"),
-        ("path-outside-root", [], [{"id": 1, "file_name": "../a.png"}], r"image 1 is \.\./a\.png"),
-        ("path-outside-root", [], [{"id": 1, "file_name": "/etc/passwd"}], "image 1 is /etc/passwd"),
-        ("path-outside-root", [], [{"id": 1, "file_name": "a\0.png"}], r"image 1 is a\?\.png"),
+        ("path-outside-root", [], [{"id": 1, "file_name": "../b.png"}], r"it names the image \.\./b\.png"),
+        ("path-outside-root", [], [{"id": 1, "file_name": "/etc/passwd"}], "it names the image /etc/passwd"),
+        ("path-outside-root", [], [{"id": 1, "file_name": "a\0.png"}], r"it names the image a\?\.png"),
         ("missing-image", [], [{"id": 1, "file_name": "b.png"}], r"b\.png: there is no such file"),
     ],
 )
@@ -233,7 +238,7 @@ def test_summary(save):
     assert lines[1:4] == [
         "  1 images, 0 of them without a box",
         "  1 boxes, 0 of them crowds, 0 difficult",
-        "  1 classes: cat 1",
+        "  1 class: cat 1",
     ]
     assert lines[4].startswith("  1 × zero-area") and "annotation 2 of image 1" in lines[5]
 
@@ -241,3 +246,20 @@ def test_summary(save):
 def test_summary_of_nothing():
     lines = summary(Dataset(Path("data"), "train", "coco", (), (), ())).splitlines()
     assert lines[1] == "  0 images, 0 of them without a box"
+
+
+def test_summary_of_many_classes(dataset_of):
+    names = tuple(f"class{number}" for number in range(80))
+    box = (1.0, 2.0, 30.0, 40.0)
+    images = {1: [(box, 7, ""), (box, 7, ""), (box, 3, "")]}
+    assert summary(dataset_of(images, names, tuple(range(80)))).splitlines()[3] == (
+        "  80 classes, 78 of them without a box: class7 2, class3 1"
+    )
+    images = {1: [(box, label, "") for label in range(20)]}
+    assert summary(dataset_of(images, names[:20], tuple(range(20)))).splitlines()[3] == (
+        f"  20 classes: {', '.join(f'{name} 1' for name in names[:12])}, … and 8 more"
+    )
+
+
+def test_the_repr_of_a_data_set_is_a_line(dataset_of):
+    assert repr(dataset_of({1: [], 2: []})) == "Dataset('/data', val, coco, 2 images, 2 classes: cat, dog)"

@@ -126,11 +126,13 @@ def test_voc2007():
 
 def test_names_of_folders_and_splits_that_are_no_line(tmp_path):
     (tmp_path / "a\nb").mkdir()
+    (tmp_path / "c").mkdir()
     with pytest.raises(UserError, match=r"there is a\?b") as error:
         splits(tmp_path)
     assert str(error.value).isprintable()
     (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
     (tmp_path / "ImageSets" / "Main" / "x\ny.txt").touch()
-    with pytest.raises(UserError, match=r"no split train; name one of x\?y") as error:
+    (tmp_path / "ImageSets" / "Main" / "z.txt").touch()
+    with pytest.raises(UserError, match=r"no split train; name one of x\?y, z") as error:
         read(tmp_path, "train")
     assert str(error.value).isprintable()

@@ -118,7 +118,7 @@ def test_the_order_of_the_images_does_not_matter(case_of):
 
 def test_a_missing_fast_engine_is_an_error(dataset_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "hotcoco", None)
-    with pytest.raises(UserError, match=r"pip install 'detect\[all\]'"):
+    with pytest.raises(UserError, match=r"pip install 'rcnn-family\[hotcoco\]'"):
         evaluate_coco(dataset_of({}), [], engine="fast")
 
 

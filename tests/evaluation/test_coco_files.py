@@ -2,6 +2,7 @@
 
 import io
 import json
+from codecs import BOM_UTF8
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -26,7 +27,7 @@ RESULTS = [{"image_id": 0, "category_id": 3, "bbox": [1, 2, 10, 20], "score": 0.
 
 def metrics_of(ground_truth: Path, results: Path) -> dict:
     file = read_ground_truth(ground_truth)
-    return evaluate_coco_json(file.content, read_results(results, file.dataset)[0], file.dataset)
+    return evaluate_coco_json(file.content, read_results(results, file).content, file.dataset)
 
 
 def write(folder: Path, ground_truth: object, results: object) -> tuple[Path, Path]:
@@ -46,10 +47,19 @@ def test_reading(tmp_path):
     np.testing.assert_array_equal(first.boxes, [[1, 2, 11.5, 22]])
     assert (first.labels.tolist(), first.areas.tolist(), first.crowd.tolist()) == ([1], [210.0], [False])
     assert (second.id, second.boxes.shape, second.width, second.height) == (7, (0, 4), 1, 1)
-    results, (prediction,) = read_results(files[1], dataset)
-    assert results == RESULTS
+    results = read_results(files[1], file)
+    (prediction,) = results.predictions
+    assert results.content == RESULTS and results.notes == ()
     assert (prediction.image_id, prediction.labels.tolist(), prediction.scores.tolist()) == (0, [1], [0.9])
     assert file.content["annotations"][0]["id"] == 1  # pycocotools would not count a match with id 0
+
+
+def test_a_byte_order_mark_is_read(tmp_path):
+    files = write(tmp_path, GROUND_TRUTH, RESULTS)
+    before = metrics_of(*files)
+    for path in files:
+        path.write_bytes(BOM_UTF8 + path.read_bytes())
+    assert metrics_of(*files) == before and before["AP50"] > 0.999
 
 
 def test_no_results_and_no_ground_truth(tmp_path):
@@ -157,7 +167,7 @@ def test_errors_in_files_are_one_line(tmp_path, ground_truth, results, message):
 def test_missing_files_and_names_that_lead_out(tmp_path):
     ground_truth, _ = write(tmp_path, GROUND_TRUTH, RESULTS)
     with pytest.raises(UserError, match=r"none\.json: No such file"):
-        read_results(tmp_path / "none.json", read_ground_truth(ground_truth).dataset)
+        read_results(tmp_path / "none.json", read_ground_truth(ground_truth))
     write(tmp_path, GROUND_TRUTH | {"images": [{"id": 0, "file_name": "../secret.jpg"}]}, RESULTS)
     with pytest.raises(UserError, match="leads out of"):
         read_ground_truth(ground_truth, tmp_path)

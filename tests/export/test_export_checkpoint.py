@@ -145,6 +145,22 @@ def test_onnx_metadata(exported):
     assert str(Path(detect.__file__).parent).encode() not in path.read_bytes()
 
 
+def test_onnx_axes_have_names(exported):
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(exported[0]).graph
+    axes = {
+        value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    assert axes == {
+        "images": ["batch", "height", "width", 3],
+        "boxes": ["batch", "detections", 4],
+        "scores": ["batch", "detections"],
+        "labels": ["batch", "detections"],
+        "count": ["batch"],
+    }
+
+
 def test_onnx_has_only_standard_operators_and_no_batch_norms(exported):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(exported[0])
@@ -283,6 +299,15 @@ def test_torch_export_detections_equal_the_checkpoints(tmp_path, traced_once):
     assert [path.name for path in out.parent.iterdir()] == ["a.pt2"]
 
 
+def test_an_export_tells_its_steps(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(exporting, "trace", lambda checkpoint: None)
+    ours = result((0, 0.9, 0))
+    monkeypatch.setattr(exporting, "_write_pt2", lambda *_: lambda batch: [ours for _ in batch])
+    monkeypatch.setattr(Predictor, "predict", lambda self, batch, **options: iter([ours] * len(batch)))
+    export_checkpoint(checkpoint(), tmp_path / "a.pt2", "torch-export", random_images((20, 20)))
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["tracing", "writing", "comparing"]
+
+
 def test_safetensors_are_a_checkpoint(tmp_path):
     pytest.importorskip("safetensors")
     given, out = checkpoint(), tmp_path / "a.safetensors"
@@ -293,6 +318,17 @@ def test_safetensors_are_a_checkpoint(tmp_path):
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert load_checkpoint(out, ["--model.postprocess.score_threshold=0.6"]).model.postprocessing.score_threshold == 0.6
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    (tmp_path / "new").touch()
+    assert out.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_a_file_that_reads_back_differently_is_named_and_not_kept(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    monkeypatch.setattr(exporting.torch, "equal", lambda *_: False)
+    with pytest.raises(UserError) as caught:
+        export_checkpoint(checkpoint(), tmp_path / "a.safetensors", "safetensors", [])
+    assert str(caught.value).startswith(f"{tmp_path / 'a.safetensors'}: the weights read back from the file differ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_safetensors_of_other_programs_are_refused(tmp_path):
@@ -327,7 +363,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"onnxscript not installed: pip install 'detect\[onnx\]'"):
+    with pytest.raises(UserError, match=r"onnxscript not installed: pip install 'rcnn-family\[onnx\]'"):
         export_checkpoint(checkpoint(), tmp_path / "a.onnx", "onnx", [])
 
 

@@ -18,43 +18,8 @@ from detect.foreign_weights.import_weights import class_names, import_weights
 from detect.foreign_weights.state_dicts import leave_out, read_content, state_dict
 
 
-def detectron2_resnet18(classes):
-    """Return a random state dict of detectron2's Faster R-CNN: ResNet-18, FPN of 16 and box head of 8 channels."""
-    shapes = {}
-
-    def convolution(name, channels_in, channels, size=3, norm=True):
-        shapes[f"{name}.weight"] = (channels, channels_in, size, size)
-        if norm:
-            for kind in ("weight", "bias", "running_mean", "running_var"):
-                shapes[f"{name}.norm.{kind}"] = (channels,)
-        else:
-            shapes[f"{name}.bias"] = (channels,)
-
-    convolution("backbone.bottom_up.stem.conv1", 3, 64, 7)
-    width = 64
-    for stage, channels in ((2, 64), (3, 128), (4, 256), (5, 512)):
-        for block in range(2):
-            name = f"backbone.bottom_up.res{stage}.{block}"
-            if width != channels:
-                convolution(f"{name}.shortcut", width, channels, 1)
-            convolution(f"{name}.conv1", width, channels)
-            convolution(f"{name}.conv2", channels, channels)
-            width = channels
-        convolution(f"backbone.fpn_lateral{stage}", channels, 16, 1, norm=False)
-        convolution(f"backbone.fpn_output{stage}", 16, 16, 3, norm=False)
-    rpn = "proposal_generator.rpn_head"
-    for name, channels, size in (("conv", 16, 3), ("objectness_logits", 3, 1), ("anchor_deltas", 12, 1)):
-        convolution(f"{rpn}.{name}", 16, channels, size, norm=False)
-    heads = {"box_head.fc1": (8, 16 * 49), "box_head.fc2": (8, 8)}
-    heads |= {"box_predictor.cls_score": (classes + 1, 8), "box_predictor.bbox_pred": (4 * classes, 8)}
-    for name, shape in heads.items():
-        shapes |= {f"roi_heads.{name}.weight": shape, f"roi_heads.{name}.bias": shape[:1]}
-    draw = torch.Generator().manual_seed(0)
-    return {key: torch.rand(shape, generator=draw) for key, shape in shapes.items()}
-
-
 @pytest.fixture(scope="module")
-def state():
+def state(detectron2_resnet18):
     return detectron2_resnet18(classes=80)
 
 

@@ -426,3 +426,23 @@ def test_a_mistake_is_one_line(tmp_path, capsys, words, message):
 def test_a_config_that_is_not_there(tmp_path, capsys):
     assert main(["model", str(tmp_path / "no.yaml")]) == 2
     assert "no.yaml" in capsys.readouterr().err
+
+
+def test_no_name_is_broken_on_a_narrow_terminal():
+    """The modules become a tree, in which every module is named once."""
+    network = nn.Sequential()
+    network.add_module("region_head", nn.Sequential())
+    network.region_head.add_module("a_long_name_of_a_module", nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6)))
+    network.region_head.add_module("predictor", nn.Linear(6, 7))
+    lines = {}
+    for width in (100, 70):
+        text = io.StringIO()
+        print_summary(summarize(network, torch.empty(1, 4)), "title", Console(file=text, width=width))
+        lines[width] = [line.split("  Linear")[0].rstrip() for line in text.getvalue().splitlines()]
+    assert lines[100][3:6] == [
+        "region_head.a_long_name_of_a_module.0",
+        "region_head.a_long_name_of_a_module.1",
+        "region_head.predictor",
+    ]
+    tree = [line.split(" Linear")[0].rstrip() for line in lines[70][3:7]]
+    assert tree == ["region_head", "  a_long_name_of_a_module.0", "  a_long_name_of_a_module.1", "  predictor"]

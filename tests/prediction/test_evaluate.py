@@ -98,3 +98,13 @@ def test_a_detector_trained_on_the_cpu_is_evaluated_there(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto") == torch.device("cuda:1")
+
+
+def test_chosen_classes_have_the_metrics_that_they_have_among_all(model, data):
+    whole, _ = run(model, data)
+    chosen = data.classes[2], data.classes[0]
+    metrics, evaluator = run(model, data, classes=chosen)
+    assert metrics["per_class"] == {name: whole["per_class"][name] for name in (data.classes[0], data.classes[2])}
+    aps = [whole["per_class"][name]["AP"] for name in chosen if whole["per_class"][name]["AP"] is not None]
+    assert metrics["AP"] == pytest.approx(sum(aps) / len(aps))
+    assert evaluator.dataset.classes == (data.classes[0], data.classes[2]) and len(evaluator.dataset) == 5

@@ -91,6 +91,11 @@ def test_results_by_hand(tmp_path):
     np.testing.assert_allclose(result.scores, [0.9, 0.6], rtol=1e-6)
 
 
+def test_the_repr_names_file_and_classes(tmp_path):
+    path = write(tmp_path / "a.onnx")
+    assert repr(OnnxDetector(path)) == f"OnnxDetector({str(path)!r}, score ≥ 0.1, 2 classes: cat, dog)"
+
+
 def test_no_images_give_no_results(tmp_path):
     assert list(OnnxDetector(write(tmp_path / "a.onnx")).predict([])) == []
 

@@ -327,10 +327,20 @@ def test_a_package_that_is_missing(method, package, monkeypatch):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(module, "import_module", missing)
-    with pytest.raises(UserError, match=f"`pip install {package}`"):
+    with pytest.raises(UserError, match=rf"^{package} is not installed: pip install 'rcnn-family\[{package}\]'$"):
         getattr(made(), method)()
 
 
-def test_the_repr_is_short():
-    text = repr(made(path="a.jpg", pixels=None)[0])
-    assert "a.jpg" in text and "traffic light" not in text and len(text) < 250
+def test_the_repr_names_the_detections():
+    """It is one line, so that a list of results can be read."""
+    classes = ("cat", "traffic light")
+    boxes, scores = np.zeros((12, 4), np.float32), np.linspace(0.95, 0.4, 12, dtype=np.float32)
+    labels = np.array([1] + [0] * 11)
+    result = Result(boxes, scores, labels, classes, (1, 2), (30, 40), path="a.jpg")
+    assert repr(result[:2]) == "Result(path='a.jpg', size=(30, 40), 2 detections: traffic light 0.95, cat 0.90)"
+    assert repr(result).endswith(
+        "12 detections: traffic light 0.95, " + repr(result[1:10]).split(": ")[1][:-1] + ", … and 2 more)"
+    )
+    frame = Result(boxes[:0], scores[:0], labels[:0], classes, (1, 2), (30, 40), index=3)
+    assert repr(frame) == "Result(index=3, size=(30, 40), no detections)"
+    assert "\n" not in repr(Result(boxes, scores, labels, ("a\nb", "c"), (1, 2), (30, 40)))

@@ -55,6 +55,13 @@ def test_the_entry_of_an_image(errors_of):
     assert images[0].groups == {("class", 0), ("class", 1), ("kind", 5)}
 
 
+def test_a_lower_threshold_counts_and_draws_more(dataset_of, prediction_of):
+    dataset = dataset_of({3: [(OBJECT, 0, "")]})
+    predictions = [prediction_of(3, [(OBJECT, 0, 0.3), (NOWHERE, 0, 0.125), (NOWHERE, 1, 0.0625)])]
+    (image,) = errors_by_image(dataset, predictions, tide(dataset, predictions), score_threshold=0.125)
+    assert [row[5] for row in detection_rows(image)] == [0.3, 0.125] and image.num_errors == 1
+
+
 def test_most_errors_come_first_and_ties_keep_the_order_of_the_data(errors_of):
     objects = {id: [(OBJECT, 0, "")] for id in (5, 6, 7)}
     objects[7] = [(OBJECT, 0, ""), (OTHER, 0, "")]

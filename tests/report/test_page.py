@@ -71,6 +71,7 @@ def report(names=NAMES):
         },
         "thresholds": {
             "scores": SCORES,
+            "best": 0.5,
             "true_positives": TRUE_POSITIVES,
             "false_positives": FALSE_POSITIVES,
             "ground_truths": OBJECTS,
@@ -405,14 +406,30 @@ def test_the_slider_updates_all_sections(show, index):
     assert page.locator("#confusion-lists div:nth-child(2) b").all_inner_texts() == [str(n) for n in missed if n]
 
 
-def test_the_button_selects_the_best_f1(show):
-    page = show(render_report(report()))
+def test_the_slider_starts_at_the_best_f1_and_the_button_returns_there(show):
+    data = report()
+    data["thresholds"]["best"] = 0.37
+    page = show(render_report(data))
+    assert page.locator("#score-value").inner_text() == "0.37"
+    hits, wrong = (sum(row[37] for row in table) for table in (TRUE_POSITIVES, FALSE_POSITIVES))
+    f1 = f"{share(2 * hits, hits + wrong + 120)} %"
+    assert page.locator("#overall dd").nth(2).inner_text() == f1
+    move(page, 80)
+    assert page.locator("#overall dd").nth(2).inner_text() != f1
     page.locator("#best").click()
-    f1 = [
-        2 * sum(h) / (sum(h) + sum(w) + 120)
-        for h, w in zip(zip(*TRUE_POSITIVES, strict=True), zip(*FALSE_POSITIVES, strict=True), strict=True)
+    assert page.locator("#score-value").inner_text() == "0.37"
+
+
+def test_a_picture_says_that_it_has_no_detections_at_the_score(show):
+    page = show(render_report(report()))
+    reach(page, "#gallery")
+    move(page, 92)  # above all detections of the first picture
+    assert page.locator("#gallery .errors").all_inner_texts() == [
+        "no detections at this score, 2 missed",
+        "1 correct, 0 wrong, 0 missed",
     ]
-    assert page.locator("#overall dd").nth(2).inner_text() == f"{100 * max(f1):.1f} %"
+    page.get_by_role("button", name="Enlarge first.jpg").click()
+    assert "no detections at this score, 2 missed." in page.locator("#viewer-summary").inner_text()
 
 
 def test_curves_respond_to_pointer_and_keys(show):
@@ -597,6 +614,7 @@ def test_one_class_without_detections(show):
     data["classes"] = [data["classes"][0] | {"AP": 0.0, "detections": 0}]
     data["thresholds"] = {
         "scores": SCORES,
+        "best": 0.5,
         "true_positives": [[0] * 101],
         "false_positives": [[0] * 101],
         "ground_truths": [40],
@@ -630,6 +648,7 @@ def test_a_comparison(show):
     assert column(page, "Class") == ["eel", "cat", "dog"]
     reach(page, "#gallery")
     assert page.locator("#gallery-pictures figure").count() == 2
+    move(page, 40)
     assert page.locator(".side").all_inner_texts()[:2] == ["old: 50.0 % correct", "new: 100.0 % correct"]
     page.locator(".enlarge").first.press("Enter")
     assert page.locator("#viewer figure").count() == 2
@@ -639,6 +658,27 @@ def test_a_comparison(show):
     page.locator("#pair").select_option("odd")
     assert page.locator("#gallery-pictures figure").count() == 1
     assert page.locator("#metric-table tbody tr").first.inner_text().split()[3] == "−1.0"
+
+
+def test_the_interval_has_the_sign_of_the_sentence(show):
+    """The difference is that of the other run minus the first one; the sentence names the better one first."""
+    data = comparison()
+    data["pairs"][0]["metrics"][0] |= {"difference": -0.521, "interval": [-0.556, -0.480]}
+    page = show(render_comparison(data))
+    assert page.locator("#findings p").first.inner_text() == (
+        "“old” is better than “new” by 52.1 points of AP (95 % interval +48.0 … +55.6)."
+    )
+    assert page.locator("#metric-table tbody tr").first.inner_text().split()[3:7] == ["−52.1", "−55.6", "…", "−48.0"]
+
+
+def test_a_comparison_starts_at_its_score_and_names_pictures_without_detections(show):
+    page = show(render_comparison(comparison() | {"score": 0.41}))
+    reach(page, "#gallery")
+    assert page.locator("#score-value").inner_text() == "0.41"
+    assert page.locator(".side").all_inner_texts()[:2] == [
+        "old: 50.0 % correct",
+        "new: 100.0 % correct; no detections at this score",
+    ]
 
 
 def test_a_comparison_of_nothing(show):

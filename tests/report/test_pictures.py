@@ -89,6 +89,19 @@ def test_a_pair_shows_ground_truths_left_and_detections_right(dataset_of, predic
     )
 
 
+def test_the_title_says_that_there_are_no_detections(dataset_of, prediction_of, monkeypatch):
+    titles = []
+    monkeypatch.setattr("detect.report.pictures._side_by_side", lambda left, right, texts: titles.append(texts) or left)
+    dataset = dataset_of({1: [((100, 100, 300, 250), 0, "")]})
+    prediction = prediction_of(1, [((100, 100, 300, 250), 0, 0.3)])
+    for score in (0.3, 0.37):  # 0.3 is that of the detection as float32, too
+        draw_pair(grey(300, 400), dataset.records[0], prediction, dataset.classes, score_threshold=score)
+    assert titles == [
+        ("ground truth: 1", "detections, score ≥ 0.3: 1"),
+        ("ground truth: 1", "no detections, score ≥ 0.37"),
+    ]
+
+
 def test_a_large_image_is_reduced_and_a_wide_one_has_its_detections_below(dataset_of, prediction_of):
     dataset = dataset_of({1: [((1000, 500, 2000, 900), 0, "")]})
     pair = draw_pair(grey(1000, 3200), dataset.records[0], prediction_of(1, []), dataset.classes)

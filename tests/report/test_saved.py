@@ -12,6 +12,8 @@ from detect.data.read import read
 from detect.errors import UserError
 from detect.evaluation.coco import METRICS, Prediction, coco_ground_truth, coco_results, evaluate_coco
 from detect.evaluation.voc import evaluate_voc
+from detect.prediction.result import Result
+from detect.prediction.result_files import coco_writer
 from detect.report.saved import read_evaluations
 from detect.report.write import Origin, report_data, training_curves
 
@@ -81,7 +83,7 @@ def test_evaluations_that_cannot_be_compared(root, tmp_path):
     with pytest.raises(UserError, match=r"two is an evaluation of .*, split val, but .*one is not"):
         read_evaluations([one, two], None)
     (two / "metrics.json").write_text("[")
-    with pytest.raises(UserError, match=r"two: no metrics\.json.* --truth"):
+    with pytest.raises(UserError, match=r"two: no metrics\.json.* --ground-truth"):
         read_evaluations([one, two], None)
 
 
@@ -89,12 +91,12 @@ def test_the_command_on_files(root, tmp_path, capsys):
     results = evaluate(root, tmp_path / "eval", 1.3) / "predictions.json"
     ground_truth = root / "annotations" / "instances_test.json"
     out = tmp_path / "report"
-    arguments = ["report", "--truth", str(ground_truth), "--predictions", str(results), "--out", str(out)]
+    arguments = ["report", "--ground-truth", str(ground_truth), "--predictions", str(results), "--out", str(out)]
     assert main([*arguments, "--images", str(root / "images")]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["AP"] == json.loads((results.parent / "metrics.json").read_text())["AP"]
     page = (out / "report.html").read_text()
-    assert "instances_test: predictions" in page and "detect report --truth" in page
+    assert "instances_test: predictions" in page and "detect report --ground-truth" in page
     assert str(out / "report.html") in capsys.readouterr().out
     assert main(arguments) == 2 and "not empty" in capsys.readouterr().err
 
@@ -102,22 +104,57 @@ def test_the_command_on_files(root, tmp_path, capsys):
 def test_the_command_compares(root, tmp_path, capsys):
     one, two = (evaluate(root, tmp_path / name, shift) for name, shift in (("one", 6), ("two", 1)))
     assert main(["report", "--compare", str(one), str(two), "--out", str(tmp_path / "out")]) == 0
-    assert "set test: one, two" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "set test: one, two" in page and '"score":0.75,' in page
     ground_truth = tmp_path / "truth.json"
     ground_truth.write_text(json.dumps(coco_ground_truth(read(root, "test"))))
     files = [str(folder / "predictions.json") for folder in (one, two)]
-    assert main(["report", "--compare", *files, "--truth", str(ground_truth), "--out", str(tmp_path / "files")]) == 0
+    assert (
+        main(["report", "--compare", *files, "--ground-truth", str(ground_truth), "--out", str(tmp_path / "files")])
+        == 0
+    )
     assert "one/predictions" in (tmp_path / "files" / "report.html").read_text()
+
+
+def test_the_results_of_predict_are_matched_by_name(root, tmp_path, capsys):
+    """`detect predict` numbers images from 1 in their order; here the ground truth numbers them otherwise."""
+    dataset = read(root, "test", classes=CLASSES)
+    (tmp_path / "run" / "parts").mkdir(parents=True)
+    with coco_writer(tmp_path / "run", tmp_path / "run" / "parts", CLASSES, (1, 2)) as save:
+        for number, record in enumerate(reversed(dataset.records), start=1):
+            size, scores = (record.height, record.width), np.full(len(record.boxes), 0.75, np.float32)
+            save(number, Result(record.boxes, scores, record.labels, CLASSES, (1, 2), size, str(record.path)))
+    results = tmp_path / "run" / "predictions.json"
+    arguments = ["report", "--ground-truth", str(root / "annotations" / "instances_test.json"), "--predictions"]
+    assert main([*arguments, str(results), "--out", str(tmp_path / "a")]) == 0
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["AP"] == 1
+    assert main(["report", "--truth", *arguments[2:], str(results), "--out", str(tmp_path / "b")]) == 0  # the old name
+    compared = ["report", "--compare", str(tmp_path / "run"), str(results), *arguments[1:3]]
+    assert main([*compared, "--out", str(tmp_path / "c")]) == 0
+    (tmp_path / "run" / "images.json").write_text("{}")
+    assert main([*arguments, str(results), "--out", str(tmp_path / "d")]) == 2
+    assert "images.json: images: Field required; give the one of detect predict, or remove" in capsys.readouterr().err
+    (tmp_path / "run" / "images.json").unlink()
+    assert main([*arguments, str(results), "--out", str(tmp_path / "e")]) == 2
+    assert "has category_id" in capsys.readouterr().err
+
+
+def test_results_that_fit_no_object_are_not_reported_in_silence(root, tmp_path, capsys):
+    results = evaluate(root, tmp_path / "eval", 300) / "predictions.json"
+    arguments = ["report", "--ground-truth", str(root / "annotations" / "instances_test.json")]
+    assert main([*arguments, "--predictions", str(results), "--out", str(tmp_path / "out")]) == 0
+    note = f"detect: {results}: no box fits an object; are its image ids those of the ground truth?\n"
+    assert capsys.readouterr().err == note
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--truth", "a.json"], "give --truth and --predictions"),
+        (["--ground-truth", "a.json"], "give --ground-truth and --predictions"),
         (["--compare", "runs/a"], "two or more runs"),
         (["--compare", "runs/a", "runs/b", "--predictions", "a.json"], "give the results files to --compare instead"),
-        (["--truth", "a.json", "--predictions", "b.json"], "a.json: No such file"),
-        (["--truth", "a.json", "--predictions", "b.json", "--images", "nowhere"], "nowhere: no such folder"),
+        (["--ground-truth", "a.json", "--predictions", "b.json"], "a.json: No such file"),
+        (["--ground-truth", "a.json", "--predictions", "b.json", "--images", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_errors_are_one_line_and_nothing_is_written(tmp_path, capsys, monkeypatch, arguments, message):
@@ -145,9 +182,23 @@ def test_the_data_of_a_report(root, tmp_path):
     subject = data["subject"]
     assert (subject["images"], subject["ground_truths"], subject["detections"], subject["split"]) == (6, 12, 12, "test")
     assert data["proposals"] is None and data["config"] == "a: 1"
+    assert data["thresholds"]["best"] == 0.75  # the score of all detections
     assert data["training"]["series"] == [
         {"name": "lr-SGD", "group": "learning rate", "points": [[9, 0.1]]},
         {"name": "loss", "group": "losses", "points": [[9, 2.5]]},
         {"name": "AP", "group": "metrics", "points": [[19, 0.25]]},
     ]
     assert training_curves(tmp_path / "none.csv") is None
+
+
+def test_chosen_classes_of_results(root, tmp_path, capsys):
+    folder = evaluate(root, tmp_path / "run" / "eval", 3.0)
+    truth, results = root / "annotations" / "instances_test.json", folder / "predictions.json"
+    words = ["report", "--truth", str(truth), "--predictions", str(results), "--out"]
+    assert main([*words, str(tmp_path / "all")]) == 0
+    assert main([*words, str(tmp_path / "one"), "--classes", "circle"]) == 0
+    whole, one = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("all", "one"))
+    assert one["per_class"] == {"circle": whole["per_class"]["circle"]}
+    assert one["AP"] == pytest.approx(whole["per_class"]["circle"]["AP"])
+    assert main([*words, str(tmp_path / "none"), "--classes", "circles"]) == 2
+    assert "classes: the ground truth has no class circles; did you mean circle?" in capsys.readouterr().err

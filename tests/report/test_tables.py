@@ -6,6 +6,7 @@ from detect.evaluation.coco import METRICS, evaluate_coco
 from detect.evaluation.voc import evaluate_voc
 from detect.report.meanings import COCO_MEANINGS
 from detect.report.tables import print_metrics
+from detect.terminal import table
 
 SQUARE = (10, 10, 50, 50)
 
@@ -40,7 +41,16 @@ def test_all_metrics_of_one_class(dataset_of, prediction_of):
     assert row(lines, "MABO")[1] == "–"
     assert row(lines, "class") == ["class", "objects", "AP", "AP50", "AP75", "AR100", "VOC07", "VOC"]
     assert row(lines, "cat") == ["cat", "1", "70.0", "100.0", "100.0", "70.0", "100.0", "100.0"]
-    assert row(lines, "dog") == ["dog", "0", "–", "–", "–", "–", "–", "–"]
+    assert lines[-1].rstrip() == "without objects: dog"
+
+
+def test_classes_without_objects_are_one_line(dataset_of, prediction_of):
+    names = tuple(f"class{number}" for number in range(80))
+    dataset = dataset_of({1: [(SQUARE, 42, "")]}, classes=names, category_ids=tuple(range(80)))
+    lines = printed(evaluate_coco(dataset, [prediction_of(1, [(SQUARE, 42, 0.9), (SQUARE, 7, 0.8)])]))
+    assert row(lines, "class42") == ["class42", "1", "100.0", "100.0", "100.0", "100.0"]
+    text = " ".join(" ".join(lines[lines.index(next(line for line in lines if "without" in line)) :]).split())
+    assert text == f"without objects: {', '.join(names[:10])}, … and 69 more" and len(lines) < 20
 
 
 def test_long_and_hostile_names_keep_the_table_whole(dataset_of):
@@ -49,3 +59,31 @@ def test_long_and_hostile_names_keep_the_table_whole(dataset_of):
     assert max(map(len, lines)) <= 80
     assert row(lines, "[red]?[2J[/nothing]")[1:3] == ["1", "0.0"]
     assert sum(line.count("z") for line in lines) == 100
+
+
+def test_a_name_is_never_broken():
+    """A name that does not fit beside the numbers has a line of its own, above them."""
+    names = ("bus", "traffic light with pedestrian signal", "fire hydrant")
+    cells = (0.5,) * 7
+    page = io.StringIO()
+    titles = ("class", "objects", "AP", "AP50", "AP75", "AR100", "VOC07", "VOC11/12")
+    Console(file=page, width=64).print(table(titles, [(name, *cells) for name in names]))
+    lines = page.getvalue().splitlines()
+    assert max(map(len, lines)) <= 64 and len(lines) == 5
+    assert lines[2].rstrip() == names[1] and lines[3].split() == ["50.0"] * 7
+    assert lines[4].startswith("fire hydrant ") and lines[3][12:].rstrip() == lines[4][12:].rstrip()
+
+
+def test_a_meaning_wraps_between_words():
+    page = io.StringIO()
+    Console(file=page, width=40).print(
+        table(("part", "tensors", "meaning"), [("box head", 4, "left out: " + "why " * 9)])
+    )
+    lines = page.getvalue().splitlines()
+    assert len(lines) == 4 and max(map(len, lines)) <= 40 and set(" ".join(lines[2:]).split()) == {"why"}
+
+
+def test_an_empty_table_is_its_head():
+    page = io.StringIO()
+    Console(file=page, width=80).print(table(("part", "tensors"), []))
+    assert page.getvalue().split() == ["part", "tensors"]

@@ -1,4 +1,6 @@
 import csv
+import logging
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,9 @@ from detect.data.datamodule import DetectionData
 from detect.errors import UserError
 from detect.evaluation.evaluator import Evaluator
 from detect.models import TwoStage, build_detector
+from detect.training.alternating import Alternating
 from detect.training.fit import fit
+from detect.training.joint import Joint
 from detect.training.module import DetectorModule
 from detect.training.processes import DDP
 
@@ -164,6 +168,17 @@ def test_alternating_training_ends_in_one_backbone(changed, tmp_path):
     assert any(row["AP"] for row in rows(tmp_path)) and (tmp_path / "checkpoints" / "best.ckpt").exists()
 
 
+def test_the_second_step_of_alternating_training_still_needs_the_initial_weights(tmp_path):
+    for step, needs in (("step1", True), ("step2", False)):
+        (tmp_path / step / "checkpoints").mkdir(parents=True)
+        (tmp_path / step / "checkpoints" / "last.ckpt").touch()
+        assert Alternating.needs_no_weights(tmp_path) is not needs
+    assert not Joint.needs_no_weights(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert Joint.needs_no_weights(tmp_path)
+
+
 @pytest.mark.parametrize(("has", "chosen"), [(True, "bf16"), (False, "fp32")])
 def test_the_precision_is_what_the_hardware_computes(changed, tmp_path, monkeypatch, has, chosen):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
@@ -212,11 +227,38 @@ def test_a_run_that_was_moved_keeps_its_best(changed, tmp_path, monkeypatch):
     assert best == tmp_path / "there" / "checkpoints" / "best.ckpt" and saved(best)["epoch"] == 0
 
 
-@pytest.mark.parametrize("other", [{"learning_rate": 0.02}, {"optimizer": "adam"}, {"weight_decay": 0.0}])
-def test_a_run_goes_on_with_the_optimizer_that_it_began_with(changed, tmp_path, other):
-    run(changed(epochs=1), tmp_path)
+def test_a_run_goes_on_with_another_learning_rate(changed, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "detect")
+    last = run(changed(epochs=1), tmp_path)
+    before = saved(last)["state_dict"]
+    other = {"learning_rate": 1e-12, "weight_decay": 0.5, "momentum": 0.0, "schedule": "constant"}
+    run(changed({"short_side": (48,)}, epochs=2, **other), tmp_path, resume=True)
+    after = saved(last)
+    for group in after["optimizer_states"][0]["param_groups"]:
+        assert group["lr"] == group["initial_lr"] == 1e-12 and group["momentum"] == 0
+    assert after["lr_schedulers"][0]["base_lrs"] == [1e-12] * 3
+    assert [group["weight_decay"] for group in after["optimizer_states"][0]["param_groups"]] == [0.5, 0, 0]
+    name = "model.region_head.predictor.scores.weight"
+    torch.testing.assert_close(after["state_dict"][name], before[name], rtol=0, atol=1e-9)
+    assert [record.getMessage() for record in caplog.records if "resume" in record.getMessage()] == [
+        f"--resume: {last} goes on with data.short_side [48] (before: [64]), training.epochs 2 (before: 1), "
+        "training.learning_rate 1e-12 (before: 0.01), training.momentum 0.0 (before: 0.9), "
+        "training.weight_decay 0.5 (before: 0.0001), training.schedule constant (before: steps)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        ({"optimizer": "adam"}, "began with training.optimizer sgd, not adam"),
+        ({"ema": 0.9}, "began with training.ema null, not 0.9"),
+    ],
+)
+def test_a_state_without_meaning_is_no_run_to_go_on_with(changed, tmp_path, other, problem):
+    last = run(changed(epochs=1), tmp_path)
     before = (tmp_path / "config.yaml").read_text()
-    with pytest.raises(UserError, match=f"--resume: .* began with training.{next(iter(other))} .* start a new run"):
+    remedy = f"to begin a new run from here, use --weights {last} and another --out"
+    with pytest.raises(UserError, match=f"^--resume: {re.escape(f'{last} {problem}; {remedy}')}$"):
         run(changed(epochs=2, **other), tmp_path, resume=True)
     assert (tmp_path / "config.yaml").read_text() == before
 
@@ -241,7 +283,7 @@ def test_a_validation_split_must_tell_the_best_epoch(changed, tmp_path, monkeypa
         (empty, {}, r"the split val has no boxes, so it cannot select the best checkpoint; .*--data\.val"),
         (few, {"devices": 2}, r"the split val has batches for 1 of 2 processes; lower --data\.eval_batch_size or use"),
     ):
-        monkeypatch.setattr(data, "_splits", data._splits | {"val": replace(data.val, records=tuple(records))})
+        monkeypatch.setitem(data._splits._read, "val", replace(data.val, records=tuple(records)))
         with pytest.raises(UserError, match=message):
             fit(changed(VALIDATED, **training), data, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -172,7 +172,10 @@ def test_a_run_that_goes_on_ends_where_the_whole_one_does(whole, config, tmp_pat
 )
 def test_another_network_is_no_run_to_go_on_with(whole, config, model):
     before = (whole / "config.yaml").read_text()
-    with pytest.raises(UserError, match=r"^--resume: .*last\.ckpt has other classes or another network; start"):
+    with pytest.raises(
+        UserError,
+        match=r"^--resume: .*last\.ckpt has another network than the config; to begin a new run .* use --weights ",
+    ):
         run(changed(config, model), whole, resume=True)
     assert (whole / "config.yaml").read_text() == before
 
@@ -182,7 +185,7 @@ def test_other_classes_are_no_run_to_go_on_with(whole, config, images, tmp_path)
         (tmp_path / split).mkdir()
         for name, other in (("dark", "black"), ("light", "white")):
             shutil.copytree(images / split / name, tmp_path / split / other)
-    with pytest.raises(UserError, match="has other classes or another network"):
+    with pytest.raises(UserError, match="has the classes dark, light; the data has others; to begin a new run"):
         run(changed(config, data={"root": tmp_path}), whole, resume=True)
 
 

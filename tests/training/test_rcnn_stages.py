@@ -225,9 +225,16 @@ def test_a_run_is_not_resumed_with_a_detector_of_another_recipe(first, rcnn, con
     one, other = (rcnn, config) if first == "rcnn" else (config, rcnn)
     run(replace(one, training=replace(one.training, epochs=1)), tmp_path)
     before = (tmp_path / "config.yaml").read_text()
-    with pytest.raises(UserError, match=r"^--resume: .* has another network than the config; start a new run"):
+    with pytest.raises(UserError, match=r"^--resume: .* has another network than the config; to begin a new run"):
         run(other, tmp_path, resume=True)
     assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_stored_features_are_of_one_image_size(rcnn, tmp_path):
+    run(replace(rcnn, training=replace(rcnn.training, epochs=1)), tmp_path)
+    other = replace(rcnn, data=replace(rcnn.data, short_side=(48,)))
+    with pytest.raises(UserError, match=r"^--resume: .* began with data\.short_side \[\d+\], not \[48\]; to begin a"):
+        run(other, tmp_path, resume=True)
 
 
 def test_what_does_not_fit_together_is_refused(fast_rcnn, rcnn, config, tmp_path):

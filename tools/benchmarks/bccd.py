@@ -2,7 +2,7 @@
 
     python tools/benchmarks/bccd.py --data.root data/bccd
     python tools/benchmarks/bccd.py --data.root data/bccd \
-        --beside "detect train -c configs/bccd/faster_rcnn.yaml --data.root data/bccd"
+        --beside "detect train -c bccd/faster_rcnn --data.root data/bccd"
 
 torchvision's side: ResNet-18-FPN from scratch with batch norm, short side 320, batches of 4, horizontal flips, 12
 epochs of `trainval`, SGD with a one-cycle learning rate up to 0.02, momentum 0.9 and weight decay 5e-4, float32;

@@ -3,7 +3,7 @@
     pip install 'rcnn-family[weights]'
     taskset -c 1 python tools/benchmarks/pretrained.py --voc data/voc2007 --bccd data/bccd --out runs/pretrained --write
 
-Five trainings of `configs/small/faster_rcnn.yaml`, one after another, with one thread each:
+Five trainings of `small/faster_rcnn`, one after another, with one thread each:
 
 - VOC 2007, from ImageNet weights and from scratch;
 - 50 random images of BCCD's `train`, from ImageNet weights, from scratch, and from the first detector (`--weights`).
@@ -30,7 +30,7 @@ from pathlib import Path
 from alternating import machine
 from step import RESULTS
 
-CONFIG = "configs/small/faster_rcnn.yaml"
+CONFIG = "small/faster_rcnn"
 VOC = shlex.split("--data.short_side [192] --data.long_side 320 --training.epochs 3")
 BCCD = shlex.split(
     "--data.train train50 --data.short_side [240] --data.long_side 320 "

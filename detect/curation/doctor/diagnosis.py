@@ -32,13 +32,28 @@ _REPAIRED_BY_READER = {
     "size-mismatch": "correct the size in the file, or restore the image that it describes",
     "missing-label": "add the file, empty for an image without objects",
     "unknown-image": "list its image or remove it",
+    "implied-box": "write the box of the polygon or mask",
+    "id-not-number": "write whole numbers",
     "duplicate-annotation-id": "renumber the annotations",
     "missing-area": "write the area of its box",
     "missing-iscrowd": "write 0 for an object, 1 for a region of many objects",
 }
-_REFUSED_BUT_REPAIRED = {"missing-image", "unreadable-image", "missing-annotation", "nan-box", "duplicate-image"}
+_MISTAKES = {
+    "corners-for-sizes": "write width and height where the file has the right and lower edge",
+    "sizes-for-corners": "write the right and lower edge where the file has width and height",
+    "fractions-for-pixels": "multiply x and width by the image's width, y and height by its height",
+    "pixels-for-fractions": "divide x and width by the image's width, y and height by its height",
+    "scaled-images": "scale the boxes like the images",
+    "swapped-axes": "write x before y",
+    "keypoint-lines": "write kpt_shape into the YAML, which tells key points from polygons",
+    "12-bit-images": "scale the values by 16: they would be nearly black",
+}
+_REFUSED_BUT_REPAIRED = {
+    *("missing-image", "unreadable-image", "missing-annotation", "nan-box", "duplicate-image"),
+    *_MISTAKES,
+}
 # Advice without the command line options, which `detect data check` does not have.
-_WITHOUT_OPTION = {
+_WITHOUT_OPTION = _MISTAKES | {
     "missing-image": "restore it or remove its entry",
     "unreadable-image": "replace the image or leave it out",
     "path-outside-root": "name files by their path within the data folder, and put them there instead of a link",
@@ -69,6 +84,7 @@ _OWN = {
     "unlisted-image": Check("warning", "list it in a split, or remove it", True),
     "orphan-annotation": Check("warning", "restore its image, or remove it", True),
     "anchors": Check("warning", "choose anchors that fit, such as the proposed ones"),
+    "absent-split": Check("note", "correct or remove the entry, if the split should exist"),
     "near-duplicate": Check("note", "look at the pair: many similar images add little to training"),
     "exif-rotated": Check("note", "the boxes fit the upright image; other tools may not rotate it", True),
     "pixel-mode": Check("note", "it is read as 8-bit RGB"),

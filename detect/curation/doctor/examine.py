@@ -26,9 +26,13 @@ from detect.curation.doctor.image_checks import ImageCheck, inspect_images
 from detect.curation.doctor.unused_files import Folder, orphaned_annotations, scan_folder, unlisted_images
 from detect.data.annotations import Annotations, repair
 from detect.data.dataset import Defect
+from detect.data.deep_images import log_12_bit
 from detect.data.defects import DefectLog, as_json
-from detect.data.formats import FORMATS
+from detect.data.formats import FORMATS, coco, yolo
+from detect.data.mistakes import Mistake, corrected, find_mistake, log_pixel_boxes
+from detect.data.read import Source, open_data
 from detect.data.transforms import Resize
+from detect.data.tree import Tree
 from detect.errors import UserError, one_line, reason
 
 _BOX = re.compile(r": box \(([^()]*)\) in (.*), \d+ × \d+$")
@@ -39,10 +43,13 @@ class Survey:
     """Content of a data set."""
 
     root: Path
+    tree: Tree
     format: str
     folder: Folder
     parsed: dict[str, Annotations] = field(default_factory=dict)
-    """Annotations of each split as its files contain them."""
+    """Annotations of each split as its files contain them, but with the boxes that were meant (`mistakes`)."""
+    mistakes: dict[str, Mistake] = field(default_factory=dict)
+    """Mistake that all boxes of a split share."""
     images: dict[Path, ImageCheck] = field(default_factory=dict)
     """Check result of each image that a split lists."""
     repaired: dict[str, Annotations] = field(default_factory=dict)
@@ -100,12 +107,14 @@ def examine(
     findings = folder.findings
     if not folder.may_parse():
         return Report(root, "", {}, 0, sort(findings), perf_counter() - started)
-    format, names = _detect_format(root, findings)
+    source = _open(root, findings)
+    root, format, names = source.tree.root, source.format, source.splits
     chosen = _choose(root, splits, names)
-    survey = Survey(root, format, folder)
+    survey = Survey(root, source.tree, format, folder)
     for split in chosen:
         _parse(survey, split, findings)
     _inspect_images(survey, workers, progress)
+    findings += _correct_mistakes(survey)
     findings += _check_everything(survey, resize, complete=len(chosen) == len(names))
     if len(survey.parsed) == len(names):
         sources = [source for annotations in survey.parsed.values() for source in annotations.sources]
@@ -129,17 +138,16 @@ class _FullLog(DefectLog):
         self.all.append(Defect(rule, path, detail))
 
 
-def _detect_format(root: Path, findings: list[Finding]) -> tuple[str, tuple[str, ...]]:
-    """Return the format and its splits. If the file that names them is broken, add a finding and return no splits."""
+def _open(root: Path, findings: list[Finding]) -> Source:
+    """Return the data set. If the file that names its splits is broken, add a finding and return no splits."""
+    tree = Tree(root)
     for name, module in FORMATS.items():
         try:
-            if splits := module.splits(root):
-                return name, splits
+            module.splits(tree)
         except UserError as error:
             findings.append(_as_finding(root, "", error))
-            return name, ()
-    wanted = ", ".join(module.LOOKED_FOR for module in FORMATS.values())
-    raise UserError(f"{root}: no data set of a known format: looked for {wanted}")
+            return Source(tree, name, ())
+    return open_data(root)
 
 
 def _choose(root: Path, splits: Sequence[str] | None, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -152,7 +160,7 @@ def _parse(survey: Survey, split: str, findings: list[Finding]) -> None:
     log = _FullLog(survey.root, split)
     before = len(findings)
     try:
-        survey.parsed[split] = FORMATS[survey.format].parse(survey.root, split, None, log)
+        survey.parsed[split] = FORMATS[survey.format].parse(survey.tree, split, None, log)
     except UserError as error:
         if not log.all:  # otherwise the last defect has stopped the reader
             findings.append(_as_finding(survey.root, split, error))
@@ -187,6 +195,26 @@ def _inspect_images(survey: Survey, workers: int | None, progress: bool) -> None
         survey.images.setdefault(path, blocked)
 
 
+def _correct_mistakes(survey: Survey) -> Iterator[Finding]:
+    """Correct mistakes that all boxes of a split share, so that the other checks see the boxes that were meant."""
+    mistakes: dict[str, Mistake | None] = {}
+    for split, parsed in survey.parsed.items():
+        mistakes[split] = find_mistake(parsed, survey.sizes(split))
+    expected = next((mistake.reading for mistake in mistakes.values() if mistake), None)
+    for split, parsed in list(survey.parsed.items()):
+        sizes, log = survey.sizes(split), _FullLog(survey.root, split)
+        mistake = mistakes[split] or (find_mistake(parsed, sizes, expected) if expected else None)
+        log_12_bit(parsed.paths, sizes, log)
+        if mistake:
+            survey.mistakes[split] = mistake
+            survey.parsed[split] = corrected(parsed, sizes, mistake.reading)
+            for rule in mistake.rules:
+                log.add(rule, mistake.source, f"split {split}: {mistake.detail}")
+        else:
+            log_pixel_boxes(parsed, log)
+        yield from (_finding(defect, split, {}) for defect in log.all)
+
+
 # --------------------------------------------------------------------------------------------------------------- checks
 
 
@@ -204,6 +232,7 @@ def _check_everything(survey: Survey, resize: Resize | None, complete: bool) -> 
 
 def _check_images(survey: Survey, split: str) -> Iterator[Finding]:
     annotations = survey.parsed[split]
+    is_scaled = split in survey.mistakes and survey.mistakes[split].reading.scaled
     for path, source, declared in zip(annotations.paths, annotations.sources, annotations.declared, strict=True):
         image = survey.images[path]
         if image.rule:
@@ -212,7 +241,7 @@ def _check_images(survey: Survey, split: str) -> Iterator[Finding]:
             continue
         if image.mode:
             yield Finding("pixel-mode", path, f"it is stored with {image.mode}", split=split, images=(path,))
-        yield from _check_size(image, source, declared, split)
+        yield from _check_size(image, source, None if is_scaled else declared, split)
 
 
 def _check_size(image: ImageCheck, source: Path, declared: tuple | None, split: str) -> Iterator[Finding]:
@@ -280,14 +309,13 @@ def _check_classes(survey: Survey, complete: bool) -> Iterator[Finding]:
 
 def _main_file(survey: Survey, split: str) -> Path:
     """Return the file that represents a split in a finding."""
-    if survey.format == "yolo":
-        return survey.root / "data.yaml"
-    annotations = survey.parsed[split]
     if survey.format == "coco":
-        official = survey.root / "annotations" / f"instances_{split}.json"
-        return annotations.sources[0] if annotations.sources else official
+        return coco.locate(survey.tree, split)
+    if survey.format == "yolo":
+        return yolo.description_file(survey.tree) or survey.root
     lists = sorted(survey.root.rglob(f"ImageSets/Main/{split}.txt"))
-    return lists[0] if lists else survey.root
+    sources = survey.parsed[split].sources
+    return lists[0] if lists else sources[0] if sources else survey.root
 
 
 def _count_boxes(survey: Survey) -> int:

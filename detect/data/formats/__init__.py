@@ -1,11 +1,12 @@
-"""Readers of annotation files, one module per format.
+"""Readers of annotation files, one module for each format.
 
-Each module of a detection format has `LOOKED_FOR` (the format's files, for messages), `splits` and `parse`.
+Each module has `LOOKED_FOR` (the files of the format, for messages), `splits(tree)`, which returns the names of the
+splits, none if the format does not fit, and `parse(tree, split, classes, log)`.
 """
 
 from types import ModuleType
 
-from detect.data.formats import coco, voc, yolo
+from detect.data.formats import coco, darknet, voc, yolo
 
-FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
-"""Detection formats by name, in the order in which they are tried."""
+FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo, "darknet": darknet}
+"""Detection formats by name."""

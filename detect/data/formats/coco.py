@@ -1,12 +1,20 @@
-"""COCO annotation files, in the layouts of the COCO project and of Roboflow.
+"""COCO: one JSON file for each split.
 
-Format: https://cocodataset.org/#format-data. A file holds `images`, `categories` and `annotations`. A bbox is x, y,
-width and height, measured from the upper left corner of the image's first pixel.
+    annotations/instances_train.json  train/a.jpg     the COCO project; images may also be in images/train or images
+    train/_annotations.coco.json  train/a.jpg         Roboflow
+    labels.json  data/a.jpg                           FiftyOne; Label Studio, CVAT and others use other names
+
+Any JSON file with images, annotations and categories is a split, named by the file, or by its folder where the names of
+several files are the same.
+
+Format: https://cocodataset.org/#format-data. A bbox is x, y, width and height, measured from the upper left corner of
+the image's first pixel.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +23,15 @@ import numpy as np
 
 from detect.data.annotations import Annotations, choose_classes
 from detect.data.defects import DefectLog, as_json
-from detect.files.fence import inside, is_file
+from detect.data.formats.coco_entries import is_number, normalise
+from detect.data.formats.labelled import image_path
+from detect.data.tree import Tree
+from detect.files.fence import OutsideError
 
-LOOKED_FOR = "annotations/instances_*.json or */_annotations.coco.json (COCO)"
+LOOKED_FOR = "a JSON file with images, annotations and categories (COCO)"
 _ROBOFLOW = "_annotations.coco.json"
+_KEYS = (b'"images"', b'"annotations"', b'"categories"')
+_FIRST_KEY = re.compile(rb'\s*\{\s*"(info|licenses|images|annotations|categories|type|contributor|dataset)"')
 
 
 class Kind(NamedTuple):
@@ -26,11 +39,6 @@ class Kind(NamedTuple):
 
     expected: str
     test: Callable[[object], bool]
-
-
-def is_number(value: object) -> bool:
-    """Return whether a JSON value is a number that a float can hold; JSON integers are unbounded."""
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 ID = Kind("a whole number", lambda value: type(value) is int and abs(value) < 2**63)
@@ -42,18 +50,16 @@ BOX = Kind(
 )
 
 
-def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
-    """Return the splits that have an annotation file below `root`, without opening the files."""
-    official = [path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json")]
-    roboflow = [path.parent.name for path in root.glob(f"*/{_ROBOFLOW}")]
-    return tuple(sorted({*official, *roboflow}))
+def splits(tree: Tree) -> tuple[str, ...]:
+    """Return the splits that have an annotation file."""
+    return tuple(sorted(_files(tree)))
 
 
-def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
+def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
     """Parse the annotation file of a split. `classes`: see `read`; by default the file's, sorted by category id."""
-    path, folders = locate(root, split)
-    document = _load(path, log)
-    images = _images(document, root, folders, path, log)
+    path = locate(tree, split)
+    document = load(path, log)
+    images = _images(document, tree, split, path, log)
     annotations = entries(document, "annotations", path, log, image_id=ID, category_id=ID, bbox=BOX)
     names = _categories(document, path, log, used={entry["category_id"] for entry in annotations})
     chosen, category_ids, label_of = choose_classes(names, classes)
@@ -85,18 +91,49 @@ def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog)
         difficult=np.zeros(len(rows), dtype=bool),
         areas=np.array([area for *_, area, _ in rows], dtype=np.float64),
         places=[place for *_, place in rows],
+        layout="sizes",
     )
 
 
-def locate(root: Path, split: str) -> tuple[Path, list[Path]]:
-    """Return the annotation file of a split and the folders that may contain its images, most likely first."""
-    official = root / "annotations" / f"instances_{split}.json"
-    if is_file(official):
-        return official, [root / split, root / "images" / split, root / "images", root]
-    return root / split / _ROBOFLOW, [root / split]
+def locate(tree: Tree, split: str) -> Path:
+    """Return the annotation file of a split."""
+    return _files(tree)[split]
 
 
-def _load(path: Path, log: DefectLog) -> dict[str, Any]:
+def _files(tree: Tree) -> dict[str, Path]:
+    """Return the annotation file of each split. Those with the names of COCO and Roboflow are not opened."""
+    if tree.entry is None:
+        official = {
+            path.stem.removeprefix("instances_"): path for path in tree.root.glob("annotations/instances_*.json")
+        }
+        roboflow = {path.parent.name: path for path in tree.root.glob(f"*/{_ROBOFLOW}")}
+        if official or roboflow:
+            return roboflow | official
+    paths = [path for path in tree.samples(".json") if _is_coco(tree, path)]
+    # COCO has files of captions and of keypoints beside those of boxes.
+    paths = [path for path in paths if path.stem.startswith("instances_")] or paths
+    stems = [path.stem.removeprefix("instances_") for path in paths]
+    if len(set(stems)) < len(stems):
+        return {path.parent.name: path for path in paths}
+    return dict(zip(stems, paths, strict=True))
+
+
+def _is_coco(tree: Tree, path: Path) -> bool:
+    if not _FIRST_KEY.match(tree.head(path)):
+        return False
+    try:
+        content = tree.fence.read(path)
+    except (OSError, OutsideError, ValueError):
+        return False
+    return all(key in content for key in _KEYS)
+
+
+def load(path: Path, log: DefectLog) -> dict[str, Any]:
+    """Return the content of an annotation file, with whole numbers as ids, and boxes of annotations with a mask.
+
+    Raises:
+        UserError: the file cannot be read or is not a JSON object.
+    """
     content = log.need(path)
     try:
         document = json.loads(content)
@@ -104,6 +141,7 @@ def _load(path: Path, log: DefectLog) -> dict[str, Any]:
         log.stop("broken-file", path, f"it is not JSON: {error}")
     if not isinstance(document, dict):
         log.stop("broken-file", path, "it is not a COCO file: it has no object with images, annotations and categories")
+    normalise(document, path, log)
     return document
 
 
@@ -128,22 +166,19 @@ def entries(document: dict[str, Any], kind: str, path: Path, log: DefectLog, /, 
 
 
 def _images(
-    document: dict[str, Any], root: Path, folders: list[Path], path: Path, log: DefectLog
+    document: dict[str, Any], tree: Tree, split: str, path: Path, log: DefectLog
 ) -> list[tuple[dict[str, Any], Path]]:
-    """Return entry and file of each image: in the first of `folders` that contains it, else in the first folder."""
+    """Return entry and file of each image."""
+    root = tree.root
+    folders = [root / split, root / "images" / split, root / "images", root / "data", path.parent, root]
     images = []
     seen = set()
     id_of: dict[Path, int] = {}
     for entry in entries(document, "images", path, log, id=ID, file_name=TEXT):
         name = entry["file_name"]
-        default = inside(root, folders[0], name)
         if entry["id"] in seen:
             log.add("duplicate-image", path, f"image {name} has the id {entry['id']}, which another image has too")
-        elif default is None:
-            log.add("path-outside-root", path, f"the file_name of image {entry['id']} is {name}")
-        else:
-            candidates = (folder / name for folder in folders)
-            image = next((file for file in candidates if is_file(file)), default)
+        elif (image := image_path(tree.image(name, folders, split), name, path, log)) is not None:
             if image in id_of:
                 log.add("duplicate-image", path, f"the images {id_of[image]} and {entry['id']} are both {name}")
             id_of[image] = entry["id"]

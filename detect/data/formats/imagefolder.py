@@ -18,7 +18,7 @@ from detect.data.dataset import VALIDATION, Defect
 from detect.data.decode import SUFFIXES
 from detect.data.defects import DefectLog
 from detect.data.image_headers import check_images
-from detect.errors import UserError, one_line
+from detect.errors import UserError, class_names, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,9 @@ class ImageClasses:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"ImageClasses({self.root!r}, {self.split}, {len(self):,} images, {class_names(self.classes)})"
 
     def name(self, index: int) -> str:
         """Return the file of an image, or its index if the data set has no files."""

@@ -1,4 +1,9 @@
-"""PASCAL VOC folders: `JPEGImages`, one XML file per image in `Annotations`, lists of images in `ImageSets/Main`.
+"""PASCAL VOC: one XML file for each image.
+
+    JPEGImages/a.jpg  Annotations/a.xml  ImageSets/Main/train.txt      VOC's own folders, with a list for each split
+    a.jpg  a.xml                                                       LabelImg: side by side in any folder
+    images/a.jpg  annotations/a.xml                                    in two folders of any names
+    train/a.jpg  train/a.xml  valid/b.jpg  valid/b.xml                 Roboflow: one folder for each split
 
 Format: Everingham and Winn, "The PASCAL VOC 2012 Development Kit". Pixels are counted from 1 and both corners belong to
 the box, so xmin … xmax becomes the interval from xmin - 1 to xmax here. If both are equal, the annotator has probably
@@ -9,87 +14,67 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
-import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from detect.data.annotations import Annotations, choose_classes
+from detect.data.annotations import Annotations
 from detect.data.decode import SUFFIXES
 from detect.data.defects import DefectLog
+from detect.data.formats.labelled import LabelledBox, LabelledImage, class_names, to_annotations
+from detect.data.tree import Tree
 from detect.errors import UserError, one_line
-from detect.files.fence import Fence, inside, is_file
+from detect.files.fence import inside, is_file
 
-LOOKED_FOR = "ImageSets/Main/*.txt (VOC, here or in VOC2007, VOCdevkit/VOC2007)"
+LOOKED_FOR = "ImageSets/Main/*.txt or XML files with <annotation> (VOC)"
 _FLAG = re.compile(r"\S+\s+(-1|0|1)")
+_ROOT_ELEMENT = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<annotation\b(?!s)", re.DOTALL)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-class _Object(NamedTuple):
-    name: str
-    corners: tuple[float, ...]
-    difficult: bool
-    place: str
+def splits(tree: Tree) -> tuple[str, ...]:
+    """Return the lists in `ImageSets/Main`, without the lists of a single class (`aeroplane_train`), or the folders."""
+    base = _base(tree.root)
+    lists = sorted((base / "ImageSets" / "Main").glob("*.txt"))
+    if lists:
+        single = {path for path in lists if "_" in path.stem and tree.fence.admits(path) and _is_class_list(base, path)}
+        return tuple(path.stem for path in lists if path not in single)
+    return tuple(tree.by_split(_files(tree)))
 
 
-class _Image(NamedTuple):
-    size: tuple[float, ...] | None
-    objects: list[_Object]
-
-
-_EMPTY = _Image(None, [])
-
-
-def splits(root: Path, follow_links: bool = False) -> tuple[str, ...]:
-    """Return the lists of images in `ImageSets/Main`, without the lists of a single class (`aeroplane_train`)."""
-    base, fence = _base(root), Fence(root, follow_links)
-    lists = [path for path in (base / "ImageSets" / "Main").glob("*.txt") if "_" in path.stem]
-    class_lists = {path.stem for path in lists if fence.admits(path) and _is_class_list(base, path)}
-    stems = {path.stem for path in (base / "ImageSets" / "Main").glob("*.txt")}
-    return tuple(sorted(stems - class_lists))
-
-
-def parse(root: Path, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
-    """Parse the XML files of a split. `classes`: see `read`; by default all names in `Annotations`, sorted."""
-    base = _base(root)
-    stems = list(_listed(base, split, log))
-    sources = [base / "Annotations" / f"{stem}.xml" for stem in stems]
-    trees: dict[Path, _Image] = {}
+def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
+    """Parse the XML files of a split. `classes`: see `read`; by default all names in all XML files, sorted."""
+    base, listed = _base(tree.root), None
+    if (base / "ImageSets" / "Main").is_dir():
+        listed = list(_listed(base, split, log))
+        paths = [base / "Annotations" / f"{stem}.xml" for stem in listed]
+        others = sorted(base.glob("Annotations/*.xml"))
+    else:
+        others = _files(tree)
+        paths = tree.by_split(others)[split]
     # The classes must not depend on the split: unless they are given, every file of the folder is read.
-    for path in dict.fromkeys(sources if classes is not None else [*sources, *sorted(base.glob("Annotations/*.xml"))]):
+    labelled: dict[Path, LabelledImage] = {}
+    for path in dict.fromkeys(paths if classes is not None else [*paths, *others]):
         if is_file(path):
-            trees[path] = _read(path, log)
+            labelled[path] = _read(path, log)
         else:
             log.add("missing-annotation", path, f"{split}.txt lists its image")
-    names = sorted({entry.name for tree in trees.values() for entry in tree.objects})
-    chosen, category_ids, _ = choose_classes(dict(enumerate(names if classes is None else classes, start=1)), classes)
-    label_of = {name: label for label, name in enumerate(chosen)}
+    files = {} if listed is None else _image_files(base)
+    images = []
+    for path in paths:
+        image = labelled.get(path, LabelledImage(path.with_suffix(".jpg"), path))
+        listed_path = files.get(path.stem, base / "JPEGImages" / f"{path.stem}.jpg")
+        images.append(replace(image, path=_image(tree, image) if listed is None else listed_path))
+    return replace(to_annotations(images, class_names(labelled.values()), classes, log), first_pixel=1)
 
-    files = _image_files(base)
-    rows = [(image, entry) for image, path in enumerate(sources) for entry in trees.get(path, _EMPTY).objects]
-    for image, entry in rows:
-        if entry.name not in label_of:
-            log.add("unknown-class", sources[image], f"{entry.place}: {entry.name}")
-    corners = np.array([entry.corners for _, entry in rows], dtype=np.float64).reshape(-1, 2, 2)
-    corners[:, 0] -= corners[:, 0] < corners[:, 1]
-    return Annotations(
-        classes=chosen,
-        category_ids=category_ids,
-        paths=[files.get(stem, base / "JPEGImages" / f"{stem}.jpg") for stem in stems],
-        sources=sources,
-        declared=[trees.get(path, _EMPTY).size for path in sources],
-        ids=None,
-        boxes=corners.reshape(-1, 4),
-        image=np.array([image for image, _ in rows], dtype=np.int64),
-        labels=np.array([label_of.get(entry.name, -1) for _, entry in rows], dtype=np.int64),
-        crowd=np.zeros(len(rows), dtype=bool),
-        difficult=np.array([entry.difficult for _, entry in rows], dtype=bool),
-        areas=np.full(len(rows), np.nan),
-        places=[entry.place for _, entry in rows],
-    )
+
+def _files(tree: Tree) -> list[Path]:
+    """Return the XML files in the folders that have annotations."""
+    folders = {path.parent for path in tree.samples(".xml") if _ROOT_ELEMENT.match(tree.head(path))}
+    return [path for path in tree.annotation_files(".xml") if path.parent in folders]
 
 
 def _base(root: Path) -> Path:
@@ -99,7 +84,9 @@ def _base(root: Path) -> Path:
     years = sorted(path.parent for pattern in ("VOC*", "VOCdevkit/VOC*") for path in root.glob(f"{pattern}/ImageSets"))
     if len(years) > 1:
         names = " and ".join(path.name for path in years)
-        raise UserError(one_line(f"{root}: it contains {names}; give one of these folders as the root"))
+        raise UserError(
+            one_line(f"{root}: it contains {names}; give one of these folders as the root, or a list of several")
+        )
     return years[0] if years else root
 
 
@@ -152,18 +139,19 @@ def _image_files(base: Path) -> dict[str, Path]:
     return {path.stem: path for path in paths}
 
 
-def _read(path: Path, log: DefectLog) -> _Image:
-    """Return the size and objects of an XML file; log invalid objects and leave them out."""
+def _read(path: Path, log: DefectLog) -> LabelledImage:
+    """Return the content of an XML file, with the image that it names; log invalid objects and leave them out."""
+    named = path.with_suffix(".jpg")
     content = log.read(path)
     if content is None:
-        return _EMPTY
+        return LabelledImage(named, path)
     try:
-        tree = fromstring(content)
+        document = fromstring(content)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         log.add("broken-file", path, f"it is not XML: {error}")
-        return _EMPTY
-    objects = []
-    for number, element in enumerate(tree.findall("object"), start=1):
+        return LabelledImage(named, path)
+    boxes = []
+    for number, element in enumerate(document.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
         place = f"object {number} ({name[:60]})"
         corners = _numbers(element.find("bndbox"), _CORNERS)
@@ -172,8 +160,25 @@ def _read(path: Path, log: DefectLog) -> _Image:
         elif corners is None:
             log.add("broken-file", path, f"{place} has no bndbox of four numbers")
         else:
-            objects.append(_Object(name, corners, (element.findtext("difficult") or "").strip() == "1", place))
-    return _Image(_numbers(tree.find("size"), ("width", "height")), objects)
+            xmin, ymin, xmax, ymax = corners
+            box = (xmin - (xmin < xmax), ymin - (ymin < ymax), xmax, ymax)
+            boxes.append(LabelledBox(name, box, place, difficult=_is_set(element, "difficult")))
+    named = path.parent / ((document.findtext("filename") or "").strip() or named.name)
+    return LabelledImage(named, path, _numbers(document.find("size"), ("width", "height")), boxes)
+
+
+def _image(tree: Tree, labelled: LabelledImage) -> Path:
+    """Return the image with the stem of the XML file, or else the one that the file names."""
+    path = labelled.source
+    found = tree.image_of(path)
+    if found is None:
+        named = tree.image(labelled.path.name, [path.parent], tree.split_of(path))
+        found = named.path if named and is_file(named.path) else path.with_suffix(".jpg")
+    return found
+
+
+def _is_set(element: Element, name: str) -> bool:
+    return (element.findtext(name) or "").strip() == "1"
 
 
 def _numbers(element: Element | None, names: Sequence[str]) -> tuple[float, ...] | None:

@@ -18,14 +18,14 @@ import {
   signed,
 } from "./base.js";
 import { intervalBar, key } from "./charts.js";
-import { Picture, Viewer, drawLegend, shownBoxes } from "./pictures.js";
+import { NO_DETECTIONS, Picture, Viewer, drawLegend, shownBoxes } from "./pictures.js";
 import { ScoreSlider, hundredths } from "./score.js";
 import { sortableTable } from "./table.js";
 
 const data = JSON.parse(byId("data").textContent);
 const runs = data.runs ?? [];
 const pairs = data.pairs ?? [];
-const slider = new ScoreSlider(hundredths());
+const slider = new ScoreSlider(hundredths(), data.score);
 const viewer = new Viewer(slider);
 let redraw = () => {};
 
@@ -65,13 +65,15 @@ function drawFindings() {
     if (!ap.interval) {
       return `The AP of ${both} differs by ${signed(ap.difference)} points; there are too few images for an interval.`;
     }
-    const interval = `95 % interval ${rangeText(ap.interval, signed)}`;
-    if (ap.interval[0] <= 0 && ap.interval[1] >= 0) {
+    const [low, high] = ap.interval;
+    if (low <= 0 && high >= 0) {
+      const interval = `95 % interval ${rangeText([low, high], signed)}`;
       return `No significant difference between ${both}: ${signed(ap.difference)} points of AP (${interval}).`;
     }
-    const [better, worse] = ap.difference > 0 ? [run, 0] : [0, run];
-    const amount = percent(Math.abs(ap.difference));
-    return `“${runs[better].name}” is better than “${runs[worse].name}” by ${amount} points of AP (${interval}).`;
+    // The interval belongs to the difference that the sentence states, better minus worse, so it is positive.
+    const [better, worse, interval] = low > 0 ? [run, 0, [low, high]] : [0, run, [-high, -low]];
+    const amount = `${percent(Math.abs(ap.difference))} points of AP (95 % interval ${rangeText(interval, signed)})`;
+    return `“${runs[better].name}” is better than “${runs[worse].name}” by ${amount}.`;
   };
   const sentences = pairs.map(sentence).filter(Boolean);
   byId("findings").replaceChildren(...sentences.map((text) => element("p", { class: "first" }, text)));
@@ -178,19 +180,20 @@ function drawGallery(run) {
       images.map((image) => ({ name: image.name, panels: panels(image) })),
       at,
     );
-  const thumbnails = images.map(panels);
+  const thumbnails = images.map((image) => panels(image).map((panel) => ({ ...panel, caption: element("span") })));
   const cards = images.map((image, at) => pairCard(image, thumbnails[at], () => enlarge(at)));
   const placeholder = element("p", {}, "The runs do not differ in any image.");
   byId("gallery-pictures").replaceChildren(...(cards.length ? cards : [placeholder]));
   return () => {
-    for (const { picture } of thumbnails.flat()) picture.drawSmall(slider.score, shownBoxes());
+    for (const { title, picture, caption } of thumbnails.flat()) {
+      picture.drawSmall(slider.score, shownBoxes());
+      caption.textContent = picture.hasDetections(slider.score) ? title : `${title}; ${NO_DETECTIONS}`;
+    }
   };
 }
 
 function pairCard(image, panels, enlarge) {
-  const frames = panels.map(({ title, picture }) =>
-    element("span", { class: "side" }, picture.frame(), element("span", {}, title)),
-  );
+  const frames = panels.map(({ picture, caption }) => element("span", { class: "side" }, picture.frame(), caption));
   const button = element(
     "button",
     { type: "button", class: "enlarge sides", "aria-label": `Enlarge ${image.name}`, onclick: enlarge },

@@ -11,6 +11,8 @@ export const KINDS = {
   Miss: "missed",
 };
 
+export const NO_DETECTIONS = "no detections at this score";
+
 /** Layers of a drawing from bottom to top, with their texts in the legend. */
 const LAYERS = {
   crowd: "crowd region",
@@ -145,9 +147,14 @@ export class Picture {
     return `${name} ${score.toFixed(2)}${layer === "wrong" ? ` ${kind}` : ""}`;
   }
 
+  hasDetections(score) {
+    return this.detections.some((detection) => detection.score >= score);
+  }
+
   summary(score) {
     const { correct, wrong, missed } = this.layers(score);
-    return `${correct.length} correct, ${wrong.length} wrong, ${missed.length} missed`;
+    const found = this.hasDetections(score) ? `${correct.length} correct, ${wrong.length} wrong` : NO_DETECTIONS;
+    return `${found}, ${missed.length} missed`;
   }
 
   /** Returns the wrong detections by kind: "3 poorly localized (Loc), 1 background (Bkg)". */

@@ -21,13 +21,14 @@ import { Confusion } from "./confusion.js";
 import { drawCurves } from "./curves.js";
 import { findings } from "./findings.js";
 import { drawGallery } from "./gallery.js";
-import { ScoreSlider, bestIndex, hundredths, metricsAt } from "./score.js";
+import { ScoreSlider, hundredths, metricsAt } from "./score.js";
 import { sortableTable } from "./table.js";
 
 const data = JSON.parse(byId("data").textContent);
 const classes = data.classes ?? [];
 const names = classes.map(({ name }) => name);
-const slider = new ScoreSlider(data.thresholds?.scores?.length ? data.thresholds.scores : hundredths());
+const scores = data.thresholds?.scores?.length ? data.thresholds.scores : hundredths();
+const slider = new ScoreSlider(scores, data.thresholds?.best);
 
 function drawHeading() {
   const { images, crowds, detections, root, split, checkpoint, date, ...subject } = data.subject;
@@ -79,7 +80,7 @@ function drawThreshold() {
     remove("overall");
     return;
   }
-  byId("best").addEventListener("click", () => slider.move(bestIndex(data.thresholds)));
+  byId("best").addEventListener("click", () => slider.move(data.thresholds.best));
   const cells = { precision: element("dd"), recall: element("dd"), f1: element("dd") };
   const titles = Object.entries({ precision: "Precision", recall: "Recall", f1: "F1" });
   byId("overall").replaceChildren(

@@ -16,7 +16,7 @@ export class ScoreSlider {
     addEventListener("beforeprint", () => this.listeners.forEach(update));
     this.input = byId("score");
     this.input.max = scores.length - 1;
-    this.input.value = scores.indexOf(nearest(scores, (score) => score - start));
+    this.input.value = this.indexOf(start);
     this.input.addEventListener(
       "input",
       oncePerFrame(() => this.notify()),
@@ -32,8 +32,12 @@ export class ScoreSlider {
     return this.scores[this.index];
   }
 
-  move(index) {
-    this.input.value = index;
+  indexOf(score) {
+    return this.scores.indexOf(nearest(this.scores, (other) => other - score));
+  }
+
+  move(score) {
+    this.input.value = this.indexOf(score);
     this.notify();
   }
 
@@ -84,10 +88,4 @@ export function metricsAt(thresholds, index, label = null) {
     recall: objects ? truePositives / objects : null,
     f1: objects ? (2 * truePositives) / (detections + objects) : null,
   };
-}
-
-/** Returns the index of the threshold with the highest F1 over all objects, the highest one among equals. */
-export function bestIndex(thresholds) {
-  const all = thresholds.scores.map((_, index) => metricsAt(thresholds, index).f1 ?? 0);
-  return all.lastIndexOf(Math.max(...all));
 }

@@ -175,7 +175,7 @@ def planted(root):
     save(root / "train" / "stray.png", 901)
     plant("unlisted-image", "stray.png")
     (root / "train" / "out.png").symlink_to("/etc/hostname")
-    data.enter("train", "../../out.png", boxes=False)
+    data.enter("train", "../../outside.png", boxes=False)
     plant("path-outside-root", "out.png")
 
     # Boxes and ids.
@@ -243,7 +243,7 @@ def test_every_planted_defect_is_found(tmp_path):
         assert (file, place) in places(report, rule), (rule, places(report, rule))
     for finding in report.findings:
         assert finding.what and "\n" not in finding.what and finding.advice == CHECKS[finding.rule].advice
-    # Only planted defects: out.png is a link and a path, val lacks two classes and train one.
+    # Only planted defects: out.png is a link, outside.png a path, val lacks two classes and train one.
     assert {rule: count for rule, count in rules(report).items() if count > 1} == {
         "path-outside-root": 2,
         "missing-class": 3,

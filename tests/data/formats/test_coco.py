@@ -1,6 +1,7 @@
 """COCO files in the layouts of the COCO project and of Roboflow."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -163,9 +164,9 @@ def test_files_that_are_no_coco(tmp_path, text):
         annotation(bbox=(1, 2, 3)),
         annotation(bbox=(1, 2, 3, "4")),
         annotation(bbox=(1, 2, 3, 10**400)),
-        annotation(bbox=()),
-        {**annotation(), "bbox": None},
-        annotation(image="1"),
+        annotation(bbox=(), segmentation=[[1, 2]]),
+        {**annotation(), "bbox": None, "segmentation": {"size": [2, 2], "counts": [1, 2]}},
+        annotation(image=float("nan")),
         annotation(category=[[]]),
         annotation(image=2**64),
         7,
@@ -190,3 +191,75 @@ def test_names_that_no_file_can_have(tmp_path, name):
     with pytest.raises(UserError, match=r"1 × (missing-image|path-outside-root)") as error:
         read(tmp_path, "train")
     assert str(error.value).isprintable() and len(str(error.value)) < 1500
+
+
+def save_names(root, file, names, folder):
+    """Write a COCO file whose images have these names and lie in a folder."""
+    images = [{"id": id, "file_name": name, "width": 40, "height": 20} for id, name in enumerate(names, start=1)]
+    boxes = [{"id": i["id"], "image_id": i["id"], "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12} for i in images]
+    document = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(json.dumps(document))
+    for name in names:
+        path = root / folder / re.split(r"[/\\]", name)[-1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 20)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "folder", "split"),
+    [
+        ("labels.json", "data", "labels"),
+        ("result.json", "images", "result"),
+        ("annotations/train.json", "images", "train"),
+        ("train.json", "images", "train"),
+        ("annotations/instances_default.json", "images", "default"),
+        ("a/c.json", "a/x/y", "c"),
+    ],
+)
+def test_files_of_any_name(tmp_path, file, folder, split):
+    save_names(tmp_path, file, ["1.jpg"], folder)
+    (tmp_path / "results.json").write_text('[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]')
+    (tmp_path / "captions.json").write_text('{"images": [], "annotations": []}')
+    assert splits(tmp_path) == (split,)
+    dataset = read(tmp_path, "train")
+    assert dataset.records[0].path == tmp_path / folder / "1.jpg" and dataset.repaired[:-1] == ()
+    assert read(tmp_path / file, "train").split == split
+
+
+def test_files_of_the_same_name_are_named_by_their_folders(tmp_path):
+    for split in ("train", "validation"):
+        save_names(tmp_path, f"{split}/labels.json", ["1.jpg"], f"{split}/data")
+    assert splits(tmp_path) == ("train", "validation")
+    assert read(tmp_path, "val").records[0].path == tmp_path / "validation" / "data" / "1.jpg"
+
+
+def test_files_of_keypoints_beside_those_of_boxes(tmp_path):
+    for name in ("instances_train2017", "person_keypoints_train2017"):
+        save_names(tmp_path, f"coco/{name}.json", ["1.jpg"], "coco/train2017")
+    assert splits(tmp_path) == ("train2017",)
+
+
+@pytest.mark.parametrize("name", ["train\\a b.jpg", "/home/somebody/train/a b.jpg", "C:\\x\\train\\a b.JPG"])
+def test_names_of_other_systems_are_counted(tmp_path, name):
+    save_names(tmp_path, "annotations/instances_train.json", [name], "train")
+    if name.endswith("JPG"):
+        (tmp_path / "train" / "a b.JPG").rename(tmp_path / "train" / "a b.jpg")
+    dataset = read(tmp_path, "train")
+    assert dataset.records[0].path == tmp_path / "train" / "a b.jpg"
+    assert [defect.rule for defect in dataset.repaired if defect.rule == "foreign-name"] == ["foreign-name"]
+    assert f"is read as {tmp_path / 'train' / 'a b.jpg'}" in dataset.repaired[0].detail
+
+
+def test_an_image_is_not_taken_from_another_split(tmp_path):
+    save_names(tmp_path, "annotations/instances_val.json", ["1.jpg"], "train")
+    with pytest.raises(UserError, match=r"1 × missing-image, first .*val/1\.jpg"):
+        read(tmp_path, "val")
+
+
+def test_a_byte_order_mark(tmp_path):
+    save_names(tmp_path, "annotations/instances_train.json", ["1.jpg"], "train")
+    path = tmp_path / "annotations" / "instances_train.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    path.rename(tmp_path / "x.json")
+    assert len(read(tmp_path, "train")) == 1

@@ -211,3 +211,59 @@ def test_years_whose_names_are_no_line(tmp_path):
     with pytest.raises(UserError, match="give one of these folders as the root") as error:
         read(tmp_path, "train")
     assert str(error.value).isprintable()
+
+
+XML = "<annotation><filename>{}</filename><object><name>cat</name><bndbox>{}</bndbox></object></annotation>"
+CORNERS = "<xmin>3</xmin><ymin>5</ymin><xmax>10</xmax><ymax>12</ymax>"
+
+
+def save_pair(root, image, annotation, filename="x.jpg"):
+    for path in (root / image, root / annotation):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 20)).save(root / image)
+    (root / annotation).write_text(XML.format(filename, CORNERS))
+
+
+@pytest.mark.parametrize(
+    "places",
+    [("a.jpg", "a.xml"), ("images/a.jpg", "annotations/a.xml"), ("a.png", "annots/a.xml"), ("img/a.JPG", "xml/a.xml")],
+)
+def test_xml_files_without_lists_are_one_split(tmp_path, places):
+    save_pair(tmp_path, *places)
+    assert splits(tmp_path) == ("all",)
+    dataset = read(tmp_path, "train")
+    assert (dataset.split, dataset.format, dataset.classes) == ("all", "voc", ("cat",))
+    (record,) = dataset.records
+    assert record.path == tmp_path / places[0] and record.boxes.tolist() == [[2, 4, 10, 12]]
+
+
+def test_folders_are_splits_and_classes_do_not_depend_on_them(tmp_path):
+    save_pair(tmp_path, "train/a.jpg", "train/a.xml")
+    save_pair(tmp_path, "valid/a.jpg", "valid/a.xml")
+    text = (tmp_path / "valid" / "a.xml").read_text()
+    (tmp_path / "valid" / "a.xml").write_text(text.replace("cat", "bat"))
+    assert splits(tmp_path) == ("train", "valid")
+    assert read(tmp_path, "train").classes == read(tmp_path, "val").classes == ("bat", "cat")
+    assert read(tmp_path, "val").records[0].path == tmp_path / "valid" / "a.jpg"
+
+
+def test_the_image_is_the_one_that_the_file_names_if_no_image_has_its_stem(tmp_path):
+    save_pair(tmp_path, "images/b.jpg", "annotations/a.xml", filename="B.jpg")
+    assert read(tmp_path, "train").records[0].path == tmp_path / "images" / "b.jpg"
+    (tmp_path / "images" / "b.jpg").rename(tmp_path / "c.jpg")
+    with pytest.raises(UserError, match=r"1 × missing-image, first .*annotations/a\.jpg: there is no such file"):
+        read(tmp_path, "train")
+
+
+def test_other_xml_files_are_no_annotations(tmp_path):
+    (tmp_path / "a.xml").write_text("<?xml version='1.0'?><annotations><version>1.1</version></annotations>")
+    (tmp_path / "b.xml").write_text("<html><annotation/></html>")
+    with pytest.raises(UserError, match="no data set of a known format"):
+        splits(tmp_path)
+
+
+def test_a_declaration_and_a_comment_come_before_the_annotation(tmp_path):
+    save_pair(tmp_path, "a.jpg", "a.xml")
+    text = (tmp_path / "a.xml").read_text()
+    (tmp_path / "a.xml").write_text(f'<?xml version="1.0"?>\n<!-- by hand -->\n{text}', encoding="utf-8-sig")
+    assert len(read(tmp_path, "train").records[0].boxes) == 1

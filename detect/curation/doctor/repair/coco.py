@@ -12,13 +12,19 @@ from jaxtyping import Float64
 from detect.curation.doctor.repair.plan import Plan, rounded
 from detect.data.defects import DefectLog
 from detect.data.formats import coco
+from detect.data.formats.coco_entries import are_polygons, is_number
+
+_DONE = {"id-not-number": "the id is a whole number now", "implied-box": "it has the box of its polygon or mask"}
 
 
 def write_coco(plan: Plan, draft: Path) -> None:
     """Write the repaired annotation file of each split."""
     for split in plan.survey.parsed:
-        source = coco.locate(plan.survey.root, split)[0]
-        document = json.loads(source.read_bytes())
+        source = coco.locate(plan.survey.tree, split)
+        log = DefectLog(plan.survey.root, split)
+        document = coco.load(source, log)
+        for defect in log.repaired:
+            plan.report(f"{split}: {defect.detail}: {_DONE[defect.rule]}")
         annotations = plan.survey.parsed[split]
         path_of = dict(zip(annotations.ids or [], annotations.paths, strict=True))
         _repair_images(plan, split, document, path_of)
@@ -65,6 +71,8 @@ def _repair_annotations(plan: Plan, split: str, document: dict[str, Any], path_o
             entry["id"], next_id = next_id, next_id + 1
         seen.add(entry["id"])
         _repair_entry(entry, box)
+        if split in plan.survey.mistakes:
+            _convert_entry(plan, split, entry, row)
         chosen.append(entry)
     document["annotations"] = chosen + _invalid(document["annotations"], valid)
 
@@ -98,7 +106,31 @@ def _repair_entry(entry: dict[str, Any], box: Float64[np.ndarray, " 4"] | None) 
         if not entry.get("segmentation"):
             entry["area"] = width * height
     area = entry.get("area")
-    if not coco.is_number(area) or not 0 <= float(area) < np.inf:  # type: ignore[arg-type]
+    if not is_number(area) or not 0 <= float(area) < np.inf:  # type: ignore[arg-type]
         entry["area"] = width * height
     if entry.get("iscrowd") not in (0, 1):
         entry["iscrowd"] = 0
+
+
+def _convert_entry(plan: Plan, split: str, entry: dict[str, Any], row: int) -> None:
+    """Give an annotation of a mistaken split an area that fits its box, and its polygons the units of its box."""
+    parsed, reading = plan.survey.parsed[split], plan.survey.mistakes[split].reading
+    index = parsed.image[row]
+    width, height = plan.survey.images[parsed.paths[index]].size
+    area, polygons = parsed.areas[row], entry.get("segmentation")
+    entry["area"] = entry["bbox"][2] * entry["bbox"][3] if np.isnan(area) else rounded(area)
+    if reading.scaled:
+        declared = parsed.declared[index]
+        assert declared is not None
+        factors = (width / declared[0], height / declared[1])
+    elif reading.fractions and are_polygons(polygons) and max(map(max, polygons)) <= 1:
+        factors = (width, height)
+    else:
+        return
+    if are_polygons(polygons):
+        entry["segmentation"] = [
+            [rounded(number * factors[k % 2]) for k, number in enumerate(polygon)] for polygon in polygons
+        ]
+    elif polygons:
+        plan.report(f"{split}: annotation {entry['id']} of image {entry['image_id']}: its mask is left out")
+        del entry["segmentation"]

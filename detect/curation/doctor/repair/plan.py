@@ -15,7 +15,7 @@ from detect.curation.doctor.examine import Survey
 from detect.data.annotations import ROUNDING, Annotations, repair
 from detect.data.dataset import VALIDATION
 from detect.data.defects import DefectLog
-from detect.errors import one_line
+from detect.errors import UserError, one_line
 
 
 @dataclass(slots=True)
@@ -32,7 +32,9 @@ class Plan:
     counts: Counter[Path] = field(default_factory=Counter)
     """Number of boxes of each image."""
     boxes: dict[str, dict[int, Float64[np.ndarray, " 4"] | None]] = field(default_factory=dict)
-    """Rows of `Annotations` that remain in each split, with the new box, or None if it is unchanged."""
+    """Rows of `Annotations` that remain in each split, with the new box, or None if it is as in the file."""
+    valid: dict[str, list[int]] = field(default_factory=dict)
+    """Rows of `Annotations` with a box within its image, in each split."""
     log: list[str] = field(default_factory=list)
     """One line per change."""
 
@@ -71,8 +73,28 @@ def make_plan(survey: Survey) -> Plan:
     for split in plan.dropped:
         for path, cause in plan.dropped[split].items():
             plan.report(f"{split}: left out image {plan.relative(path)}: {cause}")
+        if mistake := survey.mistakes.get(split):
+            plan.report(f"{split}: all boxes are converted ({', '.join(mistake.rules)}): {mistake.detail}")
         plan.boxes[split] = _boxes(plan, split)
     return plan
+
+
+def refuse_losses(plan: Plan) -> None:
+    """Raise `UserError` if a split would become empty, or lose more than half of its images or boxes to defects.
+
+    Boxes and images that another one repeats are no loss, nor are images that a later split also has.
+    """
+    for split, parsed in plan.survey.parsed.items():
+        paths, unusable = set(parsed.paths), _unusable(plan.survey, split)
+        usable = sum(parsed.paths[index] not in unusable for index in parsed.image[plan.valid[split]])
+        counts = {
+            "images": (len(plan.kept(split)), len(paths) - len(unusable), len(paths)),
+            "boxes": (len(plan.boxes[split]), usable, len(parsed.boxes)),
+        }
+        for what, (remaining, without_defects, before) in counts.items():
+            if before and (not remaining or without_defects * 2 < before):
+                problem = f"a repaired copy would have {remaining} of {before} {what} of split {split}"
+                raise UserError(one_line(f"{plan.survey.root}: {problem}; correct the findings by hand before --fix"))
 
 
 def rounded(number: float) -> float:
@@ -163,11 +185,12 @@ def _boxes(plan: Plan, split: str) -> dict[int, Float64[np.ndarray, " 4"] | None
         if repeated[index]:
             plan.report(f"{location}: left out, it repeats an earlier box")
             continue
-        changed = np.abs(annotations.boxes[row] * limits[image] - valid.boxes[index]).max() > ROUNDING
-        kept[row] = valid.boxes[index] if changed else None
-        if changed:
+        clipped = np.abs(annotations.boxes[row] * limits[image] - valid.boxes[index]).max() > ROUNDING
+        kept[row] = valid.boxes[index] if clipped or split in survey.mistakes else None
+        if clipped:
             plan.report(f"{location}: clipped at the edge of its image")
-    _report_invalid(plan, split, set(map(int, valid.places)))
+    plan.valid[split] = list(map(int, valid.places))
+    _report_invalid(plan, split, set(plan.valid[split]))
     return kept
 
 

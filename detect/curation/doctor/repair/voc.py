@@ -27,6 +27,8 @@ def write_voc(plan: Plan, draft: Path) -> None:
                 written.add(source)
                 _write_xml(plan, split, index, draft / plan.relative(source))
         base = parsed.sources[0].parent.parent if parsed.sources else plan.survey.root
+        if not (base / "ImageSets").is_dir():  # the folders of the XML files are the splits
+            continue
         target = draft / plan.relative(base) / "ImageSets" / "Main" / f"{split}.txt"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")

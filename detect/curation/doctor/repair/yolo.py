@@ -6,22 +6,30 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import yaml
+from jaxtyping import Float64
 
 from detect.curation.doctor.repair.plan import Plan
-from detect.data.dataset import VALIDATION
-from detect.data.formats.yolo import load_yaml
-from detect.files.fence import Fence
+from detect.data.defects import DefectLog
+from detect.data.formats.yolo import describe, load_yaml, read_lines
+from detect.data.formats.yolo_lines import find_keypoints
+from detect.data.mistakes import Reading
 
 
 def write_yolo(plan: Plan, draft: Path) -> None:
     """Write `data.yaml`, the label file of each remaining image, and a list for each split that needs one."""
-    root = plan.survey.root
-    document = load_yaml(root / "data.yaml", Fence(root))
-    document.pop("path", None)
-    for split in ("train", *VALIDATION, "test"):
-        if split not in plan.survey.parsed:
-            document.pop(split, None)
+    tree = plan.survey.tree
+    description = describe(tree, DefectLog(tree.root, ""))
+    is_yaml = description.file.suffix in (".yaml", ".yml")
+    document = load_yaml(description.file, tree.fence) if is_yaml else {}
+    for key in ("path", "nc", *description.splits):
+        document.pop(key, None)
+    document["names"] = description.names
+    if keypoints := description.keypoints or _undeclared_keypoints(plan):
+        document["kpt_shape"] = list(keypoints)
+        if description.keypoints is None:
+            plan.report(f"data.yaml: kpt_shape {list(keypoints)} added")
     copied = {path for split in plan.survey.parsed for path in plan.kept(split)}
     for split, parsed in plan.survey.parsed.items():
         kept = plan.kept(split)
@@ -40,6 +48,16 @@ def write_yolo(plan: Plan, draft: Path) -> None:
             document[split] = f"{split}.txt"
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     (draft / "data.yaml").write_text(text, encoding="utf-8")
+
+
+def _undeclared_keypoints(plan: Plan) -> tuple[int, int] | None:
+    """Return the shape of the key points if the reader has recognised some without `kpt_shape`."""
+    log = DefectLog(plan.survey.root, "")
+    for parsed in plan.survey.parsed.values():
+        lines = [values for source in parsed.sources for *_, values in read_lines(source, log)]
+        if found := find_keypoints(lines):
+            return found
+    return None
 
 
 def _are_nested(folders: Mapping[Path, None]) -> bool:
@@ -64,13 +82,29 @@ def _write_labels(plan: Plan, split: str, index: int, draft: Path) -> None:
     if all(row in boxes and boxes[row] is None for row in rows.values()):
         shutil.copyfile(source, target)
         return
-    lines = []
+    lines, size = [], plan.survey.images[annotations.paths[index]].size
     for number, line in enumerate(source.read_text(encoding="utf-8-sig").splitlines(), start=1):
         row = rows.get(number)
-        if row is None or row in boxes:  # lines that the reader cannot interpret are kept for the user to correct
-            changed = row is not None and boxes[row] is not None
-            lines.append(_clip(line) if changed else line)
+        if row is None:  # lines that the reader cannot interpret are kept for the user to correct
+            lines.append(line)
+        elif row in boxes and split in plan.survey.mistakes:
+            lines.append(_convert(line, boxes[row], size, plan.survey.mistakes[split].reading))
+        elif row in boxes:
+            lines.append(line if boxes[row] is None else _clip(line))
     target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _convert(line: str, box: Float64[np.ndarray, " 4"] | None, size: tuple[int, int], reading: Reading) -> str:
+    """Return a line with its box in YOLO's numbers, or the corners of its polygon as fractions."""
+    category, *words = line.split()
+    sides = np.array(size, dtype=np.float64)
+    numbers = np.array(words, dtype=np.float64)
+    if len(numbers) == 4:
+        assert box is not None
+        numbers = np.hstack([(box[:2] + box[2:]) / 2 / sides, (box[2:] - box[:2]) / sides])
+    elif not reading.fractions:
+        numbers = (numbers.reshape(-1, 2) / sides).clip(0, 1).reshape(-1)
+    return " ".join([category, *(f"{number:.10g}" for number in numbers)])
 
 
 def _clip(line: str) -> str:

@@ -1,0 +1,75 @@
+"""Limits that the annotations decide, checked before the first training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from detect.data.dataset import Dataset, Record
+from detect.data.decode import decode
+from detect.data.defects import summary_of_repairs
+from detect.data.transforms import Augmentation
+from detect.errors import UserError, one_line
+
+TRIES = 8
+"""Random draws of an augmentation on each image that is tried."""
+MIN_LOST = 5
+"""Minimum number of boxes that were left out, for a split that lost more than half of its boxes."""
+_LOSSES = ("zero-area", "negative-size", "outside-image", "unknown-image")
+
+
+def refuse_crowded(dataset: Dataset, max_objects: int) -> None:
+    """Raise `UserError` if an image has more boxes than a batch may hold."""
+    counts = [len(record.boxes) for record in dataset.records]
+    crowded = sum(count > max_objects for count in counts)
+    if crowded:
+        most = max(range(len(counts)), key=counts.__getitem__)
+        problem = f"{counts[most]} boxes, but data.max_objects is {max_objects}"
+        others = f" ({crowded} images of the split {dataset.split} have too many)" if crowded > 1 else ""
+        remedy = f"raise it with --data.max_objects {counts[most]}, which needs more memory, or remove boxes"
+        raise UserError(one_line(f"{dataset.records[most].path}: {problem}{others}; {remedy}"))
+
+
+def refuse_losses(dataset: Dataset) -> None:
+    """Raise `UserError` if the reader has left out more than half of the boxes of a split."""
+    lost = sum(defect.rule in _LOSSES for defect in dataset.repaired)
+    kept = sum(len(record.boxes) for record in dataset.records)
+    if lost > kept and lost >= MIN_LOST and kept:
+        problem = f"{lost} of {lost + kept} boxes of the split {dataset.split} cannot be used"
+        remedy = "correct them; detect data check shows all"
+        raise UserError(one_line(f"{dataset.root}: {problem}: {summary_of_repairs(dataset)}; {remedy}"))
+
+
+def try_augmentation(dataset: Dataset, augmentation: Augmentation, seed: int = 0) -> None:
+    """Raise `UserError` if an augmentation fails on one of a few images: the first and the smallest ones."""
+    if augmentation.compose is None:
+        return
+    for record in _extremes(dataset.records):
+        image = decode(record.path)
+        for draw in range(TRIES):
+            try:
+                augmentation(image, record.boxes.astype(np.float32), seed + draw)
+            except UserError as error:
+                raise UserError(f"{record.path}: {error}") from error
+
+
+def _extremes(records: Sequence[Record]) -> list[Record]:
+    indices = range(len(records))
+    chosen = [
+        min(indices, key=lambda index: records[index].width * records[index].height),
+        min(indices, key=lambda index: records[index].width),
+        min(indices, key=lambda index: records[index].height),
+    ]
+    return [records[index] for index in dict.fromkeys([0, *chosen])]
+
+
+def unused_classes(dataset: Dataset) -> str | None:
+    """Return one line that names the classes without a box in a split, or None."""
+    labels = {label for record in dataset.records for label in record.labels[~record.crowd].tolist()}
+    names = [name for label, name in enumerate(dataset.classes) if label not in labels]
+    if not names:
+        return None
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    classes = "1 class has" if len(names) == 1 else f"{len(names)} of {len(dataset.classes)} classes have"
+    return one_line(f"{classes} no box in the split {dataset.split} and cannot be learned: {shown}")
