@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import field
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detect.backbones.backbone import (
     Backbone,
@@ -119,6 +121,7 @@ class TimmOptions(BackboneOptions):
                 raise UserError(f"backbone.model: {self.model} has maps at strides {strides}, not 16; set neck to fpn")
             levels = {single[0]: levels[single[0]]}
         replace_norms(body, self.norm)
+        _fix_padding(body)
         if self.initialization is not None or self.weights is not None:
             _copy(self.network(), body)
         for stage in frozen_stages(_cut(body, info.module_name()), self.train_stages):
@@ -175,6 +178,30 @@ class TimmBackbone(Backbone):
         return {name: features for name, features in maps if name in self.levels}
 
 
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's `SAME` padding of inputs whose sides are multiples of its stride.
+
+    For these the padding is a constant. timm computes it from the sides, which exported graphs do not know.
+    """
+
+    @classmethod
+    def of(cls, convolution: Any) -> SameConv2d:
+        """Return the same convolution with the same weights, from timm's `Conv2dSame`."""
+        channels = convolution.in_channels, convolution.out_channels
+        names = ("kernel_size", "stride", "dilation", "groups")
+        same = cls(*channels, **{name: getattr(convolution, name) for name in names})
+        same.weight, same.bias = convolution.weight, convolution.bias
+        return same
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d _h _w"]:
+        """Pad x, by one more cell at the right and the bottom if the padding is odd, and convolve it."""
+        padding: list[int] = []
+        for size, stride, dilation in zip(self.kernel_size, self.stride, self.dilation, strict=True):
+            total = max(dilation * (size - 1) + 1 - stride, 0)
+            padding = [total // 2, total - total // 2, *padding]  # the last dimension comes first
+        return super().forward(F.pad(x, padding))
+
+
 class TimmCropNetwork(CropNetwork):
     """The network without its classifier; the classifier's input is the only choice for the features of a crop."""
 
@@ -194,6 +221,15 @@ def _timm() -> ModuleType:
     except ModuleNotFoundError:
         raise UserError(f"backbone: the package timm is not installed: {install_command('timm')}") from None
     return timm
+
+
+def _fix_padding(body: nn.Module) -> None:
+    """Replace timm's convolutions with `SAME` padding, in place; a backbone's sides are multiples of 32."""
+    same = importlib.import_module("timm.layers").Conv2dSame
+    for parent in list(body.modules()):
+        for name, child in parent.named_children():
+            if type(child) is same:
+                setattr(parent, name, SameConv2d.of(child))
 
 
 def _freeze(stage: nn.Module, network: nn.Module) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from detect.backbones import FeatureInfo, FPNOptions, TimmOptions
+from detect.backbones.timm import SameConv2d
 from detect.errors import UserError
 from detect.prediction.prepare import fold_norms
 
@@ -119,6 +120,26 @@ def test_stages_are_all_layers_but_the_classifier(model):
     layers = [parameter for stage in stages.values() for parameter in stage.parameters()]
     expected = {one for name, one in network.named_parameters() if not name.startswith(options.classifier_keys)}
     assert len(layers) == len(set(layers)) and set(layers) == expected
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("size", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (2, 2, 1), (1, 2, 1), (3, 1, 2), ((3, 5), 4, 1)]
+)
+def test_a_constant_padding_is_tensorflows_on_multiples_of_the_stride(size, stride, dilation, bias):
+    theirs = timm.layers.Conv2dSame(4, 6, size, stride, dilation=dilation, groups=2, bias=bias)
+    ours = SameConv2d.of(theirs)
+    for sides in ((8, 16), (32, 4)):
+        x = torch.randn(1, 4, *sides)
+        assert torch.equal(ours(x), theirs(x))
+
+
+def test_the_network_of_a_backbone_can_be_traced_with_any_multiple_of_32():
+    backbone, _ = TimmOptions("tf_efficientnet_lite0").build(multi_scale=True)
+    sides = {2: 32 * torch.export.Dim("rows", max=64), 3: 32 * torch.export.Dim("columns", max=64)}
+    program = torch.export.export(backbone.eval(), (torch.randn(1, 3, 64, 96),), dynamic_shapes=(sides,))
+    pixels = torch.randn(1, 3, 96, 128)
+    torch.testing.assert_close(program.module()(pixels), backbone(pixels))
 
 
 def test_norms_with_an_activation_inside_are_not_folded_away():
