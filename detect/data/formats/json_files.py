@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog, as_json
 from detect.data.formats.coco_entries import is_number
 from detect.data.formats.labelled import LabelledImage, class_names, image_path, to_annotations
-from detect.data.tree import ALL, REST, FoundImage, Tree, split_in, words
+from detect.data.tree import FoundImage, Tree, group_by_split, split_word
 
 Box = tuple[float, float, float, float]
 T = TypeVar("T", dict, list)
@@ -110,12 +109,9 @@ def fitting(tree: Tree, suffix: str, fits: Callable[[bytes], object]) -> list[Pa
 
 
 def by_split(tree: Tree, paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Group files that list many images by split: their folder or, of several files, their own name tells it."""
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
-        own = split_in(words(path.stem)) if len(paths) > 1 else None
-        groups[tree.split_of(path) or own or REST].append(path)
-    return {ALL: groups[REST]} if set(groups) == {REST} else dict(sorted(groups.items()))
+    """Group files with many images each by split: by the name of their folder or, if there are several, of the file."""
+    several = len(paths) > 1
+    return group_by_split((tree.split_of(path) or (split_word(path.stem) if several else None), path) for path in paths)
 
 
 def find_image(tree: Tree, name: object, source: Path, place: str, log: DefectLog) -> Path | None:

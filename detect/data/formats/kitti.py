@@ -37,12 +37,11 @@ def splits(tree: Tree) -> tuple[str, ...]:
 
 def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
     """Parse the label files of a split. `classes`: see `read`; by default all names in all files, sorted."""
-    files = _files(tree)
-    images = [_read(tree, path, log) for path in tree.by_split(files)[split]]
-    others = []
+    files = tree.by_split(_files(tree))
+    images = [_read(tree, path, log) for path in files.pop(split)]
+    others: list[LabelledImage] = []
     if classes is None:  # they must not depend on the split
-        ignored = DefectLog(tree.root, "")
-        others = [_read(tree, path, ignored) for of in tree.by_split(files).items() if of[0] != split for path in of[1]]
+        others = [_read(tree, path, log.aside()) for paths in files.values() for path in paths]
     return to_annotations(images, class_names([*images, *others]), classes, log)
 
 

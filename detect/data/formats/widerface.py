@@ -19,7 +19,7 @@ from pathlib import Path
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog
 from detect.data.formats.labelled import LabelledBox, LabelledImage, image_path, to_annotations
-from detect.data.tree import ALL, REST, Tree, split_word, usual_split
+from detect.data.tree import Tree, group_by_split, split_word, usual_split
 
 LOOKED_FOR = "wider_face_*_bbx_gt.txt (WIDER FACE)"
 CLASS = "face"
@@ -45,11 +45,8 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
 
 
 def _files(tree: Tree) -> dict[str, list[Path]]:
-    groups: dict[str, list[Path]] = {}
-    for path in tree.annotation_files(".txt"):
-        if _HEAD.match(tree.head(path)):
-            groups.setdefault(split_word(path.stem) or tree.split_of(path) or REST, []).append(path)
-    return {ALL: groups[REST]} if set(groups) == {REST} else groups
+    paths = (path for path in tree.annotation_files(".txt") if _HEAD.match(tree.head(path)))
+    return group_by_split((split_word(path.stem) or tree.split_of(path), path) for path in paths)
 
 
 def _read(tree: Tree, path: Path, split: str, log: DefectLog) -> Iterator[LabelledImage]:
