@@ -20,7 +20,7 @@ from pathlib import Path
 from detect.data.annotations import Annotations
 from detect.data.decode import SUFFIXES
 from detect.data.defects import DefectLog
-from detect.data.formats.labelled import LabelledBox, LabelledImage, class_names, to_annotations
+from detect.data.formats.labelled import LabelledBox, LabelledImage, names_of_boxes, to_annotations
 from detect.data.tree import Tree
 from detect.files.fence import is_file
 
@@ -42,7 +42,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
     others: list[LabelledImage] = []
     if classes is None:  # they must not depend on the split
         others = [_read(tree, path, log.aside()) for paths in files.values() for path in paths]
-    return to_annotations(images, class_names([*images, *others]), classes, log)
+    return to_annotations(images, names_of_boxes([*images, *others]), classes, log)
 
 
 def _files(tree: Tree) -> list[Path]:

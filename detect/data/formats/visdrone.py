@@ -16,6 +16,7 @@ from pathlib import Path
 
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog
+from detect.data.formats.bounds import from_corner
 from detect.data.formats.labelled import LabelledBox, LabelledImage, to_annotations
 from detect.data.tree import Tree, group_by_split, split_word
 
@@ -72,5 +73,5 @@ def _read(tree: Tree, path: Path, log: DefectLog) -> LabelledImage:
         if name is None or not counts:
             log.add("ignored-region", path, f"line {number}: class {kind:g}")
         else:
-            image.boxes.append(LabelledBox(name, (x, y, x + width, y + height), f"line {number}"))
+            image.boxes.append(LabelledBox(name, from_corner(x, y, width, height), f"line {number}"))
     return image

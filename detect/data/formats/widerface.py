@@ -18,6 +18,7 @@ from pathlib import Path
 
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog
+from detect.data.formats.bounds import from_corner
 from detect.data.formats.labelled import LabelledBox, LabelledImage, image_path, to_annotations
 from detect.data.tree import Tree, group_by_split, split_word, usual_split
 
@@ -65,8 +66,7 @@ def _read(tree: Tree, path: Path, split: str, log: DefectLog) -> Iterator[Labell
             elif values[_INVALID]:
                 log.add("ignored-region", path, f"line {number}: an invalid face")
             elif any(values):
-                x, y, width, height = map(float, values[:4])
-                image.boxes.append(LabelledBox(CLASS, (x, y, x + width, y + height), f"line {number}"))
+                image.boxes.append(LabelledBox(CLASS, from_corner(*map(float, values[:4])), f"line {number}"))
         elif words and not (len(words) == 1 and words[0].isdecimal()):
             if image is not None:
                 yield image
