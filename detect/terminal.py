@@ -144,9 +144,3 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(("", f"{row[0]:{first}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], others, strict=True))))
         for row in rows
     ]
-
-
-def shorten(names: Sequence[str], limit: int = 6) -> str:
-    """Return names in one line, at most `limit` of them and the number of the others."""
-    more = [f"… and {len(names) - limit} more"] if len(names) > limit else []
-    return ", ".join([*map(one_line, names[:limit]), *more])

@@ -5,7 +5,7 @@
     to="yolo"         OUT/data.yaml, OUT/images/SPLIT/IMAGE, OUT/labels/SPLIT/IMAGE.txt
     to="imagefolder"  OUT/SPLIT/CLASS/IMAGE_k.jpg, by `detect.curation.crops`
 
-Image files are copied byte by byte. Boxes are converted with class, area, `iscrowd` and `difficult`; masks, key points
+Image files are copied byte by byte. Boxes are converted with class, area, `iscrowd` and `difficult`; masks, keypoints
 and poses are not read. Losses due to the limits of a format are counted.
 """
 
@@ -37,7 +37,7 @@ from detect.terminal import track
 
 Format = Literal["coco", "voc", "yolo"]
 
-_NOT_READ = "only boxes are converted: masks, key points and poses are not read"
+_NOT_READ = "only boxes are converted: masks, keypoints and poses are not read"
 
 
 @dataclass(slots=True)

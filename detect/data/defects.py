@@ -48,7 +48,7 @@ RULES: dict[str, Rule] = {
     "scaled-images": Rule("refused", f"the images were scaled after their boxes were drawn: {_FIX}"),
     "swapped-axes": Rule("refused", f"x and y are exchanged: {_FIX}"),
     "keypoint-lines": Rule(
-        "refused", f"YOLO needs kpt_shape in its YAML to tell key points from polygons: {_FIX}, with kpt_shape"
+        "refused", f"YOLO needs kpt_shape in its YAML to tell keypoints from polygons: {_FIX}, with kpt_shape"
     ),
     "12-bit-images": Rule("refused", f"they would be nearly black, scale the values by 16: {_FIX}"),
     "unknown-category": Rule("refused", "correct it, or add its name: COCO in categories, YOLO in names of data.yaml"),

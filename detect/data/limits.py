@@ -10,7 +10,7 @@ from detect.data.dataset import Dataset, Record
 from detect.data.decode import decode
 from detect.data.defects import summary_of_repairs
 from detect.data.transforms import Augmentation
-from detect.errors import UserError, one_line
+from detect.errors import UserError, listed, one_line
 
 TRIES = 8
 """Random draws of an augmentation on each image that is tried."""
@@ -70,6 +70,5 @@ def unused_classes(dataset: Dataset) -> str | None:
     names = [name for label, name in enumerate(dataset.classes) if label not in labels]
     if not names:
         return None
-    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     classes = "1 class has" if len(names) == 1 else f"{len(names)} of {len(dataset.classes)} classes have"
-    return one_line(f"{classes} no box in the split {dataset.split} and cannot be learned: {shown}")
+    return one_line(f"{classes} no box in the split {dataset.split} and cannot be learned: {listed(names, 20)}")

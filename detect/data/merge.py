@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from detect.data.dataset import SEPARATOR, Dataset, Defect, Record
-from detect.errors import UserError, one_line
+from detect.errors import UserError, listed, one_line
 from detect.proposals.store import digest
 
 
@@ -97,8 +97,7 @@ def refuse_unknown(chosen: Iterable[str], classes: Sequence[str], option: str, s
         if name not in classes:
             folded = {known.casefold(): known for known in classes}
             near = [folded[key] for key in get_close_matches(name.casefold(), folded, n=3)]
-            listed = ", ".join(classes[:10]) + (" …" if len(classes) > 10 else "")
-            remedy = f"did you mean {' or '.join(near)}?" if near else f"its classes are {listed}"
+            remedy = f"did you mean {' or '.join(near)}?" if near else f"its classes are {listed(classes)}"
             raise UserError(one_line(f"{option}: {source} has no class {name[:60]}; {remedy}"))
 
 

@@ -22,7 +22,7 @@ from detect.data.formats import FORMATS
 from detect.data.image_headers import check_images
 from detect.data.mistakes import correct_mistakes
 from detect.data.tree import Tree, unwrapped, usual_split
-from detect.errors import UserError, one_line
+from detect.errors import UserError, listed, one_line
 from detect.files.fence import OutsideError
 
 
@@ -171,7 +171,7 @@ def _unknown(tree: Tree, format: str | None) -> str:
     suffixes = Counter(path.suffix.lower() or path.name for path in tree.files)
     counts = ", ".join(f"{number} {suffix}" for suffix, number in suffixes.most_common(6))
     entries = sorted(path.name for path in tree.root.iterdir())
-    seen = counts or ", ".join(entries[:10]) + (" …" if len(entries) > 10 else "") or "nothing"
+    seen = counts or listed(entries) or "nothing"
     wanted = ", ".join(FORMATS[name].LOOKED_FOR for name in (FORMATS if format is None else [format]))
     if tree.images and set(suffixes) <= set(SUFFIXES):
         return f"it has images ({seen}) and no annotations; add these to train, or use detect predict or propose"

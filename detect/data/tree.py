@@ -132,10 +132,7 @@ class Tree:
 
     def by_split(self, paths: Iterable[Path]) -> dict[str, list[Path]]:
         """Group files by the split that their folders are named after; `all` if there is no such folder."""
-        groups: dict[str, list[Path]] = defaultdict(list)
-        for path in paths:
-            groups[self.split_of(path) or REST].append(path)
-        return {ALL: groups[REST]} if set(groups) == {REST} else dict(sorted(groups.items()))
+        return group_by_split((self.split_of(path), path) for path in paths)
 
     def split_of(self, path: Path) -> str | None:
         """Return the first folder of a file that is named after a split, such as `train2017`."""
@@ -218,6 +215,14 @@ def unwrapped(root: Path) -> Path:
         return root
     name = entries[0].name
     return root if usual_split(name) or name.lower() in _ANNOTATION_FOLDERS else unwrapped(entries[0])
+
+
+def group_by_split(pairs: Iterable[tuple[str | None, Path]]) -> dict[str, list[Path]]:
+    """Group files by their split. Files without one are the split `rest`, or `all` if no file has one."""
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for split, path in pairs:
+        groups[split or REST].append(path)
+    return {ALL: groups[REST]} if set(groups) == {REST} else dict(sorted(groups.items()))
 
 
 def split_in(words: Iterable[str]) -> str | None:

@@ -23,12 +23,12 @@ from torch import Tensor
 from detect.backbones import BackboneOptions
 from detect.checkpoint import Checkpoint, ClassifierCheckpoint
 from detect.config import ClassificationConfig, Config, Experiment, config_to_dict
-from detect.errors import UserError
+from detect.errors import UserError, listed
 from detect.foreign_weights.any_file import Weights
 from detect.foreign_weights.import_weights import PARTS
 from detect.foreign_weights.state_dicts import BATCHES
 from detect.models import Classifier, Detector, build_detector
-from detect.terminal import align, shorten
+from detect.terminal import align
 
 CANONICAL = {
     "region_head.box_head.body.": "backbone.body.",
@@ -224,7 +224,7 @@ def _report(
 
 def _classes(kind: str, names: Sequence[str]) -> str:
     noun = "class" if len(names) == 1 else "classes"
-    return f"  {len(names)} {noun} {kind}{': ' if names else ''}{shorten(names)}"
+    return f"  {len(names)} {noun} {kind}{': ' if names else ''}{listed(names, 6)}"
 
 
 def _part(key: str) -> str:

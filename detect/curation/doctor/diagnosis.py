@@ -45,7 +45,7 @@ _MISTAKES = {
     "pixels-for-fractions": "divide x and width by the image's width, y and height by its height",
     "scaled-images": "scale the boxes like the images",
     "swapped-axes": "write x before y",
-    "keypoint-lines": "write kpt_shape into the YAML, which tells key points from polygons",
+    "keypoint-lines": "write kpt_shape into the YAML, which tells keypoints from polygons",
     "12-bit-images": "scale the values by 16: they would be nearly black",
 }
 _REFUSED_BUT_REPAIRED = {

@@ -1,33 +1,50 @@
-"""Bounds of shapes other than upright boxes: xyxy in the unit of the shape."""
+"""Boxes, xyxy in the unit of the file, of the shapes that annotation tools draw."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import cos, hypot, sin
 
+import numpy as np
+from jaxtyping import Float64
 
-def of_points(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, ...]:
-    """Return the bounds of the corners of a polygon. Raise `ValueError` if there are fewer than three."""
+Box = tuple[float, float, float, float]
+
+
+def from_corner(x: float, y: float, width: float, height: float) -> Box:
+    """Return the box with this upper left corner and size."""
+    return x, y, x + width, y + height
+
+
+def from_centre(x: float, y: float, half_width: float, half_height: float) -> Box:
+    """Return the box around this centre."""
+    return x - half_width, y - half_height, x + half_width, y + half_height
+
+
+def of_points(points: Float64[np.ndarray, "n 2"]) -> Box:
+    """Return the smallest box with all points."""
+    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return left, top, right, bottom
+
+
+def of_polygon(xs: Sequence[float], ys: Sequence[float]) -> Box:
+    """Return the bounds of a polygon. Raise `ValueError` if it has fewer than three corners."""
     if len(xs) < 3 or len(xs) != len(ys):
         raise ValueError("it is not a polygon")
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def of_ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> tuple[float, ...]:
-    """Return the bounds of an ellipse with centre and radii, turned by an angle in radians."""
-    half_width = hypot(rx * cos(angle), ry * sin(angle))
-    half_height = hypot(rx * sin(angle), ry * cos(angle))
-    return x - half_width, y - half_height, x + half_width, y + half_height
+def of_ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> Box:
+    """Return the bounds of an ellipse with centre and radii, rotated by an angle in radians."""
+    return from_centre(x, y, hypot(rx * cos(angle), ry * sin(angle)), hypot(rx * sin(angle), ry * cos(angle)))
 
 
-def of_turned_box(box: Sequence[float], angle: float) -> tuple[float, ...]:
-    """Return the bounds of a box turned about its centre by an angle in radians; without angle, the box itself."""
+def of_rotated_box(box: Box, angle: float) -> Box:
+    """Return the bounds of a box that is rotated about its centre by an angle in radians."""
     if not angle:
-        return tuple(box)
-    x, y, half_width, half_height = (
-        *((box[0] + box[2]) / 2, (box[1] + box[3]) / 2),
-        *((box[2] - box[0]) / 2, (box[3] - box[1]) / 2),
-    )
+        return box  # exactly, and with its defects, which the caller reports
+    left, top, right, bottom = box
+    half_width, half_height = (right - left) / 2, (bottom - top) / 2
     c, s = abs(cos(angle)), abs(sin(angle))
-    width, height = half_width * c + half_height * s, half_width * s + half_height * c
-    return x - width, y - height, x + width, y + height
+    centre = (left + right) / 2, (top + bottom) / 2
+    return from_centre(*centre, half_width * c + half_height * s, half_width * s + half_height * c)

@@ -20,17 +20,8 @@ from typing import Any
 
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog
-from detect.data.formats.json_files import (
-    as_class,
-    by_split,
-    fields,
-    find_image,
-    fitting,
-    from_centre,
-    load,
-    objects,
-    parse_files,
-)
+from detect.data.formats.bounds import from_centre
+from detect.data.formats.json_files import as_class, by_split, fields, find_image, fitting, load, objects, parse_files
 from detect.data.formats.labelled import LabelledBox, LabelledImage
 from detect.data.tree import Tree
 

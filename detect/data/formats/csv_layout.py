@@ -197,12 +197,12 @@ def _corners(cells: list[str]) -> Box:
 
 def _sizes(cells: list[str]) -> Box:
     x, y, width, height = map(number, cells)
-    return x, y, x + width, y + height
+    return bounds.from_corner(x, y, width, height)
 
 
 def _centred(cells: list[str]) -> Box:
     x, y, width, height = map(number, cells)
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+    return bounds.from_centre(x, y, width / 2, height / 2)
 
 
 def _listed(cells: list[str]) -> Box:
@@ -223,15 +223,14 @@ def _shape(text: str) -> Box:
     try:
         match shape["name"]:
             case "rect":
-                x, y, width, height = (float(shape[key]) for key in ("x", "y", "width", "height"))
-                return x, y, x + width, y + height
+                return bounds.from_corner(*(float(shape[key]) for key in ("x", "y", "width", "height")))
             case "circle":
                 return bounds.of_ellipse(*(float(shape[key]) for key in ("cx", "cy", "r", "r")))
             case "ellipse":
                 x, y, rx, ry = (float(shape[key]) for key in ("cx", "cy", "rx", "ry"))
                 return bounds.of_ellipse(x, y, rx, ry, float(shape.get("theta", 0)))
             case "polygon":
-                return bounds.of_points(*(list(map(float, shape[f"all_points_{axis}"])) for axis in "xy"))
+                return bounds.of_polygon(*(list(map(float, shape[f"all_points_{axis}"])) for axis in "xy"))
             case "point" | "polyline":
                 raise ShapeWithoutAreaError
     except (KeyError, TypeError, OverflowError):

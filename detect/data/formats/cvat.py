@@ -193,12 +193,12 @@ def _subset_name(text: str | None) -> str:
     return "" if name.lower() in ("default", ALL) else name[:_MAX_NAME]
 
 
-def _bounds(shape: Element) -> tuple[float, ...] | None:
+def _bounds(shape: Element) -> bounds.Box | None:
     """Return the bounds of a shape, or None if it lacks numbers."""
     if shape.tag == "polygon":
         pairs = [pair.split(",") for pair in (shape.get("points") or "").split(";")]
         try:
-            return bounds.of_points([float(x) for x, _ in pairs], [float(y) for _, y in pairs])
+            return bounds.of_polygon([float(x) for x, _ in pairs], [float(y) for _, y in pairs])
         except ValueError:
             return None
     keys = {"mask": ("left", "top", "width", "height"), "ellipse": ("cx", "cy", "rx", "ry")}
@@ -208,10 +208,10 @@ def _bounds(shape: Element) -> tuple[float, ...] | None:
         return None
     a, b, c, d = numbers
     if shape.tag == "mask":
-        return a, b, a + c, b + d
+        return bounds.from_corner(a, b, c, d)
     if shape.tag == "ellipse":
         return bounds.of_ellipse(a, b, c, d, radians(turn[0]))
-    return bounds.of_turned_box(numbers, radians(turn[0]))
+    return bounds.of_rotated_box((a, b, c, d), radians(turn[0]))
 
 
 def _numbers(element: Element, *names: str) -> tuple[float, ...] | None:

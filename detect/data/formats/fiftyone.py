@@ -21,14 +21,14 @@ from typing import Any
 from detect.data.annotations import Annotations
 from detect.data.decode import SUFFIXES
 from detect.data.defects import DefectLog, as_json
+from detect.data.formats.bounds import from_corner
 from detect.data.formats.json_files import (
     as_class,
     by_split,
     fitting,
-    from_corner,
     load,
     locate_image,
-    numbers,
+    numbers_in,
     objects,
     parse_files,
 )
@@ -100,7 +100,7 @@ def _boxes(items: object, classes: list[str], what: str, path: Path, log: Defect
         if classes and type(label) is int:
             label = classes[label] if 0 <= label < len(classes) else None
         name = as_class(label, place, path, log)
-        numbered = numbers(corner) if isinstance(corner, list) and len(corner) == 4 else None
+        numbered = numbers_in(corner, 4)
         if name is not None and numbered is None:
             log.add("broken-file", path, f"{place}: bounding_box is {as_json(corner)}, expected four numbers")
         elif name is not None and numbered is not None:

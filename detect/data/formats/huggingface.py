@@ -18,16 +18,8 @@ from typing import Any
 
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog, as_json
-from detect.data.formats.json_files import (
-    as_class,
-    by_split,
-    decode,
-    find_image,
-    fitting,
-    from_corner,
-    numbers,
-    parse_files,
-)
+from detect.data.formats.bounds import from_corner
+from detect.data.formats.json_files import as_class, by_split, decode, find_image, fitting, numbers_in, parse_files
 from detect.data.formats.labelled import LabelledBox, LabelledImage
 from detect.data.tree import Tree
 
@@ -65,7 +57,7 @@ def _read(tree: Tree, path: Path, log: DefectLog) -> Iterator[LabelledImage]:
 def _boxes(value: object, place: str, path: Path, log: DefectLog) -> Iterator[LabelledBox]:
     for number, (corner, label) in enumerate(_pairs(value, place, path, log), start=1):
         name = as_class(label, f"{place}: box {number}", path, log)
-        numbered = numbers(corner) if isinstance(corner, list) and len(corner) == 4 else None
+        numbered = numbers_in(corner, 4)
         if name is not None and numbered is None:
             log.add("broken-file", path, f"{place}: box {number} is {as_json(corner)}, expected four numbers")
         elif name is not None and numbered is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +12,9 @@ import numpy as np
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog, as_json
 from detect.data.formats.coco_entries import is_number
-from detect.data.formats.labelled import LabelledImage, class_names, image_path, to_annotations
-from detect.data.tree import ALL, REST, FoundImage, Tree, split_in, words
+from detect.data.formats.labelled import LabelledImage, image_path, names_of_boxes, to_annotations
+from detect.data.tree import FoundImage, Tree, group_by_split, split_word
 
-Box = tuple[float, float, float, float]
 T = TypeVar("T", dict, list)
 
 
@@ -71,6 +69,11 @@ def numbers(values: Iterable[object]) -> tuple[float, ...] | None:
     return tuple(float(value) for value in values) if all(map(is_number, values)) else None  # type: ignore[arg-type]
 
 
+def numbers_in(value: object, count: int) -> tuple[float, ...] | None:
+    """Return a list of `count` numbers as floats, or None if the value is not such a list."""
+    return numbers(value) if isinstance(value, list) and len(value) == count else None
+
+
 def fields(entry: object, *names: str) -> tuple[float, ...] | None:
     """Return the fields of an object as floats, or None unless all of them are numbers."""
     return numbers(entry.get(name) for name in names) if isinstance(entry, dict) else None
@@ -84,22 +87,6 @@ def points(value: object) -> np.ndarray | None:
     return None if flat is None else np.array(flat).reshape(-1, 2)
 
 
-def bounds(corners: np.ndarray) -> Box:
-    """Return the smallest box, xyxy, with all points of an array of shape (n, 2)."""
-    (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
-    return left, top, right, bottom
-
-
-def from_corner(x: float, y: float, width: float, height: float) -> Box:
-    """Return the box, xyxy, with this upper left corner and size."""
-    return x, y, x + width, y + height
-
-
-def from_centre(x: float, y: float, half_width: float, half_height: float) -> Box:
-    """Return the box, xyxy, around this centre."""
-    return x - half_width, y - half_height, x + half_width, y + half_height
-
-
 # ---- files ----
 
 
@@ -110,12 +97,9 @@ def fitting(tree: Tree, suffix: str, fits: Callable[[bytes], object]) -> list[Pa
 
 
 def by_split(tree: Tree, paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Group files that list many images by split: their folder or, of several files, their own name tells it."""
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
-        own = split_in(words(path.stem)) if len(paths) > 1 else None
-        groups[tree.split_of(path) or own or REST].append(path)
-    return {ALL: groups[REST]} if set(groups) == {REST} else dict(sorted(groups.items()))
+    """Group files with many images each by split: by the name of their folder or, if there are several, of the file."""
+    several = len(paths) > 1
+    return group_by_split((tree.split_of(path) or (split_word(path.stem) if several else None), path) for path in paths)
 
 
 def find_image(tree: Tree, name: object, source: Path, place: str, log: DefectLog) -> Path | None:
@@ -166,5 +150,5 @@ def parse_files(
         if image.path in first:
             log.add("duplicate-image", image.source, f"{image.path.name} is also in {first[image.path].name}")
         first.setdefault(image.path, image.source)
-    every = dict.fromkeys([*names, *class_names([*images, *others])])
+    every = dict.fromkeys([*names, *names_of_boxes([*images, *others])])
     return to_annotations(images, every, classes, log, normalised=normalised)

@@ -20,7 +20,7 @@ from pathlib import Path
 from detect.data.annotations import Annotations
 from detect.data.decode import SUFFIXES
 from detect.data.defects import DefectLog
-from detect.data.formats.labelled import LabelledBox, LabelledImage, class_names, to_annotations
+from detect.data.formats.labelled import LabelledBox, LabelledImage, names_of_boxes, to_annotations
 from detect.data.tree import Tree
 from detect.files.fence import is_file
 
@@ -37,13 +37,12 @@ def splits(tree: Tree) -> tuple[str, ...]:
 
 def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
     """Parse the label files of a split. `classes`: see `read`; by default all names in all files, sorted."""
-    files = _files(tree)
-    images = [_read(tree, path, log) for path in tree.by_split(files)[split]]
-    others = []
+    files = tree.by_split(_files(tree))
+    images = [_read(tree, path, log) for path in files.pop(split)]
+    others: list[LabelledImage] = []
     if classes is None:  # they must not depend on the split
-        ignored = DefectLog(tree.root, "")
-        others = [_read(tree, path, ignored) for of in tree.by_split(files).items() if of[0] != split for path in of[1]]
-    return to_annotations(images, class_names([*images, *others]), classes, log)
+        others = [_read(tree, path, log.aside()) for paths in files.values() for path in paths]
+    return to_annotations(images, names_of_boxes([*images, *others]), classes, log)
 
 
 def _files(tree: Tree) -> list[Path]:

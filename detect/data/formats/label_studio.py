@@ -27,15 +27,12 @@ import numpy as np
 from detect.data.annotations import Annotations
 from detect.data.decode import SUFFIXES
 from detect.data.defects import DefectLog, as_json
+from detect.data.formats.bounds import Box, from_centre, from_corner, of_points
 from detect.data.formats.json_files import (
-    Box,
     as_class,
-    bounds,
     by_split,
     fields,
     fitting,
-    from_centre,
-    from_corner,
     load,
     locate_image,
     objects,
@@ -186,7 +183,7 @@ def _box(value: dict[str, Any], ratio: float | None) -> Box | None:
     """Return the box of a shape, xyxy in fractions of the image's size, or None if the shape has none."""
     if "points" in value:
         corners = points(value["points"])
-        return None if corners is None or len(corners) < 3 else bounds(corners / 100)
+        return None if corners is None or len(corners) < 3 else of_points(corners / 100)
     turned = fields(value, "rotation") if value.get("rotation") else (0.0,)
     if turned is None or (turned[0] and ratio is None):
         return None
@@ -204,4 +201,4 @@ def _box(value: dict[str, Any], ratio: float | None) -> Box | None:
     other = np.array([-height * sin(angle) * ratio, height * cos(angle)])
     corner = np.array([x, y])
     with np.errstate(over="ignore", invalid="ignore"):  # such boxes are reported by `repair`
-        return bounds(np.array([corner, corner + side, corner + other, corner + side + other]))
+        return of_points(np.array([corner, corner + side, corner + other, corner + side + other]))

@@ -85,8 +85,8 @@ def to_annotations(
     )
 
 
-def class_names(images: Iterable[LabelledImage]) -> list[str]:
-    """Return the names of all boxes, sorted; by value if all of them are numbers."""
+def names_of_boxes(images: Iterable[LabelledImage]) -> list[str]:
+    """Return the names of the classes of all boxes, sorted; by value if all of them are numbers."""
     names = sorted({box.name for image in images for box in image.boxes})
     return sorted(names, key=len) if all(name.isdecimal() for name in names) else names
 

@@ -24,7 +24,8 @@ import numpy as np
 
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog, as_json
-from detect.data.formats.json_files import Box, as_class, bounds, from_centre, load, objects, parse_files, points
+from detect.data.formats.bounds import Box, of_ellipse, of_points
+from detect.data.formats.json_files import as_class, load, objects, parse_files, points
 from detect.data.formats.labelled import LabelledBox, LabelledImage
 from detect.data.tree import Tree
 from detect.files.fence import is_file
@@ -86,13 +87,13 @@ def _box(kind: object, corners: np.ndarray | None) -> Box | None:
     if corners is None:
         return None
     if kind in ("rectangle", "polygon", "rotation", "oriented_rectangle", "quadrilateral", "cuboid"):
-        return bounds(corners) if len(corners) >= 2 + (kind != "rectangle") else None
+        return of_points(corners) if len(corners) >= 2 + (kind != "rectangle") else None
     if kind in ("circle", "ellipse", "mask") and len(corners) == 2:
         (x, y), (edge_x, edge_y) = corners.tolist()
         if kind == "circle":
             radius = hypot(edge_x - x, edge_y - y)
-            return from_centre(x, y, radius, radius)
-        left, top, right, bottom = bounds(corners)
+            return of_ellipse(x, y, radius, radius)
+        left, top, right, bottom = of_points(corners)
         last_pixel = kind == "mask"
         return left, top, right + last_pixel, bottom + last_pixel
     return None

@@ -18,8 +18,8 @@ from pathlib import Path
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog
 from detect.data.formats.csv_layout import header
-from detect.data.formats.labelled import LabelledBox, LabelledImage, class_names, to_annotations
-from detect.data.tree import ALL, REST, Tree, split_word, usual_split
+from detect.data.formats.labelled import LabelledBox, LabelledImage, names_of_boxes, to_annotations
+from detect.data.tree import Tree, group_by_split, split_word, usual_split
 from detect.errors import UserError, one_line
 
 LOOKED_FOR = "*-annotations-bbox.csv (Open Images)"
@@ -47,16 +47,13 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
     if classes is None:  # they must not depend on the split
         for other in tables.keys() - {split}:
             others += _read(tree, other, tables[other], DefectLog(tree.root, other))
-    return to_annotations(labelled, class_names([*labelled, *others]), classes, log, normalised=True)
+    return to_annotations(labelled, names_of_boxes([*labelled, *others]), classes, log, normalised=True)
 
 
 def _tables(tree: Tree) -> dict[str, list[Path]]:
     """Return the tables of each split."""
-    tables: dict[str, list[Path]] = {}
-    for path in tree.annotation_files(".csv"):
-        if fits(tree.head(path)):
-            tables.setdefault(split_word(path.stem) or tree.split_of(path) or REST, []).append(path)
-    return {ALL: tables[REST]} if set(tables) == {REST} else tables
+    paths = (path for path in tree.annotation_files(".csv") if fits(tree.head(path)))
+    return group_by_split((split_word(path.stem) or tree.split_of(path), path) for path in paths)
 
 
 def _present(tree: Tree, split: str) -> dict[str, Path]:

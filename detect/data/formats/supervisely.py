@@ -24,17 +24,8 @@ from typing import Any
 
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog, as_json
-from detect.data.formats.json_files import (
-    Box,
-    as_class,
-    bounds,
-    from_corner,
-    load,
-    numbers,
-    objects,
-    parse_files,
-    points,
-)
+from detect.data.formats.bounds import Box, from_corner, of_points
+from detect.data.formats.json_files import as_class, load, numbers_in, objects, parse_files, points
 from detect.data.formats.labelled import LabelledBox, LabelledImage
 from detect.data.tree import ALL, Tree
 from detect.files.fence import is_file
@@ -129,11 +120,10 @@ def _box(item: dict[str, Any]) -> Box | None:
     """Return the box of an object, xyxy in pixels, or None if it has none."""
     bitmap, outline = item.get("bitmap"), item.get("points")
     if isinstance(bitmap, dict):
-        origin, size = bitmap.get("origin"), _png_size(bitmap.get("data"))
-        corner = numbers(origin) if isinstance(origin, list) and len(origin) == 2 else None
+        corner, size = numbers_in(bitmap.get("origin"), 2), _png_size(bitmap.get("data"))
         return None if corner is None or size is None else from_corner(corner[0], corner[1], *size)
     corners = points(outline.get("exterior")) if isinstance(outline, dict) else None
-    return None if corners is None or len(corners) < 2 else bounds(corners)
+    return None if corners is None or len(corners) < 2 else of_points(corners)
 
 
 def _png_size(data: object) -> tuple[int, int] | None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from math import cos, hypot, sin
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,13 @@ import numpy as np
 
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog, as_json
+from detect.data.formats.bounds import Box, from_corner, of_ellipse, of_points
 from detect.data.formats.json_files import (
-    Box,
     as_class,
-    bounds,
     by_split,
     fields,
     find_image,
     fitting,
-    from_centre,
-    from_corner,
     load,
     numbers,
     objects,
@@ -158,15 +154,14 @@ def _box_of(shape: dict[str, Any]) -> Box | None:
             values = [numbers(column) if isinstance(column, list) else None for column in columns]
             if not values[0] or not values[1] or len(values[0]) != len(values[1]):
                 return None
-            return bounds(np.array(values).T)
+            return of_points(np.array(values).T)
         case "circle":
             circle = fields(shape, "cx", "cy", "r")
-            return None if circle is None else from_centre(circle[0], circle[1], circle[2], circle[2])
+            return None if circle is None else of_ellipse(circle[0], circle[1], circle[2], circle[2])
         case "ellipse":
             ellipse, turned = fields(shape, "cx", "cy", "rx", "ry"), fields(shape, "theta") or (0.0,)
             if ellipse is None or not abs(turned[0]) < 1e6:
                 return None
-            x, y, a, b = ellipse
-            cosine, sine = cos(turned[0]), sin(turned[0])
-            return from_centre(x, y, hypot(a * cosine, b * sine), hypot(a * sine, b * cosine))
+            x, y, rx, ry = ellipse
+            return of_ellipse(x, y, rx, ry, turned[0])
     return None

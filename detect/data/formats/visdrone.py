@@ -16,8 +16,9 @@ from pathlib import Path
 
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog
+from detect.data.formats.bounds import from_corner
 from detect.data.formats.labelled import LabelledBox, LabelledImage, to_annotations
-from detect.data.tree import ALL, REST, Tree, split_word
+from detect.data.tree import Tree, group_by_split, split_word
 
 LOOKED_FOR = "text files with eight numbers (VisDrone)"
 CLASSES = (
@@ -40,12 +41,15 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
 def _files(tree: Tree) -> dict[str, list[Path]]:
     """Return the text files of each split: those in the folders of files with VisDrone's columns."""
     folders = {path.parent for path in tree.samples(".txt") if _LINE.match(tree.head(path))}
-    groups: dict[str, list[Path]] = {}
-    for path in tree.annotation_files(".txt"):
-        if path.parent in folders and (_LINE.match(tree.head(path)) or tree.image_of(path)):
-            words = map(split_word, reversed(path.parent.relative_to(tree.root).parts))
-            groups.setdefault(next(filter(None, words), REST), []).append(path)
-    return {ALL: groups[REST]} if set(groups) == {REST} else groups
+    paths = (path for path in tree.annotation_files(".txt") if path.parent in folders)
+    return group_by_split(
+        (_split_of(tree, path), path) for path in paths if _LINE.match(tree.head(path)) or tree.image_of(path)
+    )
+
+
+def _split_of(tree: Tree, path: Path) -> str | None:
+    """Return the split that the innermost folder of a file contains in its name, such as `VisDrone2019-DET-train`."""
+    return next(filter(None, map(split_word, reversed(path.parent.relative_to(tree.root).parts))), None)
 
 
 def _read(tree: Tree, path: Path, log: DefectLog) -> LabelledImage:
@@ -64,10 +68,10 @@ def _read(tree: Tree, path: Path, log: DefectLog) -> LabelledImage:
             x, y, width, height, counts, kind, *_ = map(float, line.strip().rstrip(",").split(","))
             name = (None, *CLASSES, None)[int(kind)]
         except (ValueError, IndexError, OverflowError):
-            log.add("broken-file", path, f"line {number} has not the eight numbers of an object: {line[:60]}")
+            log.add("broken-file", path, f"line {number} does not have the eight numbers of an object: {line[:60]}")
             continue
         if name is None or not counts:
             log.add("ignored-region", path, f"line {number}: class {kind:g}")
         else:
-            image.boxes.append(LabelledBox(name, (x, y, x + width, y + height), f"line {number}"))
+            image.boxes.append(LabelledBox(name, from_corner(x, y, width, height), f"line {number}"))
     return image

@@ -24,7 +24,7 @@ from defusedxml.ElementTree import fromstring
 from detect.data.annotations import Annotations
 from detect.data.decode import SUFFIXES
 from detect.data.defects import DefectLog
-from detect.data.formats.labelled import LabelledBox, LabelledImage, class_names, to_annotations
+from detect.data.formats.labelled import LabelledBox, LabelledImage, names_of_boxes, to_annotations
 from detect.data.tree import Tree
 from detect.errors import UserError, one_line
 from detect.files.fence import inside, is_file
@@ -70,7 +70,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
         pairs = zip(listed, paths, strict=True)
         files = [by_stem.get(stem) or tree.image_of(path) or folder / f"{stem}.jpg" for stem, path in pairs]
     images = [replace(image, path=path) for image, path in zip(images, files, strict=True)]
-    return replace(to_annotations(images, class_names(labelled.values()), classes, log), first_pixel=1)
+    return replace(to_annotations(images, names_of_boxes(labelled.values()), classes, log), first_pixel=1)
 
 
 def _files(tree: Tree) -> list[Path]:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog
+from detect.data.formats.bounds import from_corner
 from detect.data.formats.labelled import LabelledBox, LabelledImage, image_path, to_annotations
-from detect.data.tree import ALL, REST, Tree, split_word, usual_split
+from detect.data.tree import Tree, group_by_split, split_word, usual_split
 
 LOOKED_FOR = "wider_face_*_bbx_gt.txt (WIDER FACE)"
 CLASS = "face"
@@ -45,11 +46,8 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
 
 
 def _files(tree: Tree) -> dict[str, list[Path]]:
-    groups: dict[str, list[Path]] = {}
-    for path in tree.annotation_files(".txt"):
-        if _HEAD.match(tree.head(path)):
-            groups.setdefault(split_word(path.stem) or tree.split_of(path) or REST, []).append(path)
-    return {ALL: groups[REST]} if set(groups) == {REST} else groups
+    paths = (path for path in tree.annotation_files(".txt") if _HEAD.match(tree.head(path)))
+    return group_by_split((split_word(path.stem) or tree.split_of(path), path) for path in paths)
 
 
 def _read(tree: Tree, path: Path, split: str, log: DefectLog) -> Iterator[LabelledImage]:
@@ -68,8 +66,7 @@ def _read(tree: Tree, path: Path, split: str, log: DefectLog) -> Iterator[Labell
             elif values[_INVALID]:
                 log.add("ignored-region", path, f"line {number}: an invalid face")
             elif any(values):
-                x, y, width, height = map(float, values[:4])
-                image.boxes.append(LabelledBox(CLASS, (x, y, x + width, y + height), f"line {number}"))
+                image.boxes.append(LabelledBox(CLASS, from_corner(*map(float, values[:4])), f"line {number}"))
         elif words and not (len(words) == 1 and words[0].isdecimal()):
             if image is not None:
                 yield image

@@ -6,7 +6,7 @@
     classes.txt  a.jpg  a.txt                              LabelImg
 
 Format: https://docs.ultralytics.com/datasets/detect. A line of a label file is a class with the centre, width and
-height of the box, or with the corners of a polygon, all as fractions of the image's size. Key points: `yolo_lines`.
+height of the box, or with the corners of a polygon, all as fractions of the image's size. Keypoints: `yolo_lines`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LINE = re.compile(rb"\d+(\.0*)?([ \t]+[-+.\deE]+){4,}[ \t]*(\r|\n|$)")
 Line = tuple[int, int, list[float]]
 """Number, class and the other numbers of a line."""
 Shape = tuple[int, int]
-"""Number of key points and of the numbers of each."""
+"""Number of keypoints and of the numbers of each."""
 _MAX_FOLDERS = 32
 """Folders at the end of a path that are looked for in the data folder."""
 
@@ -55,7 +55,7 @@ class Description:
     base: Path
     """Folder to which these are relative."""
     keypoints: Shape | None = None
-    """Key points that follow the box in a line."""
+    """Keypoints that follow the box in a line."""
 
 
 def splits(tree: Tree) -> tuple[str, ...]:
@@ -220,7 +220,7 @@ def _keypoints(document: Mapping[str, Any], path: Path) -> Shape | None:
     if shape is None:
         return None
     if not isinstance(shape, list) or not re.fullmatch(r"[1-9]\d{0,3} [23]", " ".join(map(str, shape))):
-        raise UserError(f"{path}: kpt_shape is {as_json(shape)}; write [number of key points, 2 or 3]")
+        raise UserError(f"{path}: kpt_shape is {as_json(shape)}; write [number of keypoints, 2 or 3]")
     return int(shape[0]), int(shape[1])
 
 
@@ -341,12 +341,12 @@ def _labels_path(root: Path, image: Path) -> Path:
 
 
 def _undeclared_keypoints(description: Description, lines: Sequence[Sequence[Line]], log: DefectLog) -> Shape | None:
-    """Return the shape of the key points of lines that have some although the YAML has no `kpt_shape`; log them."""
+    """Return the shape of the keypoints of lines that have some although the YAML has no `kpt_shape`; log them."""
     values = [values for of_file in lines for *_, values in of_file]
     found = find_keypoints(values)
     if found is not None:
         number, (count, size) = sum(len(line) > 4 for line in values), found
-        detail = f"{number} of {len(values)} lines are boxes with {count} key points of {size} numbers, no polygons"
+        detail = f"{number} of {len(values)} lines are boxes with {count} keypoints of {size} numbers, no polygons"
         log.add("keypoint-lines", description.file, f"{detail}; it has no kpt_shape: {list(found)}")
     return found
 
@@ -380,5 +380,5 @@ def read_lines(path: Path, log: DefectLog) -> Iterator[Line]:
 
 def _expected(keypoints: tuple[int, int] | None) -> str:
     if keypoints:
-        return f"a class and four numbers, with {keypoints[0] * keypoints[1]} more for its key points (kpt_shape)"
+        return f"a class and four numbers, with {keypoints[0] * keypoints[1]} more for its keypoints (kpt_shape)"
     return "a class and four numbers, or a class and the corners of a polygon"

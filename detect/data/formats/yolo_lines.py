@@ -1,7 +1,7 @@
-"""Lines of YOLO label files: boxes, polygons, and boxes with key points, which look like polygons.
+"""Lines of YOLO label files: boxes, polygons, and boxes with keypoints, which look like polygons.
 
-A line with key points is `class x y width height` and for each key point `x y` or `x y visibility` (0, 1 or 2). Only
-`kpt_shape` in the YAML, the number of key points and of their numbers, tells such lines from polygons.
+A line with keypoints is `class x y width height` and for each keypoint `x y` or `x y visibility` (0, 1 or 2). Only
+`kpt_shape` in the YAML, the number of keypoints and of their numbers, tells such lines from polygons.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 MIN_LINES = 5
-"""Minimum number of lines to recognise key points without visibility of 2, which no polygon has."""
+"""Minimum number of lines to recognise keypoints without visibility of 2, which no polygon has."""
 ALIKE = 0.9
-"""Minimum share of the lines that have the same number of numbers, and of those with key points within their box."""
+"""Minimum share of the lines that have the same number of numbers, and of those with keypoints within their box."""
 FAR = 0.25
 """Minimum share of lines whose second pair of numbers is far away from all others; a box's size often is."""
 SLACK = 0.02
-"""Fraction of the image by which a key point may lie outside of its box."""
+"""Fraction of the image by which a keypoint may lie outside of its box."""
 Corners = tuple[float, float, float, float]
 
 
 def line_box(values: Sequence[float], keypoints: tuple[int, int] | None = None) -> Corners:
-    """Return xyxy of a line's numbers after the class: of a box, with key points of a shape if given, or of a polygon.
+    """Return xyxy of a line's numbers after the class: of a box, with keypoints of a shape if given, or of a polygon.
 
     Raises:
         ValueError: the line has another number of numbers.
@@ -38,10 +38,10 @@ def line_box(values: Sequence[float], keypoints: tuple[int, int] | None = None) 
 
 
 def find_keypoints(lines: Sequence[Sequence[float]]) -> tuple[int, int] | None:
-    """Return the shape of the key points if a split's lines, the numbers after the class, have any, else None.
+    """Return the shape of the keypoints if a split's lines, the numbers after the class, have any, else None.
 
     Nearly all lines that are not boxes must have the same number of numbers, and boxes within their image around their
-    key points. Further evidence that they are no polygons is needed: visibilities of 2, or, in at least `MIN_LINES`
+    keypoints. Further evidence that they are no polygons is needed: visibilities of 2, or, in at least `MIN_LINES`
     lines, visibilities, or, in a share of `FAR`, a second pair of numbers far away from all other pairs.
     """
     longer = [line for line in lines if len(line) > 4]
@@ -83,7 +83,7 @@ def _has_far_corner(table: Float64[np.ndarray, "n m"]) -> Bool[np.ndarray, " n"]
     """Return whether the second pair of numbers, a polygon's second corner, is far away from all other corners.
 
     Far is more than the extent of the others beyond them. In a polygon that would be a spike. Zeros are no corners:
-    they stand for invisible key points.
+    they stand for invisible keypoints.
     """
     corners = table.reshape(len(table), -1, 2)
     others = np.delete(corners, 1, axis=1)

@@ -167,7 +167,7 @@ def test_polygons_and_masks_follow_the_boxes(tmp_path):
     assert sum(line.endswith("its mask is left out") for line in log) == 54
 
 
-def test_key_points_and_12_bits_are_mended(tmp_path):
+def test_keypoints_and_12_bits_are_mended(tmp_path):
     root = write_yolo(tmp_path / "data", lambda x, y, w, h: (0.5, 0.5, 0.2, 0.2, 0.45, 0.45, 2, 0.55, 0.55, 2))
     for path in root.rglob("*.png"):
         cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) << 4)

@@ -361,7 +361,7 @@ def test_keypoints_follow_the_box(tmp_path):
     (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images/train\nkpt_shape: [2, 3]\n")
     np.testing.assert_array_equal(read(tmp_path, "train").records[0].boxes, [[15, 5, 25, 15]])
     (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images/train\nkpt_shape: 6\n")
-    with pytest.raises(UserError, match=r"kpt_shape is \"6\"; write \[number of key points, 2 or 3\]"):
+    with pytest.raises(UserError, match=r"kpt_shape is \"6\"; write \[number of keypoints, 2 or 3\]"):
         read(tmp_path, "train")
 
 

@@ -1,4 +1,4 @@
-"""Boxes with key points are told from polygons."""
+"""Boxes with keypoints are told from polygons."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ POSE = "0 0.5 0.5 0.2 0.2 0.45 0.45 2 0.55 0.55 2\n"
 
 
 def poses(count, points, numbers, seed=0):
-    """Draw boxes with key points within, some of them invisible."""
+    """Draw boxes with keypoints within, some of them invisible."""
     random = np.random.default_rng(seed)
     lines = []
     for _ in range(count):
@@ -41,7 +41,7 @@ def polygons(count, corners, extent, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (4, 3), (17, 3), (5, 3), (2, 2), (4, 2), (17, 2)])
-def test_key_points_are_recognised(shape):
+def test_keypoints_are_recognised(shape):
     lines = poses(30, *shape)
     assert find_keypoints(lines) == shape
     assert find_keypoints([*lines, [0.5, 0.5, 0.1, 0.1], [0.1] * 5, [*lines[0][:-1], np.nan]]) == shape
@@ -49,12 +49,12 @@ def test_key_points_are_recognised(shape):
 
 @settings(max_examples=200, deadline=None)
 @given(count=st.integers(1, 40), corners=st.integers(3, 24), extent=st.floats(0.005, 0.45), seed=st.integers(0, 2**16))
-def test_polygons_are_no_key_points(count, corners, extent, seed):
+def test_polygons_are_no_keypoints(count, corners, extent, seed):
     assert find_keypoints(polygons(count, corners, extent, seed)) is None
 
 
 @pytest.mark.parametrize("lines", [[], [[0.5, 0.5, 0.2, 0.2]] * 9, [[np.nan] * 10], [[np.inf] * 10], [[2.0] * 10] * 9])
-def test_other_lines_are_no_key_points(lines):
+def test_other_lines_are_no_keypoints(lines):
     assert find_keypoints(lines) is None
 
 
@@ -67,7 +67,7 @@ def test_the_box_of_a_line():
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_lines_with_key_points_need_their_shape(tmp_path, declared):
+def test_lines_with_keypoints_need_their_shape(tmp_path, declared):
     for folder in ("images", "labels"):
         (tmp_path / folder / "train").mkdir(parents=True)
     Image.new("RGB", (120, 80)).save(tmp_path / "images" / "train" / "a.png")
@@ -80,7 +80,7 @@ def test_lines_with_key_points_need_their_shape(tmp_path, declared):
         with pytest.raises(UserError, match=r"a\.txt: line 1 is not a class and four numbers, with 6 more for its key"):
             read(tmp_path, "train")
     else:
-        problem = r"keypoint-lines, first .*data.yaml: 1 of 1 lines are boxes with 2 key points of 3 numbers"
+        problem = r"keypoint-lines, first .*data.yaml: 1 of 1 lines are boxes with 2 keypoints of 3 numbers"
         with pytest.raises(
             UserError, match=rf"1 × {problem}, no polygons; it has no kpt_shape: \[2, 3\] \(.*--fix OUT"
         ):

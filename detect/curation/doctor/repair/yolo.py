@@ -51,7 +51,7 @@ def write_yolo(plan: Plan, draft: Path) -> None:
 
 
 def _undeclared_keypoints(plan: Plan) -> tuple[int, int] | None:
-    """Return the shape of the key points if the reader has recognised some without `kpt_shape`."""
+    """Return the shape of the keypoints if the reader has recognised some without `kpt_shape`."""
     log = DefectLog(plan.survey.root, "")
     for parsed in plan.survey.parsed.values():
         lines = [values for source in parsed.sources for *_, values in read_lines(source, log)]
