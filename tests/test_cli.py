@@ -21,6 +21,7 @@ from detect.cli import _parser, main
 from detect.cli.train import _print_notes
 from detect.config import ClassificationConfig, Config, config_to_dict
 from detect.curation.shapes import SHAPES, make_shapes
+from detect.data.formats import FORMATS
 from detect.data.read import read
 from detect.evaluation.coco import METRICS
 from detect.models import FasterRCNNOptions

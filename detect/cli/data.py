@@ -197,12 +197,12 @@ def _add_formats(subcommands: Any) -> None:
 
 def _formats(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.data.formats import FORMATS
-    from detect.terminal import align
 
     if options.name is None:
-        print("\n".join(align([(name, module.LOOKED_FOR) for name, module in FORMATS.items()])))
+        for name, module in FORMATS.items():
+            print(f"{name:14}{module.LOOKED_FOR}")
     elif options.name in FORMATS:
-        print(FORMATS[options.name].__doc__.strip())
+        print((FORMATS[options.name].__doc__ or "").strip())
     else:
         raise UserError(f"{options.name}: there is no such format; choose {', '.join(FORMATS)}")
 
