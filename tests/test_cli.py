@@ -18,7 +18,6 @@ import yaml
 
 from detect.backbones import ResNetOptions
 from detect.cli import _parser, main
-from detect.cli.train import _print_notes
 from detect.config import ClassificationConfig, Config, config_to_dict
 from detect.curation.shapes import SHAPES, make_shapes
 from detect.data.formats import FORMATS
@@ -27,6 +26,7 @@ from detect.evaluation.coco import METRICS
 from detect.models import FasterRCNNOptions
 from detect.prediction.onnx_detector import OnnxDetector
 from detect.prediction.result import Result
+from detect.training.run import _print_notes
 
 TINY = {
     "model": {
@@ -369,7 +369,7 @@ def test_a_mistake_in_the_config_creates_no_folder(config, tmp_path, capsys):
 
 def test_a_missing_config(tmp_path, capsys):
     assert "no such file" in mistake(capsys, "train", "-c", tmp_path / "no.yaml", "--out", tmp_path / "run")
-    assert mistake(capsys, "train").startswith("-c: name the experiment, for example -c bccd/faster_rcnn")
+    assert mistake(capsys, "train").startswith("DIR: name the data set, for example detect train photos")
 
 
 def test_a_used_folder(config, run, tmp_path, capsys):
@@ -382,9 +382,38 @@ def test_a_used_folder(config, run, tmp_path, capsys):
 def test_nothing_to_resume(config, tmp_path, capsys):
     assert "--resume: name the folder of the run with --out DIR" in mistake(capsys, "train", "-c", config, "--resume")
     lost = mistake(capsys, "train", "--resume", "--out", tmp_path)
-    assert lost == f"--resume: {tmp_path} has no run; give -c to start one"
+    assert lost == f"--resume: {tmp_path} has no run; give the data or -c to start one"
     (tmp_path / "mine").touch()
     assert "not empty" in mistake(capsys, "train", "-c", config, "--resume", "--out", tmp_path)
+
+
+def test_the_format_of_a_folder_with_annotations_in_two(shapes, tmp_path, capsys):
+    both = shutil.copytree(shapes, tmp_path / "both")
+    assert main(["data", "convert", str(shapes), "--to", "yolo", "--out", str(tmp_path / "yolo")]) == 0
+    shutil.copytree(tmp_path / "yolo", both, dirs_exist_ok=True)
+    out = tmp_path / "out"
+    commands = {
+        "check": (both,),
+        "stats": (both,),
+        "convert": (both, "--to", "voc", "--out", out),
+        "split": (both, "--val", "0.5", "--out", out),
+        "merge": (both, tmp_path / "yolo", "--out", out),
+    }
+    for command, words in commands.items():
+        problem = mistake(capsys, "data", command, *words)
+        assert "several formats" in problem and "(detect data: --format)" in problem
+        format = ["--format", "yolo", "--split", "val"]
+        assert main(["data", command, *map(str, words), *format]) in ((0, 1) if command == "check" else (0,))
+        assert "val" in capsys.readouterr().out
+        shutil.rmtree(out, ignore_errors=True)
+    assert "choose coco, " in mistake(capsys, "data", "check", both, "--format", "pascal")
+
+
+def test_values_are_not_taken_for_data(tmp_path, capsys):
+    lost = tmp_path / "lost"
+    assert f"{lost}: there is no such folder" in mistake(capsys, "train", "--training.epochs", "3", lost)
+    assert "it is training.learning_rate" in mistake(capsys, "train", lost, "--lr", "0.1")
+    assert "it is training.precision" in mistake(capsys, "train", "--half", "yes", lost)
 
 
 def test_files_that_are_not_checkpoints(run, tmp_path, capsys):
@@ -443,7 +472,7 @@ def test_an_unrecognised_option_is_answered_with_the_usage_of_its_command(capsys
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("detect.config.load_experiment", lambda *_: 1 / 0)
+    monkeypatch.setattr("detect.training.request.load_experiment", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["train", "-c", "any.yaml"])
 

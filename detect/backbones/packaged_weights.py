@@ -45,6 +45,11 @@ def load_packaged_weights(network: nn.Module, model: str, classifier_keys: tuple
     load_state(network, renamed, path, model, classifier_keys)
 
 
+def has_packaged_weights(model: str) -> bool:
+    """Return whether timm and the package with the weights of one of its networks are installed."""
+    return model in PACKAGES and all(find_spec(package) is not None for package in ("timm", PACKAGES[model]))
+
+
 def _file(model: str) -> Path:
     """Return the only .pth file of the model's package."""
     package = PACKAGES.get(model)

@@ -9,7 +9,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detect.cli import (
@@ -57,9 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     share_cores()
     parser = _parser()
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options, overrides = parser.parse_known_args(_join_options(words) if words[:1] == ["compare"] else words)
+        taken: list[str] = []
+        if words[:1] in (["train"], ["compare"]):  # they have positional arguments and overrides
+            arguments, taken = _take_overrides(words, _options_of(parser, words[0]))
+        options, rest = parser.parse_known_args(arguments)
+        overrides = [*taken, *rest]
         if overrides and not options.takes_overrides:
             options.parser.error(f"unrecognised: {' '.join(overrides)}{_meant(overrides[0])}")
         options.command = shlex.join(["detect", *words])
@@ -86,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _options_of(parser: argparse.ArgumentParser, command: str) -> list[str]:
+    """Return the options of a command, such as `--out`."""
+    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    return list(commands[command]._option_string_actions)
+
+
 def _meant(word: str) -> str:
     """Return the end of the message about an unknown option: what it is called here, if that is known."""
     from detect.config.other_names import answer_other_name
@@ -106,11 +116,21 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _join_options(words: Sequence[str]) -> list[str]:
-    """Turn `--section.key VALUE` into `--section.key=VALUE`, so that no value is mistaken for a positional argument."""
-    joined, rest = [], list(words)
+def _take_overrides(words: Sequence[str], known: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the words for argparse, and the overrides, each as `--section.key=VALUE`.
+
+    Otherwise argparse would take the value of an override for a positional argument.
+
+    Args:
+        words: the command line.
+        known: options of the command, which may be abbreviated.
+    """
+    kept, overrides, rest = [], [], list(words)
     while rest:
         word = rest.pop(0)
-        separate = word.startswith("--") and "." in word and "=" not in word and rest
-        joined.append(f"{word}={rest.pop(0)}" if separate else word)
-    return joined
+        name, equals, _ = word.partition("=")
+        if not name.startswith("--") or any(option.startswith(name) for option in known):
+            kept.append(word)
+        else:
+            overrides.append(word if equals or not rest else f"{word}={rest.pop(0)}")
+    return kept, overrides

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detect.cli.shared import add_command, silence_lightning
+from detect.cli.shared import add_command
 from detect.errors import UserError
 
 
@@ -35,6 +35,7 @@ def add(commands: Any) -> None:
 def _compare(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.allocator import keep_pages
     from detect.compare import compare
+    from detect.training.loop import silence_lightning
 
     if options.images < 1:
         raise UserError(f"--images: {options.images}; time at least one image")

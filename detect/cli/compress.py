@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detect.cli.shared import add_command, detection_data, refuse_training_options
+from detect.cli.shared import add_command, detection_data
 from detect.errors import UserError
 
 
@@ -32,7 +32,7 @@ def _compress(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from rich.console import Console
 
     from detect.checkpoint import load_checkpoint, save_checkpoint
-    from detect.config import check_proposals
+    from detect.config import check_proposals, refuse_training_options
     from detect.devices import choose_device
     from detect.export.compress import compare_cost, compress
     from detect.files.atomic import refuse_existing

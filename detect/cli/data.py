@@ -36,6 +36,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 def _add_split_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", action="extend", nargs="+", metavar="NAME", help="default: all splits")
+    parser.add_argument("--format", metavar="NAME", help="format of the annotations (default: by their content)")
 
 
 def _add_follow_links(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,7 @@ def _check(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from detect.curation.check import run_check
 
     files = {"json_file": options.json, "html": options.html, "fix": options.fix}
-    return run_check(options.source, options.split, config=options.config, **files)
+    return run_check(options.source, options.split, config=options.config, format=options.format, **files)
 
 
 # ---- stats -----------------------------------------------------------------------------------------------------------
@@ -92,7 +93,8 @@ def _add_stats(subcommands: Any) -> None:
 def _stats(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.curation.stats import stats
 
-    stats(options.source, options.split, options.out, follow_links=options.follow_links)
+    chosen = {"format": options.format, "follow_links": options.follow_links}
+    stats(options.source, options.split, options.out, **chosen)
 
 
 # ---- convert ---------------------------------------------------------------------------------------------------------
@@ -119,7 +121,8 @@ def _add_convert(subcommands: Any) -> None:
 def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.curation.convert import convert
 
-    chosen = {"margin": options.margin, "limit": options.limit, "follow_links": options.follow_links}
+    chosen = {"margin": options.margin, "limit": options.limit}
+    chosen |= {"format": options.format, "follow_links": options.follow_links}
     _print_written(convert(options.source, options.out, options.to, options.split, **chosen), options.out)
 
 
@@ -157,7 +160,7 @@ def _split(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     given = {"val": options.val, "test": options.test}
     fractions = {name: fraction for name, fraction in given.items() if fraction is not None}
-    chosen = {"follow_links": options.follow_links}
+    chosen = {"format": options.format, "follow_links": options.follow_links}
     _print_written(
         split_copy(options.source, options.out, fractions, options.seed, options.split, **chosen), options.out
     )
@@ -182,7 +185,8 @@ def _add_merge(subcommands: Any) -> None:
 def _merge(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.curation.regroup import merge_copy
 
-    merged = merge_copy(options.sources, options.out, options.split, follow_links=options.follow_links)
+    chosen = {"format": options.format, "follow_links": options.follow_links}
+    merged = merge_copy(options.sources, options.out, options.split, **chosen)
     _print_written(merged, options.out)
 
 

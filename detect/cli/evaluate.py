@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detect.cli.shared import add_command, print_once, refuse_training_options
-from detect.processes import is_first_process
+from detect.cli.shared import add_command
+from detect.processes import is_first_process, print_once
 
 if TYPE_CHECKING:
     from detect.prediction.evaluate_checkpoint import Evaluation
@@ -36,7 +36,6 @@ def add(commands: Any) -> None:
 def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.prediction.evaluate_checkpoint import evaluate_file
 
-    refuse_training_options(overrides)
     evaluation = evaluate_file(
         options.ckpt,
         overrides,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detect.cli.shared import add_command, refuse_training_options
+from detect.cli.shared import add_command
 
 
 def add(commands: Any) -> None:
@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
 
 def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from detect.checkpoint import load_checkpoint
+    from detect.config import refuse_training_options
     from detect.export.export_checkpoint import SUFFIXES, check_exportable, export_checkpoint
     from detect.export.sample_images import has_data, sample_images, synthetic_images
     from detect.files.atomic import refuse_existing

@@ -9,7 +9,16 @@ from detect.config.experiment import (
     with_absolute_paths,
     with_division,
 )
-from detect.config.reading import config_from_dict, config_to_dict, config_to_yaml, load_config, load_experiment
+from detect.config.keywords import as_overrides
+from detect.config.reading import (
+    config_from_dict,
+    config_to_dict,
+    config_to_yaml,
+    given_options,
+    load_config,
+    load_experiment,
+    refuse_training_options,
+)
 from detect.config.training_options import (
     AlternatingOptions,
     JointOptions,
@@ -29,13 +38,16 @@ __all__ = [
     "RidgeOptions",
     "SVMOptions",
     "TrainingOptions",
+    "as_overrides",
     "check_proposals",
     "config_from_dict",
     "config_to_dict",
     "config_to_yaml",
+    "given_options",
     "load_config",
     "load_experiment",
     "recipe_of",
+    "refuse_training_options",
     "with_absolute_paths",
     "with_division",
 ]

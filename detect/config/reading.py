@@ -102,6 +102,18 @@ def config_to_yaml(config: Experiment) -> str:
     return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
 
 
+def given_options(overrides: Sequence[str]) -> set[str]:
+    """Return the names of the options or sections in overrides. Raise `UserError` for words of another form."""
+    return {key for key, _ in _pairs(overrides)}
+
+
+def refuse_training_options(overrides: Sequence[str]) -> None:
+    """Raise `UserError` for options of training, which do not apply to a checkpoint."""
+    for word in overrides:
+        if word.startswith("--training."):
+            raise UserError(f"{word}: checkpoints are already trained; give only options of data and model")
+
+
 def options_class(name: str) -> type[DetectorOptions] | type[ClassifierOptions]:
     """Return the options class of a model by its YAML name. Raise `KeyError` if there is no such model."""
     return ClassifierOptions if name == CLASSIFIER else detector_options_class(name)

@@ -1,4 +1,4 @@
-"""`detect data check`: checks a data set and the anchors of a config; prints and writes the results."""
+"""`detect.check` and `detect data check`: check a data set and the anchors of a config, print and write the results."""
 
 from __future__ import annotations
 
@@ -32,56 +32,97 @@ _CASES = 3  # findings per rule in the terminal
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
+def check(
+    data: Path | str,
+    splits: Sequence[str] | None = None,
+    *,
+    config: Path | str | None = None,
+    format: str | None = None,
+    json: Path | str | None = None,
+    html: Path | str | None = None,
+    fix: Path | str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Report:
+    """Check every file, box and pixel of a data set, without stopping at a defect: `detect.check`.
+
+    `print(report)` shows the findings of each rule; `report.findings` has all of them, and `report.clean` tells whether
+    none is more than a note.
+
+    Args:
+        data: data folder.
+        splits: names of the splits; by default all.
+        config: name or YAML file of an experiment; if given, its anchors are checked, and tiny boxes are those in its
+            network's input.
+        format: one of `formats.FORMATS`; by default it is recognised by the content of the files.
+        json: file for all findings.
+        html: file for a page with pictures.
+        fix: new folder for a repaired copy; the data set itself is never changed.
+        workers: decoding threads.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        UserError: the data set, split or config does not exist, an output cannot be written, or a repaired copy would
+            lose most of the data.
+    """
+    report = _examine(Path(data), splits, config, format, workers, progress)
+    _write_files(report, json, html)
+    if fix is not None:
+        write_repaired_copy(report, Path(fix))
+    return report
+
+
 def run_check(
     root: Path,
     splits: Sequence[str] | None = None,
     *,
     config: Path | None = None,
+    format: str | None = None,
     json_file: Path | None = None,
     html: Path | None = None,
     fix: Path | None = None,
     workers: int | None = None,
     console: Console | None = None,
 ) -> int:
-    """Check a data set, print the findings and write the requested files.
-
-    Args:
-        root: data folder.
-        splits: names of the splits; by default all.
-        config: YAML file of an experiment; if given, its anchors are checked, and tiny boxes are those in its network's
-            input.
-        json_file: file for all findings.
-        html: file for a page with pictures.
-        fix: new folder for a repaired copy, which is then checked as well.
-        workers: decoding threads.
-        console: where to print; by default the terminal.
+    """Check a data set like `check`, print the findings first, and check the repaired copy as well.
 
     Returns:
         0 if there are no findings other than notes, else 1.
-
-    Raises:
-        UserError: the data set, split or config does not exist, an output cannot be written, or a repaired copy would
-            lose most of the data.
     """
     console = console or Console()
-    experiment = None if config is None else load_config(config)
-    resize = None if experiment is None else Resize.for_evaluation(experiment.data)
-    report = examine(root, splits, resize=resize, workers=workers)
-    anchors = None if experiment is None or report.survey is None else anchor_report(report, experiment)
-    if anchors and config and anchors["ceiling"]["all"]["0.5"] < MIN_RECALL:
-        share = anchors["ceiling"]["all"]["0.5"]
-        what = f"the anchors of {config.name} match only {share:.1%} of the ground truths with IoU 0.5"
-        report = replace(report, findings=sort([*report.findings, Finding("anchors", config, what)]))
+    report = _examine(root, splits, config, format, workers)
     print_report(report, console)
-    if anchors:
-        print_anchors(anchors, console)
-    _write_files(report, anchors, json_file, html)
+    if report.anchors:
+        print_anchors(report.anchors, console)
+    _write_files(report, json_file, html)
     if fix is not None:
         log = write_repaired_copy(report, fix)
-        remaining = _remaining(examine(fix, resize=resize, workers=workers))
+        remaining = _remaining(_examine(fix, None, config, None, workers))
         changes = f"{fix}: a copy with {len(log)} change{'s' * (len(log) != 1)}, listed in {fix / LOG}"
         console.print(f"{changes}; {remaining}", markup=False, highlight=False, soft_wrap=True)
     return 0 if report.clean else 1
+
+
+def _examine(
+    root: Path,
+    splits: Sequence[str] | None,
+    config: Path | str | None,
+    format: str | None,
+    workers: int | None,
+    progress: bool = True,
+) -> Report:
+    """Return the report, with the recall of the anchors if there is a config."""
+    experiment = None if config is None else load_config(Path(config))
+    resize = None if experiment is None else Resize.for_evaluation(experiment.data)
+    report = examine(root, splits, format=format, resize=resize, workers=workers, progress=progress)
+    anchors = None if experiment is None or report.survey is None else anchor_report(report, experiment)
+    if anchors is None or config is None:
+        return report
+    findings, recall = report.findings, anchors["ceiling"]["all"]["0.5"]
+    if recall < MIN_RECALL:
+        what = f"the anchors of {Path(config).name} match only {recall:.1%} of the ground truths with IoU 0.5"
+        findings = sort([*findings, Finding("anchors", Path(config), what)])
+    return replace(report, findings=findings, anchors=anchors)
 
 
 def _remaining(report: Report) -> str:
@@ -94,13 +135,12 @@ def _remaining(report: Report) -> str:
     return f"{count} error{'s' * (count != 1)} remain{'s' * (count == 1)} that need{'s' * (count == 1)} you: {kinds}"
 
 
-def _write_files(report: Report, anchors: dict[str, Any] | None, json_file: Path | None, html: Path | None) -> None:
+def _write_files(report: Report, json_file: Path | str | None, html: Path | str | None) -> None:
     try:
         if json_file is not None:
-            document = report.as_dict() | ({"anchors": anchors} if anchors else {})
-            json_file.write_text(json.dumps(document, indent=1), encoding="utf-8")
+            Path(json_file).write_text(json.dumps(report.as_dict(), indent=1), encoding="utf-8")
         if html is not None:
-            write_page(html, report, anchors)
+            write_page(Path(html), report)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; choose another path for the file") from None
 
@@ -185,16 +225,7 @@ def print_report(report: Report, console: Console) -> None:
             console.print(f"  and {len(findings) - _CASES:,} more", style="dim")
         remedy = check.advice + (" (--fix does)" if check.repaired else "")
         console.print(f"  → {escape(remedy)}", style="dim", highlight=False, soft_wrap=True)
-    console.print(headline(report), markup=False, highlight=False, soft_wrap=True)
-
-
-def headline(report: Report) -> str:
-    """Return the data set and the counts in one line."""
-    count = report.count()
-    splits = ", ".join(f"{split} {number:,}" for split, number in report.splits.items())
-    counts = ", ".join(f"{count[severity]:,} {severity}{'s' * (count[severity] != 1)}" for severity in _STYLE)
-    data = f"{report.root} ({report.format or 'not read'}; {splits or 'no split'}): {report.boxes:,} boxes"
-    return f"{data}; {counts}; {report.seconds:.1f} s"
+    console.print(report.headline, markup=False, highlight=False, soft_wrap=True)
 
 
 def _file(report: Report, path: Path) -> str:

@@ -70,6 +70,7 @@ def convert(
     *,
     margin: float | None = None,
     limit: int | None = None,
+    format: str | None = None,
     follow_links: bool = False,
     progress: bool = True,
 ) -> Conversion | Crops:
@@ -82,6 +83,7 @@ def convert(
         names: names of the splits; by default all.
         margin: for `imagefolder`, as for `to_imagefolder`; by default 0.1.
         limit: convert only the first `limit` images of each split.
+        format: one of `formats.FORMATS`; by default it is recognised by the content of the files.
         follow_links: follow links that lead out of the source.
         progress: show progress bars on a terminal.
 
@@ -93,14 +95,15 @@ def convert(
             invalid; or the format cannot represent a split or class.
     """
     refuse_within(source, out, "--out")
+    reading: dict[str, Any] = {"format": format, "follow_links": follow_links, "progress": progress}
     if to == "imagefolder":
-        options: dict[str, Any] = {"limit": limit, "follow_links": follow_links, "progress": progress}
-        return to_imagefolder(source, Path(out), names, margin=0.1 if margin is None else margin, **options)
+        margin = 0.1 if margin is None else margin
+        return to_imagefolder(source, Path(out), names, margin=margin, limit=limit, **reading)
     if margin is not None:
         raise UserError(f"--margin: only crops (--to imagefolder) have one; leave it out with --to {to}")
     if limit is not None and limit < 1:
         raise UserError(f"--limit: {limit}; convert 1 image at least")
-    datasets = read_all(source, names, follow_links=follow_links, progress=progress).values()
+    datasets = read_all(source, names, **reading).values()
     limited = [replace(dataset, records=dataset.records[:limit]) for dataset in datasets]
     return write_datasets(limited, Path(out), to, chosen=names is not None, progress=progress)
 

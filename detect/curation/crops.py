@@ -67,6 +67,7 @@ def to_imagefolder(
     *,
     margin: float = 0.1,
     limit: int | None = None,
+    format: str | None = None,
     follow_links: bool = False,
     progress: bool = True,
 ) -> Crops:
@@ -78,6 +79,7 @@ def to_imagefolder(
         names: names of the splits; by default all.
         margin: margin around a box on each side, as a fraction of its width and height, up to the image's edge.
         limit: convert only the first `limit` images of each split.
+        format: one of `formats.FORMATS`; by default it is recognised by the content of the files.
         follow_links: follow links that lead out of the source.
         progress: show a progress bar on a terminal.
 
@@ -89,7 +91,7 @@ def to_imagefolder(
         raise UserError(f"--margin: {margin:g}; give a fraction of the box's size, within 0 … 10")
     if limit is not None and limit < 1:
         raise UserError(f"--limit: {limit}; convert 1 image at least")
-    by_split = read_all(source, names, follow_links=follow_links, progress=progress)
+    by_split = read_all(source, names, format=format, follow_links=follow_links, progress=progress)
     folders = folder_names(dict.fromkeys(name for dataset in by_split.values() for name in dataset.classes))
     total = Crops(renamed={name: folder for name, folder in folders.items() if name != folder})
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from detect.curation.convert import Conversion, Format, write_datasets
 from detect.curation.divide import divide
@@ -23,6 +24,7 @@ def split_copy(
     seed: int = 0,
     names: Sequence[str] | None = None,
     *,
+    format: str | None = None,
     follow_links: bool = False,
     progress: bool = True,
 ) -> Conversion:
@@ -35,6 +37,7 @@ def split_copy(
         fractions: fraction of the images in `val`, `test` or both.
         seed: determines the division.
         names: splits to divide, which are joined; by default all.
+        format: one of `formats.FORMATS`; by default it is recognised by the content of the files.
         follow_links: follow links that lead out of the source.
         progress: show progress bars on a terminal.
 
@@ -47,7 +50,8 @@ def split_copy(
     if not 0 < sum(fractions.values()) < 1:
         raise UserError("--val, --test: give a fraction for one of them or both, less than 1 in total")
     refuse_within(source, out, "--out")
-    whole = merge(list(read_all(source, names, follow_links=follow_links, progress=progress).values()))
+    options: dict[str, Any] = {"format": format, "follow_links": follow_links, "progress": progress}
+    whole = merge(list(read_all(source, names, **options).values()))
     division = divide([whole], fractions, seed, progress=progress)
     parts = []
     for part in ("train", *fractions):
@@ -63,6 +67,7 @@ def merge_copy(
     out: Path,
     names: Sequence[str] | None = None,
     *,
+    format: str | None = None,
     follow_links: bool = False,
     progress: bool = True,
 ) -> Conversion:
@@ -73,6 +78,7 @@ def merge_copy(
         out: new folder; it appears complete or not at all. Its format is that of the sources, or COCO if they differ
             or there is no writer for it.
         names: names of the splits; by default all.
+        format: one of `formats.FORMATS`; by default it is recognised by the content of the files.
         follow_links: follow links that lead out of a source.
         progress: show progress bars on a terminal.
 
@@ -84,9 +90,10 @@ def merge_copy(
         raise UserError(f"{sources[0]}: this is one data set; name two or more that differ")
     for root in roots:
         refuse_within(root, out, "--out")
+    options: dict[str, Any] = {"format": format, "follow_links": follow_links, "progress": progress}
     joined: dict[str, list[Dataset]] = {}
     for root in roots:
-        for split, dataset in read_all(root, names, follow_links=follow_links, progress=progress).items():
+        for split, dataset in read_all(root, names, **options).items():
             same = (name for name in joined if matching(name, [split]) or matching(split, [name]))
             joined.setdefault(next(same, split), []).append(dataset)
     merged = [replace(_told(merge(datasets), roots), split=split) for split, datasets in joined.items()]

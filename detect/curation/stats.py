@@ -33,6 +33,7 @@ def stats(
     names: Sequence[str] | None = None,
     out: Path | str | None = None,
     *,
+    format: str | None = None,
     follow_links: bool = False,
     console: Console | None = None,
     progress: bool = True,
@@ -43,6 +44,7 @@ def stats(
         root: folder of the data set.
         names: names of the splits; by default all.
         out: new folder for the files; by default none are written.
+        format: one of `formats.FORMATS`; by default it is recognised by the content of the files.
         follow_links: follow links that lead out of the folder.
         console: where to print; by default the terminal.
         progress: show a progress bar while the images are checked.
@@ -53,7 +55,7 @@ def stats(
     Raises:
         UserError: the data cannot be read, or `out` is not empty or cannot be written.
     """
-    by_split = read_all(root, names, follow_links=follow_links, progress=progress)
+    by_split = read_all(root, names, format=format, follow_links=follow_links, progress=progress)
     result = {split: statistics(dataset) for split, dataset in by_split.items()}
     print_statistics(result, console)
     if out is not None:

@@ -152,7 +152,8 @@ def open_data(root: Path, follow_links: bool = False, format: str | None = None)
     if len(fitting) > 1:
         seen = " and ".join(f"{name} ({', '.join(names[:3])})" for name, names in fitting)
         problem = f"it has annotations in several formats: {seen}; choose with --data.format {fitting[0][0]}"
-        raise UserError(one_line(f"{root}: {problem}, or name the annotation file instead of the folder"))
+        remedy = "(detect data: --format), or name the annotation file instead of the folder"
+        raise UserError(one_line(f"{root}: {problem} {remedy}"))
     return Source(tree, *fitting[0])
 
 

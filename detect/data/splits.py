@@ -18,6 +18,24 @@ Divide = Callable[[Sequence[Dataset], Mapping[str, float], int], Division]
 """Divides the training split, one data set per folder, into parts of these fractions, by a seed."""
 
 
+def usual_splits(options: DataOptions) -> dict[str, str | None]:
+    """Return what the splits `train`, `val` and `test` of data folders are called, None for absent ones.
+
+    `trainval` is the training split if there is no `train`.
+
+    Raises:
+        UserError: there is no such folder, or its format is unknown.
+    """
+    found = (splits(root, options.follow_links, options.format) for root in options.roots)
+    names = list(dict.fromkeys(name for one in found for name in one))
+    whole = bool(matching("trainval", names)) and not matching("train", names)
+    return {
+        "train": "trainval" if whole else "train",
+        "val": "val" if matching("val", names) and not whole else None,
+        "test": "test" if matching("test", names) else None,
+    }
+
+
 class Splits:
     """Splits of a detection data set; each is read and checked on first use.
 

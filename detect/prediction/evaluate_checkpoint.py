@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,21 @@ from torch import distributed
 
 from detect.allocator import keep_pages
 from detect.checkpoint import FENCED, Checkpoint, ClassifierCheckpoint, load_any
-from detect.config import Config, Experiment, check_proposals, config_from_dict
+from detect.config import (
+    ClassificationConfig,
+    Config,
+    Experiment,
+    check_proposals,
+    config_from_dict,
+    given_options,
+    refuse_training_options,
+)
+from detect.config.experiment import E
 from detect.data.classification import ClassificationData
 from detect.data.datamodule import DetectionData
 from detect.data.dataset import SEPARATOR
 from detect.data.defects import summary
+from detect.data.splits import usual_splits
 from detect.devices import Accelerator, choose_device
 from detect.errors import UserError
 from detect.evaluation.coco import Engine
@@ -63,6 +74,7 @@ def evaluate_file(
     classes: Sequence[str] | None = None,
     precision: Precision = "fp32",
     engine: Engine = "pycocotools",
+    data: Sequence[Path] = (),
     command: str | None = None,
     log: Callable[[str], object] = print,
 ) -> Evaluation:
@@ -71,38 +83,45 @@ def evaluate_file(
     Args:
         file: a checkpoint, or an exported detector (.onnx).
         overrides: options of the config, each in the form `--section.key=VALUE`.
-        split: by default the config's test split, else its val split.
+        split: by default the config's test split, else its val split; of other data its own, else the training split.
         out: by default `eval_SPLIT` in the folder of the run.
         classes: classes to evaluate; by default all.
         precision: precision of the weights.
         engine: implementation of the COCO metrics; both give equal numbers.
+        data: data folders or annotation files; by default those of the config.
         command: command line, for the report.
         log: called with a summary of the data before the evaluation.
 
     Raises:
         UserError: the file is not a model, an option does not apply to it, or the folder is in use.
     """
+    refuse_training_options(overrides)
     if classes is not None:
         overrides = [*overrides, f"--data.classes={json.dumps(list(classes))}"]
     if file.suffix == ".onnx":
-        return _evaluate_onnx(file, overrides, split, out, precision, engine, command, log)
+        return _evaluate_onnx(file, overrides, split, out, precision, engine, data, command, log)
     checkpoint = load_any(file, overrides)
+    given = given_options(overrides)
     if isinstance(checkpoint, ClassifierCheckpoint):
+        checkpoint = replace(checkpoint, config=_on_data(checkpoint.config, data, given))
         split, out = _split_and_folder(file, checkpoint.config, split, out)
         if (precision, engine) != ("fp32", "pycocotools"):
             raise UserError("--precision, --engine: only for detectors; leave them out for a classifier")
         refuse_used(out)
-        images = ClassificationData(checkpoint.config.data, checkpoint.classes)
-        return evaluate_classifier_checkpoint(checkpoint, file, images, split, out)
+        folder = ClassificationData(checkpoint.config.data, checkpoint.classes)
+        return evaluate_classifier_checkpoint(checkpoint, file, folder, split, out)
+    checkpoint = replace(checkpoint, config=_on_data(checkpoint.config, data, given))
     check_proposals(checkpoint.config)
     split, out = _split_and_folder(file, checkpoint.config, split, out)
     keep_pages()
-    data = DetectionData(checkpoint.config.data, checkpoint.classes, seed=checkpoint.config.training.seed)
-    log(summary(data.split(split)))
+    images = DetectionData(checkpoint.config.data, checkpoint.classes, seed=checkpoint.config.training.seed)
+    log(summary(images.split(split)))
     if is_first_process():
         refuse_used(out)
         create_folder(out)
-    return evaluate_checkpoint(checkpoint, file, data, split, out, precision=precision, engine=engine, command=command)
+    return evaluate_checkpoint(
+        checkpoint, file, images, split, out, precision=precision, engine=engine, command=command
+    )
 
 
 def evaluate_checkpoint(
@@ -169,6 +188,7 @@ def _evaluate_onnx(
     out: Path | None,
     precision: str,
     engine: Engine,
+    data: Sequence[Path],
     command: str | None,
     log: Callable[[str], object],
 ) -> Evaluation:
@@ -181,6 +201,7 @@ def _evaluate_onnx(
     config = config_from_dict(model.config, str(file), [FENCED, *overrides])
     if not isinstance(config, Config):
         raise UserError(f"{file}: this is a classifier; give a file that detect export has written")
+    config = _on_data(config, data, given_options(overrides))
     split, out = _split_and_folder(file, config, split, out)
     keep_pages()
     dataset = DetectionData(config.data, model.classes, seed=config.training.seed).split(split)
@@ -190,6 +211,29 @@ def _evaluate_onnx(
     metrics, evaluator = evaluate_exported(model, dataset, engine, config.data.classes)
     write_evaluation(out, metrics, evaluator, file, config, device="ONNX Runtime", engine=engine, command=command)
     return Evaluation(metrics, dataset.source, dataset.split, out, DETECTOR_FILES)
+
+
+def _on_data(config: E, data: Sequence[Path], given: Collection[str]) -> E:
+    """Return the experiment on these data folders; on others than its own with the splits that they have.
+
+    Args:
+        config: the experiment.
+        data: the folders; empty for those of the experiment.
+        given: names of the options that the user gave.
+    """
+    if not data:
+        return config
+    if isinstance(config, ClassificationConfig):
+        if len(data) > 1:
+            raise UserError(f"{data[1]}: a classifier is evaluated on one data set; leave the others out")
+        return replace(config, data=replace(config.data, root=data[0]))
+    if set(map(os.path.realpath, data)) == set(map(os.path.realpath, config.data.roots)):
+        return config
+    kept = {name: getattr(config.data, name) for name in ("format", "test") if f"data.{name}" in given}
+    options = replace(config.data, root=tuple(data), format=kept.get("format"), val=None, test=None, division=None)
+    found = usual_splits(options)
+    values = {"train": found["train"], "test": found["test"] or found["val"] or found["train"], **kept}
+    return replace(config, data=replace(options, **values))
 
 
 def _split_and_folder(file: Path, config: Experiment, split: str | None, out: Path | None) -> tuple[str, Path]:

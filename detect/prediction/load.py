@@ -26,4 +26,4 @@ def load(path: str | Path) -> Predictor | OnnxDetector:
     from detect.checkpoint import load_checkpoint
     from detect.prediction.predictor import Predictor
 
-    return Predictor(load_checkpoint(Path(path)))
+    return Predictor(load_checkpoint(Path(path)), Path(path))

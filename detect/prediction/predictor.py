@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
+from pathlib import Path
 from threading import Lock
 from typing import Literal
 
@@ -39,10 +40,11 @@ class Predictor:
 
     Args:
         checkpoint: the detector with its class names and config. It is copied for each device and precision.
+        path: the file that it was loaded from, if any.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, path: Path | None = None) -> None:
+        self.checkpoint, self.path = checkpoint, path
         self.classes, self.category_ids = checkpoint.classes, checkpoint.category_ids
         self._resize = Resize.for_evaluation(checkpoint.config.data)
         self._prepared: dict[tuple[torch.device, Precision, bool], Detector] = {}

@@ -9,6 +9,7 @@ from detect.config import Config
 from detect.data.datamodule import DetectionData
 from detect.models import FasterRCNN
 from detect.training import loop
+from detect.training.loop import NO_EXTRAS, Extras
 from detect.training.module import DetectorModule
 from detect.training.recipe import Recipe
 
@@ -40,19 +41,19 @@ class Alternating(Recipe):
         """Return whether the second step, the last one that begins from the initial weights, has a checkpoint."""
         return loop.last_checkpoint(out / "step2").exists()
 
-    def train(self, card: dict[str, Any], out: Path, resume: bool) -> None:
+    def train(self, card: dict[str, Any], out: Path, resume: bool, extras: Extras = NO_EXTRAS) -> None:
         """Run the four steps; the last one validates."""
         first, second, training, data = self.model, self.second, self.config.training, self.data
         assert isinstance(second, FasterRCNN)
         rpn: dict[str, Any] = {"card": card, "parts": ["rpn"]}
         boxes: dict[str, Any] = {"card": card, "parts": ["boxes"]}
-        loop.run_step(DetectorModule(first, training, **rpn), data, out / "step1", resume)
-        loop.run_step(DetectorModule(second, training, **boxes, proposer=first), data, out / "step2", resume)
+        loop.run_step(DetectorModule(first, training, **rpn), data, out / "step1", resume, extras)
+        loop.run_step(DetectorModule(second, training, **boxes, proposer=first), data, out / "step2", resume, extras)
         second.rpn.load_state_dict(first.rpn.state_dict())
         for part in (second.backbone, second.neck):
             if part is not None:
                 # Eval mode, which Lightning keeps, freezes the statistics of batch norms as well.
                 part.requires_grad_(False).eval()
-        loop.run_step(DetectorModule(second, training, **rpn), data, out / "step3", resume)
+        loop.run_step(DetectorModule(second, training, **rpn), data, out / "step3", resume, extras)
         second.rpn.requires_grad_(False)
-        loop.run_loop(DetectorModule(second, training, data.val, **boxes), data, out, resume)
+        loop.run_loop(DetectorModule(second, training, data.val, **boxes), data, out, resume, extras)

@@ -57,12 +57,15 @@ RECIPES: dict[type, type[Recipe]] = {
 log = logging.getLogger(__name__)
 
 
-def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) -> tuple[Path, float]:
+def fit(
+    config: Config, data: DetectionData, out: Path, resume: bool = False, extras: loop.Extras = loop.NO_EXTRAS
+) -> tuple[Path, float]:
     """Train a detector; return the best checkpoint (without validation the last one) and the duration in seconds.
 
     The folder `out` then holds `config.yaml`, `metrics.csv`, `tensorboard/`, `checkpoints/{best,last}.ckpt` and
     `training.json` with the duration of all sessions, and `division.json` if the training split is divided. With
-    `resume` the run continues from the folder's last checkpoint, or starts if the folder has none.
+    `resume` the run continues from the folder's last checkpoint, or starts if the folder has none. `extras` are the
+    user's callbacks and loggers.
 
     Raises:
         UserError: the options contradict each other, or do not fit the data, this machine or the folder.
@@ -80,7 +83,7 @@ def fit(config: Config, data: DetectionData, out: Path, resume: bool = False) ->
         if resume and checkpoint.exists():
             _log_changes(check_resumable(config, data.classes, checkpoint), checkpoint)
     with _session(config, out, resume, data.division):
-        recipe.train(card, out, resume)
+        recipe.train(card, out, resume, extras)
     return best_checkpoint(out), time.monotonic() - started
 
 
@@ -105,7 +108,11 @@ def prepare(config: Config, data: DetectionData, resumed: Path | None = None) ->
 
 
 def fit_classifier(
-    config: ClassificationConfig, data: ClassificationData, out: Path, resume: bool = False
+    config: ClassificationConfig,
+    data: ClassificationData,
+    out: Path,
+    resume: bool = False,
+    extras: loop.Extras = loop.NO_EXTRAS,
 ) -> tuple[Path, float]:
     """Train a classifier, like `fit`."""
     config = _recorded(config)
@@ -123,7 +130,7 @@ def fit_classifier(
         _log_changes(check_resumable(config, data.classes, last_checkpoint(out)), last_checkpoint(out))
     card = model_card(config, data.classes)
     with _session(config, out, resume):
-        loop.run_loop(ClassifierModule(model, config.training, data.val, card), data, out, resume)
+        loop.run_loop(ClassifierModule(model, config.training, data.val, card), data, out, resume, extras)
     return best_checkpoint(out), time.monotonic() - started
 
 

@@ -22,6 +22,11 @@ KEPT = {
 """Options besides the network that are taken from the file if there is no config; the others belong to other data."""
 
 
+def weights_override(weights: Path) -> str:
+    """Return the override of a config that names the file of initial weights."""
+    return f"--training.weights={json.dumps(str(weights))}"
+
+
 def load_from_weights(
     config: Path | None,
     weights: Path,
@@ -41,7 +46,7 @@ def load_from_weights(
     Raises:
         UserError: the file cannot be read or has no network options, or an option is not valid.
     """
-    overrides = [f"--training.weights={json.dumps(str(weights))}", *overrides]
+    overrides = [weights_override(weights), *overrides]
     if begun is not None and network:
         return load_experiment(config or begun, overrides, {"model": config_to_dict(load_experiment(begun))["model"]})
     if begun is not None or (config is not None and not network):

@@ -11,6 +11,7 @@ from detect.data.datamodule import DetectionData
 from detect.models import TwoStage
 from detect.structures import Targets
 from detect.training import loop
+from detect.training.loop import NO_EXTRAS, Extras
 from detect.training.module import DetectorModule
 from detect.training.recipe import Recipe
 
@@ -23,9 +24,11 @@ class Joint(Recipe):
         if isinstance(self.model, TwoStage) and self.model.region_head.statistics is not None:
             measure_deltas(self.model, self.data)
 
-    def train(self, card: dict[str, Any], out: Path, resume: bool) -> None:
+    def train(self, card: dict[str, Any], out: Path, resume: bool, extras: Extras = NO_EXTRAS) -> None:
         """Train and validate."""
-        loop.run_loop(DetectorModule(self.model, self.config.training, self.data.val, card), self.data, out, resume)
+        loop.run_loop(
+            DetectorModule(self.model, self.config.training, self.data.val, card), self.data, out, resume, extras
+        )
 
 
 def measure_deltas(model: TwoStage, data: DetectionData) -> None:

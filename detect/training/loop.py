@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -25,7 +27,23 @@ from detect.training.processes import LIGHTNING_PRECISION, cluster_plugins, trai
 from detect.training.saving import Patience, SaveLast
 
 
-def run_loop(module: TrainingModule, data: DetectionData | ClassificationData, out: Path, resume: bool = False) -> None:
+class Extras(NamedTuple):
+    """Lightning's callbacks and loggers of the user, beside those of this package."""
+
+    callbacks: Sequence[Callback] = ()
+    loggers: Sequence[Logger] = ()
+
+
+NO_EXTRAS = Extras()
+
+
+def run_loop(
+    module: TrainingModule,
+    data: DetectionData | ClassificationData,
+    out: Path,
+    resume: bool = False,
+    extras: Extras = NO_EXTRAS,
+) -> None:
     """Train in the folder `out`; with `resume` continue from its last checkpoint, if it has one."""
     training, validates = module.training_options, module.evaluator is not None
     resume = resume and last_checkpoint(out).exists()
@@ -45,8 +63,8 @@ def run_loop(module: TrainingModule, data: DetectionData | ClassificationData, o
             limit_val_batches=None if validates else 0,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            callbacks=_callbacks(training, out, module.monitor if validates else None, metrics),
-            logger=[metrics, board],
+            callbacks=[*_callbacks(training, out, module.monitor if validates else None, metrics), *extras.callbacks],
+            logger=[metrics, board, *extras.loggers],
             plugins=[AtomicCheckpointIO(), *cluster_plugins(training)],
             default_root_dir=out,
             log_every_n_steps=10,
@@ -60,10 +78,16 @@ def run_loop(module: TrainingModule, data: DetectionData | ClassificationData, o
             raise KeyboardInterrupt from None
 
 
-def run_step(module: DetectorModule, data: DetectionData, out: Path, resume: bool) -> None:
+def run_step(module: DetectorModule, data: DetectionData, out: Path, resume: bool, extras: Extras = NO_EXTRAS) -> None:
     """Run the loop, then load the saved weights into the model; with an EMA these are the average."""
-    run_loop(module, data, out, resume)
+    run_loop(module, data, out, resume, extras)
     module.model.load_state_dict(load_checkpoint(last_checkpoint(out)).model.state_dict())
+
+
+def silence_lightning() -> None:
+    """Hide Lightning's informational messages."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def last_checkpoint(out: Path) -> Path:

@@ -35,6 +35,7 @@ from detect.ops.boxes import iou_matrix
 from detect.structures import Batch
 from detect.terminal import stage
 from detect.training import loop
+from detect.training.loop import NO_EXTRAS, Extras
 from detect.training.module import DetectorModule
 from detect.training.processes import count_processes
 from detect.training.recipe import Recipe
@@ -67,7 +68,7 @@ class RCNNStages(Recipe):
         """Return the last checkpoint of fine-tuning."""
         return [loop.last_checkpoint(out / FINE_TUNING)]
 
-    def train(self, card: dict[str, Any], out: Path, resume: bool) -> None:
+    def train(self, card: dict[str, Any], out: Path, resume: bool, extras: Extras = NO_EXTRAS) -> None:
         """Run the stages that are not complete yet."""
         options, training = recipe_of(self.config), self.config.training
         assert isinstance(options, RCNNStagesOptions)
@@ -76,7 +77,7 @@ class RCNNStages(Recipe):
             return
         if options.fine_tuning:
             module = DetectorModule(self.model, training, None, card)
-            loop.run_step(module, self.data, out / FINE_TUNING, resume)
+            loop.run_step(module, self.data, out / FINE_TUNING, resume, extras)
         model = self.model.to(choose_device(training.accelerator)).eval()
         fit_predictors(model, self.data.eval_loader(self.data.train), options, folder)
         train = self.data.train

@@ -11,7 +11,7 @@ from detect.data.datamodule import DetectionData
 from detect.foreign_weights.any_file import read_weights
 from detect.models import Detector
 from detect.training.initial_weights import build_model
-from detect.training.loop import last_checkpoint
+from detect.training.loop import NO_EXTRAS, Extras, last_checkpoint
 
 
 class Recipe(ABC):
@@ -52,5 +52,8 @@ class Recipe(ABC):
         return all(path.exists() for path in cls.checkpoints(out))
 
     @abstractmethod
-    def train(self, card: dict[str, Any], out: Path, resume: bool) -> None:
-        """Train in the folder `out`; `card` goes into each checkpoint (see `detect.checkpoint.model_card`)."""
+    def train(self, card: dict[str, Any], out: Path, resume: bool, extras: Extras = NO_EXTRAS) -> None:
+        """Train in the folder `out`, with the user's callbacks and loggers in each training loop.
+
+        `card` goes into each checkpoint (see `detect.checkpoint.model_card`).
+        """

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+import detect
 from detect.config import load_config
 from detect.curation.check import anchors_of, run_check
 from detect.errors import UserError
@@ -79,6 +80,20 @@ def test_findings_in_all_three_forms(tmp_path):
     assert repeated["advice"] and repeated["file"] == str(root / "annotations" / "instances_train.json")
     page = files["html"].read_text()
     assert page.count("data:image/jpeg") == 8 and "clipped × 4" in page
+
+
+def test_from_python(tmp_path, capsys):
+    root = coco(tmp_path / "data", boxes=[(8, 8, 30, 20), (80, 8, 30, 20)])
+    files = {"json": tmp_path / "f.json", "html": str(tmp_path / "f.html"), "fix": tmp_path / "fixed"}
+    report = detect.check(str(root), config=config_file(tmp_path), progress=False, **files)
+    assert not capsys.readouterr().out
+    assert not report.clean and report.anchors["ceiling"]["all"]["truths"] == 6
+    lines = str(report).splitlines()
+    assert lines[0].startswith("warning clipped × 3, first ") and "annotation 2 of image 1" in lines[0]
+    assert "(coco; train 3): 6 boxes; 0 errors, " in lines[-1]
+    written = json.loads((tmp_path / "f.json").read_text())
+    assert written["rules"]["clipped"] == 3 and written["anchors"] == report.anchors
+    assert (tmp_path / "f.html").exists() and detect.check(tmp_path / "fixed", ["train"], progress=False).clean
 
 
 def test_a_repaired_copy(tmp_path):

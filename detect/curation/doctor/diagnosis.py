@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from detect.data.defects import RULES
+from detect.errors import one_line
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -157,6 +158,25 @@ class Report:
     seconds: float
     survey: Any = field(default=None, repr=False, compare=False)
     """Content of the data set (`examine.Survey`), for `write_repaired_copy`."""
+    anchors: dict[str, Any] | None = field(default=None, repr=False)
+    """Recall of a config's anchors, and better anchors, if a config was given."""
+
+    def __str__(self) -> str:
+        """Return a line for each rule with its first case, and the counts in the last line."""
+        cases = [
+            f"{found[0].severity} {rule} × {len(found):,}, first {found[0].path}: {found[0].what}"
+            for rule, found in self.by_rule()
+        ]
+        return "\n".join([*map(one_line, cases), self.headline])
+
+    @property
+    def headline(self) -> str:
+        """The data set and the counts in one line."""
+        count = self.count()
+        splits = ", ".join(f"{split} {number:,}" for split, number in self.splits.items())
+        counts = ", ".join(f"{count[name]:,} {name}{'s' * (count[name] != 1)}" for name in SEVERITIES)
+        data = f"{self.root} ({self.format or 'not read'}; {splits or 'no split'}): {self.boxes:,} boxes"
+        return one_line(f"{data}; {counts}; {self.seconds:.1f} s")
 
     def by_rule(self) -> Iterator[tuple[str, list[Finding]]]:
         """Yield the findings of each rule, the most severe rule first."""
@@ -185,7 +205,7 @@ class Report:
             "count": {severity: self.count()[severity] for severity in SEVERITIES},
             "rules": {rule: len(findings) for rule, findings in self.by_rule()},
             "findings": [_as_dict(finding) for finding in self.findings],
-        }
+        } | ({"anchors": self.anchors} if self.anchors else {})
 
 
 def sort(findings: list[Finding]) -> tuple[Finding, ...]:

@@ -83,6 +83,7 @@ def examine(
     root: Path | str,
     splits: Sequence[str] | None = None,
     *,
+    format: str | None = None,
     resize: Resize | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -92,6 +93,7 @@ def examine(
     Args:
         root: data folder.
         splits: names of the splits; by default all. Unused files are searched only with all of them.
+        format: one of `formats.FORMATS`; by default it is recognised by the content of the files.
         resize: scale of the network's input; if given, tiny boxes are those that are tiny in the network's input.
         workers: decoding threads; by default the number of `ThreadPoolExecutor`.
         progress: show a progress bar on a terminal.
@@ -107,7 +109,7 @@ def examine(
     findings = folder.findings
     if not folder.may_parse():
         return Report(root, "", {}, 0, sort(findings), perf_counter() - started)
-    source = _open(root, findings)
+    source = _open(root, format, findings)
     root, format, names = source.tree.root, source.format, source.splits
     chosen = _choose(root, splits, names)
     survey = Survey(root, source.tree, format, folder)
@@ -138,16 +140,18 @@ class _FullLog(DefectLog):
         self.all.append(Defect(rule, path, detail))
 
 
-def _open(root: Path, findings: list[Finding]) -> Source:
+def _open(root: Path, format: str | None, findings: list[Finding]) -> Source:
     """Return the data set. If the file that names its splits is broken, add a finding and return no splits."""
     tree = Tree(root)
     for name, module in FORMATS.items():
+        if format not in (None, name):
+            continue
         try:
             module.splits(tree)
         except UserError as error:
             findings.append(_as_finding(root, "", error))
             return Source(tree, name, ())
-    return open_data(root)
+    return open_data(root, format=format)
 
 
 def _choose(root: Path, splits: Sequence[str] | None, names: tuple[str, ...]) -> tuple[str, ...]:

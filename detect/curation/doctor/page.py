@@ -26,13 +26,12 @@ _MAX_HEIGHT, _MAX_WIDTH = 170, 380  # of a picture, in pixels
 _BOX_COLOUR = (255, 40, 90)
 
 
-def write_page(path: Path, report: Report, anchors: Mapping[str, Any] | None = None) -> None:
+def write_page(path: Path, report: Report) -> None:
     """Write the page.
 
     Args:
         path: the HTML file.
         report: the report of `examine`.
-        anchors: the result of `detect.curation.check.anchor_report`, if any.
     """
     count = report.count()
     cards: list[tuple[int, str, str]] = [(count[name], name + "s" * (count[name] != 1), name) for name in SEVERITIES]
@@ -43,7 +42,7 @@ def write_page(path: Path, report: Report, anchors: Mapping[str, Any] | None = N
         subtitle=_text(f"{report.format or 'not read'}; {splits or 'no split'}; {report.seconds:.1f} s"),
         counts="".join(f'<div><b class="{kind}">{number:,}</b>{label}</div>' for number, label, kind in cards),
         rules="\n".join(_rule(report, rule, findings) for rule, findings in report.by_rule()) or "<p>No findings.</p>",
-        anchors=_anchors(anchors) if anchors else "",
+        anchors=_anchors(report.anchors) if report.anchors else "",
     )
     path.write_text(page, encoding="utf-8")
 
