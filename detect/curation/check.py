@@ -91,7 +91,7 @@ def _remaining(report: Report) -> str:
         return "no errors remain"
     count = sum(rules.values())
     kinds = ", ".join(f"{number} × {rule}" for rule, number in rules.items())
-    return f"{count} error{'s' * (count != 1)} remain{'s' * (count == 1)} that need{'s' * (count == 1)} you: {kinds}"
+    return f"{count} error{'s' * (count != 1)} left to correct by hand: {kinds}"
 
 
 def _write_files(report: Report, anchors: dict[str, Any] | None, json_file: Path | None, html: Path | None) -> None:
