@@ -21,6 +21,7 @@ from detect.cli import _parser, main
 from detect.cli.train import _print_notes
 from detect.config import ClassificationConfig, Config, config_to_dict
 from detect.curation.shapes import SHAPES, make_shapes
+from detect.data.formats import FORMATS
 from detect.data.read import read
 from detect.evaluation.coco import METRICS
 from detect.models import FasterRCNNOptions
@@ -552,3 +553,12 @@ def test_frozen_norms_without_weights_are_mentioned(capsys):
     ):
         _print_notes(Config(model=FasterRCNNOptions(backbone=ResNetOptions(18, norm=norm, weights=weights))))
         assert ("frozen norms without weights do not normalise" in capsys.readouterr().out) == mentioned
+
+
+def test_formats_are_listed_and_described(capsys):
+    assert main(["data", "formats"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(FORMATS)
+    assert main(["data", "formats", "labelme"]) == 0
+    assert capsys.readouterr().out.startswith("LabelMe")
+    assert "choose coco, voc, yolo" in mistake(capsys, "data", "formats", "none")

@@ -6,6 +6,7 @@ Commands import packages when they run, so that `--help` is fast.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"detect: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detect.cli.shared import add_command
+from detect.errors import UserError
 
 if TYPE_CHECKING:
     from detect.curation.convert import Conversion
@@ -23,7 +24,8 @@ def add(commands: Any) -> None:
         epilog="example: detect data check data/bccd --config bccd/faster_rcnn",
     )
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add_subcommand in (_add_check, _add_stats, _add_convert, _add_split, _add_merge, _add_shapes, _add_download):
+    curation = (_add_check, _add_stats, _add_convert, _add_split, _add_merge)
+    for add_subcommand in (*curation, _add_formats, _add_shapes, _add_download):
         add_subcommand(subcommands)
 
 
@@ -182,6 +184,27 @@ def _merge(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     merged = merge_copy(options.sources, options.out, options.split, follow_links=options.follow_links)
     _print_written(merged, options.out)
+
+
+# ---- formats ---------------------------------------------------------------------------------------------------------
+
+
+def _add_formats(subcommands: Any) -> None:
+    description = "list the formats of annotations that are read, or describe the files of one"
+    parser = add_command(subcommands, "formats", _formats, description, "detect data formats labelme")
+    parser.add_argument("name", nargs="?", metavar="FORMAT", help="default: a list of all")
+
+
+def _formats(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from detect.data.formats import FORMATS
+
+    if options.name is None:
+        for name, module in FORMATS.items():
+            print(f"{name:14}{module.LOOKED_FOR}")
+    elif options.name in FORMATS:
+        print((FORMATS[options.name].__doc__ or "").strip())
+    else:
+        raise UserError(f"{options.name}: there is no such format; choose {', '.join(FORMATS)}")
 
 
 # ---- shapes and download ---------------------------------------------------------------------------------------------

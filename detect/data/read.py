@@ -18,7 +18,7 @@ from detect.data.dataset import Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
 from detect.data.deep_images import log_12_bit
 from detect.data.defects import DefectLog, as_json
-from detect.data.formats import FORMATS
+from detect.data.formats import FORMATS, yolo
 from detect.data.image_headers import check_images
 from detect.data.mistakes import correct_mistakes
 from detect.data.tree import Tree, unwrapped, usual_split
@@ -172,10 +172,13 @@ def _unknown(tree: Tree, format: str | None) -> str:
     counts = ", ".join(f"{number} {suffix}" for suffix, number in suffixes.most_common(6))
     entries = sorted(path.name for path in tree.root.iterdir())
     seen = counts or listed(entries) or "nothing"
-    wanted = ", ".join(FORMATS[name].LOOKED_FOR for name in (FORMATS if format is None else [format]))
+    if format is not None:
+        return f"it is not in the format {format}: looked for {FORMATS[format].LOOKED_FOR}; there is {seen}"
+    if yolo.has_labels(tree):
+        return f"YOLO's label files without class names; write classes.txt, with one name in each line ({seen})"
     if tree.images and set(suffixes) <= set(SUFFIXES):
         return f"it has images ({seen}) and no annotations; add these to train, or use detect predict or propose"
-    return f"no data set of a known format: looked for {wanted}; there is {seen}"
+    return f"no data set of a known format ({', '.join(FORMATS)}); detect data formats describes them; there is {seen}"
 
 
 def matching(split: str, names: Sequence[str]) -> list[str]:

@@ -48,7 +48,7 @@ def draw(seed: int, name: str = "", classes: tuple[str, ...] = CLASSES) -> Pictu
     for label, category in enumerate(classes):
         width, height = random.integers(20, 40), random.integers(15, 26)
         x, y = int(random.integers(0, WIDTH - width + 1)), int(random.integers(0, HEIGHT - height + 1))
-        pixels[y : y + height, x : x + width] = COLOURS[label]
+        pixels[y : y + height, x : x + width] = COLOURS[label % len(COLOURS)]
         boxes.append((category, x, y, x + int(width), y + int(height)))
     with io.BytesIO() as file:
         Image.fromarray(pixels).save(file, "JPEG")

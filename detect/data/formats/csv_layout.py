@@ -99,7 +99,7 @@ def rows(content: bytes, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     text = io.TextIOWrapper(io.BytesIO(content), _encoding(content), newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     for cells in reader:
-        if cells:
+        if any(map(str.strip, cells)):
             yield reader.line_num, cells
 
 

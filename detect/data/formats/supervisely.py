@@ -110,7 +110,10 @@ def _read(tree: Tree, path: Path, log: DefectLog) -> Iterator[LabelledImage]:
 def _image(tree: Tree, path: Path) -> Path:
     """Return the image of `ann/a.jpg.json`, which is `img/a.jpg` and may not exist."""
     beside = path.parent.parent / "img" / path.stem
-    return beside if is_file(beside) else tree.image_of(path) or beside
+    if is_file(beside):
+        return beside
+    found = tree.image(path.stem, [beside.parent], tree.split_of(path))
+    return tree.image_of(path) or (found.path if found else beside)
 
 
 def _box(item: dict[str, Any]) -> Box | None:

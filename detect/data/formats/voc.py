@@ -38,7 +38,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 def splits(tree: Tree) -> tuple[str, ...]:
     """Return the lists in `ImageSets/Main`, without the lists of a single class (`aeroplane_train`), or the folders."""
     base = _base(tree.root)
-    lists = sorted((base / "ImageSets" / "Main").glob("*.txt"))
+    lists = sorted((base / "ImageSets" / "Main").glob("[!.]*.txt"))
     if lists:
         single = {path for path in lists if "_" in path.stem and tree.fence.admits(path) and _is_class_list(base, path)}
         return tuple(path.stem for path in lists if path not in single)
@@ -51,7 +51,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
     if (base / "ImageSets" / "Main").is_dir():
         listed = list(_listed(base, split, log))
         paths = [tree.spelled(base / "Annotations" / f"{stem}.xml") for stem in listed]
-        others = sorted(path for path in base.glob("Annotations/**/*.xml") if not path.name.startswith("."))
+        others = sorted(base.glob("Annotations/**/[!.]*.xml"))
     else:
         others = _files(tree)
         paths = tree.by_split(others)[split]

@@ -233,8 +233,13 @@ def _names_file(tree: Tree) -> Path | None:
     paths.sort(key=lambda path: len(path.parts))
     if len({tree.head(path).strip() for path in paths}) > 1:
         raise UserError(one_line(f"{paths[0]}: {paths[1]} has other class names; make both files the same"))
-    labels = (path for path in tree.files if paths and path.suffix.lower() == ".txt")
-    return paths[0] if any(_LINE.match(tree.head(path).lstrip()) for path in labels) else None
+    return paths[0] if paths and has_labels(tree) else None
+
+
+def has_labels(tree: Tree) -> bool:
+    """Return whether a text file begins like a label file."""
+    texts = (path for path in tree.files if path.suffix.lower() == ".txt")
+    return any(_LINE.match(tree.head(path).lstrip()) for path in texts)
 
 
 def listed_names(path: Path, log: DefectLog) -> dict[int, str]:

@@ -44,7 +44,5 @@ def test_one_part(root):
 def test_damaged_lines(root, line):
     path = root / "VisDrone2019-DET-train" / "annotations" / "train_1.txt"
     path.write_text(f"4,5,20,15,1,4,0,1\n{line}\n")
-    with pytest.raises(
-        UserError, match=r"1 × broken-file, first .*train_1\.txt: line 2 does not have the eight numbers"
-    ):
+    with pytest.raises(UserError, match=r"1 × broken-file, first .*: line 2 does not have the eight numbers"):
         read(root, "train")
