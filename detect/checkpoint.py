@@ -55,7 +55,7 @@ class ClassifierCheckpoint:
 
 
 def _summary(checkpoint: Checkpoint | ClassifierCheckpoint) -> str:
-    """Return the network, its size and its classes in one line; the network alone would be printed on pages."""
+    """Return the network, its size and its classes in one line, in place of all its layers."""
     options, count = checkpoint.config.model, sum(value.numel() for value in checkpoint.model.parameters())
     network = f"{options.name}, backbone {options.backbone.name}, {count:,} parameters"
     return f"{type(checkpoint).__name__}({network}, {class_names(checkpoint.classes)})"

@@ -1,8 +1,8 @@
-"""The cores that this process may use, and threads that share them; without torch, whose import settles the threads.
+"""Number of cores that this process may use, and settings of OpenMP's threads, which torch reads when it is imported.
 
 On Linux torch comes with GNU's OpenMP, `libgomp`. Its threads spin while they wait for each other. If other processes
-run on the same cores, a thread spins in the time that the thread it waits for needs: a step of training then takes many
-times as long as its share of the cores would explain.
+run on the same cores, a spinning thread uses the time that the thread it waits for needs. A training step then takes
+many times longer than its share of the cores explains.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 def available_cores() -> int:
     """Return the number of cores that this process may use: its affinity, or the quota of its cgroup if that is less.
 
-    A quota of a part of a core counts as a whole one.
+    A fraction of a core counts as a whole one.
     """
     return min([_affinity(), *(max(1, math.ceil(quota)) for quota in _quotas(Path("/")))])
 
 
 def share_cores() -> None:
-    """Let OpenMP's threads sleep while they wait, and start no more of them than the cgroup's quota.
+    """Make OpenMP's threads sleep while they wait, and limit their number to the cgroup's quota.
 
-    This sets environment variables, which OpenMP reads when torch is imported, and which child processes inherit. What
-    the user has set stays. Once torch is imported, this does nothing.
+    This sets environment variables, which OpenMP reads when torch is imported, and which child processes inherit.
+    Values that the user has set stay. Once torch is imported, this does nothing.
     """
     if "torch" in sys.modules:
         return
@@ -56,7 +56,7 @@ def _quotas(root: Path) -> Iterator[float]:
             continue
         mounted = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
         innermost = mounted / group.lstrip("/")
-        # A container may see its own group at the top, and not under the name that the line has.
+        # In a container the group may be mounted at the top, not under the name in the line.
         for folder in (innermost, *innermost.parents):
             if folder.is_relative_to(mounted) and (quota := _quota(folder)) is not None:
                 yield quota

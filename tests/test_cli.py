@@ -508,7 +508,7 @@ def test_a_detector_is_tuned_to_other_classes_evaluated_and_resumed(run, shapes,
     assert "3 classes taken by name: Circle, triangle, ring\n  1 class new: box\n  1 class left out: square" in printed
     assert main([*map(str, [*words, "--resume", "--training.epochs", 2])]) == 0  # goes on, and reads no weights
     printed = capsys.readouterr().out
-    assert "by name" not in printed and "last.ckpt goes on with training.epochs 2 (before: 1)" in printed
+    assert "by name" not in printed and "last.ckpt continues with training.epochs 2 (before: 1)" in printed
     tuned = out / "checkpoints" / "best.ckpt"
     assert main(["eval", "--ckpt", str(tuned), "--split", "test", "--out", str(tmp_path / "eval")]) == 0
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())

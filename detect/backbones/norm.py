@@ -102,8 +102,8 @@ def replace_norms(network: nn.Module, norm: Norm, among: Container[nn.Module] | 
     """Replace, in place, the batch norms of a network by another norm.
 
     Frozen and synchronised norms keep the learned values and `eps`. With `among`, only the batch norms in it are
-    replaced. Batch norms that include an activation, like timm's, keep it when they are frozen; all other norms leave
-    them as they are.
+    replaced. A batch norm that includes an activation, like timm's, keeps it when it is frozen, and is not replaced by
+    any other norm.
     """
     if norm == "batch":
         return

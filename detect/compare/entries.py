@@ -119,8 +119,8 @@ def share_division(entries: Sequence[Entry]) -> list[Entry]:
     for entry, division in divisions[1:]:
         if division != divisions[0][1]:
             raise UserError(
-                f"{entry.source}: its training split is divided in another way than that of {divisions[0][0].source}; "
-                "compare detectors of one division"
+                f"{entry.source}: its training split is divided differently from that of {divisions[0][0].source}; "
+                "compare detectors with the same division"
             )
     division = divisions[0][1] if divisions else entries[0].data(stored=False).division
     return [replace(entry, division=division) for entry in entries]

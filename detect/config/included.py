@@ -40,10 +40,10 @@ def config_names() -> list[str]:
 
 
 def find_config(name: Path) -> Path:
-    """Return the file of the package's config with this name or this end of a name; any other path as it is.
+    """Return the file of the package's config whose name is or ends with `name`; any other path is returned unchanged.
 
     Raises:
-        UserError: several configs have this end of a name.
+        UserError: the names of several configs end with it.
     """
     wanted = name.as_posix()
     found = [known for known in config_names() if known == wanted or known.endswith(f"/{wanted}")]
@@ -53,7 +53,7 @@ def find_config(name: Path) -> Path:
 
 
 def no_such_config(path: Path) -> str:
-    """Return what is wrong with the path of a config that does not exist, with near names of the package's configs."""
+    """Return the message for a config that does not exist, with similar names of the package's configs."""
     names = config_names()
     wanted = path.with_suffix("").as_posix()
     ends = [name for name in names if name.endswith(f"/{path.stem}")]

@@ -1,4 +1,4 @@
-"""Option names of other detection packages, so that the error for such a name says what is meant here."""
+"""Option names of other detection packages, so that the error for such a name can tell the name here."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _PRECISION = "it is training.precision: fp32, bf16, fp16 or auto"
 _SCORE = "it is model.postprocess.score_threshold; for detect predict --score"
 _NMS = "it is model.postprocess.nms_threshold; the RPN has its own, model.rpn.nms_threshold"
 _NO_CLASS_WEIGHTS = (
-    "there is none: all classes count alike; model.region_head.positive_fraction sets the share of objects against "
+    "all classes count alike; model.region_head.positive_fraction sets the share of objects against "
     "background, and the report has the AP of each class"
 )
 _AUGMENT = "it is data.augment, a list of albumentations' transforms, such as [{HorizontalFlip: {p: 0.5}}]"
-_NO_MIXING = "there is none; data.augment takes albumentations' transforms, which change one image at a time"
+_NO_MIXING = "data.augment takes albumentations' transforms, which change one image at a time"
 _STEPS = "training is measured in epochs: training.epochs"
 _ROOT = "it is data.root, the folder of the data set"
 _OUT = "it is an option of the command: --out DIR"
@@ -24,10 +24,10 @@ _OUT = "it is an option of the command: --out DIR"
 _ANSWERS = {
     # optimisation
     "lr lr0 base_lr max_lr": "it is training.learning_rate",
-    "lrf min_lr": "there is none; training.schedule: cosine decays the learning rate to zero",
+    "lrf min_lr": "training.schedule: cosine decays the learning rate to zero",
     "lr_schedule lr_scheduler scheduler cos_lr": "it is training.schedule: steps, cosine or constant",
     "lr_steps lr_milestones decay_epochs step_size": "it is training.milestones, in epochs",
-    "gamma lr_gamma": "there is none: the learning rate is divided by ten at each of training.milestones",
+    "gamma lr_gamma": "the learning rate is divided by ten at each of training.milestones",
     "optim opt": "it is training.optimizer: sgd, adagrad, rmsprop, adam or adamw",
     "wd l2": "it is training.weight_decay",
     "warmup warmup_iters": "it is training.warmup_steps",
@@ -49,7 +49,7 @@ _ANSWERS = {
     # machine
     "device": "it is training.accelerator: auto, cpu or gpu; training.devices is the number of devices",
     "gpus num_gpus n_gpu ngpus": "it is training.devices, the number of devices",
-    "distributed strategy world_size": "several processes start with torchrun --nproc-per-node N -m detect train …",
+    "distributed strategy world_size": "start several processes with torchrun --nproc-per-node N -m detect train …",
     # data
     "batch batch_size bs train_batch_size samples_per_gpu ims_per_batch": "it is data.batch_size, per device",
     "imgsz img_size image_size imagesz input_size img_scale": _IMAGE_SIZE,
@@ -61,7 +61,7 @@ _ANSWERS = {
     "augmentation augmentations transforms transform hflip fliplr flipud": _AUGMENT,
     "hsv_h hsv_s hsv_v degrees translate shear perspective": _AUGMENT,
     "mosaic mixup copy_paste": _NO_MIXING,
-    "cache": "there is none: images are read and decoded by data.workers processes",
+    "cache": "images are not cached; data.workers processes read and decode them",
     # network
     "pretrained pretrained_weights pretrained_backbone weights_backbone": (
         "it is model.backbone.weights: a name of torchvision's, such as IMAGENET1K_V1, or a file"
@@ -89,7 +89,7 @@ _ANSWERS = {
     "conf conf_thres conf_threshold confidence score score_thr score_thresh box_score_thresh": _SCORE,
     "iou iou_thres iou_thr iou_threshold nms nms_iou nms_thr nms_thresh box_nms_thresh": _NMS,
     "max_det max_dets max_per_img detections_per_img box_detections_per_img": "it is model.postprocess.max_detections",
-    "agnostic_nms": "there is none: NMS compares detections of one class",
+    "agnostic_nms": "NMS compares only detections of the same class",
     # command
     "save_dir output_dir work_dir log_dir logdir output project": _OUT,
     "resume_from": "it is an option of the command: detect train --resume --out DIR",
@@ -100,6 +100,6 @@ OTHER_NAMES = tuple(_BY_NAME)
 
 
 def answer_other_name(option: str) -> str | None:
-    """Return what an unknown option of this name, in any section, is called here; None if the name is not known."""
+    """Return the answer to an unknown option of this name in any section; None if no other package has the name."""
     name = option.rpartition(".")[2].lstrip("-").replace("-", "_").lower()
     return _BY_NAME.get(name)

@@ -67,8 +67,8 @@ def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[st
 
     Args:
         values: the dictionary.
-        source: file that holds it, for messages. The division of the data is looked up in the file's run, in case the
-            run was moved.
+        source: file that holds it, for messages. If its run was moved, the division of the data is read from the run's
+            new folder.
         overrides: as for `load_config`.
     """
     values, given = deepcopy(values), _pairs(overrides)
@@ -234,7 +234,7 @@ def _first_mistake(error: ValidationError) -> tuple[str, str]:
 
 
 def suggest(option: str) -> str:
-    """Return the end of a message about an unknown option: what the name of another package is here, or near names."""
+    """Return the end of a message about an unknown option: the name here of another package's, or similar names."""
     if answer := answer_other_name(option):
         return f"; {answer}"
     name, keys = option.rpartition(".")[2], _all_keys()

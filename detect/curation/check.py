@@ -132,7 +132,7 @@ def _remaining(report: Report) -> str:
         return "no errors remain"
     count = sum(rules.values())
     kinds = ", ".join(f"{number} × {rule}" for rule, number in rules.items())
-    return f"{count} error{'s' * (count != 1)} remain{'s' * (count == 1)} that need{'s' * (count == 1)} you: {kinds}"
+    return f"{count} error{'s' * (count != 1)} left to correct by hand: {kinds}"
 
 
 def _write_files(report: Report, json_file: Path | str | None, html: Path | str | None) -> None:

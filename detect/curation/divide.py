@@ -1,7 +1,8 @@
-"""Division of a split into parts by class, with near-equal images in one part.
+"""Stratified division of a split into parts, with near-duplicate images in one part.
 
-Iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data"), with groups of near-equal
-images in place of single ones: the rarest class first, each of its groups goes to the part that lacks most of it.
+Iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data"), with groups of
+near-duplicates in place of single images: the rarest class is first, and each of its groups goes to the part that lacks
+most images of the class.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def divide(
     """Divide a split into the part `train` and parts of the given fractions.
 
     Every class that is in enough images is in every part, and its images are divided by the fractions as nearly as
-    possible. Images with the same or nearly the same picture are in one part, and are found by decoding all images,
-    with a progress bar. The same data, fractions and seed give the same division.
+    possible. Duplicates and near-duplicates stay in one part. To find them, all images are decoded, with a
+    progress bar. The same data, fractions and seed give the same division.
 
     Args:
         datasets: the split, one data set per data folder.
@@ -49,8 +50,8 @@ def divide(
     chosen = part_of_group[groups]
     if empty := [part for number, part in enumerate(parts) if not (chosen == number).any()]:
         source = " and ".join(dataset.source for dataset in datasets)
-        what = f"the split {datasets[0].split}, of {len(records)} images, gives none to the part {empty[0]}"
-        raise UserError(f"{source}: {what}; add images, or give another fraction with --data.{empty[0]}")
+        what = f"the split {datasets[0].split}, of {len(records)} images, leaves none for the part {empty[0]}"
+        raise UserError(f"{source}: {what}; add images, or give other fractions")
     part_of = {record.path: parts[number] for record, number in zip(records, chosen, strict=True)}
     return Division(
         split=SEPARATOR.join(dict.fromkeys(dataset.split for dataset in datasets)),
@@ -67,14 +68,14 @@ def _names_by_part(dataset: Dataset, part_of: Mapping[Path, str], parts: Sequenc
     return {part: tuple(name for name, record in names.items() if part_of[record.path] == part) for part in parts}
 
 
-# --------------------------------------------------------------------------------------------------- near-equal images
+# --------------------------------------------------------------------------------------------------- near-duplicates
 
 
 def _groups(records: Sequence[Record], share: float, progress: bool) -> tuple[Int64[np.ndarray, " i"], tuple[str, ...]]:
-    """Return the number of each image's group of near-equal images, and notes on the groups.
+    """Return the number of each image's group of near-duplicates, and notes on the groups.
 
-    Images of a fixed camera are all nearly equal. If one group leaves too few others for a part of the fraction
-    `share`, only images with equal pixels are kept together, which the notes tell.
+    All images of a fixed camera are near-duplicates. If one group leaves too few others for a part of the fraction
+    `share`, only images with equal pixels stay together, and a note says so.
     """
     images = list(inspect_images(list(dict.fromkeys(record.path for record in records)), progress=progress).values())
     equal = [pair for group in duplicates.exact(images) for pair in pairwise(group)]
@@ -82,10 +83,10 @@ def _groups(records: Sequence[Record], share: float, progress: bool) -> tuple[In
     groups = _join(records, [*equal, *near])
     largest = np.bincount(groups).max(initial=0)
     if largest > 1 and len(records) - largest < share * len(records):
-        note = f"{largest} of {len(records)} images are nearly equal, as those of a fixed camera, and are divided"
-        return _join(records, equal), (f"{note} nevertheless: expect metrics that are too good",)
+        note = f"{largest} of {len(records)} images are near-duplicates, as of a fixed camera, and are divided"
+        return _join(records, equal), (f"{note} all the same: expect metrics that are too good",)
     together = int((np.bincount(groups)[groups] > 1).sum())
-    return groups, (f"{together} images stay in one part with others that are nearly equal",) if together else ()
+    return groups, (f"{together} images stay in one part with their near-duplicates",) if together else ()
 
 
 def _join(records: Sequence[Record], pairs: Iterable[tuple[Path, Path]]) -> Int64[np.ndarray, " i"]:

@@ -71,7 +71,7 @@ def merge_copy(
     follow_links: bool = False,
     progress: bool = True,
 ) -> Conversion:
-    """Write several data sets as one, as by `merge`: splits of the same name are joined, classes by name.
+    """Write several data sets as one, as by `merge`: splits and classes of the same name are joined.
 
     Args:
         sources: the data sets.
@@ -96,11 +96,11 @@ def merge_copy(
         for split, dataset in read_all(root, names, **options).items():
             same = (name for name in joined if matching(name, [split]) or matching(split, [name]))
             joined.setdefault(next(same, split), []).append(dataset)
-    merged = [replace(_told(merge(datasets), roots), split=split) for split, datasets in joined.items()]
+    merged = [replace(_with_absent_splits(merge(datasets), roots), split=split) for split, datasets in joined.items()]
     return write_datasets(merged, out, _format(merged), chosen=True, progress=progress)
 
 
-def _told(dataset: Dataset, roots: Sequence[Path]) -> Dataset:
+def _with_absent_splits(dataset: Dataset, roots: Sequence[Path]) -> Dataset:
     """Return a joined split with a defect for each data set that does not have it."""
     absent = [Defect("absent-split", root, f"there is no split {dataset.split}") for root in roots]
     kept = tuple(defect for defect in absent if defect.path not in dataset.folders)

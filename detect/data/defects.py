@@ -33,8 +33,7 @@ RULES: dict[str, Rule] = {
     "unreadable-image": Rule("refused", f"replace the image, or {_SKIP}"),
     "embedded-image": Rule(
         "refused",
-        "save it as a file of this name beside the annotations, for example with labelme_export_json, "
-        "or leave such images out with --data.skip_unreadable true",
+        f"save it as a file of this name beside the annotations, for example with labelme_export_json, or {_SKIP}",
     ),
     "missing-annotation": Rule("refused", "add the file; for an image without objects, a file without objects"),
     "nan-box": Rule("refused", "write finite numbers or remove the box"),
@@ -50,7 +49,7 @@ RULES: dict[str, Rule] = {
     "keypoint-lines": Rule(
         "refused", f"YOLO needs kpt_shape in its YAML to tell keypoints from polygons: {_FIX}, with kpt_shape"
     ),
-    "12-bit-images": Rule("refused", f"they would be nearly black, scale the values by 16: {_FIX}"),
+    "12-bit-images": Rule("refused", f"they would be nearly black; multiply the values by 16: {_FIX}"),
     "unknown-category": Rule("refused", "correct it, or add its name: COCO in categories, YOLO in names of data.yaml"),
     "unknown-class": Rule(
         "refused",
@@ -69,22 +68,26 @@ RULES: dict[str, Rule] = {
     "zero-area": Rule("repaired", "a box without width or height is left out, its image is kept"),
     "negative-size": Rule("repaired", "a box with reversed corners is left out, its image is kept"),
     "shape-without-area": Rule("repaired", "a point or a line is left out, its image is kept"),
-    "unlabelled-image": Rule("repaired", "an image that nobody has labelled yet is left out"),
-    "several-annotations": Rule("repaired", "of several people's annotations of an image, the last one is read"),
+    "unlabelled-image": Rule("repaired", "an image that is not labelled yet is left out"),
+    "several-annotations": Rule(
+        "repaired", "of several annotations of an image, the last one marked as ground truth is read, else the last one"
+    ),
     "outside-image": Rule("repaired", "a box entirely outside its image is left out, the image is kept"),
     "clipped": Rule("repaired", "a box that exceeds its image is clipped at the edge"),
     "size-mismatch": Rule("repaired", "the size in the file differs from the image's size, which is used"),
-    "foreign-name": Rule("repaired", "a file name as another system writes it stands for the only image that it fits"),
+    "foreign-name": Rule(
+        "repaired", "a file name in the spelling of another system is read as the only image that fits it"
+    ),
     "ignored-region": Rule("repaired", "a region that its format excludes from evaluation is left out"),
-    "partial-download": Rule("repaired", "images that are not there are left out with their boxes"),
-    "absent-split": Rule("repaired", "a split whose images are not there is left out"),
+    "partial-download": Rule("repaired", "missing images are left out with their boxes"),
+    "absent-split": Rule("repaired", "a split without its images is left out"),
     "missing-label": Rule(
         "repaired",
         "an image without a label file, which is expected in `labels` for an image in `images`, counts as empty",
     ),
     "unknown-image": Rule("repaired", "a box of an image that is not listed is left out"),
     "implied-box": Rule("repaired", "an annotation without bbox gets the box of its polygon or mask"),
-    "id-not-number": Rule("repaired", "ids that are text or fractions are only keys: they are numbered anew"),
+    "id-not-number": Rule("repaired", "ids that are not whole numbers are replaced by whole numbers"),
     "duplicate-annotation-id": Rule("repaired", "annotations that share an id are all kept and renumbered"),
     "missing-area": Rule("repaired", "an annotation without a finite area gets the area of its box"),
     "repeated-image": Rule("repaired", "an image that two joined data sets have is read from the first one only"),

@@ -23,13 +23,13 @@ from detect.errors import UserError
 POSSIBLE = 0.95
 """Minimum share of the boxes that must be possible in another reading; the others may have defects of their own."""
 IMPOSSIBLE = 0.1
-"""Minimum share of impossible boxes. Of boxes read with corners for sizes, those right of or below the centre are."""
+"""Minimum share of impossible boxes. If corners are read as sizes, the boxes right of or below the centre are."""
 OTHER_UNIT = 0.95
 """Minimum share of boxes with too small or too large numbers, if pixels are taken for fractions or the reverse."""
 MIN_IMPOSSIBLE = 5
 """Minimum number of impossible boxes, so that a few careless boxes prove nothing."""
 MIN_INSIDE = 10
-"""Minimum number of boxes for images that were enlarged, whose old boxes lie within them."""
+"""Minimum number of boxes to recognise enlarged images, in which the old boxes are possible as well."""
 SLACK = 2.0
 """Pixels by which a possible box may exceed its image."""
 TOLERANCE = 0.02

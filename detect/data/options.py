@@ -55,9 +55,9 @@ class DataOptions:
         root: data folder, an annotation file in it, or a list of these, which are joined.
         format: format of the annotations, such as `coco`; null recognises it by the content of the files.
         train: training split, or a list of splits that are joined.
-        val: validation split, which selects the best checkpoint; a list; a fraction such as 0.2 to divide off the
-            training split, by `training.seed`; or null for none, which uses the last checkpoint.
-        test: split that is evaluated once at the end, or a list, or a fraction; null for `val`.
+        val: validation split, which selects the best checkpoint: a name, a list of names that are joined, a fraction
+            such as 0.2 of the training split to hold out (by `training.seed`), or null to use the last checkpoint.
+        test: split that is evaluated once at the end, given like `val`; null for `val`.
         classes: classes to keep, by default all; boxes of others are left out, their images are kept.
         division: file with the division of the training split, if `val` or `test` is a fraction; by default a new
             division, which is written into the run's folder.
@@ -111,7 +111,7 @@ class DataOptions:
 
     @property
     def fractions(self) -> dict[str, float]:
-        """Parts to divide off the training split, by name: `val`, `test` or both."""
+        """Parts of the training split to hold out, by name: `val`, `test` or both."""
         fractions = {"val": self.val, "test": self.test}
         return {name: fraction for name, fraction in fractions.items() if isinstance(fraction, float)}
 

@@ -68,7 +68,7 @@ class Splits:
 
     @cached_property
     def division(self) -> Division | None:
-        """Division of the training split; None if no part is divided off."""
+        """Division of the training split; None if it is not divided."""
         options = self.options
         if not options.fractions:
             return None
@@ -162,7 +162,7 @@ class Splits:
         listed = ", ".join(dict.fromkeys(split for splits in available.values() for split in splits))
         remedy = f"name one of {listed}, or null for none"
         if self._divide is not None and name == self.options.val:
-            remedy = f"divide it off the training split with --data.val 0.2, {remedy}"
+            remedy = f"hold out a part of the training split with --data.val 0.2, {remedy}"
         roots = " and ".join(map(str, available))
         return UserError(one_line(f"{roots}: there is no split {name}; {remedy}"))
 

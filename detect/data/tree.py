@@ -121,14 +121,20 @@ class Tree:
 
         It is returned unchanged if it exists, is outside of the root, or has no or several spellings.
         """
-        if os.path.exists(path) or self.root not in path.parents:  # noqa: PTH110  never raises
+        if os.path.exists(path) or not path.is_relative_to(self.root):  # noqa: PTH110  never raises
             return path
-        folder = self.spelled(path.parent)
-        if folder not in self._names:
-            names = _index(os.listdir(folder) if is_folder(folder) else (), lambda name: name)  # noqa: PTH208
-            self._names[folder] = names
-        spellings = self._names[folder].get(_fold(path.name), [])
-        return folder / spellings[0] if len(spellings) == 1 else path
+        place = self.root
+        for name in path.relative_to(self.root).parts:
+            if os.path.exists(place / name):  # noqa: PTH110
+                place /= name
+                continue
+            if place not in self._names:
+                self._names[place] = _index(os.listdir(place) if is_folder(place) else (), str)  # noqa: PTH208
+            spellings = self._names[place].get(_fold(name), [])
+            if len(spellings) != 1:
+                return path
+            place /= spellings[0]
+        return place
 
     def by_split(self, paths: Iterable[Path]) -> dict[str, list[Path]]:
         """Group files by the split that their folders are named after; `all` if there is no such folder."""

@@ -65,7 +65,7 @@ def from_detections(detections: Detections, ids: Int[Tensor, " B"], scales: Floa
 
 
 def select_classes(predictions: Sequence[Prediction], before: Sequence[str], after: Sequence[str]) -> list[Prediction]:
-    """Return the predictions with only the detections of the classes `after`, and their labels for labels `before`."""
+    """Return the detections of the classes `after`, with labels in their order; the given labels refer to `before`."""
     label_of = np.array([after.index(name) if name in after else -1 for name in before], np.int64)
     selected = []
     for prediction in predictions:

@@ -13,7 +13,7 @@ from torch import Tensor
 from detect.errors import UserError, install_command
 
 NO_SAFETENSORS = f"safetensors is not installed: {install_command('safetensors')}"
-"""Mistake and remedy for a file of safetensors without its package."""
+"""Message about a safetensors file if the package is missing."""
 
 WRAPPERS = (
     *("model_ema", "ema_state_dict", "state_dict_ema", "ema_state", "ema_model", "ema"),

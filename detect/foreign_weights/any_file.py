@@ -1,4 +1,4 @@
-"""Reading weights of any program that is recognised by its tensors' names, for `detect train --weights`."""
+"""Weights of several programs, recognised by the names of their tensors, for `detect train --weights`."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def _session(config: Experiment, out: Path, resume: bool, division: Division | N
 
 def _log_changes(changes: str, checkpoint: Path) -> None:
     if changes:
-        log.info("--resume: %s goes on with %s", checkpoint, changes)
+        log.info("--resume: %s continues with %s", checkpoint, changes)
 
 
 @rank_zero_only

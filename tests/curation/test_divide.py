@@ -102,7 +102,7 @@ def twins(shapes, tmp_path) -> Dataset:
 def test_near_equal_images_are_in_one_part(twins, seed):
     division = divide([twins], {"val": 0.3}, seed, progress=False)
     part_of = {name: part for part, names in division.parts[0].items() for name in names}
-    assert len(part_of) == 23 and division.notes == ("6 images stay in one part with others that are nearly equal",)
+    assert len(part_of) == 23 and division.notes == ("6 images stay in one part with their near-duplicates",)
     for number, record in enumerate(twins.records[:3]):
         name = record.path.relative_to(twins.root)
         assert part_of[str(name.with_name(f"copy_{number}.jpg"))] == part_of[str(name)]
@@ -122,13 +122,13 @@ def test_images_of_a_fixed_camera_are_divided_nevertheless(shapes, tmp_path):
     dataset = replace(read(shapes, "train", progress=False), root=tmp_path, records=tuple(frames))
     division = divide([dataset], {"val": 0.2}, 0, progress=False)
     assert len(division.parts[0]["val"]) == 2
-    assert division.notes[0].startswith("10 of 10 images are nearly equal, as those of a fixed camera, and are divided")
+    assert division.notes[0].startswith("10 of 10 images are near-duplicates, as of a fixed camera, and are divided")
 
 
 def test_too_few_images(shapes):
     dataset = read(shapes, "train", progress=False)
     with pytest.raises(
-        UserError, match=r"shapes: the split train, of 1 images, gives none to the part val; add images"
+        UserError, match=r"shapes: the split train, of 1 images, leaves none for the part val; add images"
     ):
         divide([replace(dataset, records=dataset.records[:1])], {"val": 0.2}, 0, progress=False)
 

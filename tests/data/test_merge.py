@@ -134,7 +134,7 @@ def test_a_class_that_does_not_exist():
     with pytest.raises(UserError, match=r"^classes: data has no class Catt; did you mean cat\?$"):
         refuse_unknown(["dog", "Catt"], ["cat", "dog"], "classes", "data")
     classes = [f"{number}" for number in range(12)]
-    with pytest.raises(UserError, match=r"data has no class horse; its classes are 0, 1, .*, 9 …$"):
+    with pytest.raises(UserError, match=r"data has no class horse; its classes are 0, 1, .*, 9, … and 2 more$"):
         refuse_unknown(["horse"], classes, "classes", "data")
 
 

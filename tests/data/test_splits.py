@@ -109,7 +109,7 @@ def test_the_only_split_serves_for_training(photos, tmp_path):
 
 def test_without_validation_split_the_remedy_is_to_divide(photos):
     data = DetectionData(DataOptions(root=photos), divide=made)
-    remedy = "divide it off the training split with --data.val 0.2, name one of all, or null for none"
+    remedy = "hold out a part of the training split with --data.val 0.2, name one of all, or null for none"
     with pytest.raises(UserError, match=f"photos: there is no split val; {remedy}$"):
         _ = data.val
     with pytest.raises(UserError, match=r"photos: there is no split val; name one of all, or null for none$"):

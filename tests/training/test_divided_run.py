@@ -147,5 +147,5 @@ def test_a_new_run_with_the_config_of_another_has_its_division(folder, tmp_path)
 def test_a_split_without_validation_says_how_to_divide(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     error = failed(capsys, "train", "-c", "config.yaml", "--out", tmp_path / "run", "--data.val", "val")
-    assert "photos: there is no split val; divide it off the training split with --data.val 0.2" in error
+    assert "photos: there is no split val; hold out a part of the training split with --data.val 0.2" in error
     assert not (tmp_path / "run").exists()

@@ -241,7 +241,7 @@ def test_a_run_goes_on_with_another_learning_rate(changed, tmp_path, caplog):
     name = "model.region_head.predictor.scores.weight"
     torch.testing.assert_close(after["state_dict"][name], before[name], rtol=0, atol=1e-9)
     assert [record.getMessage() for record in caplog.records if "resume" in record.getMessage()] == [
-        f"--resume: {last} goes on with data.short_side [48] (before: [64]), training.epochs 2 (before: 1), "
+        f"--resume: {last} continues with data.short_side [48] (before: [64]), training.epochs 2 (before: 1), "
         "training.learning_rate 1e-12 (before: 0.01), training.momentum 0.0 (before: 0.9), "
         "training.weight_decay 0.5 (before: 0.0001), training.schedule constant (before: steps)"
     ]

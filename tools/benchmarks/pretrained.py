@@ -1,4 +1,4 @@
-"""Measure what initial weights give: VOC 2007 and 50 images of BCCD, from ImageNet, from scratch and from VOC.
+"""Measure the effect of initial weights: VOC 2007 and 50 images of BCCD, from ImageNet, from scratch and from VOC.
 
     pip install 'rcnn-family[weights]'
     taskset -c 1 python tools/benchmarks/pretrained.py --voc data/voc2007 --bccd data/bccd --out runs/pretrained --write

@@ -47,7 +47,7 @@ _MISTAKES = {
     "scaled-images": "scale the boxes like the images",
     "swapped-axes": "write x before y",
     "keypoint-lines": "write kpt_shape into the YAML, which tells keypoints from polygons",
-    "12-bit-images": "scale the values by 16: they would be nearly black",
+    "12-bit-images": "multiply the values by 16; otherwise the images are nearly black",
 }
 _REFUSED_BUT_REPAIRED = {
     *("missing-image", "unreadable-image", "missing-annotation", "nan-box", "duplicate-image"),

@@ -129,7 +129,7 @@ def _is_coco(tree: Tree, path: Path) -> bool:
 
 
 def load(path: Path, log: DefectLog) -> dict[str, Any]:
-    """Return the content of an annotation file, with whole numbers as ids, and boxes of annotations with a mask.
+    """Return the content of an annotation file, with whole numbers as ids and a box for each annotation with a mask.
 
     Raises:
         UserError: the file cannot be read or is not a JSON object.

@@ -159,7 +159,7 @@ def _mask_box(mask: Entry) -> Numbers | None:
 
 
 def _runs(text: str) -> list[int] | None:
-    """Return the runs of a compressed mask, or None if the text is none.
+    """Return the runs of a compressed mask, or None if the text is invalid.
 
     pycocotools writes groups of six bits, of which five are data, least first, as letters from "0" on. From the fourth
     run on, the difference from the run before the last is written.

@@ -8,7 +8,7 @@
 
 Format: https://developer.apple.com/documentation/createml/building-an-object-detector-data-source. The keys are also
 called imagefilename and annotation. x and y are the centre of the box, in pixels from the upper left corner of the
-image. Create ML can be told to take other units and another anchor, which no file says: these defaults are read.
+image. Create ML can be set to other units and anchors, which the file does not record: its defaults are assumed.
 """
 
 from __future__ import annotations

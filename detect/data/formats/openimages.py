@@ -5,8 +5,8 @@
     train/0001eeaf4aed83f9.jpg
 
 Format: https://storage.googleapis.com/openimages/web/download_v7.html. Boxes are fractions of the image's size. A box
-of a group of objects (`IsGroupOf`) is a crowd. Most people have only some of the images: if fewer than half of those in
-a table are there, the others are left out.
+of a group of objects (`IsGroupOf`) is a crowd. Often only some of the images are downloaded: if fewer than half of
+those in a table exist, the others are left out.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
     """Parse the tables of a split. `classes`: see `read`; by default those of all images that are there, sorted."""
     tables = _tables(tree)
     if not tree.images:
-        raise UserError(one_line(f"{tables[split][0]}: no image is there; put the images into folders such as train/"))
+        raise UserError(one_line(f"{tables[split][0]}: there are no images; put them into folders such as train/"))
     labelled = _read(tree, split, tables[split], log)
     others: list[LabelledImage] = []
     if classes is None:  # they must not depend on the split

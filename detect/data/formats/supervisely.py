@@ -8,7 +8,7 @@
 
 Format: https://docs.supervisely.com/data-organization/annotation-json-format. A rectangle has two opposite corners. A
 bitmap has the upper left corner of its pixels, `origin`, and a compressed PNG, whose size is that of the object. Points
-and lines have no area. Coordinates are read as Supervisely itself exchanges them with COCO, without a pixel more.
+and lines have no area. As in Supervisely's export to COCO, no pixel is added to width and height.
 """
 
 from __future__ import annotations

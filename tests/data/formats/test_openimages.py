@@ -71,7 +71,7 @@ def test_a_few_missing_images(tmp_path):
 
 def test_no_image_at_all(tmp_path):
     save(tmp_path, row("0a"))
-    with pytest.raises(UserError, match=r"train-annotations-bbox\.csv: no image is there; put the images into folders"):
+    with pytest.raises(UserError, match=r"train-annotations-bbox\.csv: there are no images; put them into folders"):
         read(tmp_path, "train")
 
 
