@@ -67,10 +67,10 @@ class Layout:
     """Names of the splits in the files."""
     format: str
 
-    def draw(self, root: Path, classes: tuple[str, ...] = CLASSES, names: Sequence[str] = ()) -> Sets:
+    def draw(self, root: Path, classes: tuple[str, ...] = CLASSES, names: Sequence[str] = (), seed: int = 0) -> Sets:
         """Write two pictures for each split, with these file names or `im0.jpg` …, and return them by split."""
-        names = names or [f"im{seed}.jpg" for seed in range(2 * len(self.splits))]
-        pictures = [draw(seed, name, classes) for seed, name in enumerate(names)]
+        names = names or [f"im{number}.jpg" for number in range(2 * len(self.splits))]
+        pictures = [draw(number, name, classes) for number, name in enumerate(names, start=seed)]
         sets = {split: pictures[start :: len(self.splits)] for start, split in enumerate(self.splits)}
         self.write(root, sets, classes)
         return sets

@@ -54,6 +54,11 @@ def _objects(document: dict[str, Any], kind: str) -> list[Entry]:
 # ------------------------------------------------------------------------------------------------------------------ ids
 
 
+def _is_small(value: object) -> TypeGuard[int]:
+    """Return whether an id is a whole number that arrays can hold; hashes and UUIDs are too large."""
+    return type(value) is int and abs(value) < 2**63
+
+
 def _is_key(value: object) -> bool:
     return type(value) in (int, str) or (type(value) is float and abs(value) < 2**63)
 
@@ -64,7 +69,7 @@ def _as_int(value: object) -> int | None:
         return int(value)
     if type(value) is str and _WHOLE.fullmatch(value):
         return int(value)
-    return value if type(value) is int else None
+    return value if _is_small(value) else None
 
 
 def _number(entries: Sequence[Entry], annotations: Sequence[Entry], kind: str, path: Path, log: DefectLog) -> None:
@@ -74,9 +79,9 @@ def _number(entries: Sequence[Entry], annotations: Sequence[Entry], kind: str, p
     """
     keys = list(dict.fromkeys(entry["id"] for entry in entries if _is_key(entry.get("id"))))
     field = f"{kind}_id"
-    are_numbers = all(type(key) is int for key in keys)
+    are_numbers = all(map(_is_small, keys))
     if are_numbers:
-        if all(type(entry.get(field)) is int for entry in annotations):
+        if all(_is_small(entry.get(field)) for entry in annotations):
             return
         known: dict[Any, int] = {key: key for key in keys}
     else:
@@ -100,7 +105,7 @@ def _replace(entry: Entry, field: str, new: Callable[[Any], int | None], text: s
     if number is None:  # a reference to nothing
         number = _as_int(value)
     if number is not None:
-        if text and type(value) is not int:
+        if text and not _is_small(value):
             log.add("id-not-number", path, f"{text % as_json(value)} is {number} here")
         entry[field] = number
 
