@@ -69,7 +69,7 @@ class Tree:
         self.entry = place if is_file(place) else None
         if self.entry is None and not is_folder(place):
             raise UserError(f"{place}: there is no such folder or file; check the path of the data")
-        self.root = place if self.entry is None else _folder_of(place)
+        self.root = place if self.entry is None else folder_of(place)
         self.fence = Fence(self.root, follow_links)
         self._follow_links = follow_links
         self._heads: dict[Path, bytes] = {}
@@ -123,12 +123,16 @@ class Tree:
         """
         if os.path.exists(path) or self.root not in path.parents:  # noqa: PTH110  never raises
             return path
-        folder = self.spelled(path.parent)
-        if folder not in self._names:
-            names = _index(os.listdir(folder) if is_folder(folder) else (), lambda name: name)  # noqa: PTH208
-            self._names[folder] = names
-        spellings = self._names[folder].get(_fold(path.name), [])
-        return folder / spellings[0] if len(spellings) == 1 else path
+        spelled = self.root
+        for name in path.relative_to(self.root).parts:
+            if spelled not in self._names:
+                names = _index(os.listdir(spelled) if is_folder(spelled) else (), lambda name: name)  # noqa: PTH208
+                self._names[spelled] = names
+            spellings = self._names[spelled].get(_fold(name), [])
+            if name not in spellings and len(spellings) != 1:
+                return path
+            spelled /= name if name in spellings else spellings[0]
+        return spelled
 
     def by_split(self, paths: Iterable[Path]) -> dict[str, list[Path]]:
         """Group files by the split that their folders are named after; `all` if there is no such folder."""
@@ -171,10 +175,12 @@ class Tree:
     def image_of(self, annotation: Path) -> Path | None:
         """Return the image of an annotation file with the same stem (`a.xml` or `a.jpg.xml`), or None.
 
-        Of several, it is the one in the same folder, or else in the nearest one, such as `../images`.
+        Of several, it is the one in the same folder, or else in the nearest one, such as `../images`. An image in the
+        folder of another split is not taken.
         """
-        stem = _fold(annotation.stem)
+        stem, split = _fold(annotation.stem), usual_split(self.split_of(annotation))
         candidates = self._images_by_stem.get(stem, []) + self._images_by_name.get(stem, [])
+        candidates = [path for path in candidates if self._may_be_in(path, split)]
         home = annotation.parent.parts
 
         def nearness(path: Path) -> tuple[bool, int, int]:
@@ -194,18 +200,23 @@ class Tree:
         return _index(self.images, lambda path: path.stem)
 
     def _by_tail(self, parts: Sequence[str], split: str | None) -> Path | None:
-        candidates = self._images_by_name.get(parts[-1], [])
-        parts = [*parts[:-1], parts[-1].rpartition(".")[0] or parts[-1]]
-        candidates = candidates or self._images_by_stem.get(parts[-1], [])
-        named = usual_split(split_in(parts[:-1]) or split)
+        name, (stem, suffix) = parts[-1], os.path.splitext(parts[-1])  # noqa: PTH122  also of names such as "..."
+        candidates = self._images_by_name.get(name) or self._images_by_stem.get(name, [])
+        if not candidates and suffix in SUFFIXES:
+            candidates = self._images_by_stem.get(stem, [])
+        named = usual_split(split_in(parts[:-1])) or _only_split(split or "")
         lengths: dict[int, list[Path]] = defaultdict(list)
         for path in candidates:
-            home = usual_split(self.split_of(path))
-            if named is None or home is None or named == home:
-                tail = [*map(_fold, path.relative_to(self.root).parts[:-1]), parts[-1]]
-                lengths[_common(tail[::-1], parts[::-1])].append(path)
+            if self._may_be_in(path, named):
+                tail = [*map(_fold, path.relative_to(self.root).parts[:-1])]
+                lengths[_common(tail[::-1], parts[-2::-1])].append(path)
         best = lengths[max(lengths)] if lengths else []
         return best[0] if len(best) == 1 else None
+
+    def _may_be_in(self, image: Path, split: str | None) -> bool:
+        """Return whether an image is not in the folder of another of the usual splits."""
+        home = usual_split(self.split_of(image))
+        return split is None or home is None or split == home
 
 
 def unwrapped(root: Path) -> Path:
@@ -228,6 +239,12 @@ def split_in(words: Iterable[str]) -> str | None:
 def split_word(name: str) -> str | None:
     """Return the first word of a name that is the name of a usual split, such as `train` in `train_labels`."""
     return split_in(words(name))
+
+
+def _only_split(name: str) -> str | None:
+    """Return the usual split that a name such as `val_coco` has, or None if it has none or several."""
+    usual = {found for word in words(name) if (found := usual_split(word))}
+    return usual.pop() if len(usual) == 1 else None
 
 
 def words(name: str) -> list[str]:
@@ -261,7 +278,7 @@ def _folded_parts(name: str) -> list[str]:
     return [_fold(part) for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
 
 
-def _folder_of(file: Path) -> Path:
+def folder_of(file: Path) -> Path:
     """Return the data folder of an annotation file: the folder above `annotations`, or else the file's own."""
     folder = file.parent
     if folder.absolute().name.lower() not in _ANNOTATION_FOLDERS:

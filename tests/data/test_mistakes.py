@@ -89,6 +89,7 @@ MISTAKES = {
     "VOC in fractions": ("voc", lambda b, s: b / np.tile(s, 2), {"fractions-for-pixels"}),
     "YOLO in pixels": ("centre", lambda b, s: centres_of(b), {"pixels-for-fractions"}),
     "YOLO with corners": ("centre", lambda b, s: b / np.tile(s, 2), {"corners-for-sizes"}),
+    "YOLO with the corner": ("centre", lambda b, s: sizes_of(b / np.tile(s, 2)), {"corner-for-centre"}),
     "YOLO with corners in pixels": ("centre", lambda b, s: b, {"pixels-for-fractions", "corners-for-sizes"}),
 }
 
