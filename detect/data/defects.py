@@ -42,6 +42,7 @@ RULES: dict[str, Rule] = {
     ),
     "corners-for-sizes": Rule("refused", f"the file has corners where its format has width and height: {_FIX}"),
     "sizes-for-corners": Rule("refused", f"the file has width and height where its format has a corner: {_FIX}"),
+    "corner-for-centre": Rule("refused", f"the file has a corner where its format has the centre: {_FIX}"),
     "fractions-for-pixels": Rule("refused", f"the file has fractions where its format has pixels: {_FIX}"),
     "pixels-for-fractions": Rule("refused", f"the file has pixels where its format has fractions: {_FIX}"),
     "scaled-images": Rule("refused", f"the images were scaled after their boxes were drawn: {_FIX}"),

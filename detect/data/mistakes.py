@@ -47,7 +47,7 @@ PIXELS = 2.0
 _OTHER_LAYOUTS: dict[Layout, tuple[Layout, ...]] = {
     "sizes": ("corners",),
     "corners": ("sizes",),
-    "centre": ("corners",),
+    "centre": ("corners", "sizes"),
 }
 _LOOKED_AT = 8  # images whose EXIF orientation is read
 
@@ -155,7 +155,8 @@ class _Split:
         self.scales = _scales(annotations, sizes)
         self.numbers = _written(annotations)
         self.present = Reading(annotations.layout, annotations.normalised)
-        extent = np.abs(annotations.boxes[:, 2:] - annotations.boxes[:, :2]).max(axis=1, initial=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            extent = np.abs(annotations.boxes[:, 2:] - annotations.boxes[:, :2]).max(axis=1, initial=0)
         usable = np.isfinite(annotations.boxes).all(axis=1) & (extent > 0) & self.limits.all(axis=1)
         self.rows = np.flatnonzero(usable)
         self.count = len(self.rows)
@@ -255,7 +256,9 @@ class _Split:
         if reading.scaled:
             yield "scaled-images"
         if reading.layout != self.present.layout:
-            yield "corners-for-sizes" if reading.layout == "corners" else "sizes-for-corners"
+            is_corner = (self.present.layout, reading.layout) == ("centre", "sizes")
+            other = "corner-for-centre" if is_corner else "sizes-for-corners"
+            yield "corners-for-sizes" if reading.layout == "corners" else other
         if reading.swapped:
             yield "swapped-axes"
 

@@ -69,7 +69,7 @@ class Tree:
         self.entry = place if is_file(place) else None
         if self.entry is None and not is_folder(place):
             raise UserError(f"{place}: there is no such folder or file; check the path of the data")
-        self.root = place if self.entry is None else _folder_of(place)
+        self.root = place if self.entry is None else folder_of(place)
         self.fence = Fence(self.root, follow_links)
         self._follow_links = follow_links
         self._heads: dict[Path, bytes] = {}
@@ -174,10 +174,12 @@ class Tree:
     def image_of(self, annotation: Path) -> Path | None:
         """Return the image of an annotation file with the same stem (`a.xml` or `a.jpg.xml`), or None.
 
-        Of several, it is the one in the same folder, or else in the nearest one, such as `../images`.
+        Of several, it is the one in the same folder, or else in the nearest one, such as `../images`. An image in the
+        folder of another split is not taken.
         """
-        stem = _fold(annotation.stem)
+        stem, split = _fold(annotation.stem), usual_split(self.split_of(annotation))
         candidates = self._images_by_stem.get(stem, []) + self._images_by_name.get(stem, [])
+        candidates = [path for path in candidates if self._may_be_in(path, split)]
         home = annotation.parent.parts
 
         def nearness(path: Path) -> tuple[bool, int, int]:
@@ -197,18 +199,23 @@ class Tree:
         return _index(self.images, lambda path: path.stem)
 
     def _by_tail(self, parts: Sequence[str], split: str | None) -> Path | None:
-        candidates = self._images_by_name.get(parts[-1], [])
-        parts = [*parts[:-1], parts[-1].rpartition(".")[0] or parts[-1]]
-        candidates = candidates or self._images_by_stem.get(parts[-1], [])
-        named = usual_split(split_in(parts[:-1]) or split)
+        name, (stem, suffix) = parts[-1], os.path.splitext(parts[-1])  # noqa: PTH122  also of names such as "..."
+        candidates = self._images_by_name.get(name) or self._images_by_stem.get(name, [])
+        if not candidates and suffix in SUFFIXES:
+            candidates = self._images_by_stem.get(stem, [])
+        named = usual_split(split_in(parts[:-1])) or _only_split(split or "")
         lengths: dict[int, list[Path]] = defaultdict(list)
         for path in candidates:
-            home = usual_split(self.split_of(path))
-            if named is None or home is None or named == home:
-                tail = [*map(_fold, path.relative_to(self.root).parts[:-1]), parts[-1]]
-                lengths[_common(tail[::-1], parts[::-1])].append(path)
+            if self._may_be_in(path, named):
+                tail = [*map(_fold, path.relative_to(self.root).parts[:-1])]
+                lengths[_common(tail[::-1], parts[-2::-1])].append(path)
         best = lengths[max(lengths)] if lengths else []
         return best[0] if len(best) == 1 else None
+
+    def _may_be_in(self, image: Path, split: str | None) -> bool:
+        """Return whether an image is not in the folder of another of the usual splits."""
+        home = usual_split(self.split_of(image))
+        return split is None or home is None or split == home
 
 
 def unwrapped(root: Path) -> Path:
@@ -239,6 +246,12 @@ def split_in(words: Iterable[str]) -> str | None:
 def split_word(name: str) -> str | None:
     """Return the first word of a name that is the name of a usual split, such as `train` in `train_labels`."""
     return split_in(words(name))
+
+
+def _only_split(name: str) -> str | None:
+    """Return the usual split that a name such as `val_coco` has, or None if it has none or several."""
+    usual = {found for word in words(name) if (found := usual_split(word))}
+    return usual.pop() if len(usual) == 1 else None
 
 
 def words(name: str) -> list[str]:
@@ -272,7 +285,7 @@ def _folded_parts(name: str) -> list[str]:
     return [_fold(part) for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
 
 
-def _folder_of(file: Path) -> Path:
+def folder_of(file: Path) -> Path:
     """Return the data folder of an annotation file: the folder above `annotations`, or else the file's own."""
     folder = file.parent
     if folder.absolute().name.lower() not in _ANNOTATION_FOLDERS:

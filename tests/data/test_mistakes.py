@@ -116,6 +116,20 @@ def test_a_mistake_is_recognised_and_converted(name, count, monkeypatch):
     np.testing.assert_array_equal(kept.boxes, boxes.astype(np.float32))
 
 
+def test_the_corner_in_place_of_the_centre():
+    """Large boxes leave their images to the left and above, as half of their size is taken off."""
+    random = np.random.default_rng(0)
+    sides = random.integers(np.array(WIDE) // 3, np.array(WIDE), (40, 2))
+    start = random.integers(0, np.array(WIDE) - sides + 1)
+    boxes = np.hstack([start, start + sides]).astype(np.float64)
+    annotations, sizes = annotations_of(
+        read_as("centre", sizes_of(boxes / np.tile(WIDE, 2))), "centre", normalised=True
+    )
+    mistake = find_mistake(annotations, sizes)
+    assert mistake is not None and mistake.rules == ("corner-for-centre",)
+    np.testing.assert_allclose(corrected(annotations, sizes, mistake.reading).boxes, boxes, atol=1e-9)
+
+
 def _refusal(log):
     with pytest.raises(UserError) as error:
         log.raise_refused()

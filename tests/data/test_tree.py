@@ -84,11 +84,20 @@ def test_an_image_of_another_split_is_not_taken(tmp_path):
         ("a.jpg", "val", "a.jpg"),
         ("b.jpg", "valid", "val2017/b.jpg"),
         ("b.jpg", "train", "b.jpg"),
+        ("a.jpg", "val_coco", "a.jpg"),
+        ("b.jpg", "train_val", "val2017/b.jpg"),
     ):
         found = files.image(name, (), split)
         assert found is not None and found.path == tmp_path / path
     found = files.image("x/train/a.jpg", (), "val")  # the name itself says train
     assert found is not None and found.path == tmp_path / "train" / "a.jpg"
+
+
+def test_dots_in_names_without_suffix(tmp_path):
+    files = tree(tmp_path, "1.2.3.png", "v1.png")
+    for name, path in (("1.2.3", "1.2.3.png"), ("1.2", "1.2"), ("v1.5", "v1.5"), ("v1.jpg", "v1.png")):
+        found = files.image(name)
+        assert found is not None and found.path == tmp_path / path
 
 
 @pytest.mark.parametrize("name", ["../b.jpg", "/etc/passwd", "a\0.jpg"])
@@ -103,6 +112,8 @@ def test_names_that_lead_out_and_fit_no_image(tmp_path, name):
         ("labels/b.xml", "images/b.png"),
         ("train/ann/c.xml", "train/img/c.jpg"),
         ("ann/valid/c.xml", "img/valid/c.jpg"),
+        ("ann/test/c.xml", None),
+        ("val/c.xml", "img/valid/c.jpg"),
         ("ann/d.jpg.json", "img/d.jpg"),
         ("x/e.xml", None),
         ("x/none.xml", None),

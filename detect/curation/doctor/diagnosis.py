@@ -42,6 +42,7 @@ _REPAIRED_BY_READER = {
 _MISTAKES = {
     "corners-for-sizes": "write width and height where the file has the right and lower edge",
     "sizes-for-corners": "write the right and lower edge where the file has width and height",
+    "corner-for-centre": "write the centre of the box where the file has its upper left corner",
     "fractions-for-pixels": "multiply x and width by the image's width, y and height by its height",
     "pixels-for-fractions": "divide x and width by the image's width, y and height by its height",
     "scaled-images": "scale the boxes like the images",

@@ -4,8 +4,8 @@
     train/_annotations.coco.json  train/a.jpg         Roboflow
     labels.json  data/a.jpg                           FiftyOne; Label Studio, CVAT and others use other names
 
-Any JSON file with images, annotations and categories is a split, named by the file, or by its folder where the names of
-several files are the same.
+Any JSON file with images, annotations and categories is a split, named by the file; by its folder where the names of
+several files are the same; or by all its folders and the file where those of several folders are.
 
 Format: https://cocodataset.org/#format-data. A bbox is x, y, width and height, measured from the upper left corner of
 the image's first pixel.
@@ -25,7 +25,7 @@ from detect.data.annotations import Annotations, choose_classes
 from detect.data.defects import DefectLog, as_json
 from detect.data.formats.coco_entries import is_number, normalise
 from detect.data.formats.labelled import image_path
-from detect.data.tree import Tree
+from detect.data.tree import Tree, folder_of
 from detect.files.fence import OutsideError
 
 LOOKED_FOR = "a JSON file with images, annotations and categories (COCO)"
@@ -43,7 +43,7 @@ class Kind(NamedTuple):
 
 ID = Kind("a whole number", lambda value: type(value) is int and abs(value) < 2**63)
 TEXT = Kind("a text", lambda value: type(value) is str and value != "")
-NAME = Kind("a text", lambda value: value is not None)
+NAME = Kind("a text", lambda value: type(value) in (str, int, float, bool) and str(value).strip() != "")
 BOX = Kind(
     "four numbers [x, y, width, height]",
     lambda value: type(value) is list and len(value) == 4 and all(map(is_number, value)),
@@ -109,13 +109,16 @@ def _files(tree: Tree) -> dict[str, Path]:
         roboflow = {path.parent.name: path for path in tree.root.glob(f"*/{_ROBOFLOW}")}
         if official or roboflow:
             return roboflow | official
-    paths = [path for path in tree.samples(".json") if _is_coco(tree, path)]
+    folders = {path.parent for path in tree.samples(".json") if _is_coco(tree, path)}
+    paths = [path for path in tree.annotation_files(".json") if path.parent in folders and _is_coco(tree, path)]
     # COCO has files of captions and of keypoints beside those of boxes.
     paths = [path for path in paths if path.stem.startswith("instances_")] or paths
     stems = [path.stem.removeprefix("instances_") for path in paths]
-    if len(set(stems)) < len(stems):
-        return {path.parent.name: path for path in paths}
-    return dict(zip(stems, paths, strict=True))
+    homes = [path.parent.relative_to(tree.root).parts for path in paths]
+    full = ["_".join([*home, stem]) for home, stem in zip(homes, stems, strict=True)]
+    choices = (stems, [path.parent.name for path in paths])
+    names = next((names for names in choices if len(set(names)) == len(paths)), full)
+    return dict(zip(names, paths, strict=True))
 
 
 def _is_coco(tree: Tree, path: Path) -> bool:
@@ -169,8 +172,11 @@ def _images(
     document: dict[str, Any], tree: Tree, split: str, path: Path, log: DefectLog
 ) -> list[tuple[dict[str, Any], Path]]:
     """Return entry and file of each image."""
-    root = tree.root
-    folders = [root / split, root / "images" / split, root / "images", root / "data", path.parent, root]
+    home, root = folder_of(path), tree.root
+    names = dict.fromkeys((split, path.stem.removeprefix("instances_")))
+    places = [place for name in names for place in (name, f"images/{name}")]
+    folders = [folder / place for folder in dict.fromkeys((home, root)) for place in (*places, "images", "data")]
+    folders += [path.parent, root]
     images = []
     seen = set()
     id_of: dict[Path, int] = {}

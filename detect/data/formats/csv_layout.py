@@ -32,7 +32,7 @@ _LABEL = (
     *("celltype", "target", "species", "classid", "labelid", "categoryid"),
 )
 _SPLIT = ("split", "set", "subset", "partition", "usage", "mluse")
-_SIZE = (("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("width", "height"))
+_SIZE = (("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("width", "height"), ("w", "h"))
 _CORNERS = (
     *(("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x0", "y0", "x1", "y1")),
     *(("left", "top", "right", "bottom"), ("xtl", "ytl", "xbr", "ybr"), ("minx", "miny", "maxx", "maxy")),
@@ -126,11 +126,12 @@ def _by_header(cells: Cells, delimiter: str) -> Layout | None:
         return Layout(delimiter, image, label, (shape,), lambda values: _shape(values[0]), in_json=True)
     boxed = names | {_PREFIX.sub("", name): index for name, index in names.items() if _PREFIX.match(name)}
     for to_box, alternatives in _conversions():
-        for wanted in alternatives:
-            if all(name in boxed for name in wanted):
-                box = tuple(boxed[name] for name in wanted)
-                size = next((found for pair in _SIZE if (found := _pair(names, pair)) and not {*found} & {*box}), None)
-                return Layout(delimiter, image, _first(names, _LABEL), box, to_box, size, _first(names, _SPLIT))
+        boxes = [tuple(map(boxed.__getitem__, wanted)) for wanted in alternatives if {*wanted} <= boxed.keys()]
+        if boxes:
+            # Of x, y, w, h, width and height, the pair beside x and y is the size of the box.
+            box = min(boxes, key=lambda columns: max(columns) - min(columns))
+            size = next((found for pair in _SIZE if (found := _pair(names, pair)) and not {*found} & {*box}), None)
+            return Layout(delimiter, image, _first(names, _LABEL), box, to_box, size, _first(names, _SPLIT))
     return None
 
 

@@ -41,12 +41,14 @@ from detect.data.formats.csv_layout import (
     number,
     rows,
 )
-from detect.data.formats.labelled import LabelledBox, LabelledImage, image_path, to_annotations
+from detect.data.formats.labelled import LabelledBox, LabelledImage, image_path, sorted_names, to_annotations
 from detect.data.tree import ALL, REST, Tree, split_word, usual_split
 from detect.errors import UserError, one_line
 
 LOOKED_FOR = "*.csv with columns of images and boxes"
 _ONLY_CLASS = "object"
+_EMPTY = ("", "nan", "{}")
+"""Cells of an image without objects, as pandas and VIA write them."""
 _MAX_SPLITS = 20
 _MAX_NAME = 60
 """Letters in the name of a split."""
@@ -82,7 +84,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
     for table in _tables(tree):
         reader.read(table)
     listed = list(reader.listed.values())
-    names = sorted(reader.names) if reader.names.isdisjoint(listed) else listed
+    names = sorted_names(reader.names) if reader.names.isdisjoint(listed) else listed
     boxes = np.array(reader.boxes, dtype=np.float64)
     finite = boxes[np.isfinite(boxes)]
     normalised = bool(len(finite) and finite.max() <= _FRACTIONS and (finite % 1 != 0).any())
@@ -151,7 +153,7 @@ class _Reader:
     def _box(self, layout: Layout, line: int, cells: list[str]) -> LabelledBox | None:
         """Return the box of a row, or None for an image without objects."""
         values = [cells[index].strip() for index in layout.box]
-        if not any(values) or values == ["{}"]:
+        if all(value.lower() in _EMPTY for value in values):
             return None
         box = layout.to_box(values)
         name = _ONLY_CLASS if layout.label is None else cells[layout.label].strip()

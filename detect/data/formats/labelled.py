@@ -86,9 +86,14 @@ def to_annotations(
 
 
 def names_of_boxes(images: Iterable[LabelledImage]) -> list[str]:
-    """Return the names of the classes of all boxes, sorted; by value if all of them are numbers."""
-    names = sorted({box.name for image in images for box in image.boxes})
-    return sorted(names, key=len) if all(name.isdecimal() for name in names) else names
+    """Return the names of the classes of all boxes, sorted."""
+    return sorted_names({box.name for image in images for box in image.boxes})
+
+
+def sorted_names(names: Iterable[str]) -> list[str]:
+    """Return names sorted; by value if all of them are numbers."""
+    ordered = sorted(names)
+    return sorted(ordered, key=len) if all(name.isdecimal() for name in ordered) else ordered
 
 
 def image_path(found: FoundImage | None, name: str, source: Path, log: DefectLog) -> Path | None:

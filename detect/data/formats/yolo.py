@@ -267,8 +267,8 @@ def images_of(tree: Tree, description: Description, split: str, log: DefectLog) 
         if target is None and inside(tree.root, description.base, name.removeprefix("../")) is None:
             log.stop("path-outside-root", path, f"{split}: {name}")
         if target is None:
-            problem = f"{split} names {name[:300]}, which does not exist"
-            raise UserError(one_line(f"{path}: {problem}; correct the entry or add the folder"))
+            problem = f"{split} names {name[:300]}, which does not exist below {tree.root}"
+            raise UserError(one_line(f"{path}: {problem}; correct the entry, or move the file into the data folder"))
         if is_folder(target):
             files = (image for image in sorted(target.rglob("*")) if image.suffix.lower() in SUFFIXES)
             start = len(str(target))

@@ -118,6 +118,10 @@ SETS = {
         "corners-for-sizes",
         lambda root: write_yolo(root, lambda x, y, w, h: (x / WIDTH, y / HEIGHT, (x + w) / WIDTH, (y + h) / HEIGHT)),
     ),
+    "yolo corner and size": (
+        "corner-for-centre",
+        lambda root: write_yolo(root, lambda x, y, w, h: (x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT)),
+    ),
     "yolo polygons in pixels": (
         "pixels-for-fractions",
         lambda root: write_yolo(root, lambda x, y, w, h: (x, y, x + w, y, x + w, y + h, x, y + h)),

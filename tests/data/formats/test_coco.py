@@ -234,6 +234,22 @@ def test_files_of_the_same_name_are_named_by_their_folders(tmp_path):
     assert read(tmp_path, "val").records[0].path == tmp_path / "validation" / "data" / "1.jpg"
 
 
+def test_no_file_stands_for_another_of_the_same_name(tmp_path):
+    """CVAT writes `annotations/instances_default.json` for every task."""
+    for task in ("one", "two"):
+        save_names(tmp_path, f"{task}/annotations/instances_default.json", ["1.jpg"], f"{task}/images")
+    assert splits(tmp_path) == ("one_annotations_default", "two_annotations_default")
+    path = read(tmp_path, "two_annotations_default").records[0].path
+    assert path == tmp_path / "two" / "images" / "1.jpg"
+
+
+def test_many_files_in_a_folder(tmp_path):
+    names = [f"fold{number}" for number in range(25)]
+    for name in names:
+        save_names(tmp_path, f"{name}.json", ["1.jpg"], "images")
+    assert splits(tmp_path) == tuple(sorted(names))
+
+
 def test_files_of_keypoints_beside_those_of_boxes(tmp_path):
     for name in ("instances_train2017", "person_keypoints_train2017"):
         save_names(tmp_path, f"coco/{name}.json", ["1.jpg"], "coco/train2017")

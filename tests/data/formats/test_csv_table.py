@@ -43,6 +43,9 @@ def boxes(root, text, split="train", name="labels.csv", encoding="utf-8", **opti
         "path,name,x_min,y_min,width,height\na.jpg,cat,4,5,20,15\n",
         "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name,image_width,image_height\ncat,4,5,20,15,a.jpg,40,30\n",
         "file,label,x_center,y_center,width,height\na.jpg,cat,14,12.5,20,15\n",
+        "filename,width,height,class,x,y,w,h\na.jpg,40,30,cat,4,5,20,15\n",
+        "filename,x,y,width,height,class,w,h\na.jpg,4,5,20,15,cat,40,30\n",
+        "file,label,cx,cy,w,h,width,height\na.jpg,cat,14,12.5,20,15,40,30\n",
         'image_id,width,height,bbox,label\na,40,30,"[4.0, 5.0, 20.0, 15.0]",cat\n',
         "file_name,label,xmin,ymin,xmax,ymax\na.jpg,cat,0.1,0.16666667,0.6,0.66666667\n",
         "a.jpg,4,5,24,20,cat\n",
@@ -71,11 +74,12 @@ def test_a_table_without_classes_has_one(tmp_path):
 
 
 def test_rows_without_box_are_images_without_objects(tmp_path):
-    images(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    images(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
     text = "filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,4,5,24,20\nb.jpg,,,,,\nc.jpg,No finding,,,,\n"
+    text += "d.jpg,nan,NaN,nan,nan,nan\n"
     (tmp_path / "labels.csv").write_text(text)
     dataset = read(tmp_path, "train")
-    assert [len(record.boxes) for record in dataset.records] == [1, 0, 0] and dataset.classes == ("cat",)
+    assert [len(record.boxes) for record in dataset.records] == [1, 0, 0, 0] and dataset.classes == ("cat",)
 
 
 def test_keras_retinanet(tmp_path):
@@ -91,6 +95,12 @@ def test_keras_retinanet(tmp_path):
 def test_class_ids_are_named(tmp_path):
     (tmp_path / "class_names.csv").write_text("name,id\ndog,0\ncat,7\n")
     assert boxes(tmp_path, "a.jpg,4,5,24,20,7\n") == [("cat", BOX)]
+
+
+def test_names_that_are_numbers_are_in_their_order(tmp_path):
+    rows = "".join(f"a.jpg,{name},4,5,24,20\n" for name in (10, 2, 0))
+    found = boxes(tmp_path, f"filename,class,xmin,ymin,xmax,ymax\n{rows}")
+    assert [name for name, _ in found] == ["10", "2", "0"] and read(tmp_path, "train").classes == ("0", "2", "10")
 
 
 def test_via(tmp_path):

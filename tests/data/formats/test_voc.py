@@ -247,6 +247,15 @@ def test_folders_are_splits_and_classes_do_not_depend_on_them(tmp_path):
     assert read(tmp_path, "val").records[0].path == tmp_path / "valid" / "a.jpg"
 
 
+@pytest.mark.parametrize("folder", ["{}", "images/{}"])
+def test_a_missing_image_is_not_taken_from_another_split(tmp_path, folder):
+    save_pair(tmp_path, f"{folder.format('train')}/a.jpg", "train/a.xml", filename="a.jpg")
+    save_pair(tmp_path, f"{folder.format('test')}/a.jpg", "test/a.xml", filename="a.jpg")
+    (tmp_path / folder.format("test") / "a.jpg").unlink()
+    with pytest.raises(UserError, match=r"split test: 1 × missing-image, first .*test/a\.jpg: there is no such file"):
+        read(tmp_path, "test")
+
+
 def test_the_image_is_the_one_that_the_file_names_if_no_image_has_its_stem(tmp_path):
     save_pair(tmp_path, "images/b.jpg", "annotations/a.xml", filename="B.jpg")
     assert read(tmp_path, "train").records[0].path == tmp_path / "images" / "b.jpg"

@@ -255,7 +255,7 @@ def test_values_are_read_as_text_whatever_yaml_takes_them_for(root, value):
 )
 def test_splits_that_are_no_paths(root, entry):
     (root / "data.yaml").write_text(f"names: [cat]\ntrain: {entry}\n")
-    with pytest.raises(UserError, match=r"train names .*, which does not exist; correct the entry"):
+    with pytest.raises(UserError, match=r"train names .*, which does not exist below .*; correct the entry, or move"):
         read(root, "train")
 
 
