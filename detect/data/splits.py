@@ -11,7 +11,7 @@ from detect.data.dataset import SEPARATOR, Dataset, Defect
 from detect.data.division import Division, check_division, read_division, select_part
 from detect.data.merge import keep_classes, merge, refuse_unknown, with_labels
 from detect.data.options import DataOptions
-from detect.data.read import read, serving, splits
+from detect.data.read import matching, read, serving, splits
 from detect.errors import UserError, one_line
 
 Divide = Callable[[Sequence[Dataset], Mapping[str, float], int], Division]
