@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -17,7 +19,7 @@ import torch
 import yaml
 
 from detect.backbones import ResNetOptions
-from detect.cli import _parser, main
+from detect.cli import _options_of, _parser, _take_overrides, main
 from detect.config import ClassificationConfig, Config, config_to_dict
 from detect.curation.shapes import SHAPES, make_shapes
 from detect.data.formats import FORMATS
@@ -488,6 +490,20 @@ def test_an_interrupt_names_the_command_that_resumes(config, tmp_path, capsys, m
     monkeypatch.setattr("detect.curation.shapes.make_shapes", interrupt)
     assert main(["data", "shapes", "--out", str(tmp_path / "new")]) == 130
     assert capsys.readouterr().err == "detect: interrupted\n"
+
+
+def test_the_commands_of_the_readme_are_commands():
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [words[1:] for words in (shlex.split(line, comments=True) for line in lines) if words[:1] == ["detect"]]
+    assert ["train", "photos/"] in commands and len(commands) > 20
+    for words in commands:
+        kept, _ = _take_overrides(words, _options_of(_parser(), words[0]))
+        options, rest = _parser().parse_known_args(kept if words[0] in ("train", "compare") else words)
+        assert options.takes_overrides or not rest, words
+        if words[0] in ("train", "compare"):
+            assert not rest, words
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
