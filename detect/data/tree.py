@@ -91,8 +91,15 @@ class Tree:
 
     def annotation_files(self, *suffixes: str) -> list[Path]:
         """Return the files with one of these suffixes (in lower case), or the one that the user named."""
-        files = self.files if self.entry is None else (self.entry,)
-        return [path for path in files if path.suffix.lower() in suffixes]
+        if self.entry is not None:
+            return [self.entry] if self.entry.suffix.lower() in suffixes else []
+        chosen = [self._by_suffix.get(suffix, []) for suffix in suffixes]
+        return chosen[0][:] if len(chosen) == 1 else sorted(path for paths in chosen for path in paths)
+
+    @cached_property
+    def _by_suffix(self) -> dict[str, list[Path]]:
+        """Files by suffix, in lower case: every format looks for its own."""
+        return _index(self.files, lambda path: path.suffix)
 
     def samples(self, *suffixes: str) -> list[Path]:
         """Return at most 20 annotation files of each folder: enough to recognise one file for each of many images."""
@@ -121,14 +128,21 @@ class Tree:
 
         It is returned unchanged if it exists, is outside of the root, or has no or several spellings.
         """
-        if os.path.exists(path) or self.root not in path.parents:  # noqa: PTH110  never raises
+        if os.path.exists(path) or not path.is_relative_to(self.root):  # noqa: PTH110  never raises
             return path
-        folder = self.spelled(path.parent)
+        found = self.root
+        for part in path.relative_to(self.root).parts:
+            spellings = [part] if os.path.exists(found / part) else self._spellings(found, part)  # noqa: PTH110
+            if len(spellings) != 1:
+                return path
+            found /= spellings[0]
+        return found
+
+    def _spellings(self, folder: Path, name: str) -> list[str]:
         if folder not in self._names:
-            names = _index(os.listdir(folder) if is_folder(folder) else (), lambda name: name)  # noqa: PTH208
-            self._names[folder] = names
-        spellings = self._names[folder].get(_fold(path.name), [])
-        return folder / spellings[0] if len(spellings) == 1 else path
+            names = os.listdir(folder) if is_folder(folder) else ()  # noqa: PTH208
+            self._names[folder] = _index(names, lambda entry: entry)
+        return self._names[folder].get(_fold(name), [])
 
     def by_split(self, paths: Iterable[Path]) -> dict[str, list[Path]]:
         """Group files by the split that their folders are named after; `all` if there is no such folder."""
@@ -158,15 +172,17 @@ class Tree:
         or None if that is outside of the root.
         """
         folders = folders or (self.root,)
-        paths = [path for folder in folders if (path := inside(self.root, folder, name)) is not None]
-        for path in paths:
-            if is_file(path):
+        first = None
+        for folder in folders:
+            path = inside(self.root, folder, name)
+            if path is not None and is_file(path):
                 return FoundImage(path)
+            first = first or path
         parts = _folded_parts(name)
         if parts and (path := self._by_tail(parts, split)) is not None:
             spellings = path.as_posix(), path.with_suffix("").as_posix()  # a name without suffix may be an id
             return FoundImage(path, renamed=not any(text.endswith(name.removeprefix("./")) for text in spellings))
-        return FoundImage(paths[0]) if paths else None
+        return FoundImage(first) if first else None
 
     def image_of(self, annotation: Path) -> Path | None:
         """Return the image of an annotation file with the same stem (`a.xml` or `a.jpg.xml`), or None.
