@@ -91,8 +91,15 @@ class Tree:
 
     def annotation_files(self, *suffixes: str) -> list[Path]:
         """Return the files with one of these suffixes (in lower case), or the one that the user named."""
-        files = self.files if self.entry is None else (self.entry,)
-        return [path for path in files if path.suffix.lower() in suffixes]
+        if self.entry is not None:
+            return [self.entry] if self.entry.suffix.lower() in suffixes else []
+        chosen = [self._by_suffix.get(suffix, []) for suffix in suffixes]
+        return chosen[0][:] if len(chosen) == 1 else sorted(path for paths in chosen for path in paths)
+
+    @cached_property
+    def _by_suffix(self) -> dict[str, list[Path]]:
+        """Files by suffix, in lower case: every format looks for its own."""
+        return _index(self.files, lambda path: path.suffix)
 
     def samples(self, *suffixes: str) -> list[Path]:
         """Return at most 20 annotation files of each folder: enough to recognise one file for each of many images."""
@@ -123,18 +130,19 @@ class Tree:
         """
         if os.path.exists(path) or not path.is_relative_to(self.root):  # noqa: PTH110  never raises
             return path
-        place = self.root
-        for name in path.relative_to(self.root).parts:
-            if os.path.exists(place / name):  # noqa: PTH110
-                place /= name
-                continue
-            if place not in self._names:
-                self._names[place] = _index(os.listdir(place) if is_folder(place) else (), str)  # noqa: PTH208
-            spellings = self._names[place].get(_fold(name), [])
+        found = self.root
+        for part in path.relative_to(self.root).parts:
+            spellings = [part] if os.path.exists(found / part) else self._spellings(found, part)  # noqa: PTH110
             if len(spellings) != 1:
                 return path
-            place /= spellings[0]
-        return place
+            found /= spellings[0]
+        return found
+
+    def _spellings(self, folder: Path, name: str) -> list[str]:
+        if folder not in self._names:
+            names = os.listdir(folder) if is_folder(folder) else ()  # noqa: PTH208
+            self._names[folder] = _index(names, lambda entry: entry)
+        return self._names[folder].get(_fold(name), [])
 
     def by_split(self, paths: Iterable[Path]) -> dict[str, list[Path]]:
         """Group files by the split that their folders are named after; `all` if there is no such folder."""
@@ -161,15 +169,17 @@ class Tree:
         or None if that is outside of the root.
         """
         folders = folders or (self.root,)
-        paths = [path for folder in folders if (path := inside(self.root, folder, name)) is not None]
-        for path in paths:
-            if is_file(path):
+        first = None
+        for folder in folders:
+            path = inside(self.root, folder, name)
+            if path is not None and is_file(path):
                 return FoundImage(path)
+            first = first or path
         parts = _folded_parts(name)
         if parts and (path := self._by_tail(parts, split)) is not None:
             spellings = path.as_posix(), path.with_suffix("").as_posix()  # a name without suffix may be an id
             return FoundImage(path, renamed=not any(text.endswith(name.removeprefix("./")) for text in spellings))
-        return FoundImage(paths[0]) if paths else None
+        return FoundImage(first) if first else None
 
     def image_of(self, annotation: Path) -> Path | None:
         """Return the image of an annotation file with the same stem (`a.xml` or `a.jpg.xml`), or None.

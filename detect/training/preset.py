@@ -37,7 +37,7 @@ SMALLEST = 0.1
 """Fraction of the objects that may be smaller."""
 IMAGES = 10_000
 """Images to train on, counted once per epoch, with which epochs are chosen: 2,500 steps of 4."""
-EPOCHS = (16, 100)
+EPOCHS = (16, 60)
 VALIDATIONS = 20
 """Maximum number of validations, if the number of epochs was chosen."""
 VAL = 0.2
