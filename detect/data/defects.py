@@ -92,6 +92,13 @@ RULES: dict[str, Rule] = {
     "duplicate-annotation-id": Rule("repaired", "annotations that share an id are all kept and renumbered"),
     "missing-area": Rule("repaired", "an annotation without a finite area gets the area of its box"),
     "repeated-image": Rule("repaired", "an image that two joined data sets have is read from the first one only"),
+    "similar-class": Rule(
+        "repaired", "names that differ in case or spaces are different classes: rename them in the files to join them"
+    ),
+    "leaked-image": Rule(
+        "repaired",
+        "an image that training has too stays in the split, whose metrics are too good: leave it out of one of them",
+    ),
     "undivided-image": Rule(
         "repaired",
         "an image that the division does not list is left out; a new run with --data.division null divides anew",

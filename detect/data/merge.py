@@ -33,6 +33,7 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
     ids = [record.id for record in records]
     if len(set(ids)) < len(ids):
         records = [replace(record, id=id) for id, record in enumerate(records, start=1)]
+    defects = [*_similar_classes(datasets), *repeated]
     roots = tuple(dict.fromkeys(root for dataset in datasets for root in dataset.folders))
     return Dataset(
         root=roots[0] if len(roots) == 1 else Path(os.path.commonpath([root.absolute() for root in roots])),
@@ -41,7 +42,7 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
         classes=unified[0].classes,
         category_ids=unified[0].category_ids,
         records=tuple(records),
-        repaired=(*(defect for dataset in datasets for defect in dataset.repaired), *repeated),
+        repaired=(*(defect for dataset in datasets for defect in dataset.repaired), *defects),
         roots=roots,
     )
 
@@ -74,6 +75,18 @@ def unify_classes(datasets: Sequence[Dataset]) -> list[Dataset]:
         id_of = {name: id for id, name in enumerate(sorted(id_of) if is_sorted else id_of, start=1)}
     classes = tuple(sorted(id_of, key=id_of.__getitem__))
     return [_relabel(dataset, classes, tuple(id_of[name] for name in classes)) for dataset in datasets]
+
+
+def _similar_classes(datasets: Iterable[Dataset]) -> list[Defect]:
+    """Return a defect for each class whose name differs from that of an earlier one only in case or spaces."""
+    first: dict[str, str] = {}
+    similar = {}
+    for dataset in datasets:
+        for name in dataset.classes:
+            known = first.setdefault(" ".join(name.casefold().split()), name)
+            if name != known:
+                similar.setdefault(name, Defect("similar-class", dataset.root, f"{name} besides {known}"))
+    return list(similar.values())
 
 
 def keep_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
@@ -114,6 +127,17 @@ def _relabel(dataset: Dataset, classes: tuple[str, ...], category_ids: tuple[int
 
 
 # --------------------------------------------------------------------------------------------------------------- images
+
+
+def with_leaks(dataset: Dataset, training: Iterable[Dataset]) -> Dataset:
+    """Return a split with a defect for each image that the training split has too, byte by byte."""
+    trained = {record.path: _size(record) for one in training for record in one.records}
+    sizes = {record.path: _size(record) for record in dataset.records}
+    common = set(trained.values()) & set(sizes.values())
+    digests = {digest(path): path for path, size in trained.items() if size in common}
+    same = ((path, digests.get(digest(path))) for path, size in sizes.items() if size in common)
+    leaks = [Defect("leaked-image", path, f"the same image as {first}") for path, first in same if first is not None]
+    return replace(dataset, repaired=(*dataset.repaired, *leaks)) if leaks else dataset
 
 
 def _without_repeated(datasets: Iterable[Dataset]) -> tuple[list[Record], list[Defect]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detect.data.dataset import SEPARATOR, Dataset, Defect
 from detect.data.division import Division, check_division, read_division, select_part
-from detect.data.merge import keep_classes, merge, refuse_unknown, with_labels
+from detect.data.merge import keep_classes, merge, refuse_unknown, with_labels, with_leaks
 from detect.data.options import DataOptions
 from detect.data.read import matching, read, serving, splits
 from detect.errors import UserError, one_line
@@ -90,6 +90,8 @@ class Splits:
             else:
                 is_training = name == self.options.split_name("train")
                 dataset = self._joined(self._training if is_training else self._folders(name))
+                if not is_training and "_training" in vars(self):  # evaluation alone does not read it
+                    dataset = with_leaks(dataset, self._training)
                 self._read[name] = self._read[dataset.split] = dataset
         return self._read[name]
 

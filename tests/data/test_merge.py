@@ -42,6 +42,17 @@ def named_boxes(dataset):
     }
 
 
+def test_names_that_differ_in_case_or_spaces_are_told(saved):
+    one = saved("a", {1: [(A, 0)]}, ("cat", "red  dog"), (3, 7))
+    other = saved("b", {2: [(C, 0)]}, ("Cat", "red dog"), (5, 6))
+    both = merge([one, other])
+    assert set(both.classes) == {"cat", "red  dog", "Cat", "red dog"}
+    assert [(defect.rule, defect.path, defect.detail) for defect in both.repaired] == [
+        ("similar-class", other.root, "Cat besides cat"),
+        ("similar-class", other.root, "red dog besides red  dog"),
+    ]
+
+
 def test_one_data_set_stays_as_it_is(saved):
     dataset = saved("a", {1: [(A, 0)]}, ("cat",), (5,))
     assert merge([dataset]) is dataset

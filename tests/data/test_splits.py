@@ -72,6 +72,17 @@ def test_new_photographs_beside_old(old, photos):
     assert (absent.rule, absent.path, absent.detail) == ("absent-split", photos, "there is no split val")
 
 
+def test_validation_images_that_another_folder_has_for_training(old, tmp_path):
+    other = save_coco(tmp_path / "other", train={1: ["cat"], 5: ["dog"]}, val={2: ["dog"]})
+    (other / "train" / "5.png").write_bytes((old / "val" / "4.png").read_bytes())
+    splits = Splits(DataOptions(root=(old, other)))
+    assert len(splits.read("train")) == 5
+    (leak,) = splits.read("val").repaired
+    assert (leak.rule, leak.path) == ("leaked-image", old / "val" / "4.png")
+    assert leak.detail == f"the same image as {other / 'train' / '5.png'}" and len(splits.read("val")) == 2
+    assert Splits(DataOptions(root=(old, other)), ("cat", "dog")).read("val").repaired == ()  # training is not read
+
+
 def test_one_folder_in_two_spellings(old, monkeypatch):
     monkeypatch.chdir(old.parent)
     data = DetectionData(DataOptions(root=("old", "./old", old)))
