@@ -56,6 +56,7 @@ def few(bccd: Path, out: Path) -> Path:
         staged = Path(tempfile.mkdtemp(dir=out.parent))
         shutil.copytree(bccd, staged, dirs_exist_ok=True)
         splits = staged / "ImageSets" / "Main"
+        splits.chmod(0o755)  # the source may be read-only
         names = sorted((splits / "train.txt").read_text().split())
         chosen = sorted(random.Random(0).sample(names, IMAGES))
         (splits / f"train{IMAGES}.txt").write_text("\n".join(chosen) + "\n")
