@@ -18,7 +18,7 @@ from detect.data.dataset import Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
 from detect.data.deep_images import log_12_bit
 from detect.data.defects import DefectLog, as_json
-from detect.data.formats import FORMATS, yolo
+from detect.data.formats import FORMATS, USUAL_FILES, yolo
 from detect.data.image_headers import check_images
 from detect.data.mistakes import correct_mistakes
 from detect.data.tree import Tree, unwrapped, usual_split
@@ -161,10 +161,17 @@ def _fitting(tree: Tree, format: str | None = None) -> list[tuple[str, tuple[str
     """Return the formats that fit, with the names of the splits."""
     if format is not None and format not in FORMATS:
         raise UserError(f"data.format: {format}; choose {', '.join(FORMATS)}, or leave it out")
-    modules = FORMATS if format is None else {format: FORMATS[format]}
-    fitting = [(name, names) for name, module in modules.items() if (names := module.splits(tree))]
-    # Tutorials have a table made from the XML files beside them.
-    return [pair for pair in fitting if pair[0] != "csv"] if len(fitting) > 1 else fitting
+    usual = [] if format or tree.entry else [name for name in USUAL_FILES if _has_usual_files(tree, name)]
+    for names in ([format] if format else usual, FORMATS if format is None else ()):
+        if fitting := [(name, splits) for name in names if (splits := FORMATS[name].splits(tree))]:
+            # Tutorials have a table made from the XML files beside them.
+            return [pair for pair in fitting if pair[0] != "csv"] if len(fitting) > 1 else fitting
+    return []
+
+
+def _has_usual_files(tree: Tree, format: str) -> bool:
+    """Return whether names of files show the format: then the folder need not be listed to recognise it."""
+    return any(next(tree.root.glob(pattern), None) for pattern in USUAL_FILES[format])
 
 
 def _unknown(tree: Tree, format: str | None) -> str:

@@ -10,15 +10,8 @@ from pathlib import Path
 
 from detect.curation.doctor.diagnosis import Finding
 from detect.data.decode import SUFFIXES
+from detect.data.formats import USUAL_FILES
 from detect.files.fence import MAX_BYTES
-
-_ENTRY_FILES = (
-    "annotations/instances_*.json",
-    "*/_annotations.coco.json",
-    "data.yaml",
-    *(f"{base}ImageSets/Main/*.txt" for base in ("", "VOC*/", "VOCdevkit/VOC*/")),
-)
-"""Glob patterns of the files that the readers open first."""
 
 
 @dataclass(slots=True)
@@ -40,7 +33,8 @@ class Folder:
     def may_parse(self) -> bool:
         """Return whether a reader can run safely: no file is too large, and all entry files are regular files."""
         too_large = any(finding.rule == "oversized-file" for finding in self.findings)
-        entry_files = (path for pattern in _ENTRY_FILES for path in self.root.glob(pattern))
+        patterns = (pattern for patterns in USUAL_FILES.values() for pattern in patterns)
+        entry_files = (path for pattern in patterns for path in self.root.glob(pattern))
         return not too_large and all(self.may_open(path) and path.is_file() for path in entry_files)
 
 

@@ -46,3 +46,9 @@ FORMATS: dict[str, ModuleType] = {
     "via": via,
 }
 """Detection formats by name."""
+USUAL_FILES = {
+    "coco": ("annotations/instances_*.json", "*/_annotations.coco.json"),
+    "voc": tuple(f"{base}ImageSets/Main/*.txt" for base in ("", "VOC*/", "VOCdevkit/VOC*/")),
+    "yolo": ("data.yaml",),
+}
+"""Glob patterns of files whose names alone show the format."""

@@ -16,6 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -327,19 +328,20 @@ def _by_folder(tree: Tree) -> dict[str, list[Path]]:
 
 def label_file(tree: Tree, image: Path) -> Path:
     """Return the label file of an image, in the folder `labels` or beside the image."""
-    paths = _labels_path(tree.root, image), image.with_suffix(".txt")
-    spelled = (tree.spelled(path) for path in paths)
-    return next(filter(is_file, spelled), paths[0])
+    paths = [folder / f"{image.stem}.txt" for folder in (_labels_folder(tree.root, image.parent), image.parent)]
+    found = next(filter(is_file, paths), None)
+    return found or next(filter(is_file, map(tree.spelled, paths)), paths[0])
 
 
-def _labels_path(root: Path, image: Path) -> Path:
-    """Return the path of an image with the last folder `images` replaced by `labels`."""
-    parts = list(image.absolute().relative_to(root.absolute()).parts)
-    for index in range(len(parts) - 2, -1, -1):
+@lru_cache(maxsize=1024)
+def _labels_folder(root: Path, folder: Path) -> Path:
+    """Return a folder of images with the last `images` in its path replaced by `labels`."""
+    parts = list(folder.absolute().relative_to(root.absolute()).parts)
+    for index in range(len(parts) - 1, -1, -1):
         if parts[index].lower() == "images":
             parts[index] = "labels"
             break
-    return (root / Path(*parts)).with_suffix(".txt")
+    return root.joinpath(*parts)
 
 
 # ------------------------------------------------------------------------------------------------------------- labels

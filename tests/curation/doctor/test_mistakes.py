@@ -190,6 +190,7 @@ def test_keypoints_and_12_bits_are_mended(tmp_path):
 def test_a_format_without_a_writer_of_its_own_is_written_as_coco(tmp_path, monkeypatch):
     monkeypatch.setitem(formats.FORMATS, "other", coco)
     monkeypatch.delitem(formats.FORMATS, "coco")
+    monkeypatch.delitem(formats.USUAL_FILES, "coco")
     root = write_coco(tmp_path / "data", lambda x, y, w, h: [x, y, x + w, y + h])
     report = examine(root, progress=False)
     assert report.format == "other"
@@ -214,7 +215,7 @@ def test_a_copy_says_what_remains(tmp_path):
     document["annotations"][0]["category_id"] = 7
     path.write_text(json.dumps(document))
     code, text = run(root, tmp_path / "copy2")
-    assert code == 1 and text.endswith("; 1 error remains that needs you: 1 × unknown-category\n")
+    assert code == 1 and text.endswith("; 1 error left to correct by hand: 1 × unknown-category\n")
 
 
 @pytest.mark.parametrize("kind", ["boxes", "images", "no box"])
