@@ -145,7 +145,7 @@ def test_an_xml_bomb(tmp_path):
     save(tmp_path, image(BOX))
     path = tmp_path / "annotations.xml"
     path.write_text(f"{BOMB}<annotations><version>&c;</version></annotations>")  # CVAT writes no DOCTYPE
-    with pytest.raises(UserError, match="no data set of a known format|not in the format cvat"):
+    with pytest.raises(UserError, match=r"no data set of a known format|not in the format cvat"):
         read(path, "train", format="cvat")
 
 

@@ -70,7 +70,7 @@ def test_other_text_files(tmp_path):
 @pytest.mark.parametrize("text", ["0 2 Pedestrian 0 0 " + "1 " * 12, "cat 1 2 3 4", "Car " + "1 " * 13, "0 " * 15])
 def test_other_columns(tmp_path, text):
     save(tmp_path, {"a": text})
-    with pytest.raises(UserError, match="no data set of a known format|YOLO's label files without class names"):
+    with pytest.raises(UserError, match=r"no data set of a known format|YOLO's label files without class names"):
         splits(tmp_path)
 
 
