@@ -80,7 +80,7 @@ def unify_classes(datasets: Sequence[Dataset]) -> list[Dataset]:
 def _similar_classes(datasets: Iterable[Dataset]) -> list[Defect]:
     """Return a defect for each class whose name differs from that of an earlier one only in case or spaces."""
     first: dict[str, str] = {}
-    similar = {}
+    similar: dict[str, Defect] = {}
     for dataset in datasets:
         for name in dataset.classes:
             known = first.setdefault(" ".join(name.casefold().split()), name)

@@ -204,7 +204,7 @@ def test_names_of_classes(layout, classes, tmp_path, assert_read):
     assert_read(tmp_path, layout.draw(tmp_path, classes))
 
 
-# ------------------------------------------------------------------------------------------------- spellings of the path
+# ------------------------------------------------------------------------------------------------ spellings of the path
 
 
 def test_spellings_of_the_folder(layout, tmp_path, monkeypatch, assert_read):

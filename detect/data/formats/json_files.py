@@ -12,7 +12,7 @@ import numpy as np
 
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog, as_json
-from detect.data.formats.coco import is_number
+from detect.data.formats.coco_entries import is_number
 from detect.data.formats.labelled import LabelledImage, class_names, image_path, to_annotations
 from detect.data.tree import ALL, REST, FoundImage, Tree, split_in, words
 
