@@ -11,8 +11,9 @@ from detect.curation.convert import Conversion, Format, write_datasets
 from detect.curation.divide import divide
 from detect.data.dataset import Dataset, Defect
 from detect.data.division import select_part
-from detect.data.merge import distinct, merge
+from detect.data.merge import distinct, merge, with_leaks
 from detect.data.read import matching, read_all
+from detect.data.tree import usual_split
 from detect.errors import UserError
 from detect.files.atomic import refuse_within
 
@@ -97,6 +98,8 @@ def merge_copy(
             same = (name for name in joined if matching(name, [split]) or matching(split, [name]))
             joined.setdefault(next(same, split), []).append(dataset)
     merged = [replace(_with_absent_splits(merge(datasets), roots), split=split) for split, datasets in joined.items()]
+    training = [dataset for dataset in merged if usual_split(dataset.split) == "train"]
+    merged = [one if usual_split(one.split) == "train" else with_leaks(one, training) for one in merged]
     return write_datasets(merged, out, _format(merged), chosen=True, progress=progress)
 
 

@@ -46,6 +46,11 @@ def read_content(path: Path) -> Any:
         raise
     except Exception as error:  # parsers raise any error for hostile bytes
         called = re.search(r"GLOBAL (\S+)", str(error))
+        with path.open("rb") as file:
+            head = file.read(64).lstrip().lower()
+        if head.startswith((b"<!doctype", b"<html", b"version https://git-lfs")):
+            kind = "a web page" if head.startswith(b"<") else "a pointer of Git LFS"
+            raise UserError(f"{path}: {kind}, not the weights themselves; download the file again") from None
         reason = f"would call {called[1]}" if called else f"unreadable weights ({type(error).__name__})"
         raise UserError(f"{path}: {reason}; give a file with only a state dict") from None
 

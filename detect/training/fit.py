@@ -45,7 +45,7 @@ from detect.training.module import ClassifierModule
 from detect.training.processes import check_machine, count_processes, resolve_precision
 from detect.training.rcnn_stages import RCNNStages
 from detect.training.recipe import Recipe
-from detect.training.resume import check_resumable
+from detect.training.resume import check_division_kept, check_resumable
 from detect.training.run_folder import disk_full_message, is_first, owned, write
 from detect.training.saving import interruptible
 
@@ -81,7 +81,9 @@ def fit(
     # Of all recipes: the folder may hold a run of another one.
     for checkpoint in dict.fromkeys(path for one in RECIPES.values() for path in one.checkpoints(out)):
         if resume and checkpoint.exists():
-            _log_changes(check_resumable(config, data.classes, checkpoint), checkpoint)
+            changes = check_resumable(config, data.classes, checkpoint)
+            check_division_kept(data.division, checkpoint, out)
+            _log_changes(changes, checkpoint)
     with _session(config, out, resume, data.division):
         recipe.train(card, out, resume, extras)
     return best_checkpoint(out), time.monotonic() - started

@@ -9,7 +9,9 @@ from typing import Any
 
 from detect.checkpoint import load_any
 from detect.config import ClassificationConfig, Experiment, config_to_dict, recipe_of
-from detect.errors import UserError, class_names
+from detect.data.division import DIVISION, Division, read_division
+from detect.data.options import DataOptions
+from detect.errors import UserError, class_names, one_line
 
 FIXED = ("training.optimizer", "training.recipe.name", "training.ema")
 """Options that determine the state in a checkpoint, so that it has no meaning with another value."""
@@ -50,6 +52,28 @@ def check_resumable(config: Experiment, classes: Sequence[str], checkpoint: Path
         if option in FIXED or (stores and option in OF_STORED_FEATURES):
             raise UserError(f"--resume: {checkpoint} began with {option} {old}, not {new}; {remedy}")
     return ", ".join(f"{option} {new} (before: {old})" for option, old, new in changes)
+
+
+def check_division_kept(division: Division | None, checkpoint: Path, out: Path) -> None:
+    """Raise `UserError` if a run would be validated on images that it has trained with.
+
+    Args:
+        division: division of the training split from now on, if any.
+        checkpoint: the checkpoint that the run would resume from.
+        out: the folder of the run, with the division until now.
+    """
+    if division is None:
+        return
+    before, file = load_any(checkpoint).config.data, out / DIVISION
+    if isinstance(before, DataOptions) and not before.fractions:
+        kept = f"keep --data.val {before.val or 'null'} and --data.test {before.test or 'null'}"
+        what = "has trained with the whole training split, parts of which would now validate it"
+    elif file.exists() and read_division(file) != division:
+        kept = "leave out --data.division"
+        what = f"has trained with another division, {file}"
+    else:
+        return
+    raise UserError(one_line(f"--resume: {checkpoint} {what}; {kept}, or begin a new run with another --out"))
 
 
 def _with_recipe(config: Experiment) -> Experiment:

@@ -177,8 +177,10 @@ def test_one_split_is_divided(shapes, tmp_path):
 
 def test_data_sets_are_joined(shapes, tmp_path):
     other = make_shapes(tmp_path / "other", images={"train": 4, "new": 3}, size=(64, 96), seed=1, progress=False)
+    shutil.copyfile(*(read(*place, progress=False).records[0].path for place in ((shapes, "val"), (other, "train"))))
     done = merge_copy([shapes, other], tmp_path / "out", progress=False)
     assert done.images == {"train": 24, "val": 5, "new": 3}
+    assert any(line.startswith("leaked-image: an image that training has too") for line in done.changed)
     assert f"absent split: {other}: there is no split val" in done.changed
     joined = Splits(DataOptions(root=tmp_path / "out"))
     for name, roots in (("train", (shapes, other)), ("val", (shapes,)), ("new", (other,))):

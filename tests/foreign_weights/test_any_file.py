@@ -93,3 +93,17 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
         with pytest.raises(UserError) as caught:
             read_weights(path)
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("<!DOCTYPE html><html></html>", "a web page"),
+        ("version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
+    ],
+)
+def test_a_download_that_is_not_the_file(tmp_path, text, kind):
+    file = tmp_path / "model.pth"
+    file.write_text(text)
+    with pytest.raises(UserError, match=rf"model\.pth: {kind}, not the weights themselves; download the file again$"):
+        read_weights(file)

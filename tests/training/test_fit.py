@@ -4,6 +4,7 @@ import re
 import signal
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 from unittest.mock import Mock
 
 import pytest
@@ -15,6 +16,7 @@ from detect.checkpoint import load_checkpoint
 from detect.config import AlternatingOptions, Config, load_config
 from detect.curation.shapes import SHAPES
 from detect.data.datamodule import DetectionData
+from detect.data.division import Division, division_json
 from detect.errors import UserError
 from detect.evaluation.evaluator import Evaluator
 from detect.models import TwoStage, build_detector
@@ -23,6 +25,7 @@ from detect.training.fit import fit
 from detect.training.joint import Joint
 from detect.training.module import DetectorModule
 from detect.training.processes import DDP
+from detect.training.resume import check_division_kept
 
 VALIDATED = {"val": "val"}
 
@@ -261,6 +264,22 @@ def test_a_state_without_meaning_is_no_run_to_go_on_with(changed, tmp_path, othe
     with pytest.raises(UserError, match=f"^--resume: {re.escape(f'{last} {problem}; {remedy}')}$"):
         run(changed(epochs=2, **other), tmp_path, resume=True)
     assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_a_run_is_not_validated_on_images_that_it_has_trained_with(changed, tmp_path):
+    last = run(changed(epochs=1), tmp_path)
+    halves = Division("train", 0, {"val": 0.5}, ({"train": ("a.png",), "val": ("b.png",)},))
+    check_division_kept(None, last, tmp_path)
+    with pytest.raises(UserError, match=r"^--resume: .*last\.ckpt has trained with the whole training split.*--out$"):
+        check_division_kept(halves, last, tmp_path)
+    (tmp_path / "division.json").write_text(division_json(replace(halves, roots=("x",))))
+    divided = replace(changed(epochs=1).data, val=0.5)
+    card = replace(load_checkpoint(last).config, data=divided)
+    with mock.patch("detect.training.resume.load_any", return_value=Mock(config=card)):
+        check_division_kept(halves, last, tmp_path)
+        others = replace(halves, parts=({"train": ("b.png",), "val": ("a.png",)},))
+        with pytest.raises(UserError, match=r"has trained with another division, .*; leave out --data\.division"):
+            check_division_kept(others, last, tmp_path)
 
 
 def test_a_run_that_goes_on_forgets_the_steps_after_its_checkpoint(changed, tmp_path):
