@@ -132,6 +132,7 @@ def test_images_that_unpack_to_gigabytes_are_refused_from_their_headers(tmp_path
 @pytest.mark.parametrize("name", ["annotations/instances_train.json", "data.yaml", "ImageSets/Main/train.txt"])
 def test_annotation_files_are_measured_before_they_are_read(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "JPEGImages").mkdir()
     (tmp_path / name).touch()
     os.truncate(tmp_path / name, MAX_BYTES[Path(name).suffix] + 1)  # sparse: it takes no room
     with pytest.raises(UserError, match=rf"{Path(name).name}: it .*MiB, at most"):

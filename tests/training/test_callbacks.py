@@ -75,7 +75,7 @@ def test_a_layer_that_overflows_is_named(changed, tmp_path, monkeypatch):
         model.region_head.box_head.register_forward_hook(lambda layer, inputs, output: output * torch.inf)
         return model
 
-    monkeypatch.setattr("detect.training.recipe.build_detector", overflowing)
+    monkeypatch.setattr("detect.training.initial_weights.build_detector", overflowing)
     with pytest.raises(
         UserError, match=r"^step 1: the loss is nan .* first in the output of region_head\.predictor\.(scores|deltas);"
     ):

