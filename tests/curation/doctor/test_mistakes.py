@@ -14,10 +14,8 @@ from detect.curation.check import run_check
 from detect.curation.doctor.diagnosis import CHECKS
 from detect.curation.doctor.examine import examine
 from detect.curation.doctor.repair.copy import write_repaired_copy
-from detect.data import formats
 from detect.data.datamodule import DetectionData
 from detect.data.defects import RULES
-from detect.data.formats import coco
 from detect.data.options import DataOptions
 from detect.data.read import read
 from detect.errors import UserError
@@ -187,15 +185,20 @@ def test_keypoints_and_12_bits_are_mended(tmp_path):
     assert cv2.imread(str(record.path)).max() >= RED[0] - 1
 
 
-def test_a_format_without_a_writer_of_its_own_is_written_as_coco(tmp_path, monkeypatch):
-    monkeypatch.setitem(formats.FORMATS, "other", coco)
-    monkeypatch.delitem(formats.FORMATS, "coco")
-    monkeypatch.delitem(formats.USUAL_FILES, "coco")
-    root = write_coco(tmp_path / "data", lambda x, y, w, h: [x, y, x + w, y + h])
-    report = examine(root, progress=False)
-    assert report.format == "other"
+def test_a_format_without_a_writer_of_its_own_is_written_as_coco(tmp_path):
+    for split, count in COUNT.items():
+        lines = ["filename,class,xmin,ymin,xmax,ymax"]
+        for index in range(count):
+            pixels, boxes = draw(split, index)
+            save(tmp_path / "data" / split / f"{index}.png", pixels)
+            lines += [f"{index}.png,red,{x},{y},{w},{h}" for x, y, w, h in boxes.tolist()]  # sizes for corners
+        (tmp_path / "data" / f"{split}.csv").write_text("\n".join(lines))
+    report = examine(tmp_path / "data", progress=False)
+    assert report.format == "csv" and {"sizes-for-corners"} <= {finding.rule for finding in report.findings}
     write_repaired_copy(report, tmp_path / "copy")
-    for index, record in enumerate(read(tmp_path / "copy", "val").records):
+    dataset = read(tmp_path / "copy", "val")
+    assert dataset.format == "coco"
+    for index, record in enumerate(dataset.records):
         boxes = draw("val", index)[1]
         np.testing.assert_array_equal(record.boxes, np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]))
 
