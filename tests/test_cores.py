@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from detect import cores
-from detect.cores import available_cores, share_cores
+from detect.cores import SPINS, available_cores, share_cores
 
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -44,21 +44,21 @@ def test_cores_are_the_affinity_or_the_smallest_quota(machine, affinity, quotas,
 def test_threads_sleep_and_are_left_to_torch_without_a_quota(machine):
     machine(8)
     share_cores()
-    assert {name: os.environ.get(name) for name in NAMES if name in os.environ} == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert {name: os.environ.get(name) for name in NAMES if name in os.environ} == {"GOMP_SPINCOUNT": SPINS}
 
 
 def test_a_quota_limits_the_threads(machine):
     machine(8, 2.0)
     share_cores()
-    assert os.environ["OMP_NUM_THREADS"] == "2" and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["OMP_NUM_THREADS"] == "2" and os.environ["GOMP_SPINCOUNT"] == SPINS
 
 
 @pytest.mark.parametrize(
     ("chosen", "kept"),
     [
-        ("OMP_WAIT_POLICY", "OMP_WAIT_POLICY"),
-        ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"),
-        ("KMP_BLOCKTIME", "OMP_WAIT_POLICY"),
+        ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+        ("GOMP_SPINCOUNT", "GOMP_SPINCOUNT"),
+        ("KMP_BLOCKTIME", "GOMP_SPINCOUNT"),
         ("OMP_NUM_THREADS", "OMP_NUM_THREADS"),
         ("MKL_NUM_THREADS", "OMP_NUM_THREADS"),
     ],
@@ -131,14 +131,14 @@ def printed(code):
 def test_the_command_sets_it_before_torch_loads():
     code = (
         "import os, sys; from detect.cli import main\n"
-        "assert 'torch' not in sys.modules and 'OMP_WAIT_POLICY' not in os.environ\n"
-        "assert main(['configs']) == 0; print(os.environ['OMP_WAIT_POLICY'])"
+        "assert 'torch' not in sys.modules and 'GOMP_SPINCOUNT' not in os.environ\n"
+        "assert main(['configs']) == 0; print(os.environ['GOMP_SPINCOUNT'])"
     )
-    assert printed(code) == "PASSIVE"
+    assert printed(code) == SPINS
 
 
-@pytest.mark.parametrize(("first", "expected"), [("", "PASSIVE"), ("import torch", "None")])
+@pytest.mark.parametrize(("first", "expected"), [("", SPINS), ("import torch", "None")])
 def test_the_package_sets_it_on_first_use_unless_torch_is_loaded(first, expected):
     """Once torch is loaded the variable would only reach the user's child processes."""
-    code = f"{first}\nimport os, detect; assert 'OMP_WAIT_POLICY' not in os.environ; detect.Detections\n"
-    assert printed(f"{code}print(os.environ.get('OMP_WAIT_POLICY'))") == expected
+    code = f"{first}\nimport os, detect; assert 'GOMP_SPINCOUNT' not in os.environ; detect.Detections\n"
+    assert printed(f"{code}print(os.environ.get('GOMP_SPINCOUNT'))") == expected

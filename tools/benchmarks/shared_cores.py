@@ -1,9 +1,9 @@
-"""Time a training step alone and beside one busy process per core, with OpenMP's threads spinning and sleeping.
+"""Time a training step alone and beside one busy process per core, by how OpenMP's threads wait for each other.
 
     python tools/benchmarks/shared_cores.py --write
 
 A step is one of `detect demo`: forward, backward and update on two images. Each way of waiting is a process of its own;
-the two take turns, alone and beside the busy processes, and the table has the medians.
+they take turns, alone and beside the busy processes, and the table has the medians.
 """
 
 from __future__ import annotations
@@ -27,12 +27,18 @@ from rich.table import Table
 from torch import Tensor
 
 from detect.config.demo import demo_config
+from detect.cores import SPINS
 from detect.models import build_detector
 from detect.structures import Batch, Images, Targets
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-WAITING = {"spinning (torch's default)": {}, "sleeping (detect's)": {"OMP_WAIT_POLICY": "PASSIVE"}}
-HEADER = ["threads that wait are", "alone", "beside busy processes", "factor"]
+NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+WAITING: dict[str, dict[str, str]] = {
+    "spin long (torch's default)": {},
+    "spin briefly (detect's)": {"GOMP_SPINCOUNT": SPINS},
+    "sleep at once": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
+HEADER = ["threads that wait", "alone", "beside busy processes", "factor"]
 WARM_UP = 3
 
 
@@ -83,14 +89,16 @@ def busy_processes(count: int) -> Iterator[None]:
 
 def measure(rounds: int, steps: int, busy: int, threads: int) -> dict[str, tuple[float, float]]:
     """Return the median seconds of a step alone and beside `busy` processes, by the way of waiting."""
-    sides, before = {}, os.environ.get("OMP_WAIT_POLICY")
+    sides, before = {}, dict(os.environ)
     for name, environment in WAITING.items():
-        os.environ.pop("OMP_WAIT_POLICY", None)
+        for variable in NAMES:
+            os.environ.pop(variable, None)
         os.environ |= environment
         sides[name] = Remote(name, threads, Side)
         sides[name].ready()
-    if before is not None:
-        os.environ["OMP_WAIT_POLICY"] = before
+    for variable in NAMES:
+        os.environ.pop(variable, None)
+    os.environ.update(before)
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in sides}
 
     def take_turns(place: int, steps: int) -> None:
