@@ -463,6 +463,14 @@ def test_an_option_that_a_command_does_not_accept(capsys):
     assert error.endswith("detect demo: error: unrecognised: --data.root x\n")
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"), [("trains", "did you mean train? "), ("val", "did you mean eval? "), ("xyzzy", "")]
+)
+def test_an_unknown_command(capsys, word, meant):
+    expected = f"{word}: there is no such command; {meant}`detect --help` lists them"
+    assert mistake(capsys, word, "photos") == expected
+
+
 @pytest.mark.parametrize("words", [["data", "stats", "x"], ["report", "--out", "x"], ["predict", "--ckpt", "a", "b"]])
 def test_an_unrecognised_option_is_answered_with_the_usage_of_its_command(capsys, words):
     with pytest.raises(SystemExit) as caught:

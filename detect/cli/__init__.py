@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from detect.cli import (
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     words = arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _check_command(parser, words)
         taken: list[str] = []
         if words[:1] in (["train"], ["compare"]):  # they have positional arguments and overrides
             arguments, taken = _take_overrides(words, _options_of(parser, words[0]))
@@ -90,10 +92,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Raise `UserError` if the first word is not a command; argparse would print the usage and suggest nothing."""
+    commands = _commands(parser)
+    if words and not words[0].startswith("-") and words[0] not in commands:
+        near = get_close_matches(words[0], commands, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"{words[0]}: there is no such command; {meant}`detect --help` lists them")
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+
+
 def _options_of(parser: argparse.ArgumentParser, command: str) -> list[str]:
     """Return the options of a command, such as `--out`."""
-    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
-    return list(commands[command]._option_string_actions)
+    return list(_commands(parser)[command]._option_string_actions)
 
 
 def _meant(word: str) -> str:

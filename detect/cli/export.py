@@ -48,9 +48,10 @@ def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(f"{roots}: no data set; the check uses synthetic images; give --data.root DIR for a better check")
     equality = export_checkpoint(checkpoint, out, options.format, images)
     if equality is not None:
+        pairs = f"{equality.batches} batch{'es' * (equality.batches != 1)} of two"
         print(
             f"same detections as the checkpoint: {equality.detections} in {equality.images} images and "
-            f"{equality.batches} batches of two; scores differ by at most {equality.score_difference:.1g}, "
+            f"{pairs}; scores differ by at most {equality.score_difference:.1g}, "
             f"IoU is at least {equality.iou:.5f}"
         )
     print(out)

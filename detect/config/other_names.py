@@ -33,7 +33,7 @@ _ANSWERS = {
     "warmup warmup_iters": "it is training.warmup_steps",
     "warmup_epochs": "warm-up is measured in steps: training.warmup_steps",
     "warmup_factor warmup_ratio": "it is training.warmup_start",
-    "num_epochs max_epochs n_epochs": "it is training.epochs",
+    "epoch num_epochs max_epochs n_epochs": "it is training.epochs",
     "max_steps max_iter max_iters iterations steps": _STEPS,
     "clip grad_clip clip_grad clip_grad_norm gradient_clip_val max_norm": "it is training.clip_norm",
     "ema_decay model_ema use_ema": "it is training.ema, the decay of the average, such as 0.9998",

@@ -26,6 +26,7 @@ from detect.models import ClassifierOptions, DetectorOptions, model_names
 from detect.models import options_class as detector_options_class
 
 CLASSIFIER = "classifier"
+_UNKNOWN = "there is no such option"
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -149,7 +150,8 @@ def _mistake(option: str, mistake: str, source: str, overrides: Sequence[tuple[s
         if f"{option}.".startswith(f"{key}."):
             return UserError(f"--{option}: {mistake}")
         if f"{key}.".startswith(f"{option}."):
-            return UserError(f"--{key}: {mistake}")
+            # In an unknown section, such as solver.base_lr, the option's own name may be one of another package.
+            return UserError(f"--{key}: {_UNKNOWN + suggest(key) if mistake.startswith(_UNKNOWN) else mistake}")
     return UserError(f"{source}: {option}: {mistake}")
 
 
@@ -216,7 +218,9 @@ def _first_mistake(error: ValidationError) -> tuple[str, str]:
     option = ".".join(str(part) for part in mistake["loc"] if part not in (*BACKBONE_NAMES, *RECIPES))
     match mistake["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            return option, "there is no such option" + suggest(option)
+            return option, _UNKNOWN + suggest(option)
+        case "dataclass_type":
+            return option, f"this is a section, not an option; `detect options {option}` lists its options"
         case "union_tag_not_found":
             return f"{option}.name", "the name is missing; give one"
         case "union_tag_invalid" if isinstance(mistake["input"], dict):

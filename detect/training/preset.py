@@ -220,7 +220,8 @@ def _tell(config: Config, facts: Facts, images: int) -> list[str]:
     small = small_side(facts, Resize.for_evaluation(data))
     size += "" if math.isnan(small) else f"; nine of ten objects then have {small:.0f} pixels or more (√area)"
     steps = training.epochs * math.ceil(images / data.batch_size)
-    schedule = f"training: {training.epochs} epochs, about {steps:,} steps of {data.batch_size} images"
+    epochs = f"{training.epochs} epoch{'s' * (training.epochs != 1)}"
+    schedule = f"training: {epochs}, about {steps:,} steps of {data.batch_size} images"
     every = training.validate_every
     schedule += f", a validation every {every} epochs" if every > 1 and data.val is not None else ""
     options = "data.short_side, data.batch_size, training.epochs"

@@ -33,10 +33,12 @@ KEYS = set(_all_keys())
         ("pretrained", "it is model.backbone.weights: a name of torchvision's, such as IMAGENET1K_V1, or a file"),
         ("amp", "it is training.precision: fp32, bf16, fp16 or auto"),
         ("wd", "it is training.weight_decay"),
+        ("SOLVER.BASE_LR", "it is training.learning_rate"),  # in a section that does not exist here
         ("training.warmup_epochs", "warm-up is measured in steps: training.warmup_steps"),
         ("conf", "it is model.postprocess.score_threshold; for detect predict --score"),
         ("iou", "it is model.postprocess.nms_threshold; the RPN has its own, model.rpn.nms_threshold"),
         ("max_det", "it is model.postprocess.max_detections"),
+        ("epoch", "it is training.epochs"),
         # names of ours without their section need no table
         ("epochs", "did you mean training.epochs?"),
         ("patience", "did you mean training.patience?"),

@@ -117,6 +117,7 @@ def test_options_of_the_user_are_kept(photos):
     assert config.data.batch_size == 2 and config.data.max_objects == 7
     assert not any("validation" in line for line in told)
     assert any("training: 3 epochs, about 12 steps of 2 images" in line for line in told)
+    assert any("training: 1 epoch, about" in line for line in choose(photos, "--training.epochs=1")[1])
 
 
 def test_without_the_weights_the_network_begins_from_scratch(photos, monkeypatch):
