@@ -17,8 +17,8 @@ _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 SPINS = "10000"
 """Rounds that a thread waits before it sleeps, a fraction of a millisecond.
 
-On a quiet machine, threads that sleep at once make a small step nearly twice as long. On a busy one, libgomp's own 300,000
-rounds make it six times as long.
+On a quiet machine, threads that sleep at once make a small step nearly twice as long. On a busy one, libgomp's own
+300,000 rounds make it six times as long.
 """
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
