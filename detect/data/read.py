@@ -219,7 +219,7 @@ def _resolve(source: Source, split: str) -> str:
     """Return the name of the split in the files."""
     names, candidates = source.splits, serving(split, source.splits)
     if len(candidates) != 1:
-        remedy = f"name one of {', '.join(names)}, or null for none"
+        remedy = f"name one of {', '.join(names)}"
         raise UserError(one_line(f"{source.tree.root}: there is no split {split}; {remedy}"))
     return candidates[0]
 

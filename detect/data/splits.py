@@ -162,9 +162,10 @@ class Splits:
 
     def _no_split(self, name: str, available: Mapping[Path, Sequence[str]]) -> UserError:
         listed = ", ".join(dict.fromkeys(split for splits in available.values() for split in splits))
-        remedy = f"name one of {listed}, or null for none"
+        remedy = f"name one of {listed}"
         if self._divide is not None and name == self.options.val:
-            remedy = f"hold out a part of the training split with --data.val 0.2, {remedy}"
+            held_out = "hold out a part of the training split with --data.val 0.2"
+            remedy = f"{held_out}, {remedy}, or null for none"
         roots = " and ".join(map(str, available))
         return UserError(one_line(f"{roots}: there is no split {name}; {remedy}"))
 

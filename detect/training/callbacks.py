@@ -140,13 +140,15 @@ class ProgressBar(Callback):
             self.bar.update(self._task, metrics=self._metrics(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the epoch's losses and the metrics of the last validation."""
+        """Show the epoch's losses, and its metrics if it was validated."""
         if not self.bar.disable:
             self.bar.update(self._task, metrics=self._metrics(trainer, pl_module))
         elif trainer.is_global_zero:
             minutes = (time.monotonic() - self._started) / 60
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            print(f"{epoch}  {minutes:.1f} min  {self._metrics(trainer, pl_module)}", file=sys.stderr, flush=True)
+            is_validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+            metrics = self._metrics(trainer, pl_module, is_validated)
+            print(f"{epoch}  {minutes:.1f} min  {metrics}", file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -156,10 +158,11 @@ class ProgressBar(Callback):
         """Close the bar, so that the error is readable."""
         self.bar.stop()
 
-    def _metrics(self, trainer: Trainer, module: LightningModule) -> str:
+    def _metrics(self, trainer: Trainer, module: LightningModule, is_validated: bool = True) -> str:
         """Return the sum of the losses and AP, which fit into 80 columns, or in wider terminals each loss as well."""
         parts = module.loss_names if isinstance(module, TrainingModule) else ()
         wide = not self.console.is_terminal or self.console.width >= 150
-        shown = ("loss", *parts, "val_loss", "AP", "AP50") if wide else ("loss", "AP")
+        of_validation = ("val_loss", "AP", "AP50") if wide else ("AP",)
+        shown = ("loss", *(parts if wide else ()), *(of_validation if is_validated else ()))
         metrics = trainer.callback_metrics
         return "  ".join(f"{name} {float(metrics[name]):.3f}" for name in shown if name in metrics)

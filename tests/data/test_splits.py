@@ -102,7 +102,7 @@ def test_lists_of_splits(old, photos):
         ({"train": "learn"}, "learn", r"old and \S*photos: there is no split learn; name one of train, val, all"),
         ({"train": "val"}, "val", r"photos: there is no split val, only all; name splits of every folder, for example "
                                   r"--data.train \[val, all\], or leave the folder out$"),
-        ({}, "test", "there is no split test; name one of train, val, all, or null for none$"),
+        ({}, "test", "there is no split test; name one of train, val, all$"),
     ],
 )  # fmt: skip
 def test_splits_that_a_folder_lacks(old, photos, options, split, message):
@@ -123,7 +123,7 @@ def test_without_validation_split_the_remedy_is_to_divide(photos):
     remedy = "hold out a part of the training split with --data.val 0.2, name one of all, or null for none"
     with pytest.raises(UserError, match=f"photos: there is no split val; {remedy}$"):
         _ = data.val
-    with pytest.raises(UserError, match=r"photos: there is no split val; name one of all, or null for none$"):
+    with pytest.raises(UserError, match=r"photos: there is no split val; name one of all$"):
         DetectionData(DataOptions(root=photos), classes=("ant", "cat")).split("val")
 
 

@@ -114,6 +114,12 @@ def test_the_last_checkpoint_is_of_the_last_epoch_though_it_was_not_validated(ch
     assert saved(best.with_name("last.ckpt"))["epoch"] == 2
 
 
+def test_only_validated_epochs_show_metrics(changed, tmp_path, capsys):
+    run(changed(VALIDATED, validate_every=2, epochs=3), tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    assert [("AP50" in line, "loss" in line) for line in lines] == [(False, True), (True, True), (False, True)]
+
+
 def test_training_ends_when_the_figures_no_longer_rise(changed, tmp_path):
     run(changed(VALIDATED, patience=1, epochs=9, learning_rate=1e-9), tmp_path)
     assert [row["epoch"] for row in rows(tmp_path) if row["AP"]] == ["0", "1"]
