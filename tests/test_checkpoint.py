@@ -97,7 +97,10 @@ def without(content: dict, key: str) -> dict:
         (lambda whole: whole | {"state_dict": [1, 2]}, "not a checkpoint of detect"),
         (lambda whole: whole | {"detect": without(whole["detect"], "classes")}, "not a checkpoint of detect"),
         (lambda whole: [whole], "not a checkpoint of detect"),
-        (lambda whole: whole | {"detect": whole["detect"] | {"config": {"model": 3}}}, "model: this is a section, not an option"),
+        (
+            lambda whole: whole | {"detect": whole["detect"] | {"config": {"model": 3}}},
+            "model: this is a section, not an option",
+        ),
         (
             lambda whole: whole | {"detect": whole["detect"] | {"classes": ["a"], "category_ids": [1]}},
             "the weights do not fit the file's config: size",
