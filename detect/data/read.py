@@ -88,10 +88,10 @@ def read_all(
     follow_links: bool = False,
     progress: bool = True,
 ) -> dict[str, Dataset]:
-    """Read the named splits of a data folder, by default all that exist, without unreadable images.
+    """Read the named splits of a data folder, by default all, without unreadable images.
 
     Returns:
-        Each split once, by its name in the files. Absent splits are reported as repaired by the first.
+        Each split once, by its name in the files.
 
     Raises:
         UserError: see `read`.
@@ -118,8 +118,8 @@ def image_files(root: Path, chosen: Sequence[str] | None = None) -> list[Path]:
         source = Source(tree, *fitting[0])
         names = source.splits if chosen is None else [_resolve(source, split) for split in chosen]
         parse = FORMATS[source.format].parse
-        listed = (parse(tree, name, None, DefectLog(tree.root, name)).paths for name in names)
-        images = list(dict.fromkeys(path for paths in listed for path in paths))
+        of_splits = (parse(tree, name, None, DefectLog(tree.root, name)).paths for name in names)
+        images = list(dict.fromkeys(path for paths in of_splits for path in paths))
     elif chosen:
         raise UserError(f"{root}: a folder of images without splits; leave out --split, or name a data set")
     else:
@@ -161,8 +161,13 @@ def _fitting(tree: Tree, format: str | None = None) -> list[tuple[str, tuple[str
     """Return the formats that fit, with the names of the splits."""
     if format is not None and format not in FORMATS:
         raise UserError(f"data.format: {format}; choose {', '.join(FORMATS)}, or leave it out")
-    usual = [] if format or tree.entry else [name for name in USUAL_FILES if _has_usual_files(tree, name)]
-    for names in ([format] if format else usual, FORMATS if format is None else ()):
+    if format is not None:
+        attempts = [[format]]
+    elif tree.entry is not None:
+        attempts = [[*FORMATS]]
+    else:
+        attempts = [[name for name in USUAL_FILES if _has_usual_files(tree, name)], [*FORMATS]]
+    for names in attempts:
         if fitting := [(name, splits) for name in names if (splits := FORMATS[name].splits(tree))]:
             # Tutorials have a table made from the XML files beside them.
             return [pair for pair in fitting if pair[0] != "csv"] if len(fitting) > 1 else fitting

@@ -90,27 +90,20 @@ def evaluate_file(
         engine: implementation of the COCO metrics; both give equal numbers.
         data: data folders or annotation files; by default those of the config.
         command: command line, for the report.
-        log: called with a summary of the data before the evaluation.
+        log: called with a summary of the data.
 
     Raises:
         UserError: the file is not a model, an option does not apply to it, or the folder is in use.
     """
     refuse_training_options(overrides)
-    if classes is not None:
-        overrides = [*overrides, f"--data.classes={json.dumps(list(classes))}"]
+    overrides = [*overrides, *([] if classes is None else [f"--data.classes={json.dumps(list(classes))}"])]
     if file.suffix == ".onnx":
         return _evaluate_onnx(file, overrides, split, out, precision, engine, data, command, log)
-    checkpoint = load_any(file, overrides)
-    given = given_options(overrides)
+    checkpoint = _load(file, overrides, data)
     if isinstance(checkpoint, ClassifierCheckpoint):
-        checkpoint = replace(checkpoint, config=_on_data(checkpoint.config, data, given))
-        split, out = _split_and_folder(file, checkpoint.config, split, out)
         if (precision, engine) != ("fp32", "pycocotools"):
             raise UserError("--precision, --engine: only for detectors; leave them out for a classifier")
-        refuse_used(out)
-        folder = ClassificationData(checkpoint.config.data, checkpoint.classes)
-        return evaluate_classifier_checkpoint(checkpoint, file, folder, split, out)
-    checkpoint = replace(checkpoint, config=_on_data(checkpoint.config, data, given))
+        return _evaluate_classifier(checkpoint, file, split, out)
     check_proposals(checkpoint.config)
     split, out = _split_and_folder(file, checkpoint.config, split, out)
     keep_pages()
@@ -179,6 +172,23 @@ def evaluate_classifier_checkpoint(
     if is_first_process():
         write_classification(out, metrics, evaluator)
     return Evaluation(metrics, str(evaluator.dataset.root), split, out, CLASSIFIER_FILES)
+
+
+def _load(file: Path, overrides: Sequence[str], data: Sequence[Path]) -> Checkpoint | ClassifierCheckpoint:
+    """Load a checkpoint, with its config on these data folders."""
+    checkpoint, given = load_any(file, overrides), given_options(overrides)
+    if isinstance(checkpoint, ClassifierCheckpoint):
+        return replace(checkpoint, config=_on_data(checkpoint.config, data, given))
+    return replace(checkpoint, config=_on_data(checkpoint.config, data, given))
+
+
+def _evaluate_classifier(
+    checkpoint: ClassifierCheckpoint, file: Path, split: str | None, out: Path | None
+) -> Evaluation:
+    split, out = _split_and_folder(file, checkpoint.config, split, out)
+    refuse_used(out)
+    images = ClassificationData(checkpoint.config.data, checkpoint.classes)
+    return evaluate_classifier_checkpoint(checkpoint, file, images, split, out)
 
 
 def _evaluate_onnx(

@@ -1,4 +1,9 @@
-"""`detect.train` and `detect train`: train an experiment, then evaluate its best checkpoint."""
+"""`detect.train` and `detect train`: train an experiment, then evaluate its best checkpoint.
+
+run = detect.train("photos", epochs=20, short_side=[480], learning_rate=2e-4)
+run.metrics["AP50"], run.best, run.report
+model = run.predictor()
+"""
 
 from __future__ import annotations
 
@@ -84,12 +89,7 @@ def train(
 ) -> Run:
     """Train a detector or a classifier, then evaluate its best checkpoint, like `detect train`.
 
-        run = detect.train("photos", epochs=20, short_side=[480], learning_rate=2e-4)
-        run.metrics["AP50"], run.best, run.report
-        model = run.predictor()
-
-    With nothing but data the config is `small/faster_rcnn`, and splits, image size, batch size and epochs are chosen
-    from the data and printed. What the run writes is in the folder `out`.
+    With nothing but data the config is `small/faster_rcnn`; the rest is chosen from the data and printed.
 
     Args:
         data: data folder or annotation file, or a list of these, which are joined; by default the config's.
@@ -97,7 +97,7 @@ def train(
             such as `FasterRCNNOptions()`, of which all other options are chosen from the data.
         weights: file of a model to begin from, see `--weights`; without `model` its network and sizes are used.
         epochs: passes over the training split.
-        out: folder of the run; by default a new one under `runs`.
+        out: folder of the run, with all that it writes; by default a new one under `runs`.
         resume: continue the run in `out`, or begin it if there is none.
         callbacks: Lightning's callbacks, beside those of this package.
         logger: one of Lightning's loggers or several, beside `metrics.csv` and TensorBoard.
@@ -124,8 +124,7 @@ def train(
     )
     if not logging.getLogger("detect").hasHandlers():  # otherwise the program handles what is logged
         print_log()
-    loggers = (logger,) if isinstance(logger, Logger) else tuple(logger)
-    return run(request, extras=Extras(tuple(callbacks), loggers))
+    return run(request, extras=Extras(tuple(callbacks), (logger,) if isinstance(logger, Logger) else tuple(logger)))
 
 
 def run(request: Request, command: str | None = None, extras: Extras = NO_EXTRAS) -> Run:
