@@ -68,7 +68,7 @@ def installed(tmp_path_factory) -> Path:
         (source / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, source / path.relative_to(ROOT))
     dist = folder / "dist"
-    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, source])
+    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, source], folder)
     (wheel,) = dist.glob("*.whl")
     (sdist,) = dist.glob("*.tar.gz")
     assert (
@@ -78,16 +78,16 @@ def installed(tmp_path_factory) -> Path:
     environment = folder / "environment"
     venv.create(environment, with_pip=False)
     (packages,) = environment.glob("lib/python*/site-packages")
-    run([sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", packages, wheel])
+    run([sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", packages, wheel], folder)
     # A .pth file puts this environment's packages behind those of the new one.
     (packages / "others.pth").write_text("\n".join(map(str, site.getsitepackages())))
     return environment / "bin"
 
 
-def run(command, **options) -> str:
-    # Neither the checkout nor a choice of threads may reach the new environment.
+def run(command, cwd) -> str:
+    # Neither the checkout, which `python -c` looks into first, nor a choice of threads may reach the new environment.
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OMP"))}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=kept, **options)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=kept, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -96,20 +96,20 @@ def run(command, **options) -> str:
 @pytest.mark.skipif(sys.platform == "win32", reason="the environment has other folders on Windows")
 def test_the_wheel_works_outside_of_the_checkout(installed, tmp_path):
     python = installed / "python"
-    where = run([python, "-c", "import detect; print(detect.__file__); detect.Detections"], cwd=tmp_path)
+    where = run([python, "-c", "import detect; print(detect.__file__); detect.Detections"], tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parent)
-    assert "example: detect demo" in run([python, "-m", "detect", "demo", "--help"], cwd=tmp_path)
-    assert "61,706" in run([python, "-m", "detect", "model", "lenet_digits", "--classes", "10"], cwd=tmp_path)
-    names = {line.split()[0] for line in run([python, "-m", "detect", "configs"], cwd=tmp_path).splitlines()}
+    assert "example: detect demo" in run([python, "-m", "detect", "demo", "--help"], tmp_path)
+    assert "61,706" in run([python, "-m", "detect", "model", "lenet_digits", "--classes", "10"], tmp_path)
+    names = {line.split()[0] for line in run([python, "-m", "detect", "configs"], tmp_path).splitlines()}
     assert names >= set(config_names())
-    assert run([python, "-m", "detect", "--version"], cwd=tmp_path).startswith(f"detect {__version__}, torch ")
+    assert run([python, "-m", "detect", "--version"], tmp_path).startswith(f"detect {__version__}, torch ")
 
 
 @pytest.mark.slow
-def test_the_distribution_has_its_command_extras_and_data_files(installed):
+def test_the_distribution_has_its_command_extras_and_data_files(installed, tmp_path):
     code = "from importlib.metadata import distribution as d; r = d('rcnn-family')\n"
     code += "print(r.version, *r.metadata.get_all('Provides-Extra'), *(e.value for e in r.entry_points), *r.files)"
-    printed = run([installed / "python", "-c", code]).split()
+    printed = run([installed / "python", "-c", code], tmp_path).split()
     assert printed[0] == __version__ and {*PROJECT["optional-dependencies"], "detect.cli:main"} <= set(printed)
     tracked = {path.relative_to(ROOT).as_posix() for path in tracked_files() if path.is_relative_to(ROOT / "detect")}
     assert tracked <= set(printed)
@@ -117,8 +117,8 @@ def test_the_distribution_has_its_command_extras_and_data_files(installed):
 
 
 @pytest.mark.slow
-def test_the_command_of_a_message_finds_the_installed_distribution(installed):
+def test_the_command_of_a_message_finds_the_installed_distribution(installed, tmp_path):
     """Without an index: it adds the extra's packages to the distribution that is there."""
     command = shlex.split(install_command("all"))
-    printed = run([installed / "python", "-m", *command, "--dry-run", "--no-index"])
+    printed = run([installed / "python", "-m", *command, "--dry-run", "--no-index"], tmp_path)
     assert f"already satisfied: {command[-1]}" in printed and "Would install" not in printed
