@@ -1,6 +1,7 @@
 """Padded tensors that pass from the collate function to the loss and the detections.
 
-Shapes: B images, G ground truths, R proposals, S samples, D detections, H and W pixels of the canvas.
+Shapes: B images, G ground truths, R proposals, S samples, D detections, H and W pixels of the canvas,
+M and m cells along each side of a mask, which lies in its box.
 Boxes are xyxy in absolute pixels of the canvas, float32, without "+1". Labels are 0 … C-1; background is C.
 Padded entries have `valid` False; their other fields are finite and have no meaning.
 """
@@ -50,6 +51,8 @@ class Targets(_Tensors):
     labels: Int[Tensor, "B G"]
     valid: Bool[Tensor, "B G"]
     crowd: Bool[Tensor, "B G"]
+    masks: UInt8[Tensor, "B G M M"] | None = None
+    """Covered part, 255 for all, of each cell of a grid over the box; zero everywhere for a box without a mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,8 @@ class Detections(_Tensors):
     scores: Float[Tensor, "B D"]
     labels: Int[Tensor, "B D"]
     valid: Bool[Tensor, "B D"]
+    masks: Float[Tensor, "B D m m"] | None = None
+    """Probability of each cell of a grid over the box that it belongs to the object."""
     proposals: Proposals | None = None
     """Proposals from which the detections were computed, if the detector uses any."""
 

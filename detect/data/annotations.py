@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from detect.data.defects import DefectLog
+from detect.data.masks import Mask, Polygons
 
 MIN_SIDE = 1e-3
 """Pixels. A box with a shorter side has no area."""
@@ -56,6 +57,8 @@ class Annotations:
     """Numbers from which the reader made the boxes, for `mistakes`."""
     first_pixel: int = 0
     """Number of an image's first pixel in the file."""
+    masks: Sequence[Mask | None] | None = None
+    """Mask of each box, None for a box without one; None if no box has one. Polygons are in the units of `boxes`."""
 
 
 def choose_classes(
@@ -79,7 +82,7 @@ def choose_classes(
 def repair(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: DefectLog) -> Annotations:
     """Return the annotations with all boxes in pixels, inside their images and, as float32, of positive area.
 
-    Boxes that cannot be repaired are left out. Boxes without an area get the area of the box.
+    Boxes that cannot be repaired are left out. Boxes without an area get the area of the mask or of the box.
 
     Args:
         annotations: the annotations of a split.
@@ -111,12 +114,30 @@ def repair(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: Defec
         detail = f"{annotations.places[row]}: box ({numbers}) in {annotations.paths[image].name}, {width} × {height}"
         log.add(str(verdict[row]), annotations.sources[image], detail)
 
-    areas = np.where(np.isnan(annotations.areas), (inner[:, 2:] - inner[:, :2]).prod(axis=1), annotations.areas)
-    repaired = replace(annotations, boxes=inner.astype(np.float64), areas=areas, normalised=False)
+    masks = _in_pixels(annotations, sizes)
+    areas = (inner[:, 2:] - inner[:, :2]).prod(axis=1).astype(np.float64)
+    for row, mask in enumerate(masks or ()):
+        if mask is not None and np.isnan(annotations.areas[row]):
+            areas[row] = mask.area()
+    areas = np.where(np.isnan(annotations.areas), areas, annotations.areas)
+    repaired = replace(annotations, boxes=inner.astype(np.float64), areas=areas, normalised=False, masks=masks)
     return _select(repaired, (verdict == "") | (verdict == "clipped"))
+
+
+def _in_pixels(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> list[Mask | None] | None:
+    """Return the masks in pixels."""
+    if annotations.masks is None:
+        return None
+    masks = list(annotations.masks)
+    if annotations.normalised:
+        for row, mask in enumerate(masks):
+            masks[row] = mask.scaled(*sizes[annotations.image[row]]) if isinstance(mask, Polygons) else mask
+    return masks
 
 
 def _select(annotations: Annotations, kept: Bool[np.ndarray, " m"]) -> Annotations:
     columns = ("boxes", "image", "labels", "crowd", "difficult", "areas")
     chosen = {name: getattr(annotations, name)[kept] for name in columns}
-    return replace(annotations, **chosen, places=[annotations.places[row] for row in np.flatnonzero(kept)])
+    rows = np.flatnonzero(kept).tolist()
+    masks = None if annotations.masks is None else [annotations.masks[row] for row in rows]
+    return replace(annotations, **chosen, places=[annotations.places[row] for row in rows], masks=masks)

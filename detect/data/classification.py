@@ -123,7 +123,7 @@ class _ClassificationImages(data.Dataset):
             image = centre_crop(image, size, self.options.resize)
         if self.augmentation is not None:
             try:
-                image, _, _ = self.augmentation(image, _NO_BOXES, item.seed)
+                image = self.augmentation(image, _NO_BOXES, item.seed).image
             except UserError as error:
                 raise UserError(f"{self.dataset.name(item.index)}: {error}") from error
             if image.shape[:2] != (size, size):

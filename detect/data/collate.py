@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ class Sample:
     canvas: Size
     proposals: Float32[np.ndarray, "r 4"] | None = None
     """Boxes from a proposal store, best first."""
+    masks: UInt8[np.ndarray, "n M M"] | None = None
+    """Mask of each box in a grid over the box, see `Targets`."""
 
 
 def collate(samples: Sequence[Sample], max_objects: int, max_proposals: int = 0) -> Batch:
@@ -54,11 +56,25 @@ def collate(samples: Sequence[Sample], max_objects: int, max_proposals: int = 0)
     sizes = torch.tensor([sample.image.shape[:2] for sample in samples])
     return Batch(
         images=Images(torch.from_numpy(pixels).permute(0, 3, 1, 2), sizes),
-        targets=Targets(*(torch.from_numpy(array) for array in (boxes, labels, valid, crowd))),
+        targets=replace(
+            Targets(*(torch.from_numpy(array) for array in (boxes, labels, valid, crowd))),
+            masks=_pad_masks(samples, length),
+        ),
         ids=torch.tensor([sample.id for sample in samples]),
         scales=torch.tensor([sample.scale for sample in samples], dtype=torch.float32),
         proposals=_pad_proposals(samples, max_proposals),
     )
+
+
+def _pad_masks(samples: Sequence[Sample], length: int) -> UInt8[torch.Tensor, "B G M M"] | None:
+    """Return the padded masks, or None if the samples have none."""
+    if samples[0].masks is None:
+        return None
+    masks = torch.zeros(len(samples), length, *samples[0].masks.shape[1:], dtype=torch.uint8)
+    for row, sample in enumerate(samples):
+        assert sample.masks is not None
+        masks[row, : len(sample.masks)] = torch.from_numpy(sample.masks)
+    return masks
 
 
 def _pad_proposals(samples: Sequence[Sample], length: int) -> Proposals | None:

@@ -9,21 +9,22 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from lightning import LightningDataModule
 from torch.utils import data
 
 from detect.data.canvases import Item
 from detect.data.collate import Sample, collate
-from detect.data.dataset import Dataset
+from detect.data.dataset import Dataset, Record
 from detect.data.decode import decode
 from detect.data.defects import refuse_without_boxes
 from detect.data.division import Division
-from detect.data.limits import refuse_crowded, refuse_losses, try_augmentation
+from detect.data.limits import refuse_crowded, refuse_losses, refuse_without_masks, try_augmentation
 from detect.data.loader import make_loader
+from detect.data.masks import crops, refit
 from detect.data.options import DataOptions
 from detect.data.splits import Divide, Splits
-from detect.data.transforms import Augmentation, Resize, resize
+from detect.data.transforms import Augmentation, Augmented, Resize, resize
 from detect.errors import UserError
 from detect.proposals.store import ProposalStore, digest
 from detect.structures import Batch
@@ -37,6 +38,7 @@ class DetectionData(LightningDataModule):
         classes: classes of a trained model; by default the classes of the data.
         seed: determines shuffles, augmentations and a new division of the training split.
         divide: as for `Splits`.
+        masks: load the masks of the objects.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class DetectionData(LightningDataModule):
         classes: Sequence[str] | None = None,
         seed: int = 0,
         divide: Divide | None = None,
+        masks: bool = False,
     ) -> None:
         super().__init__()
-        self.options, self.seed = options, seed
-        self._splits = Splits(options, classes, seed, divide)
+        self.options, self.seed, self.masks = options, seed, masks
+        self._splits = Splits(options, classes, seed, divide, masks)
         self._augmentation = Augmentation(options.augment)
         self._resizes = [Resize(short_side, options.long_side) for short_side in options.short_side]
         self._digests: dict[Path, bytes] = {}
@@ -81,6 +84,8 @@ class DetectionData(LightningDataModule):
         dataset = self.split("train" if self.division else str(self.options.split_name("train")))
         assert dataset.classes == classes
         refuse_without_boxes(dataset)
+        if self.masks:
+            refuse_without_masks(dataset)
         refuse_losses(dataset)
         try_augmentation(dataset, self._augmentation, self.seed)
         return dataset
@@ -137,7 +142,7 @@ class DetectionData(LightningDataModule):
         if not len(dataset):
             raise UserError(f"{dataset.source}: the split {dataset.split} has no images; name another one")
         return make_loader(
-            DetectionImages(dataset, augmentation, self.options.proposals, self._digests),
+            DetectionImages(dataset, augmentation, self.options.proposals, self._digests, self.masks),
             sizes=[(record.height, record.width) for record in dataset.records],
             resizes=resizes,
             canvases=self.options.canvases,
@@ -158,6 +163,7 @@ class DetectionImages(data.Dataset):
         augmentation: applied before resizing, or None.
         proposals: path of the proposal store, or None.
         digests: the digest of each image in the store.
+        masks: load the masks of the objects.
     """
 
     def __init__(
@@ -166,8 +172,9 @@ class DetectionImages(data.Dataset):
         augmentation: Augmentation | None,
         proposals: Path | None,
         digests: Mapping[Path, bytes],
+        masks: bool = False,
     ) -> None:
-        self.dataset, self.augmentation = dataset, augmentation
+        self.dataset, self.augmentation, self.masks = dataset, augmentation, masks
         self.proposals, self.digests = proposals, digests
 
     @cached_property
@@ -184,26 +191,45 @@ class DetectionImages(data.Dataset):
         image, proposals = decode(record.path), np.empty((0, 4), np.float32)
         if self.store is not None:
             proposals = self.store.boxes(self.digests[record.path])
-        # Ground truths and proposals are transformed together with the image.
-        boxes, kept = np.concatenate([record.boxes, proposals]), np.arange(len(record.boxes) + len(proposals))
+        # Ground truths, proposals and masks are transformed together with the image.
+        boxes, bitmaps = np.concatenate([record.boxes, proposals]), self._bitmaps(record)
+        augmented = Augmented(image, boxes, np.arange(len(boxes)), bitmaps)
         if self.augmentation is not None:
             try:
-                image, boxes, kept = self.augmentation(image, boxes, item.seed)
+                augmented = self.augmentation(image, boxes, item.seed, bitmaps)
             except UserError as error:
                 raise UserError(f"{record.path}: {error}") from error
-        height, width = _fit(item.resize.size(*image.shape[:2]), item.canvas)
-        scale = (width / image.shape[1], height / image.shape[0])
-        boxes, is_gt = boxes * np.array(scale * 2, np.float32), kept < len(record.boxes)
+        is_gt = augmented.kept < len(record.boxes)
+        gt_boxes, kept = augmented.boxes[is_gt], augmented.kept[is_gt]
+        masks = None
+        if bitmaps is not None and augmented.masks is not None:
+            gt_boxes, remains = refit(record.boxes[kept], bitmaps[kept], gt_boxes, augmented.masks[kept])
+            gt_boxes, kept = gt_boxes[remains], kept[remains]
+            masks = crops(augmented.masks[kept], gt_boxes)
+        height, width = _fit(item.resize.size(*augmented.image.shape[:2]), item.canvas)
+        scale = (width / augmented.image.shape[1], height / augmented.image.shape[0])
+        factors = np.array(scale * 2, np.float32)
         return Sample(
             id=record.id,
-            image=resize(image, (height, width)),
-            boxes=boxes[is_gt],
-            labels=record.labels[kept[is_gt]],
-            crowd=record.crowd[kept[is_gt]],
+            image=resize(augmented.image, (height, width)),
+            boxes=gt_boxes * factors,
+            labels=record.labels[kept],
+            crowd=record.crowd[kept],
             scale=scale,
             canvas=item.canvas,
-            proposals=None if self.store is None else boxes[~is_gt],
+            proposals=None if self.store is None else augmented.boxes[~is_gt] * factors,
+            masks=masks,
         )
+
+    def _bitmaps(self, record: Record) -> UInt8[np.ndarray, "n h w"] | None:
+        """Return the mask of each object, empty for an object without one, or None if masks are not wanted."""
+        if not self.masks:
+            return None
+        bitmaps = np.zeros((len(record.boxes), record.height, record.width), np.uint8)
+        for row, mask in enumerate(record.masks or ()):
+            if mask is not None:
+                bitmaps[row] = mask.bitmap(record.height, record.width)
+        return bitmaps
 
 
 def _fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:

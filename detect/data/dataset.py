@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
+from detect.data.masks import Mask
 from detect.errors import class_names
 
 VALIDATION = ("val", "valid", "validation")
@@ -33,12 +34,15 @@ class Record:
     difficult: Bool[np.ndarray, " n"]
     """VOC's `difficult`: used in training, but left out of VOC's metrics."""
     areas: Float64[np.ndarray, " n"]
-    """COCO's `area`, which divides ground truths into small, medium and large; the box area if the file has none."""
+    """COCO's `area`, which divides ground truths into small, medium and large; without it, that of the mask or box."""
+    masks: tuple[Mask | None, ...] | None = None
+    """Mask of each box, None for a box without one; None for a data set without masks."""
 
     def select(self, kept: Bool[np.ndarray, " n"]) -> Record:
         """Return the record with only some of its boxes."""
         columns = ("boxes", "labels", "crowd", "difficult", "areas")
-        return replace(self, **{name: getattr(self, name)[kept] for name in columns})
+        masks = None if self.masks is None else tuple(self.masks[row] for row in np.flatnonzero(kept))
+        return replace(self, **{name: getattr(self, name)[kept] for name in columns}, masks=masks)
 
     def has_boxes_of(self, other: Record) -> bool:
         """Return whether another record has the same boxes with the same labels."""
@@ -94,3 +98,8 @@ class Dataset:
     def __repr__(self) -> str:
         place = f"{str(self.root)!r}, {self.split}, {self.format}"
         return f"Dataset({place}, {len(self):,} images, {class_names(self.classes)})"
+
+
+def without_masks(dataset: Dataset) -> Dataset:
+    """Return the data set with boxes only; the masks of a large one take hundreds of megabytes."""
+    return replace(dataset, records=tuple(replace(record, masks=None) for record in dataset.records))

@@ -31,6 +31,14 @@ def refuse_crowded(dataset: Dataset, max_objects: int) -> None:
         raise UserError(one_line(f"{dataset.records[most].path}: {problem}{others}; {remedy}"))
 
 
+def refuse_without_masks(dataset: Dataset) -> None:
+    """Raise `UserError` if no object of a split has a mask."""
+    if not any(mask is not None for record in dataset.records for mask in record.masks or ()):
+        problem = f"no object of the split {dataset.split} has a mask, and the model learns masks"
+        remedy = "annotate polygons or masks, or train a model that detects boxes, such as faster_rcnn"
+        raise UserError(one_line(f"{dataset.root}: {problem}; {remedy}"))
+
+
 def refuse_losses(dataset: Dataset) -> None:
     """Raise `UserError` if the reader has left out more than half of the boxes of a split."""
     lost = sum(defect.rule in _LOSSES for defect in dataset.repaired)

@@ -269,7 +269,8 @@ def _records(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> tuple
             continue
         rows = slice(bounds[index], bounds[index + 1])
         columns = (boxes[rows], labels[rows], crowd[rows], difficult[rows], areas[rows])
-        records.append(Record(ids[index], path, width, height, *columns))
+        masks = None if annotations.masks is None else tuple(annotations.masks[row] for row in order[rows])
+        records.append(Record(ids[index], path, width, height, *columns, masks))
     return tuple(records)
 
 

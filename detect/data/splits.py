@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from detect.data.dataset import SEPARATOR, Dataset, Defect
+from detect.data.dataset import SEPARATOR, Dataset, Defect, without_masks
 from detect.data.division import Division, check_division, read_division, select_part
 from detect.data.merge import keep_classes, merge, refuse_unknown, with_labels, with_leaks
 from detect.data.options import DataOptions
@@ -44,6 +44,7 @@ class Splits:
         classes: classes of a trained model, which define the labels; by default those of the training split.
         seed: seed of a new division.
         divide: makes a new division if the options have fractions and name no file; None for a trained model.
+        masks: keep the masks.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class Splits:
         classes: Sequence[str] | None = None,
         seed: int = 0,
         divide: Divide | None = None,
+        masks: bool = True,
     ) -> None:
-        self.options, self._seed, self._divide = options, seed, divide
+        self.options, self._seed, self._divide, self._masks = options, seed, divide, masks
         self._classes = tuple(classes) if classes is not None else None
         self._read: dict[str, Dataset] = {}
         if classes is not None and options.classes is not None:
@@ -146,7 +148,7 @@ class Splits:
 
     def _read_folder(self, root: Path, split: str) -> Dataset:
         options = self.options
-        return read(
+        dataset = read(
             root,
             split,
             classes=self._classes if options.classes is None else None,
@@ -154,6 +156,7 @@ class Splits:
             skip_unreadable=options.skip_unreadable,
             follow_links=options.follow_links,
         )
+        return dataset if self._masks else without_masks(dataset)
 
     def _find(self, name: str, available: Sequence[str]) -> str | None:
         """Return the name of a split in the files, or None."""

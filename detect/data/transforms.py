@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import cv2
 import numpy as np
@@ -46,6 +46,17 @@ class Resize:
         return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+class Augmented(NamedTuple):
+    """Augmented image with the boxes that remain."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    boxes: Float32[np.ndarray, "m 4"]
+    kept: Int64[np.ndarray, " m"]
+    """Index of each box among the given boxes."""
+    masks: UInt8[np.ndarray, "n H W"] | None
+    """Bitmaps of all given masks, also of those whose box is gone."""
+
+
 class Augmentation:
     """Augmentation by albumentations' transforms, named as in YAML: `[{HorizontalFlip: {p: 0.5}}, …]`.
 
@@ -65,22 +76,25 @@ class Augmentation:
             self.compose = A.Compose(transforms, bbox_params=boxes) if transforms else None
 
     def __call__(
-        self, image: UInt8[np.ndarray, "h w 3"], boxes: Float32[np.ndarray, "n 4"], seed: int
-    ) -> tuple[UInt8[np.ndarray, "H W 3"], Float32[np.ndarray, "m 4"], Int64[np.ndarray, " m"]]:
-        """Augment an image.
-
-        Returns:
-            The image, the remaining boxes, and their indices in `boxes`.
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        boxes: Float32[np.ndarray, "n 4"],
+        seed: int,
+        masks: UInt8[np.ndarray, "k h w"] | None = None,
+    ) -> Augmented:
+        """Augment an image, its boxes and its masks.
 
         Raises:
             UserError: a transform fails on the image, or its result is not 8-bit RGB.
         """
         indices = np.arange(len(boxes))
         if self.compose is None:
-            return image, boxes, indices
+            return Augmented(image, boxes, indices, masks)
         self.compose.set_random_seed(seed % 2**32)
         try:
-            out = self.compose(image=image, bboxes=boxes, indices=indices)
+            # albumentations fails on an array without masks.
+            given = {} if masks is None or not len(masks) else {"masks": masks}
+            out = self.compose(image=image, bboxes=boxes, indices=indices, **given)
         except Exception as error:  # transforms may raise any kind of exception
             height, width = image.shape[:2]
             raise UserError(
@@ -93,7 +107,10 @@ class Augmentation:
                 f"data.augment: makes {image.dtype} images of shape {image.shape}, not 8-bit RGB; leave out the "
                 "transforms that normalise or convert images"
             )
-        return image, np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4), kept
+        masks = (
+            np.asarray(out["masks"]) if given else None if masks is None else np.empty((0, *image.shape[:2]), np.uint8)
+        )
+        return Augmented(image, np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4), kept, masks)
 
 
 def resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:

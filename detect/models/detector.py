@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
 from itertools import chain
 from typing import ClassVar, Literal, Self
 
@@ -128,10 +128,12 @@ def known_targets(targets: Targets, num_classes: int) -> Targets:
     if not targets.boxes.shape[1]:
         count = len(targets.boxes)
         empty = targets.valid.new_zeros(count, 1)
-        targets = Targets(targets.boxes.new_zeros(count, 1, 4), targets.labels.new_zeros(count, 1), empty, empty)
+        masks = None if targets.masks is None else targets.masks.new_zeros(count, 1, *targets.masks.shape[2:])
+        boxes, labels = targets.boxes.new_zeros(count, 1, 4), targets.labels.new_zeros(count, 1)
+        targets = Targets(boxes, labels, empty, empty, masks)
     known = (targets.labels >= 0) & (targets.labels < num_classes)
     boxes, valid = finite_boxes(targets.boxes, targets.valid & known)
-    return Targets(boxes, targets.labels.clamp(0, num_classes - 1), valid, targets.crowd)
+    return replace(targets, boxes=boxes, labels=targets.labels.clamp(0, num_classes - 1), valid=valid)
 
 
 def finite_boxes(

@@ -39,7 +39,7 @@ def test_halving_averages_each_four_pixels():
 
 def test_without_steps_nothing_changes():
     image, boxes = picture(8, 10), np.array([[1, 2, 3, 4]], np.float32)
-    out, out_boxes, kept = Augmentation([])(image, boxes, seed=3)
+    out, out_boxes, kept, _ = Augmentation([])(image, boxes, seed=3)
     assert out is image and out_boxes is boxes and kept.tolist() == [0]
 
 
@@ -53,21 +53,21 @@ def test_without_steps_nothing_changes():
 )
 def test_boxes_follow_the_pixels(name, pixels, expected):
     image, boxes = picture(8, 10), np.array([[1, 2, 4, 5]], np.float32)
-    out, out_boxes, kept = Augmentation([{name: {"p": 1.0}}])(image, boxes, seed=0)
+    out, out_boxes, kept, _ = Augmentation([{name: {"p": 1.0}}])(image, boxes, seed=0)
     assert (out == pixels(image)).all()
     np.testing.assert_allclose(out_boxes, expected, atol=1e-4)
     assert kept.tolist() == [0]
 
 
 def test_an_image_without_boxes_is_augmented_too():
-    out, boxes, kept = Augmentation([{"HorizontalFlip": {"p": 1.0}}])(picture(8, 10), NONE, seed=0)
+    out, boxes, kept, _ = Augmentation([{"HorizontalFlip": {"p": 1.0}}])(picture(8, 10), NONE, seed=0)
     assert out.shape == (8, 10, 3) and boxes.shape == (0, 4) and kept.shape == (0,)
 
 
 def test_the_indices_of_the_remaining_boxes_are_returned():
     crop = Augmentation([{"Crop": {"x_min": 10, "y_min": 0, "x_max": 20, "y_max": 20, "p": 1.0}}])
     boxes = np.array([[1, 1, 5, 5], [12, 3, 30, 9], [8, 0, 14, 4]], np.float32)  # outside, clipped right, clipped left
-    image, out, kept = crop(picture(20, 40), boxes, seed=0)
+    image, out, kept, _ = crop(picture(20, 40), boxes, seed=0)
     assert image.shape == (20, 10, 3) and kept.tolist() == [1, 2]
     np.testing.assert_allclose(out, [[2, 3, 10, 9], [0, 0, 4, 4]], atol=1e-4)
 
@@ -77,7 +77,7 @@ def test_the_seed_alone_decides():
     image, boxes = picture(16, 24), np.array([[1, 2, 9, 7]], np.float32)
     augmentation = Augmentation(steps)
     first = [augmentation(image, boxes, seed) for seed in (1, 2, 2**40 + 3)]
-    for seed, (pixels, out, _) in zip((2**40 + 3, 2, 1), reversed(first), strict=True):
+    for seed, (pixels, out, *_) in zip((2**40 + 3, 2, 1), reversed(first), strict=True):
         again = Augmentation(steps)(image, boxes, seed)
         assert (again[0] == pixels).all() and (again[1] == out).all()
     assert first[0][0].tobytes() != first[1][0].tobytes()
@@ -105,7 +105,7 @@ def test_a_wrong_step_is_a_mistake_in_one_line(step, message):
 
 def test_steps_may_leave_the_boxes_alone():
     image, boxes = picture(8, 10), np.array([[1, 2, 3, 4]], np.float32)
-    out, out_boxes, _ = Augmentation([{"InvertImg": {"p": 1.0}}])(image, boxes, seed=0)
+    out, out_boxes, *_ = Augmentation([{"InvertImg": {"p": 1.0}}])(image, boxes, seed=0)
     assert (out == 255 - image).all()
     np.testing.assert_allclose(out_boxes, boxes, atol=1e-5)
 

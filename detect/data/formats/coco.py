@@ -23,7 +23,7 @@ import numpy as np
 
 from detect.data.annotations import Annotations, choose_classes
 from detect.data.defects import DefectLog, as_json
-from detect.data.formats.coco_entries import is_number, normalise
+from detect.data.formats.coco_entries import is_number, mask_of, normalise
 from detect.data.formats.labelled import image_path
 from detect.data.tree import Tree, folder_of
 from detect.files.fence import OutsideError
@@ -75,6 +75,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
         else:
             log.add("unknown-image", path, place)
     boxes = np.array([entry["bbox"] for entry, *_ in rows], dtype=np.float64).reshape(-1, 4)
+    masks = [mask_of(entry.get("segmentation")) for entry, *_ in rows]
     with np.errstate(over="ignore", invalid="ignore"):  # such boxes are reported by `repair`
         boxes[:, 2:] += boxes[:, :2]
     return Annotations(
@@ -92,6 +93,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
         areas=np.array([area for *_, area, _ in rows], dtype=np.float64),
         places=[place for *_, place in rows],
         layout="sizes",
+        masks=masks if any(masks) else None,
     )
 
 

@@ -7,7 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
+from pycocotools import mask as coco_mask
+
 from detect.data.defects import DefectLog, as_json
+from detect.data.masks import RLE, Mask, Polygons
 
 NO_BOX = [0, 0, 0, 0]
 """Box of an annotation that has neither a box nor a mask; it has no area."""
@@ -44,6 +48,20 @@ def are_polygons(mask: object) -> TypeGuard[list[list[float]]]:
         and all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask)
         and all(is_number(number) for polygon in mask for number in polygon)
     )
+
+
+def mask_of(segmentation: object) -> Mask | None:
+    """Return the mask of an annotation, or None if it has none or an invalid one."""
+    if are_polygons(segmentation):
+        outlines = tuple(np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation)
+        return Polygons(outlines) if all(np.isfinite(outline).all() for outline in outlines) else None
+    if not isinstance(segmentation, dict) or (runs := _valid_runs(segmentation)) is None:
+        return None
+    height, width = segmentation["size"]
+    counts = segmentation["counts"]
+    if type(counts) is not str:
+        counts = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"].decode()
+    return RLE(height, width, counts.encode())
 
 
 def _objects(document: dict[str, Any], kind: str) -> list[Entry]:
@@ -142,15 +160,10 @@ def _mask_box(mask: Entry) -> Numbers | None:
     The runs count, column by column, pixels outside and inside of the object in turn. Only their sums are computed, so
     that the size of a hostile mask costs nothing.
     """
-    size, counts = mask.get("size"), mask.get("counts")
-    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and 0 < side < 2**31 for side in size):
+    runs = _valid_runs(mask)
+    if runs is None:
         return None
-    runs = _runs(counts) if type(counts) is str else counts
-    if not isinstance(runs, list) or not all(type(run) is int and 0 <= run < 2**63 for run in runs):
-        return None
-    height, width = size
-    if sum(runs) != height * width:
-        return None
+    height, width = mask["size"]
     left, right, top, bottom, position = width, 0, height, 0, 0
     for index, run in enumerate(runs):
         if index % 2 and run:
@@ -161,6 +174,17 @@ def _mask_box(mask: Entry) -> Numbers | None:
             top, bottom = min(top, start), max(bottom, end + 1)
         position += run
     return (left, top, right - left, bottom - top) if left < right else (0, 0, 0, 0)
+
+
+def _valid_runs(mask: Entry) -> list[int] | None:
+    """Return the runs of a run-length encoded mask, which cover the bitmap exactly, or None if it is invalid."""
+    size, counts = mask.get("size"), mask.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and 0 < side < 2**31 for side in size):
+        return None
+    runs = _runs(counts) if type(counts) is str else counts
+    if not isinstance(runs, list) or not all(type(run) is int and 0 <= run < 2**63 for run in runs):
+        return None
+    return runs if sum(runs) == size[0] * size[1] else None
 
 
 def _runs(text: str) -> list[int] | None:

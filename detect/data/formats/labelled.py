@@ -11,6 +11,7 @@ import numpy as np
 
 from detect.data.annotations import Annotations, choose_classes
 from detect.data.defects import DefectLog
+from detect.data.masks import Mask
 from detect.data.tree import FoundImage
 
 
@@ -26,6 +27,8 @@ class LabelledBox:
     """Location in the file, such as `line 3`."""
     difficult: bool = False
     crowd: bool = False
+    mask: Mask | None = None
+    """Polygons are in the unit of the box."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ def to_annotations(
         areas=np.full(len(rows), np.nan),
         places=[box.place for _, box in rows],
         normalised=normalised,
+        masks=[box.mask for _, box in rows] if any(box.mask is not None for _, box in rows) else None,
     )
 
 
