@@ -115,7 +115,7 @@ def repair(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: Defec
         log.add(str(verdict[row]), annotations.sources[image], detail)
 
     masks = _in_pixels(annotations, sizes)
-    areas = (inner[:, 2:] - inner[:, :2]).prod(axis=1).astype(np.float64)
+    areas: Float64[np.ndarray, " m"] = (inner[:, 2:] - inner[:, :2]).prod(axis=1).astype(np.float64)
     for row, mask in enumerate(masks or ()):
         if mask is not None and np.isnan(annotations.areas[row]):
             areas[row] = mask.area()
