@@ -32,4 +32,4 @@ def detection_data(config: Config, classes: Sequence[str]) -> DetectionData:
     from detect.data.datamodule import DetectionData
 
     keep_pages()
-    return DetectionData(config.data, classes, config.training.seed)
+    return DetectionData(config.data, classes, config.training.seed, None, config.model.predicts_masks)

@@ -70,7 +70,8 @@ class Entry:
         """Return the data of the config, for a new model or a model with these classes, with or without proposals."""
         options = self.config.data if stored else replace(self.config.data, proposals=None)
         shared = self.division
-        return DetectionData(options, classes, self.config.training.seed, (lambda *_: shared) if shared else divide)
+        given = (lambda *_: shared) if shared else divide
+        return DetectionData(options, classes, self.config.training.seed, given, self.config.model.predicts_masks)
 
 
 def read_entries(sources: Sequence[Path], out: Path, overrides: Sequence[str]) -> list[Entry]:

@@ -116,9 +116,9 @@ def repair(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: Defec
 
     masks = _in_pixels(annotations, sizes)
     areas: Float64[np.ndarray, " m"] = (inner[:, 2:] - inner[:, :2]).prod(axis=1).astype(np.float64)
-    for row, mask in enumerate(masks or ()):
-        if mask is not None and np.isnan(annotations.areas[row]):
-            areas[row] = mask.area()
+    for place, mask in enumerate(masks or ()):
+        if mask is not None and np.isnan(annotations.areas[place]):
+            areas[place] = mask.area()
     areas = np.where(np.isnan(annotations.areas), areas, annotations.areas)
     repaired = replace(annotations, boxes=inner.astype(np.float64), areas=areas, normalised=False, masks=masks)
     return _select(repaired, (verdict == "") | (verdict == "clipped"))

@@ -15,7 +15,7 @@ from detect.checkpoint import Checkpoint
 from detect.data.canvases import enclosing_canvas
 from detect.data.dataset import Dataset
 from detect.errors import UserError
-from detect.models import FasterRCNNOptions, FastRCNNOptions, TwoStage
+from detect.models import FasterRCNN, FasterRCNNOptions, FastRCNN, FastRCNNOptions
 from detect.models.low_rank import truncate
 from detect.prediction.evaluate import evaluate
 from detect.prediction.prepare import prepare
@@ -46,7 +46,7 @@ def compress(checkpoint: Checkpoint, ranks: Sequence[int] = PAPER_RANKS) -> Chec
             "checkpoint"
         )
     model = copy.deepcopy(checkpoint.model)
-    assert isinstance(model, TwoStage)
+    assert isinstance(model, FastRCNN | FasterRCNN)
     truncate(model.region_head.box_head, ranks)
     config = replace(checkpoint.config, model=replace(options, svd=tuple(ranks)))
     return replace(checkpoint, model=model, config=config)
@@ -92,20 +92,22 @@ def compare_cost(
     return [(name, value, columns[1][name]) for name, value in columns[0].items()]
 
 
-def _prepared(checkpoint: Checkpoint, device: torch.device) -> TwoStage:
+def _prepared(checkpoint: Checkpoint, device: torch.device) -> FastRCNN | FasterRCNN:
     model = prepare(checkpoint.model.to(device))
-    assert isinstance(model, TwoStage)
+    assert isinstance(model, FastRCNN | FasterRCNN)
     return model
 
 
-def count_parameters(model: TwoStage) -> int:
+def count_parameters(model: FastRCNN | FasterRCNN) -> int:
     """Return the number of parameters of the box head and its predictor."""
     parts = (model.region_head.box_head, model.region_head.predictor)
     return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
 
 @torch.no_grad()
-def time_heads(models: Sequence[TwoStage], regions: int, size: tuple[int, int], repeats: int = 5) -> list[float]:
+def time_heads(
+    models: Sequence[FastRCNN | FasterRCNN], regions: int, size: tuple[int, int], repeats: int = 5
+) -> list[float]:
     """Return the median seconds per image of pooling, box head and predictor of each prepared model.
 
     The models are timed alternately. Image and boxes are random, since they hardly affect the time.

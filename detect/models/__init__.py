@@ -3,10 +3,14 @@
 from typing import Any
 
 from detect.models.box_head import BoxHeadOptions
+from detect.models.cascade_head import CascadeHead, CascadeHeadOptions, CascadeStageOptions
+from detect.models.cascade_rcnn import CascadeRCNN, CascadeRCNNOptions
 from detect.models.classifier import Classifier, ClassifierOptions
 from detect.models.detector import Detector, DetectorOptions, Losses
 from detect.models.fast_rcnn import FastRCNN, FastRCNNOptions
 from detect.models.faster_rcnn import FasterRCNN, FasterRCNNOptions
+from detect.models.mask_head import MaskHead, MaskHeadOptions
+from detect.models.mask_rcnn import MaskRCNN, MaskRCNNOptions
 from detect.models.postprocess import PostprocessOptions
 from detect.models.rcnn import RCNN, CropPredictorOptions, RCNNOptions
 from detect.models.region_head import RegionHead, RegionHeadOptions
@@ -14,7 +18,7 @@ from detect.models.region_pooling import CropOptions, PoolingOptions
 from detect.models.rpn import ProposalCounts, RPNOptions
 from detect.models.two_stage import TwoStage
 
-MODELS: list[Any] = [RCNN, FastRCNN, FasterRCNN]
+MODELS: list[Any] = [RCNN, FastRCNN, FasterRCNN, MaskRCNN, CascadeRCNN]
 """Classes of all detectors, subclasses of `Detector`. A new detector is one file and one entry here; code outside of
 the package can append its own."""
 
@@ -43,6 +47,11 @@ __all__ = [
     "MODELS",
     "RCNN",
     "BoxHeadOptions",
+    "CascadeHead",
+    "CascadeHeadOptions",
+    "CascadeRCNN",
+    "CascadeRCNNOptions",
+    "CascadeStageOptions",
     "Classifier",
     "ClassifierOptions",
     "CropOptions",
@@ -54,6 +63,10 @@ __all__ = [
     "FasterRCNN",
     "FasterRCNNOptions",
     "Losses",
+    "MaskHead",
+    "MaskHeadOptions",
+    "MaskRCNN",
+    "MaskRCNNOptions",
     "PoolingOptions",
     "PostprocessOptions",
     "ProposalCounts",

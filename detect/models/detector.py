@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
-from detect.backbones import AnyBackbone, Backbone, Neck
+from detect.backbones import AnyBackbone, Backbone, FeatureInfo, Neck
 from detect.models.postprocess import PostprocessOptions
 from detect.options import options
 from detect.structures import Batch, Detections, Images, Proposals, Targets
@@ -35,6 +35,11 @@ class DetectorOptions:
     proposals: ClassVar[ProposalSource]
     recipes: ClassVar[tuple[str, ...]] = ("joint",)
     """Names of the training recipes for this detector, the default one first; see `detect.training.recipes`."""
+
+    @property
+    def predicts_masks(self) -> bool:
+        """Whether the detector has a mask head, which needs masks in training."""
+        return getattr(self, "masks", None) is not None
 
 
 class Detector(nn.Module):
@@ -99,6 +104,11 @@ class Detector(nn.Module):
         pixels = pixels * (rows[:, None, :, None] & columns[:, None, None, :])
         maps = self.backbone(pixels.to(self.dtype, memory_format=self.memory_format))
         return list(maps.values())[-1:] if self.neck is None else self.neck(maps)
+
+    @property
+    def levels(self) -> tuple[FeatureInfo, ...]:
+        """Channels and strides of the feature maps."""
+        return tuple(self.backbone.levels.values())[-1:] if self.neck is None else self.neck.levels
 
     @property
     def proposals(self) -> ProposalSource:

@@ -60,6 +60,7 @@ class FastRCNN(TwoStage):
     """Fast R-CNN. Proposals come with the batch."""
 
     Options = FastRCNNOptions
+    region_head: RegionHead
 
     def __init__(self, num_classes: int, options: FastRCNNOptions | None = None) -> None:
         options = options or FastRCNNOptions()

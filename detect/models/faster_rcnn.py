@@ -34,7 +34,7 @@ class FasterRCNNOptions(DetectorOptions):
     """
 
     proposals: ClassVar = "own"
-    recipes: ClassVar = ("joint", "alternating")
+    recipes: ClassVar[tuple[str, ...]] = ("joint", "alternating")
 
     name: Literal["faster_rcnn"] = "faster_rcnn"
     backbone: AnyBackbone = field(default_factory=ResNetOptions)
@@ -50,8 +50,9 @@ class FasterRCNNOptions(DetectorOptions):
 class FasterRCNN(TwoStage):
     """Faster R-CNN."""
 
-    Options = FasterRCNNOptions
+    Options: ClassVar[type[DetectorOptions]] = FasterRCNNOptions
     rpn: RPN
+    region_head: RegionHead
 
     def __init__(self, num_classes: int, options: FasterRCNNOptions | None = None) -> None:
         options = options or FasterRCNNOptions()

@@ -6,7 +6,7 @@ from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +19,7 @@ from detect.models.region_head import RegionHead, RegionHeadOptions
 from detect.models.region_pooling import CropOptions, Warp
 from detect.models.two_stage import TwoStage
 from detect.options import options, over
-from detect.structures import Samples
+from detect.structures import Samples, Targets
 
 Layer = Literal["pool5", "fc6", "fc7"]
 REGION_HEAD = RegionHeadOptions(batch_size_per_image=128, delta_weights=(1, 1, 1, 1))
@@ -117,7 +117,13 @@ class CropHead(RegionHead):
             chunks.append({name: values.unflatten(0, chunk.shape[:2]) for name, values in layers.items()})
         return {name: torch.cat([chunk[name] for chunk in chunks], dim=1) for name in chunks[0]}
 
-    def loss(self, features: list[Float[Tensor, "B 3 _ _"]], samples: Samples) -> dict[str, Float[Tensor, ""]]:
+    def loss(
+        self,
+        features: list[Float[Tensor, "B 3 _ _"]],
+        samples: Samples,
+        targets: Targets,
+        sizes: Int[Tensor, "B 2"],
+    ) -> dict[str, Float[Tensor, ""]]:
         """Compute the cross entropy of fine-tuning (§2.3)."""
         logits = self.predictor.logits(self.box_head(self.pooling(features, samples.boxes)))
         return {"classification": classification_loss(logits, samples.labels.flatten(), samples.valid.flatten())}

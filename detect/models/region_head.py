@@ -92,6 +92,11 @@ class RegionHead(nn.Module):
         self.sampler = Sampler(options.batch_size_per_image, options.positive_fraction)
         self.smooth_l1_beta = options.smooth_l1_beta
 
+    @property
+    def predictors(self) -> tuple[nn.Module, ...]:
+        """Modules that compute scores and boxes."""
+        return (self.predictor,)
+
     @torch.no_grad()
     def sample(self, proposals: Proposals, targets: Targets) -> Samples:
         """Sample regions from proposals and ground truths, and match each with a ground truth."""
@@ -101,8 +106,24 @@ class RegionHead(nn.Module):
         labels = labels.where(torch.cat([proposals.valid, objects], dim=1), -1)
         indices, valid = self.sampler(labels)
         labels, matched = labels.gather(1, indices), matched.gather(1, indices)
+        return self._samples(gather_boxes(boxes, indices), labels, matched, valid, targets)
+
+    @torch.no_grad()
+    def relabel(self, boxes: Float[Tensor, "B S 4"], valid: Bool[Tensor, "B S"], targets: Targets) -> Samples:
+        """Match all boxes with the ground truths, without sampling; boxes with other IoUs become invalid."""
+        matched, labels = match(boxes, targets, self.matcher)
+        return self._samples(boxes, labels, matched, valid & (labels >= 0), targets)
+
+    def _samples(
+        self,
+        boxes: Float[Tensor, "B S 4"],
+        labels: Int[Tensor, "B S"],
+        matched: Int[Tensor, "B S"],
+        valid: Bool[Tensor, "B S"],
+        targets: Targets,
+    ) -> Samples:
         classes = torch.where(labels == 1, targets.labels.gather(1, matched), self.num_classes)
-        return Samples(gather_boxes(boxes, indices), classes, matched, gather_boxes(targets.boxes, matched), valid)
+        return Samples(boxes, classes, matched, gather_boxes(targets.boxes, matched), valid)
 
     def forward(
         self, features: list[Float[Tensor, "B c _ _"]], boxes: Float[Tensor, "B S 4"]
@@ -111,9 +132,28 @@ class RegionHead(nn.Module):
         logits, deltas = self.predictor(self.box_head(self.pooling(features, boxes)))
         return logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
 
-    def loss(self, features: list[Float[Tensor, "B c _ _"]], samples: Samples) -> dict[str, Float[Tensor, ""]]:
-        """Compute cross entropy over the samples and smooth L1 over the objects among them (Girshick 2015, §2.3)."""
+    def loss(
+        self,
+        features: list[Float[Tensor, "B c _ _"]],
+        samples: Samples,
+        targets: Targets,
+        sizes: Int[Tensor, "B 2"],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Compute the losses of the samples. Heads in stages refine these and match them again: with `targets`.
+
+        Args:
+            features: feature maps.
+            samples: regions from `sample`.
+            targets: ground truths of the images.
+            sizes: height and width of each image.
+        """
         logits, deltas = self(features, samples.boxes)
+        return self.losses(logits, deltas, samples)
+
+    def losses(
+        self, logits: Float[Tensor, "B S K"], deltas: Float[Tensor, "B S C 4"], samples: Samples
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Compute cross entropy over the samples and smooth L1 over the objects among them (Girshick 2015, §2.3)."""
         own_class = samples.labels.clamp(max=self.num_classes - 1)[..., None, None].expand(-1, -1, 1, 4)
         regression_targets = self.box_coder.encode(samples.matched_boxes, samples.boxes)
         if self.statistics is not None:
@@ -147,14 +187,20 @@ class RegionHead(nn.Module):
         options: PostprocessOptions,
     ) -> Detections:
         """Return the detections in images of `sizes` (height, width)."""
-        predictions = self.predict(features, proposals)
-        detections = postprocess(
-            predictions.probabilities,
-            predictions.deltas,
-            predictions.boxes,
-            predictions.valid,
-            sizes,
-            self.box_coder,
-            options,
-        )
+        detections = select_detections(self.predict(features, proposals), sizes, self.box_coder, options)
         return replace(detections, proposals=proposals)
+
+
+def select_detections(
+    predictions: RegionPredictions, sizes: Int[Tensor, "B 2"], box_coder: BoxCoder, options: PostprocessOptions
+) -> Detections:
+    """Return the detections among the predictions in images of `sizes` (height, width)."""
+    return postprocess(
+        predictions.probabilities,
+        predictions.deltas,
+        predictions.boxes,
+        predictions.valid,
+        sizes,
+        box_coder,
+        options,
+    )

@@ -4,6 +4,7 @@ images      ─ backbone, neck ─→ features   L maps [B, c, h, w]
 features    ─ RPN            ─→ proposals  [B, R]                       or proposals that come with the batch
 proposals   ─ RegionHead     ─→ loss:   sample S regions, match them with the ground truths, classify and regress
                              └→ detect: classify and regress all R, decode, NMS → Detections [B, D]
+samples, detections ─ MaskHead ─→ loss, masks                           if the detector has one
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detect.backbones import Backbone, Neck
+from detect.models.cascade_head import CascadeHead
 from detect.models.detector import Detector, DetectorOptions, Losses, finite_boxes, known_targets
+from detect.models.mask_head import MaskHead
 from detect.models.region_head import RegionHead
 from detect.models.rpn import RPN, RPNOutput
 from detect.structures import Batch, Detections, Images, Proposals
@@ -45,10 +48,12 @@ class TwoStage(Detector):
         backbone: Backbone,
         neck: Neck | None,
         rpn: RPN | None,
-        region_head: RegionHead,
+        region_head: RegionHead | CascadeHead,
     ) -> None:
         super().__init__(num_classes, options, backbone, neck)
         self.rpn, self.region_head = rpn, region_head
+        self.mask_head: MaskHead | None = None
+        """Predicts the masks of the detections; set by subclasses."""
 
     def loss(self, batch: Batch, parts: Sequence[Part] = PARTS) -> Losses:
         """Return the losses of RPN and region head by name; alternating training selects one with `parts`."""
@@ -59,8 +64,7 @@ class TwoStage(Detector):
     def detect(self, images: Images, proposals: Proposals | None = None) -> Detections:
         """Return the detections in pixels of the canvas, with the proposals."""
         features = self.features(images)
-        proposals = self._proposals(self._rpn(features), images, proposals, training=False)
-        return self.region_head.detect(features, proposals, images.sizes, self.postprocessing)
+        return self._detect(features, self._rpn(features), images, proposals)
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> tuple[Losses, Detections]:
@@ -68,8 +72,7 @@ class TwoStage(Detector):
         features = self.features(batch.images)
         rpn_output = self._rpn(features)
         losses = self._loss(features, rpn_output, batch, PARTS)
-        proposals = self._proposals(rpn_output, batch.images, batch.proposals, training=False)
-        return losses, self.region_head.detect(features, proposals, batch.images.sizes, self.postprocessing)
+        return losses, self._detect(features, rpn_output, batch.images, batch.proposals)
 
     @torch.no_grad()
     def propose(self, images: Images) -> Proposals:
@@ -77,8 +80,8 @@ class TwoStage(Detector):
         return self._proposals(self._rpn(self.features(images)), images, None, training=True)
 
     def fp32_modules(self) -> tuple[nn.Module, ...]:
-        """Return the predictor, which computes scores and boxes."""
-        return (self.region_head.predictor,)
+        """Return the predictors, which compute scores and boxes."""
+        return self.region_head.predictors
 
     def _rpn(self, features: Features) -> RPNOutput | None:
         return None if self.rpn is None else self.rpn(features)
@@ -91,8 +94,17 @@ class TwoStage(Detector):
         if "boxes" in parts:
             proposals = self._proposals(rpn_output, batch.images, batch.proposals, training=True)
             samples = self.region_head.sample(proposals, targets)
-            losses |= self.region_head.loss(features, samples)
+            losses |= self.region_head.loss(features, samples, targets, batch.images.sizes)
+            if self.mask_head is not None:
+                losses |= self.mask_head.loss(features, samples, targets)
         return losses
+
+    def _detect(
+        self, features: Features, rpn_output: RPNOutput | None, images: Images, given: Proposals | None
+    ) -> Detections:
+        proposals = self._proposals(rpn_output, images, given, training=False)
+        detections = self.region_head.detect(features, proposals, images.sizes, self.postprocessing)
+        return detections if self.mask_head is None else self.mask_head.detect(features, detections)
 
     def _proposals(
         self, rpn_output: RPNOutput | None, images: Images, given: Proposals | None, training: bool

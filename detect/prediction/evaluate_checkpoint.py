@@ -107,7 +107,9 @@ def evaluate_file(
     check_proposals(checkpoint.config)
     split, out = _split_and_folder(file, checkpoint.config, split, out)
     keep_pages()
-    images = DetectionData(checkpoint.config.data, checkpoint.classes, seed=checkpoint.config.training.seed)
+    config = checkpoint.config
+    masks = config.model.predicts_masks
+    images = DetectionData(config.data, checkpoint.classes, seed=config.training.seed, masks=masks)
     log(summary(images.split(split)))
     if is_first_process():
         refuse_used(out)
@@ -214,7 +216,9 @@ def _evaluate_onnx(
     config = _on_data(config, data, given_options(overrides))
     split, out = _split_and_folder(file, config, split, out)
     keep_pages()
-    dataset = DetectionData(config.data, model.classes, seed=config.training.seed).split(split)
+    dataset = DetectionData(config.data, model.classes, config.training.seed, None, config.model.predicts_masks).split(
+        split
+    )
     log(summary(dataset))
     refuse_used(out)
     create_folder(out)

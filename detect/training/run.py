@@ -143,7 +143,7 @@ def train_detector(
     """Train a detector in the folder `out`, and evaluate it on the test split, else on the validation split."""
     silence_lightning()
     keep_pages()
-    data = DetectionData(config.data, seed=config.training.seed, divide=divide)
+    data = DetectionData(config.data, None, config.training.seed, divide, config.model.predicts_masks)
     final = config.data.final
     _tell_data(data, final)
     _print_notes(config)

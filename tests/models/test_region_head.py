@@ -193,6 +193,6 @@ def test_loss_by_hand():
     )
     # The ground truth itself is a third region.
     assert samples.valid.sum() == 3
-    losses = head.loss([torch.randn(1, 4, 4, 6)], samples)
+    losses = head.losses(*head([torch.randn(1, 4, 4, 6)], samples.boxes), samples)
     torch.testing.assert_close(losses["classification"], torch.tensor(CLASSES + 1.0).log())
     torch.testing.assert_close(losses["boxes"], torch.tensor(0.5 * 0.1**2 / 3))
