@@ -39,8 +39,6 @@ from detect.curation.shapes import make_shapes
 
 SIDES = ("mask_rcnn", "torchvision_mask_rcnn")
 PHOTOGRAPHS = ["--data.short_side=[240]", "--data.long_side=400", "--training.epochs=24", "--training.warmup_steps=50"]
-    "--data.short_side [240] --data.long_side 400 --training.epochs 24 --training.warmup_steps 50"
-)
 METRICS = ("AP", "AP50", "AP75", "mask_AP", "mask_AP50", "mask_AP75")
 
 
