@@ -189,7 +189,10 @@ def test_options_change_a_config():
         (["--model.backbone={name: resnet, depth: 19}"], r"model\.backbone\.depth: Input should be 18, 34, .*not 19$"),
         (["--model.backbone={name: resent}"], r"model\.backbone\.name: choose 'resnet', 'vgg', .*, not 'resent'$"),
         (["--model.name=[rcnn]"], r"model\.name: choose 'rcnn', 'fast_rcnn', .*, not \['rcnn'\]$"),
-        (["--model.name=yolo"], r"model\.name: choose 'rcnn', 'fast_rcnn', 'faster_rcnn', 'classifier', not 'yolo'$"),
+        (
+            ["--model.name=yolo"],
+            r"model\.name: choose 'rcnn', 'fast_rcnn', 'faster_rcnn', 'mask_rcnn', .*, not 'yolo'$",
+        ),
         (["--model={name: fast_rcnn, rpn: {}}"], r"model\.rpn: there is no such option$"),
         (["--data=3"], r"^--data: this is a section, not an option; `detect options data` lists its options$"),
         (["--data.root.folder=3", "--data.root.folder.x=3"], r"--data\.root\.folder\.x: folder is a value"),

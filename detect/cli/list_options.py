@@ -7,6 +7,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -108,4 +109,4 @@ def _text(value: Any) -> str:
     """Return a default as it is written in YAML."""
     if isinstance(value, str | PurePath):
         return str(value)
-    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, default=asdict)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -97,7 +97,9 @@ def _walk(cls: type, values: Any, prefix: str, owner: str) -> Iterator[Option]:
 
 
 def _sections(hint: Any) -> list[Any]:
-    """Return the classes of options in a type: none for a value, several for a choice by name."""
+    """Return the classes of options in a type: none for a value or a list, several for a choice by name."""
+    if get_origin(hint) is tuple:
+        return []
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return [hint]
     return [section for part in get_args(hint) for section in _sections(part)]

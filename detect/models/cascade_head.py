@@ -50,10 +50,13 @@ STAGES = (
 class CascadeHeadOptions:
     """Options of the cascade; the defaults are the paper's (§4.2 and §5.1), with detectron2's factors.
 
+    The first stage samples regions, and all of these pass through all stages.
+
     Args:
-        batch_size_per_image: regions per image in the loss; all of them pass through all stages.
-        positive_fraction: maximum fraction of objects among them in the first stage.
-        stages: the heads in their order.
+        batch_size_per_image: regions per image in the loss.
+        positive_fraction: maximum fraction of objects among them.
+        stages: the heads in their order, each with `positive_iou`, the minimum IoU of objects, all others being
+            background, and `delta_weights`.
         smooth_l1_beta: absolute error at which smooth L1 turns from quadratic to linear.
     """
 

@@ -55,17 +55,20 @@ def test_types_are_in_words():
     assert kinds["data.short_side"] == "list of integers > 0 and ≤ 8,192"
     assert kinds["data.proposals"] == "path or null" and kinds["data.augment"] == "list of mappings"
     assert kinds["training.recipe"] == "section with the name joint | alternating | rcnn_stages or null"
-    assert kinds["model"] == "section with the name faster_rcnn | rcnn | fast_rcnn | classifier"
+    names = "faster_rcnn | rcnn | fast_rcnn | mask_rcnn | cascade_rcnn | classifier"
+    assert kinds["model"] == f"section with the name {names}"
 
 
 def test_models_and_choices_with_other_defaults_are_told_apart():
     (option,) = listed("model.region_head.batch_size_per_image")
-    assert option.defaults == {"faster_rcnn": 512, "rcnn": 128, "fast_rcnn": 64} and option.everywhere
+    same = dict.fromkeys(("faster_rcnn", "mask_rcnn", "cascade_rcnn"), 512)
+    assert option.defaults == same | {"rcnn": 128, "fast_rcnn": 64} and option.everywhere
     resnet, vgg = listed("model.backbone.depth")
     assert resnet.defaults == {"resnet": 50} and vgg.defaults == {"vgg": 16} and not resnet.everywhere
     assert listed("model.backbone.model")[0].defaults == {"timm": REQUIRED}
     (section,) = listed("model.rpn")
-    assert section.defaults == {"faster_rcnn": ""} and not section.everywhere
+    with_rpn = ("faster_rcnn", "mask_rcnn", "cascade_rcnn")
+    assert section.defaults == dict.fromkeys(with_rpn, "") and not section.everywhere
 
 
 def test_meanings_come_from_both_kinds_of_docstrings():

@@ -9,12 +9,16 @@ from detect.backbones import AnyBackbone, LeNetOptions, Pixels, ResNetOptions
 from detect.models import (
     MODELS,
     RCNN,
+    CascadeRCNN,
+    CascadeRCNNOptions,
     Detector,
     DetectorOptions,
     FasterRCNN,
     FasterRCNNOptions,
     FastRCNN,
     FastRCNNOptions,
+    MaskRCNN,
+    MaskRCNNOptions,
     RCNNOptions,
     build_detector,
     model_names,
@@ -58,8 +62,9 @@ def registered(monkeypatch):
 
 
 def test_names_of_all_detectors():
-    assert model_names() == ("rcnn", "fast_rcnn", "faster_rcnn")
-    assert [options_class(name) for name in model_names()] == [RCNNOptions, FastRCNNOptions, FasterRCNNOptions]
+    assert model_names() == ("rcnn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "cascade_rcnn")
+    three = [RCNNOptions, FastRCNNOptions, FasterRCNNOptions]
+    assert [options_class(name) for name in model_names()] == [*three, MaskRCNNOptions, CascadeRCNNOptions]
     with pytest.raises(KeyError):
         options_class("yolo")
 
@@ -72,7 +77,10 @@ def test_options_build_their_detector(model):
     assert type(detector) is model and detector.options is options and detector.num_classes == 7
 
 
-@pytest.mark.parametrize(("model", "proposals"), [(RCNN, "given"), (FastRCNN, "given"), (FasterRCNN, "own")])
+@pytest.mark.parametrize(
+    ("model", "proposals"),
+    [(RCNN, "given"), (FastRCNN, "given"), (FasterRCNN, "own"), (MaskRCNN, "own"), (CascadeRCNN, "own")],
+)
 def test_where_proposals_come_from(model, proposals):
     assert model.Options.proposals == proposals
     with torch.device("meta"):
@@ -84,7 +92,8 @@ def test_where_proposals_come_from(model, proposals):
 def test_the_predictor_keeps_float32(model):
     with torch.device("meta"):
         detector = model(3, model.Options(backbone=ResNetOptions(18)))
-    assert detector.fp32_modules() == (detector.region_head.predictor,)
+    heads = detector.region_head.heads if model is CascadeRCNN else [detector.region_head]
+    assert detector.fp32_modules() == tuple(head.predictor for head in heads)
     assert detector.dtype == torch.float32 and detector.to(torch.bfloat16).dtype == torch.bfloat16
 
 
