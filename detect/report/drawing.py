@@ -1,9 +1,10 @@
-"""Drawing of boxes and labels on images, without torch."""
+"""Drawing of masks, boxes and labels on images, without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -20,10 +21,14 @@ COLOURS = (
 )
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 _MAX_LETTERS = 32
+_OPACITY = 0.4
+"""Part of the colour in the pixels of a mask; the rest is the image."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Rectangle = tuple[int, int, int, int]
 """Left, top, right, bottom in whole pixels; right and bottom are exclusive."""
+Window = tuple[UInt8[np.ndarray, "h w"], int, int]
+"""Bitmap of a mask in a part of the image, and the part's left and top, as `detect.data.masks.paste` returns them."""
 
 
 def draw_boxes(
@@ -31,8 +36,9 @@ def draw_boxes(
     boxes: Float[np.ndarray, "n 4"],
     labels: Int[np.ndarray, " n"],
     texts: Sequence[str],
+    masks: Sequence[Window] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Return a copy of the image with the boxes in the colours of their classes, and a text at each box.
+    """Return a copy of the image with masks and boxes in the colours of their classes, and a text at each box.
 
     Args:
         image: RGB.
@@ -40,14 +46,15 @@ def draw_boxes(
             first.
         labels: class of each box, which determines its colour.
         texts: text of each box, such as class name and score. The middle of long texts is left out.
+        masks: mask of each box, drawn below all boxes as a translucent area with a thin contour; by default none.
     """
-    canvas = Image.fromarray(image)
+    colours = [COLOURS[label % len(COLOURS)] for label in labels.tolist()]
+    canvas = Image.fromarray(image if masks is None else _with_masks(image, masks, colours))
     pen = ImageDraw.Draw(canvas)
     side = max(canvas.size)
     font = font_for(canvas.size)
     width = max(1 if side < 200 else 2, round(side / 400))
     corners = [whole_pixels(box, canvas.size) for box in boxes]
-    colours = [COLOURS[label % len(COLOURS)] for label in labels.tolist()]
     for (left, top, right, bottom), colour in reversed(list(zip(corners, colours, strict=True))):
         # A black outline makes the line visible on any background.
         pen.rectangle((left - 1, top - 1, right, bottom), outline=BLACK, width=width + 2)
@@ -58,6 +65,24 @@ def draw_boxes(
         taken[i] = _place(i, rectangles, text_size(text, font), taken[:i], canvas.size)
         _write(pen, taken[i].tolist(), text, font, colours[i])
     return np.array(canvas)
+
+
+def _with_masks(
+    image: UInt8[np.ndarray, "H W 3"], masks: Sequence[Window], colours: Sequence[tuple[int, int, int]]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Return a copy of the image with masks; the first is on top."""
+    canvas, square = image.copy(), np.ones((3, 3), np.uint8)
+    contour = max(1, round(max(image.shape[:2]) / 800))
+    for (bitmap, left, top), colour in reversed(list(zip(masks, colours, strict=True))):
+        if not bitmap.size:  # OpenCV refuses it
+            continue
+        area = canvas[top : top + bitmap.shape[0], left : left + bitmap.shape[1]]
+        # An edge of the bitmap is an edge of the mask: only an edge of the image cuts masks.
+        inner = cv2.erode(bitmap, square, iterations=contour, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+        blended = area + _OPACITY * (np.array(colour, np.float32) - area)
+        area[inner > 0] = np.rint(blended).astype(np.uint8)[inner > 0]
+        area[bitmap > inner] = colour
+    return canvas
 
 
 def font_for(size: tuple[int, int]) -> Font:
