@@ -3,9 +3,9 @@
     make_shapes(Path("data/shapes"))  ->  data/shapes/{annotations/instances_<split>.json, images/<split>/*.jpg}
 
 Ground truths describe the visible part of a shape, as in annotated photographs: the box is the bounding box of the
-pixels that neither another shape nor the border hides, and the area counts these pixels. At least `VISIBLE` of each
-shape is visible: a shape for which this does not hold, or that hides too much of another one, is drawn again elsewhere.
-Shadows, lines and specks are not objects.
+pixels that neither another shape nor the border hides, the mask (RLE) has exactly these pixels, and the area counts
+them. At least `VISIBLE` of each shape is visible: a shape for which this does not hold, or that hides too much of
+another one, is drawn again elsewhere. Shadows, lines and specks are not objects.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
+from detect.data.masks import encode
 from detect.errors import UserError
 from detect.files.atomic import new_folder
 from detect.terminal import track
@@ -129,6 +130,7 @@ def _make_image(folder: Path, split: str, index: int, size: tuple[int, int], see
             "bbox": list(cv2.boundingRect(mask.astype(np.uint8))),
             "area": int(mask.sum()),
             "iscrowd": 0,
+            "segmentation": encode(mask.astype(np.uint8)).segmentation(),
         }
         for label, mask in zip(labels, masks, strict=True)
     ]

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from detect.curation.doctor.diagnosis import Finding, place_in
 from detect.data.annotations import Annotations
+from detect.data.masks import Mask
 from detect.data.transforms import Resize
 from detect.errors import one_line
 
@@ -38,14 +39,11 @@ def check_boxes(
         sizes: width and height of each image.
         resize: if given, a box is tiny by its size in the network's input, otherwise by its size in the file.
     """
-    order = np.argsort(annotations.image, kind="stable")
-    bounds = np.searchsorted(annotations.image[order], np.arange(len(annotations.paths) + 1))
-    for image in np.flatnonzero(np.diff(bounds)):
-        rows = order[bounds[image] : bounds[image + 1]]
-        yield from _check_image(_Image(split, annotations, int(image), rows, sizes[image]), resize)
+    for image in images_with_boxes(split, annotations, sizes):
+        yield from _check_image(image, resize)
 
 
-class _Image:
+class ImageBoxes:
     """The boxes of one image."""
 
     def __init__(
@@ -55,23 +53,35 @@ class _Image:
         self.width, self.height = map(int, size)
         self.boxes, self.labels = annotations.boxes[rows], annotations.labels[rows]
 
-    def finding(self, rule: str, rows: Sequence[int], what: str) -> Finding:
-        """Return a finding on some boxes, with the location of the last one."""
+    def finding(self, rule: str, rows: Sequence[int], what: str, *masks: Mask) -> Finding:
+        """Return a finding on some boxes, with the location of the last one, and perhaps the masks to draw."""
         where = self.annotations.places[self.rows[rows[-1]]]
         path = self.annotations.paths[self.image]
         boxes = tuple(tuple(map(float, self.boxes[row])) for row in rows)
         what = one_line(f"{where}: {what} in {path.name}, {self.width} × {self.height}")
-        return Finding(rule, self.annotations.sources[self.image], what, place_in(where), self.split, (path,), boxes)
+        source = self.annotations.sources[self.image]
+        return Finding(rule, source, what, place_in(where), self.split, (path,), boxes, masks)
 
     def name(self, row: int) -> str:
+        """Return the class of a box."""
         label = self.labels[row]
         return self.annotations.classes[label] if label >= 0 else "an unknown class"
 
     def where(self, row: int) -> str:
+        """Return the location of a box in its annotation file."""
         return self.annotations.places[self.rows[row]]
 
 
-def _check_image(image: _Image, resize: Resize | None) -> Iterator[Finding]:
+def images_with_boxes(split: str, annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> Iterator[ImageBoxes]:
+    """Yield the boxes of each image that has some; for the arguments see `check_boxes`."""
+    order = np.argsort(annotations.image, kind="stable")
+    bounds = np.searchsorted(annotations.image[order], np.arange(len(annotations.paths) + 1))
+    for image in np.flatnonzero(np.diff(bounds)):
+        rows = order[bounds[image] : bounds[image + 1]]
+        yield ImageBoxes(split, annotations, int(image), rows, sizes[image])
+
+
+def _check_image(image: ImageBoxes, resize: Resize | None) -> Iterator[Finding]:
     boxes = image.boxes
     for first, second in _repeated(boxes, image.labels):
         yield image.finding("duplicate-box", (first, second), f"the same box and class as {image.where(first)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from detect.data.defects import RULES
+from detect.data.masks import Mask
 from detect.errors import one_line
 
 Severity = Literal["error", "warning", "note"]
@@ -78,6 +79,11 @@ _OWN = {
     "duplicate-pixels": Check("warning", "keep one of them, with the boxes of both", True),
     "duplicate-box": Check("warning", "keep one of them", True),
     "class-conflict": Check("warning", "if both are the same object, remove the wrong one"),
+    "unreadable-mask": Check("error", "write the mask in the size of its image"),
+    "empty-mask": Check("warning", "draw the mask again or remove it: it has no pixel to learn from"),
+    "mask-unlike-box": Check("warning", "correct the box or the mask: they belong to different places"),
+    "mask-outside-box": Check("warning", "enlarge the box or correct the mask: what is outside the box is not learned"),
+    "no-mask": Check("warning", "draw the missing masks: only their boxes are learned"),
     "tiny-box": Check("warning", "remove it, or train with larger images: it is too small to learn from"),
     "exif-unrotated": Check("warning", "draw the boxes again on the upright image, or remove the EXIF orientation"),
     "similar-classes": Check("warning", "use one spelling for both"),
@@ -92,6 +98,7 @@ _OWN = {
     "exif-rotated": Check("note", "the boxes fit the upright image; other tools may not rotate it", True),
     "pixel-mode": Check("note", "it is read as 8-bit RGB"),
     "whole-image-box": Check("note", "correct if one object fills the image, otherwise a label of the whole image"),
+    "scattered-mask": Check("note", "if the pieces are several objects, give each its own annotation, or iscrowd 1"),
     "zero-id": Check("note", "count from 1: pycocotools takes annotation 0 for no match; `detect` renumbers"),
     "no-boxes": Check("note", "correct for background, otherwise annotate them"),
     "imbalance": Check("note", "expect lower metrics for rare classes, or add images of them"),
@@ -125,6 +132,8 @@ class Finding:
     """Images that show the problem; two for a pair."""
     boxes: tuple[tuple[float, ...], ...] = ()
     """Boxes to draw on the first image, xyxy in pixels."""
+    masks: tuple[Mask, ...] = field(default=(), repr=False, compare=False)
+    """Masks to draw on the first image."""
 
     @property
     def severity(self) -> Severity:

@@ -4,7 +4,7 @@ scan_folder: links, special files          files that must not be opened
   │ parse, with the rules of the readers   annotations of every split
   │ inspect_images: decode every pixel     sizes, pixel formats, digests
   │ repair, with the rules of the readers  valid boxes
-  └ checks: boxes, classes, duplicates, leaks, unused files → Report
+  └ checks: boxes, masks, classes, duplicates, leaks, unused files → Report
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from detect.curation.doctor import duplicates
 from detect.curation.doctor.box_checks import check_boxes, check_classes
 from detect.curation.doctor.diagnosis import Finding, Report, place_in, sort
 from detect.curation.doctor.image_checks import ImageCheck, inspect_images
+from detect.curation.doctor.mask_checks import check_masks
 from detect.curation.doctor.unused_files import Folder, orphaned_annotations, scan_folder, unlisted_images
 from detect.data.annotations import Annotations, repair
 from detect.data.dataset import Defect
@@ -270,6 +271,7 @@ def _check_annotations(survey: Survey, split: str, resize: Resize | None) -> Ite
     images = {path.name: path for path in annotations.paths}
     yield from (_finding(defect, split, images) for defect in log.all)
     yield from check_boxes(split, kept, sizes, resize)
+    yield from check_masks(split, kept, sizes)
     readable = np.flatnonzero(sizes.all(axis=1))
     empty = np.setdiff1d(readable, annotations.image)
     if len(empty):

@@ -71,13 +71,25 @@ def _rule(report: Report, rule: str, findings: list[Finding]) -> str:
 
 
 def _picture(finding: Finding) -> str:
-    """Return the images of a finding side by side, with boxes on the first; an empty string if one is unreadable."""
+    """Return the images of a finding side by side, the first with its boxes; an empty string if one is unreadable."""
     try:
-        jpegs = [_thumbnail(decode(path), finding.boxes if not k else ()) for k, path in enumerate(finding.images)]
+        pictures = [decode(path) for path in finding.images]
     except UserError:
         return ""
+    jpegs = [
+        _thumbnail(picture, () if k else finding.boxes) for k, picture in enumerate(_with_masks(pictures, finding))
+    ]
     images = " ".join(f'<img src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" alt="">' for jpeg in jpegs)
     return f"<figure>{images}<figcaption>{_text(finding.what)}</figcaption></figure>"
+
+
+def _with_masks(pictures: list[UInt8[np.ndarray, "H W 3"]], finding: Finding) -> list[UInt8[np.ndarray, "H W 3"]]:
+    """Return the pictures of a finding, the first with its masks in colour."""
+    for mask in finding.masks:
+        first = pictures[0] = pictures[0].copy()
+        shown = mask.bitmap(*first.shape[:2]).astype(bool)
+        first[shown] = first[shown] // 2 + np.array(_BOX_COLOUR, np.uint8) // 2
+    return pictures
 
 
 def _thumbnail(pixels: UInt8[np.ndarray, "H W 3"], boxes: tuple[tuple[float, ...], ...]) -> bytes:
