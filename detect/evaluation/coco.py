@@ -293,7 +293,8 @@ def _as_annotations(results: list[dict[str, Any]], kind: Kind) -> list[dict[str,
     it is the area of the mask.
     """
     if kind == "segm":
-        areas = coco_mask.area([result["segmentation"] for result in results]).tolist() if results else []
+        # One at a time: pycocotools 2.0.11 fails on lists of more than 255 masks.
+        areas = [float(coco_mask.area(result["segmentation"])) for result in results]
     else:
         areas = [result["bbox"][2] * result["bbox"][3] for result in results]
     return [
