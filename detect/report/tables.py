@@ -12,7 +12,7 @@ from detect.terminal import table
 
 _CLASS_COLUMNS = {"truths": "objects", "AP": "AP", "AP50": "AP50", "AP75": "AP75", "AR100": "AR100"}
 """Columns of the table of classes: key in `per_class` and title."""
-_MASK_COLUMNS = {"mask_AP": "mask AP", "mask_AP50": "mask AP50", "mask_AP75": "mask AP75"}
+_MASK_COLUMNS = {"mask_AP": "mask AP"}
 
 
 def print_metrics(metrics: dict[str, Any], console: Console | None = None) -> None:
