@@ -69,6 +69,8 @@ PARTS = {
     "rpn.": "RPN",
     "region_head.box_head.": "box head",
     "region_head.predictor.": "classes and boxes",
+    "region_head.stages.": "box heads, classes and boxes",
+    "mask_head.": "mask head",
 }
 """Names of a detector's parts in the table, by prefix of their keys."""
 
@@ -145,7 +147,7 @@ class _Converted(NamedTuple):
 
 def _from_torchvision(state: State, frozen_eps: float | None) -> _Converted:
     state, left_out = leave_out(state, torchvision_weights.LEFT_OUT)
-    model = torchvision_weights.faster_rcnn_from_torchvision(state, frozen_eps or 0.0)
+    model = torchvision_weights.detector_from_torchvision(state, frozen_eps or 0.0)
     assumed = frozen_eps is None and not any(key.endswith(BATCHES) for key in state)
     options = torchvision_weights.torchvision_options(state)
     return _Converted(model, options, left_out, ASSUMED_EPS if assumed else "")

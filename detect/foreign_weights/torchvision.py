@@ -1,6 +1,12 @@
-"""Conversion of torchvision's Faster R-CNN, and of the box branch of its Mask R-CNN, with equal outputs."""
+"""Conversion of torchvision's Faster R-CNN and Mask R-CNN with equal outputs.
+
+Boxes, scores and the 28 × 28 probabilities of the masks are equal; masks in pixels are not: torchvision moves the box
+of a mask to whole pixels before it pastes, and here the formula is detectron2's, which is closer to the objects.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +15,15 @@ from detect.backbones import ResNetOptions
 from detect.backbones.norm import FrozenBatchNorm2d
 from detect.errors import UserError
 from detect.foreign_weights.state_dicts import BATCHES, State, match_state, rename_by_prefix
-from detect.models import BoxHeadOptions, FasterRCNN, FasterRCNNOptions, RPNOptions
+from detect.models import (
+    BoxHeadOptions,
+    FasterRCNN,
+    FasterRCNNOptions,
+    MaskHeadOptions,
+    MaskRCNNOptions,
+    RPNOptions,
+    build_detector,
+)
 
 # Our prefix of a key by torchvision's; the rest of the key is the same. The longest matching prefix is replaced. Both
 # versions share the table, because every key has the same meaning in both.
@@ -32,6 +46,10 @@ PREFIXES = {
     "roi_heads.box_head.5.": "region_head.box_head.layers.0.",
     "roi_heads.box_predictor.cls_score.": "region_head.predictor.scores.",
     "roi_heads.box_predictor.bbox_pred.": "region_head.predictor.deltas.",
+    # masks: four convolutions, in v2 each with its norm
+    **{f"roi_heads.mask_head.{i}.0.": f"mask_head.convolutions.{2 * i}." for i in range(4)},
+    "roi_heads.mask_predictor.conv5_mask.": "mask_head.deconvolution.",
+    "roi_heads.mask_predictor.mask_fcn_logits.": "mask_head.predictor.",
     # Files older than torchvision 0.13, such as the published v1, have one level less in these keys.
     **{f"rpn.head.conv.{kind}": f"rpn.convolutions.0.{kind}" for kind in ("weight", "bias")},
     **{
@@ -40,14 +58,19 @@ PREFIXES = {
         for level in range(4)
         for kind in ("weight", "bias")
     },
+    **{f"roi_heads.mask_head.mask_fcn{i + 1}.": f"mask_head.convolutions.{2 * i}." for i in range(4)},
 }
+WITH_NORM = {
+    f"roi_heads.mask_head.{i}.{layer}.": f"mask_head.convolutions.{3 * i + layer}."
+    for i in range(4)
+    for layer in (0, 1)
+}
+"""Prefixes of v2's mask head, whose convolutions are followed by a norm."""
 CLASSES = "roi_heads.box_predictor.cls_score.bias"
-REMEDY = "give a state dict of torchvision's fasterrcnn_resnet50_fpn or fasterrcnn_resnet50_fpn_v2"
-LEFT_OUT = {
-    r"roi_heads\.mask_": ("mask head", "only boxes are detected"),
-    r"roi_heads\.keypoint_": ("keypoint head", "only boxes are detected"),
-}
-"""Tensors of Mask R-CNN and Keypoint R-CNN that Faster R-CNN does not have, for `leave_out`."""
+REMEDY = "give a state dict of torchvision's fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn or their v2"
+LEFT_OUT = {r"roi_heads\.keypoint_": ("keypoint head", "only boxes and masks are detected")}
+"""Tensors of Keypoint R-CNN, for `leave_out`."""
+MASKS = "roi_heads.mask_predictor.mask_fcn_logits.bias"
 
 
 def torchvision_options(state: State) -> FasterRCNNOptions:
@@ -59,17 +82,21 @@ def torchvision_options(state: State) -> FasterRCNNOptions:
     convolutions and one fully connected layer in the box head. Apart from the anchor positions, the rest equals our
     defaults.
     """
-    if "roi_heads.box_head.fc6.weight" in state:
-        return FasterRCNNOptions(backbone=ResNetOptions(50, norm="frozen"), rpn=RPNOptions(anchors_fitted=True))
-    return FasterRCNNOptions(
-        backbone=ResNetOptions(50, norm="batch"),
-        rpn=RPNOptions(convolutions=2, anchors_fitted=True),
-        box_head=BoxHeadOptions(convolutions=4, layers=1),
-    )
+    is_v1 = "roi_heads.box_head.fc6.weight" in state
+    given: dict[str, Any] = {
+        "backbone": ResNetOptions(50, norm="frozen" if is_v1 else "batch"),
+        "rpn": RPNOptions(convolutions=1 if is_v1 else 2, anchors_fitted=True),
+        "box_head": BoxHeadOptions() if is_v1 else BoxHeadOptions(convolutions=4, layers=1),
+    }
+    if MASKS not in state:
+        return FasterRCNNOptions(**given)
+    return MaskRCNNOptions(**given, masks=MaskHeadOptions(norm="none" if is_v1 else "batch"))
 
 
-def faster_rcnn_from_torchvision(state: State, frozen_eps: float = 0.0) -> FasterRCNN:
-    """Convert torchvision's `fasterrcnn_resnet50_fpn` or `…_v2` to a detector in eval mode with equal outputs.
+def detector_from_torchvision(state: State, frozen_eps: float = 0.0) -> FasterRCNN:
+    """Convert torchvision's `fasterrcnn_resnet50_fpn`, `maskrcnn_resnet50_fpn` or their `…_v2` to our detector.
+
+    It is in eval mode and has equal outputs; see above for masks.
 
     It has the same classes except background: torchvision's label l is our l - 1. Weights trained on COCO have 90
     classes, the category ids minus one, ten of them unused.
@@ -89,9 +116,11 @@ def faster_rcnn_from_torchvision(state: State, frozen_eps: float = 0.0) -> Faste
     # torchvision's pixel mean and standard deviation, also those of ImageNet, are not in the state dict.
     pixels = ("backbone.mean", "backbone.std")
     with torch.device("meta"):  # a small file can claim large shapes: allocate only after they have matched
-        empty = FasterRCNN(num_classes, options)
-    matched = match_state(state, empty, _rename, _background_last, REMEDY, given=pixels)
-    model = FasterRCNN(num_classes, options).eval()
+        empty = build_detector(options, num_classes)
+    rename = _rename_v2 if "roi_heads.mask_head.0.1.weight" in state else _rename
+    matched = match_state(state, empty, rename, _background_last, REMEDY, given=pixels)
+    model = build_detector(options, num_classes).eval()
+    assert isinstance(model, FasterRCNN)
     model.load_state_dict(matched, strict=False)
     if not any(key.endswith(BATCHES) for key in state):
         _change_eps(model, frozen_eps)
@@ -102,12 +131,18 @@ def _rename(key: str) -> str:
     return rename_by_prefix(key, PREFIXES)
 
 
+def _rename_v2(key: str) -> str:
+    return rename_by_prefix(key, PREFIXES | WITH_NORM)
+
+
 def _background_last(key: str, value: Tensor) -> Tensor:
     """Move background, which has no box, from torchvision's first class to our last."""
     if key.startswith("region_head.predictor.scores."):
         return value.roll(-1, dims=0)
     if key.startswith("region_head.predictor.deltas."):
         return value[4:]
+    if key.startswith("mask_head.predictor."):
+        return value[1:]
     return value
 
 

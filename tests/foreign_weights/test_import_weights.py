@@ -83,14 +83,14 @@ def test_torchvisions_file_becomes_a_checkpoint(tmp_path):
         network = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
     shapes = {key: value.shape for key, value in network.state_dict().items() if value.ndim}
     theirs = {key: torch.rand(shape) for key, shape in shapes.items()}
-    mask = {
-        "roi_heads.mask_head.0.0.weight": torch.zeros(2, 3),
-        "roi_heads.mask_predictor.conv5_mask.bias": torch.ones(1),
+    keypoints = {
+        "roi_heads.keypoint_head.0.weight": torch.zeros(2, 3),
+        "roi_heads.keypoint_predictor.kps_score_lowres.bias": torch.ones(1),
     }
-    torch.save(theirs | mask, tmp_path / "maskrcnn.pth")
-    imported = import_weights("torchvision", tmp_path / "maskrcnn.pth", tmp_path / "out.ckpt")
-    assert imported.rows()[-1][:3] == ("mask head", "2", "7") and "--frozen-eps 1e-5" in imported.note
-    given = import_weights("torchvision", tmp_path / "maskrcnn.pth", tmp_path / "eps.ckpt", frozen_eps=1e-5)
+    torch.save(theirs | keypoints, tmp_path / "keypoints.pth")
+    imported = import_weights("torchvision", tmp_path / "keypoints.pth", tmp_path / "out.ckpt")
+    assert imported.rows()[-1][:3] == ("keypoint head", "2", "7") and "--frozen-eps 1e-5" in imported.note
+    given = import_weights("torchvision", tmp_path / "keypoints.pth", tmp_path / "eps.ckpt", frozen_eps=1e-5)
     norm = "backbone.body.stem.bn1.weight"
     one, other = (done.checkpoint.model.state_dict()[norm] for done in (imported, given))
     assert given.note == "" and (one > other).all()  # a smaller eps makes larger weights

@@ -4,14 +4,20 @@ from functools import cache, partial
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection import (
+    FasterRCNN,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+)
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import FrozenBatchNorm2d, box_iou
 
 from detect.errors import UserError
-from detect.foreign_weights.torchvision import faster_rcnn_from_torchvision
-from detect.models import ProposalCounts
+from detect.foreign_weights.torchvision import detector_from_torchvision
+from detect.models import MaskRCNN, ProposalCounts
 from detect.structures import Images
 
 CLASSES = 7  # and background
@@ -100,7 +106,7 @@ def on_canvas(images: list[Tensor]) -> Images:
 
 
 def imported(theirs: nn.Module, **options):
-    ours = faster_rcnn_from_torchvision(theirs.state_dict(), **options)
+    ours = detector_from_torchvision(theirs.state_dict(), **options)
     assert not ours.training and ours.num_classes == CLASSES
     ours.rpn.options = replace(ours.rpn.options, testing=ProposalCounts(BEFORE_NMS, AFTER_NMS))
     return ours
@@ -148,6 +154,55 @@ def test_outputs_are_torchvisions(build, eps, request):
             assert_same_detections(detections, row, detected)
 
 
+@torch.no_grad()
+def with_mask_outputs(model: nn.Module) -> nn.Module:
+    """Scale the logits of the masks to order one, after `calibrated`."""
+    heads = model.eval().roi_heads
+    features = model.backbone((torch.randint(0, 256, (2, 3, 96, 96)) / 255 - 0.45) / 0.23)
+    regions = features["0"].unfold(2, 14, 5).unfold(3, 14, 5).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    for norm in heads.mask_head.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 1.5)
+    last = heads.mask_predictor.mask_fcn_logits
+    last.weight /= heads.mask_predictor(heads.mask_head(regions)).std()
+    last.bias.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("build", [maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2], ids=["v1", "v2"])
+@torch.no_grad()
+def test_probabilities_of_masks_are_torchvisions(build):
+    """Compared before they are pasted."""
+    torch.manual_seed(0)
+    theirs = with_mask_outputs(calibrated(build(weights=None, weights_backbone=None, **OPTIONS)))
+    theirs.transform.train()
+    ours, logits = imported(theirs), []
+    assert type(ours) is MaskRCNN
+    theirs.roi_heads.mask_predictor.register_forward_hook(lambda _, __, output: logits.append(output))
+    for images in map(random_batch, (1, 2)):
+        expected, canvas = theirs([image / 255 for image in images]), on_canvas(images)
+        probabilities = iter(logits.pop().sigmoid())
+        detections = ours.detect(canvas)
+        for row, detected in enumerate(expected):
+            assert_same_detections(detections, row, detected)
+            for box, label in zip(detected["boxes"], detected["labels"], strict=True):
+                one, is_same = next(probabilities)[label], detections.labels[row] + 1 == label
+                distances = (detections.boxes[row] - box).abs().amax(dim=-1).masked_fill(~is_same, 1e9)
+                mask = detections.masks[row, distances.argmin()]
+                assert (mask - one).abs().max() <= 1e-4 and mask.std() > 0.05
+
+
+def test_shorter_keys_of_old_mask_heads():
+    state = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3).state_dict()
+    old = state
+    for layer in range(4):
+        old = renamed(old, f"roi_heads.mask_head.{layer}.0.", f"roi_heads.mask_head.mask_fcn{layer + 1}.")
+    assert old.keys() != state.keys()
+    new, old = detector_from_torchvision(state).state_dict(), detector_from_torchvision(old).state_dict()
+    assert all(torch.equal(value, old[key]) for key, value in new.items())
+
+
 def renamed(state: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
     return {key.replace(old, new): value for key, value in state.items()}
 
@@ -163,12 +218,12 @@ def test_shorter_keys_of_old_versions(state):
         for blocks in ("inner_blocks", "layer_blocks"):
             old = renamed(old, f"{blocks}.{level}.0.", f"{blocks}.{level}.")
     assert old.keys() != state.keys()
-    new, old = faster_rcnn_from_torchvision(state).state_dict(), faster_rcnn_from_torchvision(old).state_dict()
+    new, old = detector_from_torchvision(state).state_dict(), detector_from_torchvision(old).state_dict()
     assert all(torch.equal(value, old[key]) for key, value in new.items())
 
 
 def test_half_precision_becomes_single(state):
-    model = faster_rcnn_from_torchvision({key: value.half() for key, value in state.items()})
+    model = detector_from_torchvision({key: value.half() for key, value in state.items()})
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
 
@@ -200,5 +255,5 @@ SCORES = "roi_heads.box_predictor.cls_score.weight"
 )
 def test_mismatched_keys_are_named(state, change, message):
     with pytest.raises(UserError, match=message) as error:
-        faster_rcnn_from_torchvision(change(state))
+        detector_from_torchvision(change(state))
     assert "\n" not in str(error.value)

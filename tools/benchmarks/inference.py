@@ -50,7 +50,7 @@ from detect.config import Config
 from detect.data.decode import decode
 from detect.data.options import DataOptions
 from detect.export.export_checkpoint import export_checkpoint
-from detect.foreign_weights.torchvision import faster_rcnn_from_torchvision, torchvision_options
+from detect.foreign_weights.torchvision import detector_from_torchvision, torchvision_options
 from detect.models import FasterRCNNOptions, ProposalCounts, RPNOptions, build_detector
 from detect.prediction.load import load
 from detect.prediction.onnx_detector import OnnxDetector
@@ -171,7 +171,7 @@ def make_files(folder: Path, images: Path | None) -> Files:
     state = torchvision_model(800).state_dict()
     weights, checkpoint, onnx = folder / "torchvision.pth", folder / "ours.ckpt", folder / "ours.onnx"
     torch.save(state, weights)
-    model = faster_rcnn_from_torchvision(state, frozen_eps=1e-5)
+    model = detector_from_torchvision(state, frozen_eps=1e-5)
     names, numbers = zip(*((f"class {label}", label + 1) for label in range(model.num_classes)), strict=True)
     config = Config(torchvision_options(state), DataOptions(short_side=(800,), long_side=1333))
     save_checkpoint(Checkpoint(model, config, names, numbers), checkpoint)

@@ -23,7 +23,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from detect.data.decode import decode
-from detect.foreign_weights.torchvision import faster_rcnn_from_torchvision
+from detect.foreign_weights.torchvision import detector_from_torchvision
 from detect.models import Detector
 from detect.ops.winograd import train_with_winograd
 from detect.prediction.prepare import Precision, prepare
@@ -201,7 +201,7 @@ class Ours(Side):
 
     def __init__(self, case: Case, folder: Path | None) -> None:
         super().__init__(case, folder)
-        model = faster_rcnn_from_torchvision(torchvision_model(case.size).state_dict(), frozen_eps=1e-5).to(self.device)
+        model = detector_from_torchvision(torchvision_model(case.size).state_dict(), frozen_eps=1e-5).to(self.device)
         self.batch = self._batch().to(self.device)
         self.model: Detector = model
         if case.what == "train":

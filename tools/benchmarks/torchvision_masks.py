@@ -100,6 +100,7 @@ class _Counts:
 
 def _as_lists(targets: Targets, images: Images) -> list[dict[str, Tensor]]:
     """Return torchvision's targets: background is 0, and a mask is as large as the canvas."""
+    assert targets.masks is not None
     height, width = images.pixels.shape[2:]
     listed = []
     for boxes, labels, valid, crowd, masks in zip(
