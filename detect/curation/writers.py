@@ -8,7 +8,7 @@ image.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
@@ -76,10 +76,11 @@ def write_voc(root: Path, split: str, names: Sequence[str], dataset: Dataset) ->
         tree = ElementTree(_voc_tree(name, record, boxes, dataset.classes))
         indent(tree)
         tree.write(annotations / f"{Path(name).stem}.xml", encoding="utf-8")
-        if record.masks is not None:
+        masks = {number: mask for number, mask in enumerate(record.masks or (), start=1) if mask is not None}
+        if masks:
             file = root / "SegmentationObject" / f"{Path(name).stem}.png"
             file.parent.mkdir(exist_ok=True)
-            _label_image(record, record.masks).save(file)
+            label_image(record.height, record.width, masks).save(file)
     stems = "".join(f"{Path(name).stem}\n" for name in names)
     (lists / f"{split}.txt").write_text(stems, encoding="utf-8")
 
@@ -213,12 +214,11 @@ def _voc_tree(name: str, record: Record, boxes: Float64[np.ndarray, "n 4"], clas
     return tree
 
 
-def _label_image(record: Record, masks: Sequence[Mask | None]) -> Image.Image:
-    """Return the image of all masks of a record: the pixels of the first mask are 1, of the second 2, and so on."""
-    numbers = np.zeros((record.height, record.width), np.uint8)
-    for number, mask in enumerate(masks, start=1):
-        if mask is not None:
-            numbers[mask.bitmap(record.height, record.width) == 1] = number
+def label_image(height: int, width: int, masks: Mapping[int, Mask]) -> Image.Image:
+    """Return an image of masks with VOC's palette, in which the pixels of each mask have its number, 1 … 254."""
+    numbers = np.zeros((height, width), np.uint8)
+    for number, mask in masks.items():
+        numbers[mask.bitmap(height, width) == 1] = number
     image = Image.fromarray(numbers)
     image.putpalette([_voc_colour(number, channel) for number in range(256) for channel in range(3)])
     return image

@@ -230,10 +230,15 @@ def test_photographs_from_coco_to_yolo_keep_their_masks(tmp_path):
 
 
 def test_voc_numbers_the_objects_of_an_image(shapes, tmp_path):
-    convert(shapes, tmp_path / "out", "voc", progress=False)
-    for one in read(shapes, "val", progress=False).records:
-        file = next((tmp_path / "out" / "SegmentationObject").glob(f"{one.path.stem}.png"), None)
-        assert file is not None or not len(one.boxes)
+    convert(shapes, tmp_path / "out", "voc", ["train"], progress=False)
+    files = {path.stem: path for path in (tmp_path / "out" / "SegmentationObject").iterdir()}
+    for one in read(shapes, "train", progress=False).records:
+        assert (one.path.stem in files) == bool(len(one.boxes))
+        if len(one.boxes):
+            with Image.open(files[one.path.stem]) as image:
+                numbers = np.asarray(image)
+            for number, mask in enumerate(one.masks, start=1):
+                np.testing.assert_array_equal(numbers == number, mask.bitmap(one.height, one.width))
 
 
 def test_the_image_of_masks_in_voc(tmp_path):
