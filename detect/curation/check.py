@@ -205,6 +205,7 @@ def _records(survey: Survey) -> list[Record]:
                     crowd=kept.crowd[rows],
                     difficult=kept.difficult[rows],
                     areas=kept.areas[rows],
+                    masks=None if kept.masks is None else tuple(kept.masks[row] for row in rows),
                 )
     return list(records.values())
 

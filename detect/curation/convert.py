@@ -5,8 +5,9 @@
     to="yolo"         OUT/data.yaml, OUT/images/SPLIT/IMAGE, OUT/labels/SPLIT/IMAGE.txt
     to="imagefolder"  OUT/SPLIT/CLASS/IMAGE_k.jpg, by `detect.curation.crops`
 
-Image files are copied byte by byte. Boxes are converted with class, area, `iscrowd` and `difficult`; masks, keypoints
-and poses are not read. Losses due to the limits of a format are counted.
+Image files are copied byte by byte. Boxes are converted with class, area, `iscrowd`, `difficult` and mask; keypoints
+and poses are not read. Losses due to the limits of a format are counted. YOLO has one polygon per object: several
+pieces and holes are joined by lines, see `detect.curation.outlines`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from detect.curation.crops import Crops, safe_name, to_imagefolder
+from detect.curation.mask_limits import fit_masks
 from detect.curation.writers import voc_boxes, write_coco, write_voc, write_yaml, write_yolo
 from detect.data.dataset import Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
@@ -37,7 +39,8 @@ from detect.terminal import track
 
 Format = Literal["coco", "voc", "yolo"]
 
-_NOT_READ = "only boxes are converted: masks, keypoints and poses are not read"
+_NOT_READ = "only boxes are converted: keypoints and poses are not read"
+_WITH_MASKS = "boxes and masks are converted: keypoints and poses are not read"
 
 
 @dataclass(slots=True)
@@ -48,6 +51,8 @@ class Conversion:
     """Number of images written per split."""
     boxes: Counter[str] = field(default_factory=Counter)
     """Number of boxes written per split."""
+    masks: Counter[str] = field(default_factory=Counter)
+    """Number of masks written per split."""
     changed: Counter[str] = field(default_factory=Counter)
     """Number of losses due to the new format and of repaired defects, by description."""
     unreadable: list[str] = field(default_factory=list)
@@ -57,9 +62,13 @@ class Conversion:
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
-        written = [f"{split}: {self.images[split]} images, {self.boxes[split]} boxes" for split in self.images]
+        masks = {split: f", {count} masks" for split, count in self.masks.items() if count}
+        written = [
+            f"{split}: {self.images[split]} images, {self.boxes[split]} boxes{masks.get(split, '')}"
+            for split in self.images
+        ]
         changed = [f"{number} × {what}" for what, number in self.changed.items() if number]
-        return [*written, f"{len(self.classes)} classes", *changed, _NOT_READ]
+        return [*written, f"{len(self.classes)} classes", *changed, _WITH_MASKS if masks else _NOT_READ]
 
 
 def convert(
@@ -181,9 +190,8 @@ def _yolo_split(name: str) -> str | None:
 
 def _supported(dataset: Dataset, to: Format, result: Conversion) -> Dataset:
     """Return the split with only the boxes that a format supports, and count losses."""
-    crowd, difficult, areas = (_column(dataset, name) for name in ("crowd", "difficult", "areas"))
-    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in dataset.records)])
-    kept = np.ones(len(boxes), dtype=bool)
+    crowd, difficult = _column(dataset, "crowd"), _column(dataset, "difficult")
+    kept = np.ones(len(crowd), dtype=bool)
     if to != "coco":
         result.changed[f"crowd left out: {to.upper()} has only single objects"] += int(crowd.sum())
         kept &= ~crowd
@@ -195,18 +203,29 @@ def _supported(dataset: Dataset, to: Format, result: Conversion) -> Dataset:
         kept &= ~thin
     else:
         result.changed[f"difficult flag lost: {to.upper()} has none"] += int(difficult.sum())
-    if to != "coco":
-        box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-        changed = ~np.isclose(areas, box_areas, rtol=1e-5, atol=0) & kept
-        result.changed[f"area replaced by the area of the box: {to.upper()} has no areas"] += int(changed.sum())
     per_image = np.split(kept, np.cumsum([len(record.boxes) for record in dataset.records]))
     records = zip(dataset.records, per_image, strict=False)  # `split` returns an empty array at the end
-    return replace(dataset, records=tuple(record.select(one) for record, one in records))
+    fitted = [fit_masks(record.select(one), to, result.changed) for record, one in records]
+    if to != "coco":
+        _count_areas(fitted, to, result)
+    return replace(dataset, records=tuple(fitted))
+
+
+def _count_areas(records: Sequence[Record], to: Format, result: Conversion) -> None:
+    """Count the areas that the new format replaces by those of masks and boxes."""
+    for record in records:
+        areas = (record.boxes[:, 2:] - record.boxes[:, :2]).prod(axis=1).astype(np.float64)
+        masks = np.array([mask is not None for mask in record.masks or (None,) * len(areas)], bool)
+        areas[masks] = [mask.area() for mask in record.masks or () if mask is not None]
+        changed = ~np.isclose(record.areas, areas, rtol=1e-5, atol=0)
+        for what, rows in (("box", ~masks), ("mask", masks)):
+            result.changed[f"area replaced by the area of the {what}: {to.upper()} has no areas"] += int(
+                (changed & rows).sum()
+            )
 
 
 def _column(dataset: Dataset, name: str) -> np.ndarray:
-    kind = np.float64 if name == "areas" else bool
-    return np.concatenate([np.zeros(0, kind), *(getattr(record, name) for record in dataset.records)])
+    return np.concatenate([np.zeros(0, bool), *(getattr(record, name) for record in dataset.records)])
 
 
 def _classes(datasets: Sequence[Dataset], to: Format, result: Conversion) -> tuple[str, ...]:
@@ -279,6 +298,8 @@ def _write(datasets: Sequence[Dataset], draft: Path, to: Format, progress: bool,
         write(draft, dataset.split, files, dataset)
         result.images[dataset.split] = len(dataset)
         result.boxes[dataset.split] = sum(len(record.boxes) for record in dataset.records)
+        masks = (mask for record in dataset.records for mask in record.masks or ())
+        result.masks[dataset.split] = sum(mask is not None for mask in masks)
     if to == "yolo":
         write_yaml(draft, [dataset.split for dataset in datasets], datasets[0].classes)
 

@@ -41,6 +41,8 @@ class Crops:
     """Number of boxes left out because a side is shorter than `MIN_SIDE`."""
     crowds: int = 0
     """Number of crowd regions, which are left out."""
+    masks: int = 0
+    """Number of objects whose mask is not used: an image shows the whole box."""
     unreadable: list[str] = field(default_factory=list)
     """Images left out, with the reason."""
     renamed: dict[str, str] = field(default_factory=dict)
@@ -50,13 +52,15 @@ class Crops:
         """Return the lines to print."""
         named = [f"class {name!r}: its folder is {folder}" for name, folder in self.renamed.items()]
         left_out = f"{self.small} boxes with a side under {MIN_SIDE} pixels and {self.crowds} crowds left out"
-        return [*named, f"{self.crops.total()} images of {len(self.crops)} classes; {left_out}"]
+        masks = [f"{self.masks} × mask not used: a crop shows the whole box"] if self.masks else []
+        return [*named, f"{self.crops.total()} images of {len(self.crops)} classes; {left_out}", *masks]
 
     def add(self, other: Crops) -> None:
         """Add the result of other boxes."""
         self.crops.update(other.crops)
         self.small += other.small
         self.crowds += other.crowds
+        self.masks += other.masks
         self.unreadable += other.unreadable
 
 
@@ -163,6 +167,7 @@ def _write_crops(
     small = (record.boxes[:, 2:] - record.boxes[:, :2]).min(axis=1, initial=np.inf) < MIN_SIDE
     result = Crops(small=int((small & ~record.crowd).sum()), crowds=int(record.crowd.sum()))
     chosen = np.flatnonzero(~small & ~record.crowd)
+    result.masks = sum(record.masks[index] is not None for index in chosen) if record.masks else 0
     if not len(chosen):
         return result
     try:

@@ -93,6 +93,7 @@ def statistics(dataset: Dataset) -> dict[str, Any]:
         "classes_without_objects": int((in_class == 0).sum()),
         **_image_statistics(objects, labels),
         **_box_statistics(objects),
+        **_mask_statistics(dataset),
         "per_class": {
             name: {"objects": int(in_class[label]), "images": int(with_class[label]), "crowds": int(crowds[label])}
             for label, name in enumerate(dataset.classes)
@@ -124,6 +125,17 @@ def _box_statistics(objects: Objects) -> dict[str, Any]:
         "box_share_of_image": _spread(sides.prod(axis=1) / image_sizes.prod(axis=1)),
         **{name: int(((low <= objects.areas) & (objects.areas < high)).sum()) for name, (low, high) in AREAS.items()},
     }
+
+
+def _mask_statistics(dataset: Dataset) -> dict[str, Any]:
+    """Return the number of objects with a mask, and which share of its box a mask covers."""
+    shares = []
+    for record in dataset.records:
+        areas = (record.boxes[:, 2:] - record.boxes[:, :2]).prod(axis=1).tolist()
+        for mask, area, crowd in zip(record.masks or [None] * len(areas), areas, record.crowd, strict=True):
+            if mask is not None and not crowd:
+                shares.append(mask.rle(record.height, record.width).area() / area)
+    return {"masks": len(shares), "mask_share_of_box": _spread(np.array(shares))}
 
 
 def _pairs(dataset: Dataset) -> list[list[Any]]:
@@ -197,6 +209,9 @@ def _overall(splits: Mapping[str, Mapping[str, Any]]) -> Table:
         row(f"  {name} {bounds}", lambda one, name=name: _with_share(one[name], one["objects"]))
     row("  √(w · h)", lambda one: _range(one["box_size"]))
     row("  width / height", lambda one: _range(one["box_aspect_ratio"], 2))
+    if any(one["masks"] for one in splits.values()):
+        row("  with mask", lambda one: _with_share(one["masks"], one["objects"]))
+        row("  mask / box", lambda one: _range(one["mask_share_of_box"], 2))
     row("  difficult", lambda one: _with_share(one["difficult"], one["objects"]))
     row("crowds", lambda one: _number(one["crowds"]))
     row("classes", lambda one: _number(one["classes"]))

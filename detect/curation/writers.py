@@ -1,13 +1,14 @@
 """Writers of COCO, VOC and YOLO annotation files, from which the readers restore the same values.
 
 Boxes are written with the smallest number of decimals that restores the same float32, and whole numbers without a
-decimal point. Images are not written here; `names` has the file name of each image.
+decimal point; COCO's masks are written as they are. Images are not written here; `names` has the file name of each
+image.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
@@ -15,12 +16,18 @@ from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 import numpy as np
 import yaml
 from jaxtyping import Bool, Float32, Float64
+from PIL import Image
 
+from detect.curation.outlines import outline_of
 from detect.data.annotations import MIN_SIDE
 from detect.data.dataset import Dataset, Record
+from detect.data.masks import Mask, Polygons
 
 DIGITS = 17
 """Maximum number of decimals, enough for a float64 below 1."""
+
+FRACTION_DIGITS = 8
+"""Number of decimals of a corner of a polygon, as a fraction of the image's size."""
 
 OUTSIDE = 1e-9
 """Pixels by which a written box may exceed its image because of rounding; the reader clips it."""
@@ -35,7 +42,9 @@ def write_coco(root: Path, split: str, names: Sequence[str], dataset: Dataset) -
     annotations: list[dict[str, Any]] = []
     for name, record, boxes in zip(names, dataset.records, _each(dataset, coco_boxes(dataset)), strict=True):
         images.append({"id": record.id, "file_name": name, "width": record.width, "height": record.height})
-        for box, label, crowd, area in zip(boxes, record.labels, record.crowd, record.areas, strict=True):
+        masks = record.masks or (None,) * len(boxes)
+        columns = (boxes, record.labels, record.crowd, record.areas, masks)
+        for box, label, crowd, area, mask in zip(*columns, strict=True):
             annotation = {
                 "id": len(annotations) + 1,  # pycocotools evaluates an id of 0 incorrectly
                 "image_id": record.id,
@@ -44,6 +53,8 @@ def write_coco(root: Path, split: str, names: Sequence[str], dataset: Dataset) -
                 "area": _plain(area),
                 "iscrowd": int(crowd),
             }
+            if mask is not None:
+                annotation["segmentation"] = _segmentation(mask, record)
             annotations.append(annotation)
     categories = [{"id": id, "name": name} for id, name in zip(dataset.category_ids, dataset.classes, strict=True)]
     document = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
@@ -53,7 +64,11 @@ def write_coco(root: Path, split: str, names: Sequence[str], dataset: Dataset) -
 
 
 def write_voc(root: Path, split: str, names: Sequence[str], dataset: Dataset) -> None:
-    """Write `ImageSets/Main/SPLIT.txt` and an XML file per image in `Annotations`, with boxes by `voc_boxes`."""
+    """Write `ImageSets/Main/SPLIT.txt` and an XML file per image in `Annotations`, with boxes by `voc_boxes`.
+
+    The masks of an image are one PNG in `SegmentationObject`, in which the pixels of an object have its number in the
+    XML file; a pixel of several masks belongs to the last one.
+    """
     annotations, lists = root / "Annotations", root / "ImageSets" / "Main"
     annotations.mkdir(exist_ok=True)
     lists.mkdir(parents=True, exist_ok=True)
@@ -61,18 +76,28 @@ def write_voc(root: Path, split: str, names: Sequence[str], dataset: Dataset) ->
         tree = ElementTree(_voc_tree(name, record, boxes, dataset.classes))
         indent(tree)
         tree.write(annotations / f"{Path(name).stem}.xml", encoding="utf-8")
+        masks = {number: mask for number, mask in enumerate(record.masks or (), start=1) if mask is not None}
+        if masks:
+            file = root / "SegmentationObject" / f"{Path(name).stem}.png"
+            file.parent.mkdir(exist_ok=True)
+            label_image(record.height, record.width, masks).save(file)
     stems = "".join(f"{Path(name).stem}\n" for name in names)
     (lists / f"{split}.txt").write_text(stems, encoding="utf-8")
 
 
 def write_yolo(root: Path, split: str, names: Sequence[str], dataset: Dataset) -> None:
-    """Write a label file per image in `labels/SPLIT`; the images belong in `images/SPLIT`."""
+    """Write a label file per image in `labels/SPLIT`; the images belong in `images/SPLIT`.
+
+    The line of an object with a mask has the polygon of `outline_of` instead of the box.
+    """
     labels = root / "labels" / split
     labels.mkdir(parents=True)
     for name, record, boxes in zip(names, dataset.records, _each(dataset, yolo_boxes(dataset)), strict=True):
-        lines = [
-            " ".join([str(label), *map(_text, box)]) + "\n" for label, box in zip(record.labels, boxes, strict=True)
-        ]
+        lines = []
+        for label, box, mask in zip(record.labels, boxes, record.masks or (None,) * len(boxes), strict=True):
+            outline = None if mask is None else outline_of(mask, record.height, record.width)
+            numbers = box if outline is None else np.round(outline / (record.width, record.height), FRACTION_DIGITS)
+            lines.append(" ".join([str(label), *map(_text, numbers.ravel())]) + "\n")
         (labels / f"{Path(name).stem}.txt").write_text("".join(lines), encoding="utf-8")
 
 
@@ -189,9 +214,31 @@ def _voc_tree(name: str, record: Record, boxes: Float64[np.ndarray, "n 4"], clas
     return tree
 
 
+def label_image(height: int, width: int, masks: Mapping[int, Mask]) -> Image.Image:
+    """Return an image of masks with VOC's palette, in which the pixels of each mask have its number, 1 … 254."""
+    numbers = np.zeros((height, width), np.uint8)
+    for number, mask in masks.items():
+        numbers[mask.bitmap(height, width) == 1] = number
+    image = Image.fromarray(numbers)
+    image.putpalette([_voc_colour(number, channel) for number in range(256) for channel in range(3)])
+    return image
+
+
+def _voc_colour(number: int, channel: int) -> int:
+    """Return red, green or blue in VOC's palette: the bits 0, 3, 6 of a number are the highest of red, and so on."""
+    return sum((number >> (3 * k + channel) & 1) << (7 - k) for k in range(3))
+
+
 def _add(element: Element, **fields: str | int) -> None:
     for tag, value in fields.items():
         SubElement(element, tag).text = str(value)
+
+
+def _segmentation(mask: Mask, record: Record) -> Any:
+    """Return the `segmentation` of a COCO annotation."""
+    if isinstance(mask, Polygons):
+        return [[_plain(number) for number in outline] for outline in mask.segmentation()]
+    return mask.rle(record.height, record.width).segmentation()
 
 
 def _plain(number: float) -> int | float:

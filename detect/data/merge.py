@@ -154,8 +154,10 @@ def _without_repeated(datasets: Iterable[Dataset]) -> tuple[list[Record], list[D
             if first is None:
                 kept.append(record)
             elif first.path != record.path or not first.has_boxes_of(record):  # else the splits overlap by design
-                boxes = "" if first.has_boxes_of(record) else "; it has other boxes there"
-                repeated.append(Defect("repeated-image", record.path, f"the same image as {first.path}{boxes}"))
+                lost = "" if first.has_boxes_of(record) else "; it has other boxes there"
+                if not lost and first.masks is None and any(record.masks or ()):
+                    lost = "; it has no masks there"
+                repeated.append(Defect("repeated-image", record.path, f"the same image as {first.path}{lost}"))
         for record, _ in sizes:
             if record.path in digests:
                 earlier.setdefault(digests[record.path], record)

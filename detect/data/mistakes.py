@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float64, Int64
 from detect.data.annotations import MIN_SIDE, Annotations, Layout
 from detect.data.decode import orientation
 from detect.data.defects import DefectLog
+from detect.data.masks import Mask, Polygons
 from detect.errors import UserError
 
 POSSIBLE = 0.95
@@ -132,7 +133,7 @@ def find_mistake(
 
 
 def corrected(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], reading: Reading) -> Annotations:
-    """Return the annotations with boxes in pixels, by the given reading of the numbers in the file.
+    """Return the annotations with boxes and polygons in pixels, by the given reading of the numbers in the file.
 
     A mistaken file often has mistaken areas: those that do not fit into the box become NaN.
     """
@@ -143,7 +144,27 @@ def corrected(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], reading
             areas = areas * _scales(annotations, sizes)[annotations.image].prod(axis=1)
         share = areas / (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         areas = np.where((share > 0.05) & (share < 1.01), areas, np.nan)
-    return replace(annotations, boxes=boxes, areas=areas, layout="corners", first_pixel=0, normalised=False)
+    masks = None if annotations.masks is None else _corrected_masks(annotations, sizes, reading)
+    changed = replace(annotations, boxes=boxes, areas=areas, masks=masks)
+    return replace(changed, layout="corners", first_pixel=0, normalised=False)
+
+
+def _corrected_masks(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], reading: Reading) -> list[Mask | None]:
+    """Return the masks with polygons in pixels; bitmaps cannot be in another unit.
+
+    Polygons are in pixels if they exceed 1, even if the boxes of their file are fractions.
+    """
+    factors = sizes.astype(np.float64)
+    if reading.scaled:
+        factors = np.nan_to_num(_scales(annotations, sizes), nan=1)
+    masks = list(annotations.masks or ())
+    for row, mask in enumerate(masks):
+        if not isinstance(mask, Polygons):
+            continue
+        in_fractions = annotations.normalised or max(float(outline.max()) for outline in mask.outlines) <= 1
+        if reading.scaled or (reading.fractions and in_fractions):
+            masks[row] = mask.scaled(*factors[annotations.image[row]])
+    return masks
 
 
 class _Split:

@@ -7,7 +7,7 @@ import pytest
 
 from detect.curation import shapes
 from detect.curation.shapes import SHAPES, VISIBLE, draw_scene, make_shapes, outlines
-from detect.data.formats.coco_entries import mask_of
+from detect.data.masks import RLE
 from detect.errors import UserError
 
 
@@ -69,7 +69,9 @@ def test_masks_are_disjoint_and_boxes_are_their_extent(made):
             x, y = columns.min(), rows.min()
             assert annotation["bbox"] == [x, y, columns.max() + 1 - x, rows.max() + 1 - y]
             assert annotation["area"] == mask.sum()
-            np.testing.assert_array_equal(mask_of(annotation["segmentation"]).bitmap(*mask.shape), mask)
+            height, width = annotation["segmentation"]["size"]
+            rle = RLE(height, width, annotation["segmentation"]["counts"].encode())
+            np.testing.assert_array_equal(rle.bitmap(*mask.shape), mask)
 
 
 def test_same_seed_same_bytes_and_count_changes_no_image(made, tmp_path):

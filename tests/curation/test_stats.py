@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from detect.curation.objects import cooccurrence, objects_of
 from detect.curation.stats import print_statistics, statistics, stats
 from detect.curation.stats_picture import coverage, draw_statistics
 from detect.data.dataset import Dataset, Defect, Record
+from detect.data.masks import Polygons, encode
 from detect.errors import UserError
 
 
@@ -91,6 +93,24 @@ def test_coverage_by_hand():
     cells = len(covered)
     np.testing.assert_array_equal(covered[:, : cells // 2], 0.5)
     np.testing.assert_array_equal(covered[:, cells // 2 :], 0)
+
+
+def test_masks_by_hand():
+    """A triangle covers half of its box, a bitmap a quarter; a crowd and a box without a mask do not count."""
+    triangle = Polygons((np.array([[0, 0], [40, 0], [0, 20]], np.float64),))
+    pixels = np.zeros((50, 100), np.uint8)
+    pixels[:10, :10] = 1
+    boxes = [[0, 0, 40, 20], [0, 0, 20, 20], [0, 0, 9, 9], [0, 0, 20, 20]]
+    one = record(boxes, [0, 0, 0, 1], crowd=[False, False, False, True])
+    found = statistics(dataset([replace(one, masks=(triangle, encode(pixels), None, encode(pixels))), record()]))
+    assert found["masks"] == 2
+    assert found["mask_share_of_box"]["min"] == 0.25
+    assert found["mask_share_of_box"]["max"] == pytest.approx(0.5, abs=0.03)
+    lines = printed({"train": found, "val": statistics(BY_HAND)})
+    assert ["with", "mask", "2", "66.7%", "0", "0.0%"] in lines
+    assert lines[[line[:2] for line in lines].index(["mask", "/"])][3] == "0.25"
+    assert statistics(BY_HAND)["mask_share_of_box"] is None
+    assert not [line for line in printed({"val": statistics(BY_HAND)}) if "mask" in line]
 
 
 def printed(splits, width=80) -> list[list[str]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detect.data.masks import Polygons
 from detect.data.merge import distinct, keep_classes, merge, refuse_unknown, unify_classes, with_labels
 from detect.errors import UserError
 
@@ -103,6 +104,9 @@ def test_an_image_of_two_folders_is_read_once_and_told(saved):
     assert (first.rule, first.path) == ("repeated-image", other.records[0].path)
     assert first.detail == f"the same image as {one.records[0].path}"
     assert second.detail == f"the same image as {one.records[1].path}; it has other boxes there"
+    with_mask = replace(one.records[0], path=other.records[0].path, masks=(Polygons((np.eye(3, 2),)),))
+    (third,) = merge([one, replace(other, records=(with_mask,))]).repaired
+    assert third.detail == f"the same image as {one.records[0].path}; it has no masks there"
 
 
 def test_equal_images_of_one_folder_are_kept(saved):

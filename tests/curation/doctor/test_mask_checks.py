@@ -11,7 +11,8 @@ import pytest
 
 from detect.curation.check import check
 from detect.curation.doctor.diagnosis import CHECKS
-from detect.data.masks import encode
+from detect.data.masks import bounds, encode
+from detect.data.read import read
 
 DATA = Path(os.environ.get("DETECT_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
 RULES = ("unreadable-mask", "empty-mask", "mask-unlike-box", "mask-outside-box", "no-mask", "scattered-mask")
@@ -125,3 +126,41 @@ def test_photographs_have_no_finding():
         pytest.skip("photographs of COCO are not in DETECT_DATA")
     report = check(DATA / "coco_mini", progress=False)
     assert Counter(finding.rule for finding in report.findings).keys().isdisjoint(RULES)
+
+
+def test_a_repaired_copy_keeps_masks_and_leaves_out_unusable_ones(tmp_path):
+    beyond = [rectangle(100, 10, 130, 30)]
+    root = write(
+        tmp_path / "data",
+        GOOD,
+        GOOD,  # repeated
+        ([100, 10, 30, 20], beyond, {"area": 999}),  # clipped: its pixels within the image do not change
+        ([60, 10, 10, 10], rle((60, 10, 70, 20)), {"area": None}),
+        ([60, 40, 10, 10], {"size": [HEIGHT, WIDTH], "counts": "no runs"}, {}),
+    )
+    report = check(root, fix=tmp_path / "copy", progress=False, workers=1)
+    document = json.loads((tmp_path / "copy" / "annotations" / "instances_train.json").read_text())
+    first, clipped, pixels, without = document["annotations"]
+    assert first["segmentation"] == GOOD[1]
+    assert clipped["bbox"] == [100, 10, 20, 20] and clipped["segmentation"] == beyond and clipped["area"] == 999
+    assert pixels["segmentation"] == rle((60, 10, 70, 20)) and pixels["area"] == 100
+    assert "segmentation" not in without and without["bbox"] == [60, 40, 10, 10]
+    lines = (tmp_path / "copy" / "MENDED.txt").read_text().splitlines()
+    assert any(line.endswith("annotation 5 of image 1: its mask is left out") for line in lines)
+    assert report.findings and [one.rule for one in findings(tmp_path / "copy")] == ["no-mask"]
+
+
+def test_scaled_images_scale_their_polygons(tmp_path):
+    """The images were halved after they were annotated: the check sees the masks in the boxes, the copy has both."""
+    root = write(
+        tmp_path / "data", *[([10 * k, 60, 80, 90], [rectangle(10 * k, 60, 10 * k + 80, 150)], {}) for k in range(16)]
+    )
+    path = root / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    document["images"][0] |= {"width": 2 * WIDTH, "height": 2 * HEIGHT}
+    path.write_text(json.dumps(document))
+    report = check(root, fix=tmp_path / "copy", progress=False, workers=1)
+    assert "scaled-images" in {one.rule for one in report.findings} and findings(root) == []
+    (repaired,) = read(tmp_path / "copy", "train", progress=False).records
+    for mask, box in zip(repaired.masks, repaired.boxes, strict=True):
+        np.testing.assert_array_equal(bounds(mask.bitmap(HEIGHT, WIDTH)), box)

@@ -13,6 +13,7 @@ from detect.curation.doctor.repair.plan import Plan, rounded
 from detect.data.defects import DefectLog
 from detect.data.formats import coco
 from detect.data.formats.coco_entries import are_polygons, is_number
+from detect.data.masks import Mask
 
 _DONE = {"id-not-number": "the id is a whole number now", "implied-box": "it has the box of its polygon or mask"}
 
@@ -70,7 +71,11 @@ def _repair_annotations(plan: Plan, split: str, document: dict[str, Any], path_o
             plan.report(f"{split}: annotation {entry.get('id')} of image {entry['image_id']}: now has the id {next_id}")
             entry["id"], next_id = next_id, next_id + 1
         seen.add(entry["id"])
-        _repair_entry(entry, box)
+        mask = plan.masks[split].get(row)
+        if entry.get("segmentation") and _repair_mask(entry, mask):
+            what = "its mask is left out" if mask is None else "polygons with fewer than three corners are left out"
+            plan.report(f"{split}: annotation {entry['id']} of image {entry['image_id']}: {what}")
+        _repair_entry(entry, box, mask)
         if split in plan.survey.mistakes:
             _convert_entry(plan, split, entry, row)
         chosen.append(entry)
@@ -97,7 +102,19 @@ def _correct_size(plan: Plan, split: str, entry: dict[str, Any], path: Path) -> 
         entry["width"], entry["height"] = image.size
 
 
-def _repair_entry(entry: dict[str, Any], box: Float64[np.ndarray, " 4"] | None) -> None:
+def _repair_mask(entry: dict[str, Any], mask: Mask | None) -> bool:
+    """Leave out a mask that cannot be used, or polygons with fewer than three corners. Return whether it changed."""
+    if mask is None:
+        del entry["segmentation"]
+        return True
+    polygons = entry["segmentation"]
+    if not isinstance(polygons, list) or are_polygons(polygons):
+        return False
+    entry["segmentation"] = [polygon for polygon in polygons if len(polygon) >= 6]
+    return True
+
+
+def _repair_entry(entry: dict[str, Any], box: Float64[np.ndarray, " 4"] | None, mask: Mask | None) -> None:
     x, y, width, height = entry["bbox"]
     if box is not None:
         x, y = map(rounded, box[:2])
@@ -107,7 +124,7 @@ def _repair_entry(entry: dict[str, Any], box: Float64[np.ndarray, " 4"] | None) 
             entry["area"] = width * height
     area = entry.get("area")
     if not is_number(area) or not 0 <= float(area) < np.inf:  # type: ignore[arg-type]
-        entry["area"] = width * height
+        entry["area"] = width * height if mask is None else rounded(mask.area())
     if entry.get("iscrowd") not in (0, 1):
         entry["iscrowd"] = 0
 

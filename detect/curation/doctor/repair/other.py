@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32, Float64
 
 from detect.curation.doctor.repair.plan import Plan
 from detect.curation.writers import write_coco
@@ -38,8 +39,18 @@ def _records(plan: Plan, split: str) -> tuple[Record, ...]:
         limits = np.array([width, height] * 2) if parsed.normalised else np.ones(4)
         boxes = np.array([valid[row] if plan.boxes[split][row] is not None else valid[row] * limits for row in rows])
         boxes = boxes.reshape(-1, 4).clip(0, [width, height] * 2).astype(np.float32)
-        sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
-        areas = np.where(np.isnan(parsed.areas[rows]), sides.prod(axis=1), parsed.areas[rows])
-        columns = (parsed.labels[rows], parsed.crowd[rows], parsed.difficult[rows], areas)
+        areas = _areas(plan, split, rows, boxes)
+        masks = tuple(plan.masks[split].get(row) for row in rows) if plan.masks[split] else None
+        columns = (parsed.labels[rows], parsed.crowd[rows], parsed.difficult[rows], areas, masks)
         records.append(Record(id_of[path], path, width, height, boxes, *columns))
     return tuple(records)
+
+
+def _areas(plan: Plan, split: str, rows: list[int], boxes: Float32[np.ndarray, "n 4"]) -> Float64[np.ndarray, " n"]:
+    """Return the areas in the file, or else those of the masks, or else those of the boxes."""
+    areas = (boxes[:, 2:].astype(np.float64) - boxes[:, :2]).prod(axis=1)
+    for index, row in enumerate(rows):
+        if (mask := plan.masks[split].get(row)) is not None:
+            areas[index] = mask.area()
+    given = plan.survey.parsed[split].areas[rows]
+    return np.where(np.isnan(given), areas, given)

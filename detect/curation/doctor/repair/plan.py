@@ -15,6 +15,7 @@ from detect.curation.doctor.examine import Survey
 from detect.data.annotations import ROUNDING, Annotations, repair
 from detect.data.dataset import VALIDATION
 from detect.data.defects import DefectLog
+from detect.data.masks import Mask
 from detect.errors import UserError, one_line
 
 
@@ -33,6 +34,8 @@ class Plan:
     """Number of boxes of each image."""
     boxes: dict[str, dict[int, Float64[np.ndarray, " 4"] | None]] = field(default_factory=dict)
     """Rows of `Annotations` that remain in each split, with the new box, or None if it is as in the file."""
+    masks: dict[str, dict[int, Mask]] = field(default_factory=dict)
+    """Usable masks in pixels, by row of `Annotations` in each split."""
     valid: dict[str, list[int]] = field(default_factory=dict)
     """Rows of `Annotations` with a box within its image, in each split."""
     log: list[str] = field(default_factory=list)
@@ -190,6 +193,8 @@ def _boxes(plan: Plan, split: str) -> dict[int, Float64[np.ndarray, " 4"] | None
         if clipped:
             plan.report(f"{location}: clipped at the edge of its image")
     plan.valid[split] = list(map(int, valid.places))
+    masks = zip(plan.valid[split], valid.masks or (), strict=False)  # without masks there are rows only
+    plan.masks[split] = {row: mask for row, mask in masks if mask is not None}
     _report_invalid(plan, split, set(plan.valid[split]))
     return kept
 

@@ -1,0 +1,88 @@
+"""Outline of a mask as one polygon, for formats with one polygon per object, such as YOLO's.
+
+Several pieces, and holes, are joined by lines there and back, as in Ultralytics' converter from COCO. By the even-odd
+rule, which pycocotools and OpenCV apply to one polygon, the lines enclose nothing and holes stay holes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Float64
+
+from detect.data.masks import Bitmap, Mask, Polygons, bounds
+
+_FINER = 4
+"""A contour passes through the centres of pixels; in an enlarged bitmap these are nearer to the pixels' edges."""
+_TOLERANCE = 0.3
+"""Maximum distance, in pixels, between the pixels' edges and the outline."""
+
+
+def outline_of(mask: Mask, height: int, width: int) -> Float64[np.ndarray, "k 2"] | None:
+    """Return the corners x, y of one polygon with the pixels of a mask, within the image; None if it has no pixel.
+
+    The corners of polygons are kept, unless some overlap: then, and for bitmaps, the outline of the pixels is traced.
+    """
+    pieces = _separate(mask, height, width) if isinstance(mask, Polygons) else None
+    if pieces is None:
+        pieces = _trace(mask.bitmap(height, width))
+    joined = _join([piece.clip(0, (width, height)) for piece in pieces])
+    return joined if joined is not None and (np.ptp(joined, axis=0) > 0).all() else None
+
+
+def _separate(mask: Polygons, height: int, width: int) -> Sequence[Float64[np.ndarray, "_ 2"]] | None:
+    """Return the polygons of a mask, all with the same direction, or None if some overlap."""
+    outlines = mask.outlines
+    if len(outlines) == 1:
+        return outlines
+    area = sum(Polygons((outline,)).rle(height, width).area() for outline in outlines)
+    if area != mask.rle(height, width).area():
+        return None
+    # Otherwise the area of the joined polygon would be a difference.
+    reverse = (cv2.contourArea(outline.astype(np.float32), oriented=True) < 0 for outline in outlines)
+    return [outline[::-1] if turned else outline for outline, turned in zip(outlines, reverse, strict=True)]
+
+
+def _trace(bitmap: Bitmap) -> list[Float64[np.ndarray, "_ 2"]]:
+    """Return the outlines of the pieces and holes of a bitmap along the edges of its pixels, with few corners."""
+    extent = bounds(bitmap)
+    if extent is None:
+        return []
+    left, top, right, bottom = extent
+    size = np.array([right - left, bottom - top])
+    large = cv2.resize(bitmap[top:bottom, left:right], (size * _FINER).tolist(), interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    few = [cv2.approxPolyDP(contour, _TOLERANCE * _FINER, True)[:, 0] for contour in contours]
+    # The first and the last pixel of the enlarged bitmap become the edges.
+    scale = size / (size * _FINER - 1)
+    return [contour * scale + (left, top) for contour in few if len(contour) > 2]
+
+
+def _join(outlines: Sequence[Float64[np.ndarray, "_ 2"]]) -> Float64[np.ndarray, "k 2"] | None:
+    """Return one polygon: at each step the nearest outline is inserted at the nearest corner, and left there again."""
+    if not outlines:
+        return None
+    first, *rest = sorted(outlines, key=len, reverse=True)
+    joined, added, start = first, first, 0
+    corners = np.concatenate([np.zeros((0, 2)), *rest])
+    piece = np.repeat(np.arange(len(rest)), [len(outline) for outline in rest])
+    distance, place = np.full(len(corners), np.inf), np.zeros(len(corners), np.int64)
+    for _ in rest:
+        # The nearest corner of the joined polygon to each corner that is left; only new corners can be nearer.
+        distances = ((added[:, None] - corners) ** 2).sum(axis=2)
+        nearest = distances.argmin(axis=0)
+        is_nearer = distances.min(axis=0) < distance
+        distance = np.where(is_nearer, distances.min(axis=0), distance)
+        place = np.where(is_nearer, start + nearest, place)
+
+        chosen = int(distance.argmin())
+        outline, at = rest[piece[chosen]], int(place[chosen])
+        turned = np.roll(outline, np.argmax(piece == piece[chosen]) - chosen, axis=0)
+        added, start = np.vstack([turned, turned[:1]]), at + 1
+        joined = np.vstack([joined[: at + 1], added, joined[at:]])
+        place = place + (place > at) * (len(added) + 1)
+        left = piece != piece[chosen]
+        corners, piece, distance, place = corners[left], piece[left], distance[left], place[left]
+    return joined
