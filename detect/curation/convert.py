@@ -7,7 +7,7 @@
 
 Image files are copied byte by byte. Boxes are converted with class, area, `iscrowd`, `difficult` and mask; keypoints
 and poses are not read. Losses due to the limits of a format are counted. YOLO has one polygon per object: several
-pieces and holes are joined by lines, see `detect.curation.outlines`.
+pieces and holes are joined by lines, see `detect.data.outlines`.
 """
 
 from __future__ import annotations

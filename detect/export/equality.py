@@ -18,6 +18,8 @@ from detect.terminal import stage
 
 MAX_SCORE_DIFFERENCE, MIN_IOU = 1e-4, 0.999
 """Maximum score difference and minimum IoU of matching detections."""
+MAX_MASK_DIFFERENCE = 1e-2
+"""Maximum difference of a probability of two matching masks, whose boxes may differ a little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,9 @@ class Equality:
 def check_equality(predictor: Predictor, run: Callable[[list[Frame]], Any], images: Sequence[Image]) -> Equality:
     """Compare the detections of a checkpoint and of its exported model, in single images and in batches of two.
 
-    Each detection needs a match of the same class in the other model's detections. It may be missing only if its score
-    is within 1e-4 of the score threshold, or of the last score if there are as many detections as allowed.
+    Each detection needs a match of the same class, with the same mask, in the other model's detections. It may be
+    missing only if its score is within 1e-4 of the score threshold, or of the last score if there are as many
+    detections as allowed.
 
     Args:
         predictor: the checkpoint.
@@ -82,12 +85,15 @@ def _compare(result: Result, other: Result, floor: float, batch_size: int) -> tu
     """Match the detections with a score above `floor`. Return the maximum score difference and the minimum IoU."""
     differences, ious = [0.0], [1.0]
     unmatched = np.ones(len(other), bool)
-    for box, score, label in zip(result.boxes, result.scores, result.labels, strict=True):
+    for row, (box, score, label) in enumerate(zip(result.boxes, result.scores, result.labels, strict=True)):
         if score <= floor:
             continue
         difference = np.abs(other.scores - score)
         iou = _iou(box, other.boxes)
         matches = unmatched & (other.labels == label) & (difference <= MAX_SCORE_DIFFERENCE) & (iou >= MIN_IOU)
+        if result.mask_probabilities is not None and other.mask_probabilities is not None:
+            mask_differences = np.abs(other.mask_probabilities - result.mask_probabilities[row])
+            matches &= mask_differences.max(axis=(1, 2), initial=0) <= MAX_MASK_DIFFERENCE
         if not matches.any():
             raise UserError(
                 f"the exported model differs: a {result.classes[label]} of score {score:.4f} at "

@@ -118,7 +118,7 @@ def _write_onnx(checkpoint: Checkpoint, program: ExportedProgram, path: Path) ->
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=OUTPUTS,
+            output_names=[*OUTPUTS, *(["masks"] if checkpoint.config.model.predicts_masks else [])],
             custom_translation_table=translations(),
             verbose=False,
         )
@@ -150,9 +150,11 @@ def _write_pt2(checkpoint: Checkpoint, program: ExportedProgram, path: Path) -> 
         height, width = size = batch[0].pixels.shape[0], batch[0].pixels.shape[1]
         limits = np.array([width, height, width, height], np.float32)
         outputs = module(torch.from_numpy(np.stack([frame.pixels for frame in batch])))
-        for boxes, scores, labels, count in zip(*(output.numpy() for output in outputs), strict=True):
+        for boxes, scores, labels, count, *masks in zip(*(output.numpy() for output in outputs), strict=True):
             detections = boxes[:count].clip(0, limits), scores[:count], labels[:count]
-            yield Result(*detections, checkpoint.classes, checkpoint.category_ids, size)
+            probabilities = masks[0][:count] if masks else None
+            names = checkpoint.classes, checkpoint.category_ids
+            yield Result(*detections, *names, size, mask_probabilities=probabilities)
 
     return run
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from detect.data.canvases import SIZE_DIVISIBILITY, enclosing_canvas
@@ -28,15 +28,19 @@ class Exportable(nn.Module):
         super().__init__()
         self.model, self.resizing = model, resizing
 
-    def forward(
-        self, images: UInt8[Tensor, "B H W 3"]
-    ) -> tuple[Float32[Tensor, "B D 4"], Float32[Tensor, "B D"], Int64[Tensor, "B D"], Int64[Tensor, " B"]]:
-        """Return boxes in pixels of the images, scores, labels, best first, and the number of detections per image."""
+    def forward(self, images: UInt8[Tensor, "B H W 3"]) -> tuple[Tensor, ...]:
+        """Return boxes in pixels of the images, scores, labels, best first, and the number of detections per image.
+
+        Returns:
+            float32 [B, D, 4], float32 [B, D], int64 [B, D], int64 [B] and, with a mask head, the probabilities of
+            masks in their boxes, float32 [B, D, m, m].
+        """
         pixels, sizes, scales = letterbox(images, self.resizing.short_side, self.resizing.long_side)
         detections = to_file_pixels(self.model.detect(Images(pixels, sizes)), scales)
         valid = detections.valid
         boxes = detections.boxes.where(valid.unsqueeze(-1), 0.0)
-        return boxes, detections.scores, detections.labels.where(valid, 0), valid.sum(dim=1)
+        outputs = boxes, detections.scores, detections.labels.where(valid, 0), valid.sum(dim=1)
+        return outputs if detections.masks is None else (*outputs, detections.masks)
 
 
 @torch.library.custom_op("detect::letterbox", mutates_args=(), device_types="cpu")

@@ -28,10 +28,13 @@ AXES = {
     "scores": ("batch", "detections"),
     "labels": ("batch", "detections"),
     "count": ("batch",),
+    "masks": ("batch", "detections", "rows", "columns"),
 }
 """Names of the axes of inputs and outputs; in a file, those of a fixed size have their size instead."""
 OUTPUTS = ("boxes", "scores", "labels", "count")
-"""Outputs for `images`, uint8 [B, H, W, 3]: float32 [B, D, 4], float32 [B, D], int64 [B, D] and int64 [B]."""
+"""Outputs for `images`, uint8 [B, H, W, 3]: float32 [B, D, 4], float32 [B, D], int64 [B, D] and int64 [B].
+
+A detector with a mask head also has `masks`, float32 [B, D, m, m]: probabilities in a grid over each box."""
 
 
 class OnnxDetector:
@@ -54,7 +57,8 @@ class OnnxDetector:
             self.score = float(json.loads(metadata["score"]))
             self.config: dict[str, Any] = dict(json.loads(metadata["config"]))
             outputs = {output.name for output in self._session.get_outputs()}
-            valid = outputs == set(OUTPUTS) and len(self.category_ids) == len(self.classes)
+            self.predicts_masks = "masks" in outputs
+            valid = outputs - {"masks"} == set(OUTPUTS) and len(self.category_ids) == len(self.classes)
         except (KeyError, ValueError, TypeError):
             valid = False
         if not valid or [item.name for item in self._session.get_inputs()] != ["images"]:
@@ -118,9 +122,10 @@ class OnnxDetector:
     def __call__(self, batch: list[Frame]) -> Iterator[Result]:
         """Yield the result of each frame of a batch of one image size."""
         pixels = np.stack([frame.pixels for frame in batch])
-        outputs = self._session.run(OUTPUTS, {"images": pixels})
+        names = [*OUTPUTS, *(["masks"] if self.predicts_masks else [])]
+        outputs = self._session.run(names, {"images": pixels})
         height, width = size = pixels.shape[1], pixels.shape[2]
-        for frame, boxes, scores, labels, count in zip(batch, *outputs, strict=True):
+        for frame, boxes, scores, labels, count, *masks in zip(batch, *outputs, strict=True):
             if not (labels[:count] < len(self.classes)).all():
                 raise UserError(f"{self.path}: detects more classes than it has names for; export it again")
             yield Result(
@@ -133,6 +138,7 @@ class OnnxDetector:
                 path=frame.path,
                 index=frame.index,
                 pixels=None if frame.reloadable else frame.pixels,
+                mask_probabilities=masks[0][:count] if masks else None,
             )
 
 
@@ -149,7 +155,7 @@ def predict_dataset(detector: OnnxDetector, dataset: Dataset) -> Iterator[Predic
         raise UserError(f"{dataset.root}: {detector.path} has other classes, {names}; read the split with these")
     results = detector.predict([record.path for record in dataset.records])
     for record, result in zip(dataset.records, results, strict=True):
-        yield Prediction(record.id, result.boxes, result.scores, result.labels)
+        yield Prediction(record.id, result.boxes, result.scores, result.labels, result.encoded_masks())
 
 
 def _batches(stream: Iterator[Frame], batch_size: int) -> Iterator[list[Frame]]:

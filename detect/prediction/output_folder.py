@@ -23,6 +23,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from detect.data.masks import RLE
 from detect.errors import UserError
 from detect.files.atomic import atomic_write, remove_drafts
 from detect.prediction.result import Result
@@ -95,7 +96,7 @@ class OutputFolder:
         classes, category_ids = tuple(self.settings["classes"]), tuple(self.settings["category_ids"])
         writers: dict[str, Callable[[Path, Path], AbstractContextManager[WriteResult]]] = {
             "coco": partial(coco_writer, classes=classes, category_ids=category_ids),
-            "csv": csv_writer,
+            "csv": partial(csv_writer, has_masks=self.settings.get("masks", False)),
         }
         images = detections = 0
         left_out: list[str] = []
@@ -108,8 +109,9 @@ class OutputFolder:
                     continue
                 result = _result_from_json(line, classes, category_ids)
                 images, detections = images + 1, detections + len(result)
+                masks = _masks_from_json(line)
                 for write_result in write:
-                    write_result(images, result)
+                    write_result(images, result, masks)
         done = {"images": images, "detections": detections, "left_out": left_out}
         self._write_manifest({"asked": self.settings, "size": self.part_size, "done": done})
         self.remove_parts()
@@ -153,6 +155,12 @@ def _result_from_json(line: Mapping[str, Any], classes: tuple[str, ...], categor
         path=line["path"],
         index=line["index"],
     )
+
+
+def _masks_from_json(line: Mapping[str, Any]) -> list[RLE]:
+    """Return the masks of a result that `Result.to_json` wrote; nothing without masks."""
+    encoded = [detection["segmentation"] for detection in line["detections"] if "segmentation" in detection]
+    return [RLE(one["size"][0], one["size"][1], one["counts"].encode()) for one in encoded]
 
 
 def _difference(existing: Mapping[str, Any], requested: Mapping[str, Any]) -> str:

@@ -51,6 +51,10 @@ class Model(Protocol):
     def category_ids(self) -> tuple[int, ...]:
         """Category id of each class in the training data."""
 
+    @property
+    def predicts_masks(self) -> bool:
+        """True if the results have masks."""
+
     def check_options(self, *args: Any, **options: Any) -> None:
         """Raise `UserError` if an option of `predict` is invalid."""
 
@@ -159,6 +163,7 @@ def _settings(
         "checkpoint": _sha256(checkpoint),
         "classes": model.classes,
         "category_ids": model.category_ids,
+        **({"masks": True} if model.predicts_masks else {}),
         "options": {name: value for name, value in options.items() if name not in _SPEED},
         "save": [kind for kind in KINDS if kind in save],
     }

@@ -27,7 +27,13 @@ from detect.models import Detector
 from detect.prediction.prepare import Precision, prepare
 from detect.prediction.result import Result, class_labels
 from detect.prediction.sources import Frame, frames
-from detect.prediction.test_time_augmentation import Augmentation, augmentations, flip_boxes, merge_detections
+from detect.prediction.test_time_augmentation import (
+    Augmentation,
+    augmentations,
+    flip_boxes,
+    flip_detections,
+    merge_detections,
+)
 from detect.proposals.selective_search import MAX_PIXELS, MAX_SIDE, selective_search
 from detect.structures import Detections, Images, Proposals, to_file_pixels
 
@@ -53,6 +59,11 @@ class Predictor:
     def __repr__(self) -> str:
         options = self.checkpoint.config.model
         return f"Predictor({options.name}, backbone {options.backbone.name}, {class_names(self.classes)})"
+
+    @property
+    def predicts_masks(self) -> bool:
+        """True if the results have masks."""
+        return self.checkpoint.config.model.predicts_masks
 
     def predict(
         self,
@@ -198,9 +209,7 @@ class Predictor:
             boxes = flip_boxes(given.boxes, in_file[:, 1]) if augmentation.flip else given.boxes
             given = replace(given, boxes=boxes * scales.repeat(1, 2)[:, None])
         detections = to_file_pixels(model.detect(images, given), scales)
-        if augmentation.flip:
-            detections = replace(detections, boxes=flip_boxes(detections.boxes, in_file[:, 1]))
-        return detections
+        return flip_detections(detections, in_file[:, 1]) if augmentation.flip else detections
 
     def _search(self, frame: Frame) -> Tensor:
         """Return the selective search proposals of a frame; large images are searched at a smaller size."""
@@ -217,6 +226,7 @@ class Predictor:
         for row, frame in enumerate(batch):
             valid, (height, width) = detections.valid[row], frame.pixels.shape[:2]
             limits = np.array([width, height, width, height], np.float32)
+            masks = None if detections.masks is None else detections.masks[row, valid].float().numpy()
             yield Result(
                 boxes=detections.boxes[row, valid].numpy().clip(0, limits),
                 scores=detections.scores[row, valid].numpy(),
@@ -227,6 +237,7 @@ class Predictor:
                 path=frame.path,
                 index=frame.index,
                 pixels=None if frame.reloadable else frame.pixels,
+                mask_probabilities=masks,
             )
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 
 from detect.data.decode import decode
+from detect.data.masks import RLE, paste, paste_all
+from detect.data.outlines import trace
 from detect.errors import UserError, install_command, listed
-from detect.report.drawing import draw_boxes, whole_pixels
+from detect.report.drawing import Window, draw_boxes, whole_pixels
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -50,6 +52,8 @@ class Result:
     """Index of the frame in its video or camera stream; None for a single image."""
     pixels: UInt8[np.ndarray, "H W 3"] | None = None
     """RGB pixels, kept only if the image cannot be read from `path` again; `image` always returns them."""
+    mask_probabilities: Float32[np.ndarray, "n m m"] | None = None
+    """Probability of each cell of a grid over each box that it belongs to the object; None without a mask head."""
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -70,6 +74,10 @@ class Result:
             raise ValueError(f"{len(self.category_ids)} category ids for {len(self.classes)} classes")
         if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ValueError(f"labels are {self.labels.min()} … {self.labels.max()} for {len(self.classes)} classes")
+        if self.mask_probabilities is not None:
+            if self.mask_probabilities.shape[:1] != (n,) or self.mask_probabilities.ndim != 3:
+                raise ValueError(f"mask_probabilities have shape {self.mask_probabilities.shape}, not ({n}, m, m)")
+            self._freeze("mask_probabilities", np.array(self.mask_probabilities, np.float32))
         if self.pixels is not None:
             if self.pixels.shape != (*self.size, 3):
                 raise ValueError(f"pixels have shape {self.pixels.shape}, not {(*self.size, 3)}")
@@ -92,7 +100,14 @@ class Result:
 
     def __getitem__(self, key: int | np.integer | slice | Sequence[int] | np.ndarray) -> Result:
         indices = np.atleast_1d(np.arange(len(self))[key])
-        return replace(self, boxes=self.boxes[indices], scores=self.scores[indices], labels=self.labels[indices])
+        masks = None if self.mask_probabilities is None else self.mask_probabilities[indices]
+        return replace(
+            self,
+            boxes=self.boxes[indices],
+            scores=self.scores[indices],
+            labels=self.labels[indices],
+            mask_probabilities=masks,
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,6 +130,43 @@ class Result:
             raise UserError(f"{self.path}: the size of the image has changed; predict on it again")
         return pixels
 
+    @property
+    def masks(self) -> Bool[np.ndarray, "n H W"] | None:
+        """Pixels of each object, computed at each access; None if the detector predicts no masks.
+
+        One megabyte for each detection in an image of a megapixel: index the result to get few of them.
+        """
+        if self.mask_probabilities is None:
+            return None
+        masks = np.zeros((len(self), *self.size), bool)
+        for mask, (window, left, top) in zip(masks, self._windows(), strict=True):
+            mask[top : top + window.shape[0], left : left + window.shape[1]] = window
+        return masks
+
+    def encoded_masks(self) -> tuple[RLE, ...] | None:
+        """Return the run-length encoded mask of each object, as in COCO's files; None without masks."""
+        return None if self.mask_probabilities is None else paste_all(self.mask_probabilities, self.boxes, *self.size)
+
+    def polygons(self) -> list[list[Float32[np.ndarray, "k 2"]]]:
+        """Return the outlines of each object's pieces and holes, x and y in pixels of the image; empty without masks.
+
+        The even-odd rule tells the inside from the outside.
+        """
+        if self.mask_probabilities is None:
+            return [[] for _ in range(len(self))]
+        found = []
+        for window, left, top in self._windows():
+            corner = np.array([left, top])
+            found.append([(outline + corner).astype(np.float32) for outline in trace(window)])
+        return found
+
+    def _windows(self, scale: float = 1.0) -> list[Window]:
+        """Return the mask of each object in the window of its box, in the image resized by `scale`."""
+        assert self.mask_probabilities is not None
+        height, width = (max(1, round(side * scale)) for side in self.size)
+        pairs = zip(self.mask_probabilities, self.boxes * scale, strict=True)
+        return [paste(probabilities, box, height, width) for probabilities, box in pairs]
+
     def filter(self, *, score: float | None = None, classes: str | int | Iterable[str | int] | None = None) -> Result:
         """Return the detections that have a minimum score or certain classes.
 
@@ -129,7 +181,7 @@ class Result:
         return self[kept if classes is None else kept & np.isin(self.labels, class_labels(classes, self.classes))]
 
     def plot(self, path: str | Path | None = None, *, width: int | None = None) -> UInt8[np.ndarray, "H2 W2 3"]:
-        """Draw the boxes, with their class names and scores, in a colour per class.
+        """Draw the boxes and masks, with their class names and scores, in a colour per class.
 
         Lines and text are legible when the whole picture is shown. On a small image they hide much of it; then
         give a larger `width`.
@@ -152,7 +204,8 @@ class Result:
             size = (width, max(1, round(image.shape[0] * scale)))
             image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
         texts = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores.tolist(), strict=True)]
-        picture = draw_boxes(image, self.boxes * scale, self.labels, texts)
+        masks = None if self.mask_probabilities is None else self._windows(scale)
+        picture = draw_boxes(image, self.boxes * scale, self.labels, texts, masks)
         if path is not None:
             _write_picture(Path(path), picture)
         return picture
@@ -168,7 +221,7 @@ class Result:
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Return the detections as COCO results, the entries of a `predictions.json`.
 
-        Boxes are x, y, width, height, unrounded.
+        Boxes are x, y, width, height, unrounded. Masks are run-length encoded.
 
         Args:
             image_id: id of the image in the COCO file.
@@ -176,19 +229,28 @@ class Result:
         boxes = self.boxes.astype(np.float64)  # differences of float32 numbers are exact in float64
         boxes[:, 2:] -= boxes[:, :2]
         columns = zip(boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
-        return [
+        results: list[dict[str, Any]] = [
             {"image_id": image_id, "category_id": self.category_ids[label], "bbox": box, "score": score}
             for box, score, label in columns
         ]
+        for result, mask in zip(results, self.encoded_masks() or (), strict=False):
+            result["segmentation"] = mask.segmentation()
+        return results
 
     def to_json(self, **options: Any) -> str:
         """Return the result as a JSON object with path, index, size and a list of detections.
+
+        Masks are run-length encoded like COCO's.
 
         Args:
             **options: options of `json.dumps`.
         """
         columns = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.names, strict=True)
-        detections = [{"box": box, "score": score, "label": label, "name": name} for box, score, label, name in columns]
+        detections: list[dict[str, Any]] = [
+            {"box": box, "score": score, "label": label, "name": name} for box, score, label, name in columns
+        ]
+        for detection, mask in zip(detections, self.encoded_masks() or (), strict=False):
+            detection["segmentation"] = mask.segmentation()
         height, width = self.size
         content = {"path": self.path, "index": self.index, "height": height, "width": width, "detections": detections}
         return json.dumps(content, **options)
@@ -216,6 +278,7 @@ class Result:
             xyxy=self.boxes.copy(),
             confidence=self.scores.copy(),
             class_id=self.labels.copy(),
+            mask=self.masks,
             data={"class_name": np.array(self.names, str)},
         )
 

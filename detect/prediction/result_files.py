@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from detect.data.masks import RLE
+from detect.data.outlines import trace
 from detect.files.atomic import atomic_write
 from detect.prediction.result import Result
 
-WriteResult = Callable[[int, Result], None]
-"""Function that appends a result; the first argument is its image id, from 1."""
+Masks = Sequence[RLE] | None
+WriteResult = Callable[[int, Result, Masks], None]
+"""Function that appends a result, given its image id, from 1, and its masks, if any."""
 
 _COLUMNS = ("path", "index", "x1", "y1", "x2", "y2", "score", "label", "name")
 
@@ -39,11 +42,14 @@ def coco_writer(out: Path, drafts: Path, classes: Sequence[str], category_ids: S
         results_file.write("[")
         write_images, write_results = _list_writer(images_file), _list_writer(results_file)
 
-        def write(image_id: int, result: Result) -> None:
+        def write(image_id: int, result: Result, masks: Masks = None) -> None:
             frame = {} if result.index is None else {"index": result.index}
             height, width = result.size
             write_images([{"id": image_id, "file_name": result.path, **frame, "width": width, "height": height}])
-            write_results(result.to_coco(image_id))
+            entries = result.to_coco(image_id)
+            for entry, mask in zip(entries, masks or (), strict=False):
+                entry["segmentation"] = mask.segmentation()
+            write_results(entries)
 
         yield write
         images_file.write("\n]}\n")
@@ -64,24 +70,33 @@ def _list_writer(file: TextIO) -> Callable[[Sequence[Mapping[str, Any]]], None]:
 
 
 @contextmanager
-def csv_writer(out: Path, drafts: Path) -> Iterator[WriteResult]:
+def csv_writer(out: Path, drafts: Path, has_masks: bool = False) -> Iterator[WriteResult]:
     """Write `predictions.csv` with a row per detection; file names that are not valid text keep their bytes.
 
     Args:
         out: folder of the file.
         drafts: folder of its draft, on the same disk.
+        has_masks: add a column with the polygons of each mask: a JSON list of lists x, y, x, y, … in pixels.
     """
     with (
         atomic_write(out / "predictions.csv", drafts) as draft,
         draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         rows = csv.writer(file)  # lines end in \r\n as in RFC 4180; with others a lone \r in a name would not be quoted
-        rows.writerow(_COLUMNS)
+        rows.writerow((*_COLUMNS, "polygons") if has_masks else _COLUMNS)
 
-        def write(image_id: int, result: Result) -> None:
+        def write(image_id: int, result: Result, masks: Masks = None) -> None:
             # numpy formats a float32 as the shortest text from which the same number is read.
             boxes, scores = result.boxes.astype(str).tolist(), result.scores.astype(str).tolist()
-            for box, score, label, name in zip(boxes, scores, result.labels.tolist(), result.names, strict=True):
-                rows.writerow((result.path, result.index, *box, score, label, name.encode("utf-8", "replace").decode()))
+            polygons = [(_polygons(mask),) for mask in masks or ()] if has_masks else [()] * len(result)
+            columns = zip(boxes, scores, result.labels.tolist(), result.names, polygons, strict=True)
+            for box, score, label, name, outlines in columns:
+                name = name.encode("utf-8", "replace").decode()
+                rows.writerow((result.path, result.index, *box, score, label, name, *outlines))
 
         yield write
+
+
+def _polygons(mask: RLE) -> str:
+    outlines = trace(mask.bitmap(mask.height, mask.width))
+    return json.dumps([outline.round(2).ravel().tolist() for outline in outlines])

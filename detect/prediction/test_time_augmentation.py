@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from numbers import Real
 
@@ -46,8 +46,16 @@ def flip_boxes(boxes: Num[Tensor, "*b n 4"], widths: Num[Tensor, "*b"]) -> Num[T
     return torch.stack([widths[..., None] - x2, y1, widths[..., None] - x1, y2], dim=-1)
 
 
+def flip_detections(detections: Detections, widths: Num[Tensor, " B"]) -> Detections:
+    """Flip boxes and masks horizontally, in images of the given widths."""
+    masks = None if detections.masks is None else detections.masks.flip(-1)
+    return replace(detections, boxes=flip_boxes(detections.boxes, widths), masks=masks)
+
+
 def merge_detections(augmented: Sequence[Detections], options: PostprocessOptions) -> Detections:
     """Merge the detections of several augmentations of the same images by NMS within each class.
+
+    A mask stays with its box: masks of the same object are not averaged.
 
     Args:
         augmented: detections of each augmentation, in pixels of the original images.
@@ -61,4 +69,9 @@ def merge_detections(augmented: Sequence[Detections], options: PostprocessOption
     boxes, labels = gather_boxes(boxes, order), labels.gather(1, order)
     kept: Float[Tensor, "B n"] = torch.where(nms(boxes, scores > 0, options.nms_threshold, groups=labels), scores, -1.0)
     scores, best = kept.topk(min(options.max_detections, kept.shape[1]))
-    return Detections(gather_boxes(boxes, best), scores.clamp(min=0), labels.gather(1, best), scores > 0)
+    masks = None
+    if given := [detections.masks for detections in augmented if detections.masks is not None]:
+        places = order.gather(1, best)[..., None, None].expand(-1, -1, *given[0].shape[2:])
+        masks = torch.cat(given, dim=1).gather(1, places)
+    labels = labels.gather(1, best)
+    return Detections(gather_boxes(boxes, best), scores.clamp(min=0), labels, scores > 0, masks=masks)

@@ -12,12 +12,12 @@ from pycocotools import mask as coco_mask
 
 from detect.curation.convert import convert
 from detect.curation.mask_limits import fit_masks
-from detect.curation.outlines import outline_of
 from detect.curation.regroup import merge_copy, split_copy
 from detect.curation.shapes import make_shapes
 from detect.curation.writers import write_voc
 from detect.data.dataset import Dataset, Record
 from detect.data.masks import Polygons, encode
+from detect.data.outlines import outline_of
 from detect.data.read import read, read_all
 
 DATA = Path(os.environ.get("DETECT_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

@@ -27,7 +27,7 @@ def outline_of(mask: Mask, height: int, width: int) -> Float64[np.ndarray, "k 2"
     """
     pieces = _separate(mask, height, width) if isinstance(mask, Polygons) else None
     if pieces is None:
-        pieces = _trace(mask.bitmap(height, width))
+        pieces = trace(mask.bitmap(height, width))
     joined = _join([piece.clip(0, (width, height)) for piece in pieces])
     return joined if joined is not None and (np.ptp(joined, axis=0) > 0).all() else None
 
@@ -45,7 +45,7 @@ def _separate(mask: Polygons, height: int, width: int) -> Sequence[Float64[np.nd
     return [outline[::-1] if turned else outline for outline, turned in zip(outlines, reverse, strict=True)]
 
 
-def _trace(bitmap: Bitmap) -> list[Float64[np.ndarray, "_ 2"]]:
+def trace(bitmap: Bitmap) -> list[Float64[np.ndarray, "_ 2"]]:
     """Return the outlines of the pieces and holes of a bitmap along the edges of its pixels, with few corners."""
     extent = bounds(bitmap)
     if extent is None:
