@@ -85,10 +85,10 @@ class Detections(_Tensors):
     scores: Float[Tensor, "B D"]
     labels: Int[Tensor, "B D"]
     valid: Bool[Tensor, "B D"]
-    masks: Float[Tensor, "B D m m"] | None = None
-    """Probability of each cell of a grid over the box that it belongs to the object."""
     proposals: Proposals | None = None
     """Proposals from which the detections were computed, if the detector uses any."""
+    masks: Float[Tensor, "B D m m"] | None = None
+    """Probability of each cell of a grid over the box that it belongs to the object."""
 
 
 @dataclass(frozen=True, slots=True)

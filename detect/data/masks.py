@@ -131,6 +131,11 @@ def _values(path: Path) -> UInt8[np.ndarray, "h w"]:
         return np.asarray(image.convert("L") if image.mode not in ("P", "L") else image)
 
 
+def segmentation(mask: Mask, height: int, width: int) -> list[list[float]] | dict[str, Any]:
+    """Return the `segmentation` of a COCO annotation: polygons as they are, else a run-length encoding."""
+    return mask.segmentation() if isinstance(mask, Polygons) else mask.rle(height, width).segmentation()
+
+
 def encode(bitmap: Bitmap) -> RLE:
     """Return the run-length encoding of a bitmap."""
     counts = coco_mask.encode(np.asfortranarray(bitmap, dtype=np.uint8))["counts"]
@@ -234,3 +239,18 @@ def paste_whole(probabilities: Float[np.ndarray, "m m"], box: Box, height: int, 
     bitmap = np.zeros((height, width), np.uint8)
     bitmap[top : top + window.shape[0], left : left + window.shape[1]] = window
     return bitmap
+
+
+def paste_all(
+    probabilities: Float[np.ndarray, "n m m"], boxes: Float[np.ndarray, "n 4"], height: int, width: int
+) -> tuple[RLE, ...]:
+    """Return the mask of each detection in the whole image, run-length encoded."""
+    masks = []
+    bitmap = np.zeros((height, width), np.uint8, order="F")
+    for one, box in zip(probabilities, boxes, strict=True):
+        window, left, top = paste(one, box, height, width)
+        place = slice(top, top + window.shape[0]), slice(left, left + window.shape[1])
+        bitmap[place] = window
+        masks.append(encode(bitmap))
+        bitmap[place] = 0
+    return tuple(masks)

@@ -22,13 +22,14 @@ class Evaluator:
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
+        self.sizes = {record.id: (record.height, record.width) for record in dataset.records}
         self.predictions: list[Prediction] = []
         self.recall: ProposalRecall | None = None
         self.losses: dict[str, float] = defaultdict(float)
 
     def update(self, batch: Batch, detections: Detections, losses: Mapping[str, Tensor] | None = None) -> None:
         """Add a batch."""
-        self.predictions += from_detections(detections, batch.ids, batch.scales)
+        self.predictions += from_detections(detections, batch.ids, batch.scales, self.sizes)
         if detections.proposals is not None:
             self.recall = self.recall or ProposalRecall()
             self.recall.update(detections.proposals, batch.targets)

@@ -7,11 +7,12 @@ from typing import Any
 from rich.console import Console
 
 from detect.errors import listed
-from detect.report.meanings import DETECTION_MEANINGS, OVERLAP_MEANINGS, VOC_MEANINGS, recall_meanings
+from detect.report.meanings import DETECTION_MEANINGS, MASK_MEANINGS, OVERLAP_MEANINGS, VOC_MEANINGS, recall_meanings
 from detect.terminal import table
 
 _CLASS_COLUMNS = {"truths": "objects", "AP": "AP", "AP50": "AP50", "AP75": "AP75", "AR100": "AR100"}
 """Columns of the table of classes: key in `per_class` and title."""
+_MASK_COLUMNS = {"mask_AP": "mask AP"}
 
 
 def print_metrics(metrics: dict[str, Any], console: Console | None = None) -> None:
@@ -22,7 +23,7 @@ def print_metrics(metrics: dict[str, Any], console: Console | None = None) -> No
         console: where to print; by default the terminal.
     """
     console = console or Console()
-    meanings = {**DETECTION_MEANINGS, **recall_meanings(metrics), **OVERLAP_MEANINGS}
+    meanings = {**DETECTION_MEANINGS, **MASK_MEANINGS, **recall_meanings(metrics), **OVERLAP_MEANINGS}
     overall = [(name, _value(metrics[name]), meaning) for name, meaning in meanings.items() if name in metrics]
     if overall:
         console.print(table(("metric", "%", "meaning"), overall))
@@ -45,6 +46,7 @@ def _class_columns(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the columns of the table of classes: title → class name → value."""
     columns: dict[str, dict[str, Any]] = {}
     if per_class := metrics.get("per_class"):
-        for key, title in _CLASS_COLUMNS.items():
+        has_masks = any("mask_AP" in row for row in per_class.values())
+        for key, title in (_CLASS_COLUMNS | (_MASK_COLUMNS if has_masks else {})).items():
             columns[title] = {name: row[key] for name, row in per_class.items()}
     return columns | {rule: metrics[rule]["per_class"] for rule in VOC_MEANINGS if rule in metrics}

@@ -124,4 +124,4 @@ def _padded(boxes: list[Tensor], scores: list[Tensor], labels: list[Tensor], mas
 
     valid = pad([torch.ones(len(one), dtype=torch.bool) for one in boxes])
     shifted = [one - 1 for one in labels]
-    return Detections(pad(boxes), pad(scores), pad(shifted), valid, pad([mask[:, 0] for mask in masks]))
+    return Detections(pad(boxes), pad(scores), pad(shifted), valid, masks=pad([mask[:, 0] for mask in masks]))
