@@ -1,5 +1,5 @@
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +98,14 @@ def test_a_byte_order_mark_is_read(tmp_path):
 def test_a_config_of_plain_values_is_yaml(tmp_path):
     (tmp_path / "config.yaml").write_text(config_to_yaml(Config()), encoding="utf-8")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config_to_dict(Config())
+
+
+def test_the_demo_with_masks_differs_in_the_mask_head_only(tmp_path):
+    plain, masked = demo_config(tmp_path), demo_config(tmp_path, masks=True)
+    assert not plain.model.predicts_masks and masked.model.predicts_masks
+    names = {one.name for one in fields(plain.model)} - {"name"}
+    assert all(getattr(plain.model, name) == getattr(masked.model, name) for name in names)
+    assert (plain.data, plain.training) == (masked.data, masked.training)
 
 
 def test_the_demo_is_an_experiment_like_any_other(tmp_path):

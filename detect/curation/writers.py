@@ -26,8 +26,8 @@ from detect.data.outlines import outline_of
 DIGITS = 17
 """Maximum number of decimals, enough for a float64 below 1."""
 
-FRACTION_DIGITS = 8
-"""Number of decimals of a corner of a polygon, as a fraction of the image's size."""
+FRACTION_DIGITS = 10
+"""Number of decimals of a polygon's corners, as fractions of the image's size; they restore boxes of whole pixels."""
 
 OUTSIDE = 1e-9
 """Pixels by which a written box may exceed its image because of rounding; the reader clips it."""
