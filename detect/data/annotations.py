@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from detect.data.defects import DefectLog
 from detect.data.masks import Mask, Polygons
+from detect.data.usable_masks import usable_masks
 
 MIN_SIDE = 1e-3
 """Pixels. A box with a shorter side has no area."""
@@ -114,25 +115,31 @@ def repair(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: Defec
         detail = f"{annotations.places[row]}: box ({numbers}) in {annotations.paths[image].name}, {width} × {height}"
         log.add(str(verdict[row]), annotations.sources[image], detail)
 
-    masks = _in_pixels(annotations, sizes)
-    areas: Float64[np.ndarray, " m"] = (inner[:, 2:] - inner[:, :2]).prod(axis=1).astype(np.float64)
-    for place, mask in enumerate(masks or ()):
-        if mask is not None and np.isnan(annotations.areas[place]):
-            areas[place] = mask.area()
-    areas = np.where(np.isnan(annotations.areas), areas, annotations.areas)
-    repaired = replace(annotations, boxes=inner.astype(np.float64), areas=areas, normalised=False, masks=masks)
-    return _select(repaired, (verdict == "") | (verdict == "clipped"))
+    repaired = replace(annotations, boxes=inner.astype(np.float64))
+    return _fill_areas(_repair_masks(_select(repaired, (verdict == "") | (verdict == "clipped")), sizes, log))
 
 
-def _in_pixels(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> list[Mask | None] | None:
-    """Return the masks in pixels."""
-    if annotations.masks is None:
-        return None
-    masks = list(annotations.masks)
-    if annotations.normalised:
-        for row, mask in enumerate(masks):
-            masks[row] = mask.scaled(*sizes[annotations.image[row]]) if isinstance(mask, Polygons) else mask
-    return masks
+def _repair_masks(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: DefectLog) -> Annotations:
+    """Return the annotations with masks in pixels, without those that cannot be used, which are logged."""
+    masks = list(annotations.masks or ())
+    sizes = sizes[annotations.image]
+    for row, mask in enumerate(masks):
+        if isinstance(mask, Polygons) and annotations.normalised:
+            masks[row] = mask.scaled(*sizes[row].tolist())
+    masks, problems = usable_masks(masks, annotations.boxes, sizes, log.fence) if masks else ([], [])
+    for rule, row, text in problems:
+        log.add(rule, annotations.sources[annotations.image[row]], f"{annotations.places[row]}: {text}")
+    return replace(annotations, masks=masks if any(masks) else None, normalised=False)
+
+
+def _fill_areas(annotations: Annotations) -> Annotations:
+    """Return the annotations with the area of the mask, or else of the box, in the place of each missing area."""
+    boxes = annotations.boxes.astype(np.float32)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).astype(np.float64)
+    for row, mask in enumerate(annotations.masks or ()):
+        if mask is not None and np.isnan(annotations.areas[row]):
+            areas[row] = mask.area() or areas[row]
+    return replace(annotations, areas=np.where(np.isnan(annotations.areas), areas, annotations.areas))
 
 
 def _select(annotations: Annotations, kept: Bool[np.ndarray, " m"]) -> Annotations:

@@ -75,6 +75,14 @@ RULES: dict[str, Rule] = {
     ),
     "outside-image": Rule("repaired", "a box entirely outside its image is left out, the image is kept"),
     "clipped": Rule("repaired", "a box that exceeds its image is clipped at the edge"),
+    "broken-mask": Rule("repaired", "a mask that is damaged or has no pixel is left out, its box is kept"),
+    "mask-size": Rule("repaired", "a mask of another size than its image is left out, its box is kept"),
+    "short-polygon": Rule(
+        "repaired", "a polygon with fewer than three corners is left out, others of its object are kept"
+    ),
+    "masks-elsewhere": Rule(
+        "repaired", "all masks of a split that nearly all lie elsewhere than their boxes are left out"
+    ),
     "size-mismatch": Rule("repaired", "the size in the file differs from the image's size, which is used"),
     "foreign-name": Rule(
         "repaired", "a file name in the spelling of another system is read as the only image that fits it"

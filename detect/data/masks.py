@@ -1,6 +1,7 @@
 """Instance masks: as files contain them, as training and networks need them, and as COCO's evaluation reads them.
 
     Polygons, RLE, LabelledPixels   mask of an object in an annotation file, kept as it is
+    Window    pixels of a part of the image in an annotation file; `repair` makes RLE of it
     bitmap    uint8 [H, W], 0 or 1  pixels of the image that belong to the object
     crop      uint8 [M, M], 0 … 255 covered part of each cell of a grid over the object's box; for training, M = 56
     probabilities  float [m, m]     a network's output in the box of a detection; m is 28, or 14 without FPN
@@ -11,6 +12,9 @@ A crop of 56 × 56 cells has IoU 0.998 with the mask that it stands for, whateve
 
 from __future__ import annotations
 
+import io
+import zlib
+from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +23,7 @@ from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -30,6 +34,8 @@ THRESHOLD = 0.5
 
 FITS = 2
 """Maximum distance, in pixels, between the sides of a box and those of the smallest box around its mask."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 Bitmap: TypeAlias = UInt8[np.ndarray, "h w"]
 Box: TypeAlias = Sequence[float] | np.ndarray
@@ -122,13 +128,73 @@ class LabelledPixels:
         return float((_values(self.path) == self.value).sum())
 
 
-Mask: TypeAlias = Polygons | RLE | LabelledPixels
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """Pixels in a window of the image, as annotation tools write them. They may be damaged, or of any size."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    content: Int64[np.ndarray, " r"] | str
+    """Runs of pixels outside and inside of the object in turn, row by row; or a PNG, maybe compressed, in base64."""
+
+    def bitmap(self, height: int, width: int) -> Bitmap:
+        """Return the pixels. Raise `ValueError` if the window is larger than the image, or is damaged."""
+        if self.height > height or self.width > width:
+            raise ValueError(f"the mask is {self.width} × {self.height}, the image {width} × {height}")
+        pixels = self._from_png(self.content) if isinstance(self.content, str) else self._from_runs(self.content)
+        left, top = max(0, self.left), max(0, self.top)
+        seen = pixels[top - self.top : max(0, height - self.top), left - self.left : max(0, width - self.left)]
+        bitmap = np.zeros((height, width), np.uint8)
+        bitmap[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+        return bitmap
+
+    def rle(self, height: int, width: int) -> RLE:
+        """Return the run-length encoded bitmap. Raise `ValueError` like `bitmap`."""
+        return encode(self.bitmap(height, width))
+
+    def area(self) -> float:
+        """Return the number of pixels. Raise `ValueError` like `bitmap`."""
+        return float(self.bitmap(max(0, self.top) + self.height, max(0, self.left) + self.width).sum())
+
+    def _from_runs(self, runs: Int64[np.ndarray, " r"]) -> Bool[np.ndarray, "h w"]:
+        if not ((runs >= 0) & (runs <= self.width * self.height)).all() or runs.sum() != self.width * self.height:
+            raise ValueError("its runs do not cover its window")
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(self.height, self.width)
+
+    def _from_png(self, text: str) -> Bool[np.ndarray, "h w"]:
+        try:
+            content = b64decode(text)
+            if not content.startswith(_PNG):  # no PNG of this size is longer
+                content = zlib.decompressobj().decompress(content, 8 * self.width * self.height + 2**16)
+            with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+                if image.size != (self.width, self.height):
+                    raise OSError
+                if "A" in image.mode or "transparency" in image.info:
+                    return np.asarray(image.convert("RGBA"))[..., 3] > 0
+                return np.asarray(image if image.mode == "P" else image.convert("L")) > 0
+        except Exception as error:  # hostile bytes can raise nearly any exception
+            raise ValueError(f"its PNG is damaged or not {self.width} × {self.height}") from error
+
+
+Mask: TypeAlias = Polygons | RLE | LabelledPixels | Window
 
 
 @lru_cache(maxsize=2)  # all objects of an image share a file
 def _values(path: Path) -> UInt8[np.ndarray, "h w"]:
+    return labels_of_pixels(path)
+
+
+def labels_of_pixels(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """Return the values of an image file with a palette, which may be stored as the colours of VOC's palette."""
     with Image.open(path) as image:
-        return np.asarray(image.convert("L") if image.mode not in ("P", "L") else image)
+        if image.mode in ("P", "L"):
+            return np.asarray(image)
+        colours = np.asarray(image.convert("RGB"))
+    # VOC's palette: the bits 0, 3, 6 of a value are the highest of red, 1, 4, 7 those of green, 2, 5 those of blue.
+    bits = [(colours[..., k % 3] >> (7 - k // 3) & 1) << k for k in range(8)]
+    return np.bitwise_or.reduce(bits)
 
 
 def segmentation(mask: Mask, height: int, width: int) -> list[list[float]] | dict[str, Any]:

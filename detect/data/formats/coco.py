@@ -8,7 +8,8 @@ Any JSON file with images, annotations and categories is a split, named by the f
 several files are the same; or by all its folders and the file where those of several folders are.
 
 Format: https://cocodataset.org/#format-data. A bbox is x, y, width and height, measured from the upper left corner of
-the image's first pixel.
+the image's first pixel. Masks are read from `segmentation`: polygons, and run-length encodings with or without
+compression.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
         else:
             log.add("unknown-image", path, place)
     boxes = np.array([entry["bbox"] for entry, *_ in rows], dtype=np.float64).reshape(-1, 4)
-    masks = [mask_of(entry.get("segmentation")) for entry, *_ in rows]
+    masks = [mask_of(entry.get("segmentation"), place, path, log) for entry, *_, place in rows]
     with np.errstate(over="ignore", invalid="ignore"):  # such boxes are reported by `repair`
         boxes[:, 2:] += boxes[:, :2]
     return Annotations(

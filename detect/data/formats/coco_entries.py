@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+from jaxtyping import Float64
 from pycocotools import mask as coco_mask
 
+from detect.data.decode import MAX_PIXELS
 from detect.data.defects import DefectLog, as_json
 from detect.data.masks import RLE, Mask, Polygons
 
 NO_BOX = [0, 0, 0, 0]
 """Box of an annotation that has neither a box nor a mask; it has no area."""
+_NUMBERS = {int, float}
 _WHOLE = re.compile(r"-?\d{1,18}")
 Entry = dict[str, Any]
 Numbers = tuple[float, float, float, float]
@@ -50,15 +53,42 @@ def are_polygons(mask: object) -> TypeGuard[list[list[float]]]:
     )
 
 
-def mask_of(segmentation: object) -> Mask | None:
-    """Return the mask of an annotation, or None if it has none or an invalid one."""
-    if are_polygons(segmentation):
-        outlines = tuple(np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation)
-        return Polygons(outlines) if all(np.isfinite(outline).all() for outline in outlines) else None
-    if not isinstance(segmentation, dict) or (runs := _valid_runs(segmentation)) is None:
+def mask_of(segmentation: object, place: str, path: Path, log: DefectLog) -> Mask | None:
+    """Return the mask of an annotation, or None if it has none or an invalid one, which is logged."""
+    if not segmentation or segmentation == [[]]:
         return None
-    height, width = segmentation["size"]
-    counts = segmentation["counts"]
+    if not isinstance(segmentation, list):
+        mask = _rle(segmentation) if isinstance(segmentation, dict) else None
+        if mask is None:
+            log.add("broken-mask", path, f"{place}: {as_json(segmentation)} is no run-length encoding of its size")
+        return mask
+    outlines = [outline for polygon in segmentation if (outline := _outline(polygon)) is not None]
+    if len(outlines) < len(segmentation):
+        log.add("broken-mask", path, f"{place}: {as_json(segmentation)} is no list of polygons [x, y, x, y, …]")
+        return None
+    whole = tuple(outline for outline in outlines if len(outline) > 2)
+    if len(whole) < len(outlines):
+        log.add("short-polygon", path, f"{place}: {len(outlines) - len(whole)} of {len(outlines)} polygons")
+    return Polygons(whole) if whole else None
+
+
+def _outline(polygon: object) -> Float64[np.ndarray, "k 2"] | None:
+    """Return the corners of a polygon x y x y …, or None if it is not a list of pairs of numbers."""
+    if not isinstance(polygon, list) or len(polygon) % 2 or not _NUMBERS.issuperset(map(type, polygon)):
+        return None
+    try:
+        return np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    except OverflowError:  # JSON's whole numbers are unbounded
+        return None
+
+
+def _rle(mask: Entry) -> RLE | None:
+    """Return a run-length encoded mask, or None if it is invalid or larger than any image."""
+    runs = _valid_runs(mask)
+    if runs is None or sum(runs) > MAX_PIXELS:
+        return None
+    height, width = mask["size"]
+    counts = mask["counts"]
     if type(counts) is not str:
         counts = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"].decode()
     return RLE(height, width, counts.encode())
@@ -197,7 +227,7 @@ def _runs(text: str) -> list[int] | None:
     value = shift = 0
     for letter in text:
         group = ord(letter) - 48
-        if not 0 <= group < 64 or shift > 60:
+        if not 0 <= group < 64 or shift > 25:  # pycocotools reads up to 32 bits
             return None
         value |= (group & 31) << shift
         shift += 5

@@ -11,6 +11,8 @@
 Format: https://docs.cvat.ai/docs/other/xml_format. An object is the bounds of its shape; points,
 lines, cuboids and tags are left out. "CVAT for video" has tracks instead of images: its boxes belong to the images
 `frame_000000`, `frame_000001`, …, which must be there. The splits are the subsets.
+
+Polygons, masks and ellipses are read as masks, too; boxes are boxes only.
 """
 
 from __future__ import annotations
@@ -22,13 +24,17 @@ from math import isfinite, radians
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
+import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import iterparse
+from jaxtyping import Float64
 
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog
 from detect.data.formats import bounds
 from detect.data.formats.labelled import LabelledBox, LabelledImage, image_path, to_annotations
+from detect.data.formats.shapes import ellipse, polygon, window
+from detect.data.masks import Mask
 from detect.data.tree import ALL, REST, Tree, usual_split
 from detect.errors import UserError, one_line
 
@@ -156,7 +162,7 @@ class _File:
                 log.add("broken-file", self._path, f"{where} has no label or no numbers of a {shape.tag}: {name[:60]}")
                 continue
             self.names.add(name)
-            yield LabelledBox(name, box, where)
+            yield LabelledBox(name, box, where, mask=_mask(shape))
 
     def _read_track(self, track: Element, frames: dict[int, LabelledImage]) -> None:
         """Add the boxes of a track to its frames."""
@@ -193,12 +199,34 @@ def _subset_name(text: str | None) -> str:
     return "" if name.lower() in ("default", ALL) else name[:_MAX_NAME]
 
 
+def _mask(shape: Element) -> Mask | None:
+    """Return the mask of a shape with valid bounds; a box has none."""
+    if shape.tag == "polygon":
+        return polygon(_points(shape))
+    if shape.tag == "ellipse":
+        numbers, turn = _numbers(shape, "cx", "cy", "rx", "ry"), _numbers(shape, "rotation") or (0.0,)
+        return None if numbers is None else ellipse(numbers[0], numbers[1], numbers[2], numbers[3], radians(turn[0]))
+    place = _numbers(shape, "left", "top", "width", "height")
+    if shape.tag != "mask" or place is None:
+        return None
+    try:
+        runs = np.array([int(run) for run in (shape.get("rle") or "").split(",")], np.int64)
+    except (ValueError, OverflowError):
+        runs = np.zeros(1, np.int64)  # reported as damaged
+    return window(place[0], place[1], place[2], place[3], runs)
+
+
+def _points(shape: Element) -> Float64[np.ndarray, "n 2"]:
+    """Return the corners of a polygon. Raise `ValueError` if they are not pairs of numbers."""
+    pairs = [pair.split(",") for pair in (shape.get("points") or "").split(";")]
+    return np.array([(float(x), float(y)) for x, y in pairs])
+
+
 def _bounds(shape: Element) -> bounds.Box | None:
     """Return the bounds of a shape, or None if it lacks numbers."""
     if shape.tag == "polygon":
-        pairs = [pair.split(",") for pair in (shape.get("points") or "").split(";")]
         try:
-            return bounds.of_polygon([float(x) for x, _ in pairs], [float(y) for _, y in pairs])
+            return bounds.of_polygon(*_points(shape).T.tolist())
         except ValueError:
             return None
     keys = {"mask": ("left", "top", "width", "height"), "ellipse": ("cx", "cy", "rx", "ry")}

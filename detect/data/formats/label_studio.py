@@ -11,6 +11,8 @@
 Format: https://labelstud.io/guide/task_format. Numbers are percent of the image's width and height. x and y are the
 upper left corner of a rectangle, around which it is turned clockwise, or the centre of an ellipse. Label Studio writes
 eight digits before the name of an uploaded image. Its exports as COCO, VOC and YOLO are read as such.
+
+Polygons and ellipses are read as masks, too; rectangles are boxes only.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ from detect.data.formats.json_files import (
     points,
 )
 from detect.data.formats.labelled import LabelledBox, LabelledImage, image_path
+from detect.data.formats.shapes import ellipse, polygon
+from detect.data.masks import Polygons
 from detect.data.tree import Tree
 from detect.files.fence import is_file
 
@@ -163,7 +167,9 @@ def _boxes(results: list[Any], path: Path, place: str, log: DefectLog) -> Iterat
             log.add("broken-file", path, f"{where}: {key} with {as_json(value)} is no rectangle, polygon or ellipse")
         else:
             names = [as_class(label, where, path, log) for label in value[key]]
-            yield from (LabelledBox(name, box, f"{where} ({name[:60]})") for name in names if name is not None)
+            mask = _mask(value, _ratio(item))
+            named = [name for name in names if name is not None]
+            yield from (LabelledBox(name, box, f"{where} ({name[:60]})", mask=mask) for name in named)
 
 
 def _label_key(value: object) -> str | None:
@@ -177,6 +183,19 @@ def _ratio(item: dict[str, Any]) -> float | None:
     size = fields(item, "original_width", "original_height")
     ratio = size[1] / size[0] if size and size[0] > 0 else 0.0
     return ratio if 0 < ratio < inf else None
+
+
+def _mask(value: dict[str, Any], ratio: float | None) -> Polygons | None:
+    """Return the mask of a shape that has a box, in fractions of the image's size; a rectangle has none."""
+    if "points" in value:
+        corners = points(value["points"])
+        return None if corners is None else polygon(corners / 100)
+    shape = fields(value, "x", "y", "radiusX", "radiusY")
+    turned = fields(value, "rotation") or (0.0,)
+    if shape is None:
+        return None
+    x, y, a, b = (number / 100 for number in shape)
+    return ellipse(x, y, a, b, radians(turned[0] % 360), ratio or 1.0)
 
 
 def _box(value: dict[str, Any], ratio: float | None) -> Box | None:

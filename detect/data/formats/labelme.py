@@ -10,6 +10,8 @@
 Format: https://github.com/wkentaro/labelme. A rectangle has two opposite corners in any order, or all four; the points
 of a circle are its centre and one on its edge; those of a mask are its first and its last pixel. Points and lines have
 no area. `imageData` may contain the image itself, which is not read from there.
+
+Polygons, circles, ellipses and `mask` shapes are read as masks, too; rectangles are boxes only.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from detect.data.defects import DefectLog, as_json
 from detect.data.formats.bounds import Box, of_ellipse, of_points
 from detect.data.formats.json_files import as_class, load, objects, parse_files, points
 from detect.data.formats.labelled import LabelledBox, LabelledImage
+from detect.data.formats.shapes import ellipse, polygon, window
+from detect.data.masks import Mask
 from detect.data.tree import Tree
 from detect.files.fence import is_file
 
@@ -76,7 +80,9 @@ def _read(tree: Tree, path: Path, log: DefectLog) -> Iterator[LabelledImage]:
         elif (box := _box(kind, points(shape.get("points")))) is None:
             log.add("broken-file", path, f"{place}: {as_json(kind)} with the points {as_json(shape.get('points'))}")
         else:
-            boxes.append(LabelledBox(name, box, place))
+            boxes.append(
+                LabelledBox(name, box, place, mask=_mask(kind, points(shape.get("points")), shape.get("mask")))
+            )
     if (image := _image(tree, path, document, log)) is not None:
         width, height = document.get("imageWidth"), document.get("imageHeight")
         yield LabelledImage(image, path, None if width is None or height is None else (width, height), boxes)
@@ -97,6 +103,21 @@ def _box(kind: object, corners: np.ndarray | None) -> Box | None:
         last_pixel = kind == "mask"
         return left, top, right + last_pixel, bottom + last_pixel
     return None
+
+
+def _mask(kind: object, corners: np.ndarray | None, content: object) -> Mask | None:
+    """Return the mask of a shape; a rectangle has none."""
+    if corners is None or kind in ("rectangle", "rotation", "oriented_rectangle", "cuboid"):
+        return None
+    if kind in ("polygon", "quadrilateral"):
+        return polygon(corners)
+    (x, y), (edge_x, edge_y) = corners.tolist()
+    if kind == "circle":
+        radius = hypot(edge_x - x, edge_y - y)
+        return ellipse(x, y, radius, radius)
+    if kind == "ellipse":
+        return ellipse((x + edge_x) / 2, (y + edge_y) / 2, abs(edge_x - x) / 2, abs(edge_y - y) / 2)
+    return window(x, y, edge_x - x + 1, edge_y - y + 1, content) if isinstance(content, str) else None
 
 
 def _image(tree: Tree, path: Path, document: dict[str, Any], log: DefectLog) -> Path | None:

@@ -9,6 +9,8 @@
 Format: https://docs.supervisely.com/data-organization/annotation-json-format. A rectangle has two opposite corners. A
 bitmap has the upper left corner of its pixels, `origin`, and a compressed PNG, whose size is that of the object. Points
 and lines have no area. As in Supervisely's export to COCO, no pixel is added to width and height.
+
+Bitmaps and polygons are read as masks, too; rectangles are boxes only.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from detect.data.defects import DefectLog, as_json
 from detect.data.formats.bounds import Box, from_corner, of_points
 from detect.data.formats.json_files import as_class, load, numbers_in, objects, parse_files, points
 from detect.data.formats.labelled import LabelledBox, LabelledImage
+from detect.data.formats.shapes import polygon, window
+from detect.data.masks import Mask
 from detect.data.tree import ALL, Tree
 from detect.files.fence import is_file
 
@@ -101,7 +105,7 @@ def _read(tree: Tree, path: Path, log: DefectLog) -> Iterator[LabelledImage]:
         elif (box := _box(item)) is None:
             log.add("broken-file", path, f"{place}: {as_json(kind)} without valid points or bitmap")
         else:
-            boxes.append(LabelledBox(name, box, place))
+            boxes.append(LabelledBox(name, box, place, mask=_mask(item, box)))
     size = document.get("size")
     size = (size.get("width"), size.get("height")) if isinstance(size, dict) else (None, None)
     yield LabelledImage(_image(tree, path), path, None if None in size else size, boxes)
@@ -124,6 +128,20 @@ def _box(item: dict[str, Any]) -> Box | None:
         return None if corner is None or size is None else from_corner(corner[0], corner[1], *size)
     corners = points(outline.get("exterior")) if isinstance(outline, dict) else None
     return None if corners is None or len(corners) < 2 else of_points(corners)
+
+
+def _mask(item: dict[str, Any], box: Box) -> Mask | None:
+    """Return the mask of an object: its bitmap or its polygon with holes; a rectangle has none."""
+    bitmap, outline = item.get("bitmap"), item.get("points")
+    if isinstance(bitmap, dict):
+        left, top, right, bottom = box
+        return window(left, top, right - left, bottom - top, bitmap["data"])
+    corners = points(outline.get("exterior")) if isinstance(outline, dict) else None
+    if corners is None or not isinstance(outline, dict) or item.get("geometryType") == "rectangle":
+        return None
+    inner = outline.get("interior")
+    holes = [hole for one in (inner if isinstance(inner, list) else []) if (hole := points(one)) is not None]
+    return polygon(corners, holes)
 
 
 def _png_size(data: object) -> tuple[int, int] | None:

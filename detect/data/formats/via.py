@@ -11,6 +11,8 @@ Format: https://www.robots.ox.ac.uk/~vgg/software/via. A project has this under 
 the regions in an object. Coordinates are pixels. The class is the region's attribute class, label, type or name, or
 else its only attribute. If no region of any file has an attribute, all are of one class, `object`. Points and lines
 have no area.
+
+Polygons, circles and ellipses are read as masks, too; rectangles are boxes only.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from detect.data.formats.json_files import (
     parse_files,
 )
 from detect.data.formats.labelled import LabelledBox, LabelledImage
+from detect.data.formats.shapes import ellipse, polygon
+from detect.data.masks import Polygons
 from detect.data.tree import Tree
 
 LOOKED_FOR = "a JSON file with filename, regions and shape_attributes (VIA)"
@@ -112,7 +116,8 @@ def _read(
             label = _class(region, place, path, log) if has_classes else _ONLY_CLASS
             box = _box(region.get("shape_attributes"), place, path, log)
             if label is not None and box is not None:
-                boxes.append(LabelledBox(label, box, f"{place} ({label[:60]})"))
+                mask = _mask(region["shape_attributes"])
+                boxes.append(LabelledBox(label, box, f"{place} ({label[:60]})", mask=mask))
         if image is not None:
             yield LabelledImage(image, path, boxes=boxes)
 
@@ -142,6 +147,21 @@ def _box(shape: object, place: str, path: Path, log: DefectLog) -> Box | None:
     if box is None:
         log.add("broken-file", path, f"{place}: {as_json(shape)} is no rect, polygon, circle or ellipse with numbers")
     return box
+
+
+def _mask(shape: dict[str, Any]) -> Polygons | None:
+    """Return the mask of a region that has a box; a rectangle has none."""
+    match shape["name"]:
+        case "polygon":
+            return polygon(np.array([shape["all_points_x"], shape["all_points_y"]], np.float64).T)
+        case "circle":
+            circle = fields(shape, "cx", "cy", "r")
+            return None if circle is None else ellipse(circle[0], circle[1], circle[2], circle[2])
+        case "ellipse":
+            shaped = fields(shape, "cx", "cy", "rx", "ry")
+            angle = (fields(shape, "theta") or (0.0,))[0]
+            return None if shaped is None else ellipse(shaped[0], shaped[1], shaped[2], shaped[3], angle)
+    return None
 
 
 def _box_of(shape: dict[str, Any]) -> Box | None:

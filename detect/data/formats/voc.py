@@ -8,6 +8,9 @@
 Format: Everingham and Winn, "The PASCAL VOC 2012 Development Kit". Pixels are counted from 1 and both corners belong to
 the box, so xmin … xmax becomes the interval from xmin - 1 to xmax here. If both are equal, the annotator has probably
 clicked without drawing: this is read as a box without area, not as one pixel wide.
+
+`SegmentationObject/a.png`, if it is there, has the masks: pixels of the value k belong to the k-th object of the XML
+file.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from detect.data.annotations import Annotations
 from detect.data.decode import SUFFIXES
 from detect.data.defects import DefectLog
 from detect.data.formats.labelled import LabelledBox, LabelledImage, names_of_boxes, to_annotations
+from detect.data.masks import LabelledPixels
 from detect.data.tree import Tree
 from detect.errors import UserError, one_line
 from detect.files.fence import inside, is_file
@@ -152,7 +156,7 @@ def _read(path: Path, log: DefectLog) -> LabelledImage:
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         log.add("broken-file", path, f"it is not XML: {error}")
         return LabelledImage(named, path)
-    boxes = []
+    boxes, pixels = [], _pixels(path)
     for number, element in enumerate(document.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
         place = f"object {number} ({name[:60]})"
@@ -164,9 +168,16 @@ def _read(path: Path, log: DefectLog) -> LabelledImage:
         else:
             xmin, ymin, xmax, ymax = corners
             box = (xmin - (xmin < xmax), ymin - (ymin < ymax), xmax, ymax)
-            boxes.append(LabelledBox(name, box, place, difficult=_is_set(element, "difficult")))
+            mask = None if pixels is None else LabelledPixels(pixels, number)
+            boxes.append(LabelledBox(name, box, place, difficult=_is_set(element, "difficult"), mask=mask))
     named = path.parent / ((document.findtext("filename") or "").strip() or named.name)
     return LabelledImage(named, path, _numbers(document.find("size"), ("width", "height")), boxes)
+
+
+def _pixels(path: Path) -> Path | None:
+    """Return the image in which the pixels of the k-th object of an XML file have the value k, if there is one."""
+    pixels = path.parent.parent / "SegmentationObject" / f"{path.stem}.png"
+    return pixels if is_file(pixels) else None
 
 
 def _image(tree: Tree, labelled: LabelledImage) -> Path:

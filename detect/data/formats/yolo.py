@@ -7,6 +7,8 @@
 
 Format: https://docs.ultralytics.com/datasets/detect. A line of a label file is a class with the centre, width and
 height of the box, or with the corners of a polygon, all as fractions of the image's size. Keypoints: `yolo_lines`.
+
+Lines of polygons are read as masks with the bounds as boxes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ import yaml
 from detect.data.annotations import Annotations, choose_classes
 from detect.data.decode import SUFFIXES
 from detect.data.defects import RULES, DefectLog, as_json
+from detect.data.formats.shapes import polygon
 from detect.data.formats.yolo_lines import find_keypoints, line_box
+from detect.data.masks import Polygons
 from detect.data.tree import ALL, Tree, usual_split
 from detect.errors import UserError, one_line, reason
 from detect.files.fence import Fence, OutsideError, inside, is_file, is_folder, is_yaml_bomb
@@ -90,6 +94,7 @@ def parse_labels(
     lines = [list(read_lines(source, log)) for source in sources]
     keypoints = description.keypoints or _undeclared_keypoints(description, lines, log)
     boxes, image, labels, places = [], [], [], []
+    masks: list[Polygons | None] = []
     for index, source in enumerate(sources):
         for number, category, values in lines[index]:
             try:
@@ -103,6 +108,7 @@ def parse_labels(
                 name = names.get(category, f"which is not one of names in {description.file.name}")
                 log.add(rule, source, f"line {number}: class {category}, {name}")
             boxes.append(box)
+            masks.append(polygon(np.array(values).reshape(-1, 2)) if len(values) > 4 and not keypoints else None)
             image.append(index)
             labels.append(label_of.get(category, -1))
             places.append(f"line {number}")
@@ -122,6 +128,7 @@ def parse_labels(
         places=places,
         normalised=True,
         layout="centre",
+        masks=masks if any(masks) else None,
     )
 
 

@@ -1,0 +1,48 @@
+"""Masks of the shapes that annotation tools draw, in the unit of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import cos, pi, sin
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from detect.data.masks import Polygons, Window
+
+_CORNERS = 90
+"""Corners of the polygon of an ellipse, whose area is 0.1 % smaller."""
+
+
+def polygon(points: Float64[np.ndarray, "n 2"], holes: Sequence[Float64[np.ndarray, "_ 2"]] = ()) -> Polygons | None:
+    """Return a polygon with holes, or None if it has fewer than three corners.
+
+    A line there and back joins each hole to the first corner; by the even-odd rule it encloses nothing.
+    """
+    if len(points) < 3:
+        return None
+    parts = [points]
+    for hole in holes:
+        parts += [points[:1], hole, hole[:1]]
+    return Polygons((np.concatenate(parts),))
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0, aspect: float = 1.0) -> Polygons:
+    """Return an ellipse with centre and radii, rotated by an angle in radians.
+
+    If x and y are fractions of the image's size, `aspect` is the height of the image divided by its width.
+    """
+    turns = np.arange(_CORNERS) * (2 * pi / _CORNERS)
+    across, down = rx * np.cos(turns), ry * aspect * np.sin(turns)
+    xs, ys = across * cos(angle) - down * sin(angle), (across * sin(angle) + down * cos(angle)) / aspect
+    return Polygons((np.stack([x + xs, y + ys], axis=1),))
+
+
+def window(
+    left: float, top: float, width: float, height: float, content: Int64[np.ndarray, " r"] | str
+) -> Window | None:
+    """Return the pixels in a window of the image, or None if the window is not one of whole pixels."""
+    place = (left, top, width, height)
+    if not all(float(number).is_integer() and abs(number) < 2**31 for number in place) or min(width, height) < 1:
+        return None
+    return Window(int(left), int(top), int(width), int(height), content)
