@@ -38,6 +38,10 @@ _REPAIRED_BY_READER = {
     "id-not-number": "write whole numbers",
     "duplicate-annotation-id": "renumber the annotations",
     "missing-area": "write the area of its box",
+    "broken-mask": "draw the mask again; the reader leaves it out and keeps the box",
+    "mask-size": "write the mask in the size of its image; the reader leaves it out",
+    "short-polygon": "remove it: a polygon has at least three corners",
+    "masks-elsewhere": "write polygons in pixels of the image, x before y; the reader leaves all masks out",
     "missing-iscrowd": "write 0 for an object, 1 for a region of many objects",
 }
 _MISTAKES = {
@@ -79,7 +83,6 @@ _OWN = {
     "duplicate-pixels": Check("warning", "keep one of them, with the boxes of both", True),
     "duplicate-box": Check("warning", "keep one of them", True),
     "class-conflict": Check("warning", "if both are the same object, remove the wrong one"),
-    "unreadable-mask": Check("error", "write the mask in the size of its image"),
     "empty-mask": Check("warning", "draw the mask again or remove it: it has no pixel to learn from"),
     "mask-unlike-box": Check("warning", "correct the box or the mask: they belong to different places"),
     "mask-outside-box": Check("warning", "enlarge the box or correct the mask: what is outside the box is not learned"),

@@ -675,7 +675,7 @@ def test_a_repaired_yolo_set(tmp_path):
     save(root / "images" / "train" / "twin.png", zlib.crc32(b"e"))
     save(root / "images" / "val" / "leak.png", zlib.crc32(b"f"))
     out, _ = repaired(root)
-    assert set(rules(report_of(out))) == {"no-boxes"}  # a.png, which now has an empty label file
+    assert set(rules(report_of(out))) == {"no-boxes", "no-mask"}  # a.png, which now has an empty label file
     assert (out / "labels" / "train" / "a.txt").read_text() == ""
     assert (out / "labels" / "train" / "b.txt").read_text() == "0 0.125 0.3 0.25 0.3\n1 0.5 0.5 1 0.5 0.9 0.9\n"
     assert (out / "labels" / "train" / "c.txt").read_text() == LINES

@@ -15,7 +15,7 @@ from detect.data.masks import bounds, encode
 from detect.data.read import read
 
 DATA = Path(os.environ.get("DETECT_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
-RULES = ("unreadable-mask", "empty-mask", "mask-unlike-box", "mask-outside-box", "no-mask", "scattered-mask")
+RULES = ("broken-mask", "mask-size", "empty-mask", "mask-unlike-box", "mask-outside-box", "no-mask", "scattered-mask")
 WIDTH, HEIGHT = 120, 80
 
 
@@ -77,8 +77,7 @@ def test_a_mask_may_be_two_pixels_off_and_in_pieces_near_each_other(tmp_path):
 @pytest.mark.parametrize(
     ("rule", "box", "segmentation", "what"),
     [
-        ("unreadable-mask", [10, 10, 40, 20], rle((5, 5, 9, 9), size=(20, 30)), "the mask is 30 × 20"),
-        ("empty-mask", [10, 10, 40, 20], rle(), "the mask has no pixel"),
+        ("empty-mask", [10, 10, 40, 20], [rectangle(130, 10, 150, 30)], "the mask has no pixel"),
         ("mask-unlike-box", [10, 10, 40, 20], [rectangle(10, 40, 50, 60)], "(10, 40, 50, 60), has IoU 0.00"),
         ("mask-unlike-box", [10, 10, 80, 20], [rectangle(10, 10, 40, 30)], "has IoU 0.38"),
         ("mask-outside-box", [10, 10, 40, 20], [rectangle(10, 10, 53, 30)], "extends 3 pixels"),
@@ -100,6 +99,20 @@ def test_each_defect_is_found(tmp_path, rule, box, segmentation, what):
     )
     assert what in found.what and found.advice == CHECKS[rule].advice
     assert "data:image/jpeg" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("rule", "segmentation", "what"),
+    [
+        ("mask-size", rle((5, 5, 9, 9), size=(20, 30)), "its mask is 30 × 20, the image 120 × 80"),
+        ("broken-mask", rle(), "its mask has no pixel"),
+        ("broken-mask", {"size": [HEIGHT, WIDTH], "counts": [5, 3]}, "no run-length encoding"),
+    ],
+)
+def test_masks_that_the_reader_leaves_out_are_reported(tmp_path, rule, segmentation, what):
+    found = findings(write(tmp_path / "data", GOOD, ([10, 10, 40, 20], segmentation, {})))
+    assert {finding.rule for finding in found} == {rule, "no-mask"}
+    assert any(finding.rule == rule and what in finding.what for finding in found)
 
 
 def test_objects_without_a_mask_are_counted_but_not_crowds(tmp_path):

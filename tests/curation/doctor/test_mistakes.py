@@ -156,11 +156,18 @@ def test_the_copy_has_the_true_boxes(tmp_path, name):
 
 
 def test_polygons_and_masks_follow_the_boxes(tmp_path):
-    square = [[10, 10, 20, 10, 20, 30, 10, 30]]
-    root = write_coco(tmp_path / "scaled", lambda *box: list(box), (60, 40), segmentation=square)
+    root = write_coco(tmp_path / "scaled", lambda *box: list(box), (60, 40))
+    for path in root.glob("annotations/*.json"):
+        document = json.loads(path.read_text())
+        for entry in document["annotations"]:
+            x, y, width, height = entry["bbox"]
+            entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+        path.write_text(json.dumps(document))
     write_repaired_copy(examine(root, progress=False), tmp_path / "copy")
     document = json.loads((tmp_path / "copy" / "annotations" / "instances_val.json").read_text())
-    assert document["annotations"][0]["segmentation"] == [[5, 5, 10, 5, 10, 15, 5, 15]]
+    for entry in document["annotations"]:
+        x, y, width, height = entry["bbox"]
+        assert entry["segmentation"] == [pytest.approx([x, y, x + width, y, x + width, y + height, x, y + height])]
     assert (document["images"][0]["width"], document["images"][0]["height"]) == (60, 40)
     root = write_coco(
         tmp_path / "masks", lambda *box: list(box), (60, 40), segmentation={"size": [80, 120], "counts": ""}
