@@ -217,9 +217,9 @@ def bounds(bitmap: Bitmap) -> tuple[int, int, int, int] | None:
 
 def refit(
     boxes: Float32[np.ndarray, "n 4"],
-    before: Sequence[Bitmap],
+    before: UInt8[np.ndarray, "n h w"],
     moved: Float32[np.ndarray, "n 4"],
-    after: Sequence[Bitmap],
+    after: UInt8[np.ndarray, "n H W"],
 ) -> tuple[Float32[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
     """Fit boxes to their masks after augmentation: the box of a rotated box is larger than the rotated object.
 

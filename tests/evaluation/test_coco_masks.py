@@ -1,0 +1,180 @@
+"""COCO's metrics of masks equal those of pycocotools on the files to the last bit."""
+
+import contextlib
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detect.data.dataset import Dataset
+from detect.data.masks import Polygons, encode
+from detect.evaluation.coco import (
+    METRICS,
+    Prediction,
+    coco_ground_truth,
+    coco_results,
+    evaluate_coco,
+    from_detections,
+    select_classes,
+)
+from detect.structures import Detections
+
+HEIGHT, WIDTH = 60, 80
+
+
+def square(x1, y1, x2, y2):
+    return Polygons((np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64),))
+
+
+def bitmap_of(x1, y1, x2, y2):
+    bitmap = np.zeros((HEIGHT, WIDTH), np.uint8)
+    bitmap[y1:y2, x1:x2] = 1
+    return bitmap
+
+
+def one_object(dataset_of, mask) -> Dataset:
+    dataset = dataset_of({1: [((10, 10, 50, 50), 0, "")]})
+    return replace(dataset, records=(replace(dataset.records[0], height=HEIGHT, width=WIDTH, masks=(mask,)),))
+
+
+def detected(prediction_of, *bitmaps) -> Prediction:
+    prediction = prediction_of(1, [((10, 10, 50, 50), 0, 0.9 - 0.1 * place) for place in range(len(bitmaps))])
+    return replace(prediction, masks=tuple(map(encode, bitmaps)))
+
+
+def random_set(case_of, seed: int) -> tuple[Dataset, list[Prediction]]:
+    """Draw a case with blobs: polygons, run-length encodings and objects without mask; masks near the objects."""
+    random = np.random.default_rng(seed)
+    dataset, predictions = case_of(seed)
+
+    def shape(box):
+        angles = np.sort(random.uniform(0, 2 * np.pi, 8))
+        radius = random.uniform(0.4, 1.0, 8)[:, None] / 2
+        centre, extent = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+        return Polygons((centre + radius * extent * np.stack([np.cos(angles), np.sin(angles)], axis=1),))
+
+    def masks_of(boxes, height, width):
+        shapes = [shape(box.astype(np.float64)) for box in boxes]
+        kinds = random.choice(3, len(shapes), p=[0.5, 0.4, 0.1])
+        forms = (lambda one: one, lambda one: one.rle(height, width), lambda one: None)
+        return tuple(forms[kind](one) for kind, one in zip(kinds, shapes, strict=True))
+
+    records = [replace(record, height=HEIGHT * 3, width=WIDTH * 3) for record in dataset.records]
+    records = [replace(record, masks=masks_of(record.boxes, record.height, record.width)) for record in records]
+    by_id = {record.id: record for record in records}
+    found = []
+    for prediction in predictions:
+        record = by_id[prediction.image_id]
+        masks = []
+        for box in prediction.boxes:
+            pairs = zip(record.masks, record.boxes, strict=True)
+            near = [mask for mask, other in pairs if np.abs(other - box).max() < 9]
+            mask = near[0] if near and near[0] is not None and random.random() < 0.7 else shape(box.astype(np.float64))
+            masks.append(mask.rle(record.height, record.width))
+        found.append(replace(prediction, masks=tuple(masks)))
+    return replace(dataset, records=tuple(records)), found
+
+
+def by_pycocotools(ground_truth: str, results: str) -> list[float]:
+    """Evaluate the files as pycocotools does it if results have masks only."""
+    truth = json.loads(ground_truth)
+    truth["annotations"] = [
+        annotation
+        if "segmentation" in annotation
+        else {**annotation, "iscrowd": 1, "segmentation": corners(annotation["bbox"])}
+        for annotation in truth["annotations"]
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        listed = [{key: value for key, value in one.items() if key != "bbox"} for one in json.loads(results)]
+        evaluation = COCOeval(coco, coco.loadRes(listed), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats.tolist()
+
+
+def corners(box):
+    x, y, width, height = box
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pycocotools_on_the_files_gives_the_same_bits(case_of, seed):
+    pytest.importorskip("hotcoco")
+    dataset, predictions = random_set(case_of, seed)
+    ground_truth, results = coco_ground_truth(dataset), coco_results(predictions, dataset)
+    metrics = evaluate_coco(dataset, predictions)
+    assert metrics == evaluate_coco(dataset, predictions, engine="fast")
+    if results:  # `loadRes` fails on an empty list
+        expected = by_pycocotools(json.dumps(ground_truth), json.dumps(results))
+        assert [-1 if metrics[f"mask_{name}"] is None else metrics[f"mask_{name}"] for name in METRICS] == expected
+
+
+def test_the_metrics_of_boxes_do_not_depend_on_masks(case_of):
+    dataset, predictions = random_set(case_of, 5)
+    without = [replace(prediction, masks=None) for prediction in predictions]
+    plain, both = evaluate_coco(dataset, without), evaluate_coco(dataset, predictions)
+    assert {name: both[name] for name in METRICS} == {name: plain[name] for name in METRICS}
+    assert "mask_AP" not in plain and not any("mask_AP" in row for row in plain["per_class"].values())
+    assert list(both) == [*METRICS, "per_class", *(f"mask_{name}" for name in METRICS)]
+
+
+def test_a_mask_is_compared_with_the_mask_not_with_the_box(dataset_of, prediction_of):
+    """Half of the box is half of the union: IoU 0.5 counts at one of ten thresholds."""
+    dataset = one_object(dataset_of, square(10, 10, 50, 50))
+    metrics = evaluate_coco(dataset, [detected(prediction_of, bitmap_of(10, 10, 50, 30))])
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert metrics["mask_AP"] == pytest.approx(0.1) and metrics["mask_AP50"] == pytest.approx(1.0)
+    assert metrics["per_class"]["cat"]["mask_AP"] == pytest.approx(0.1)
+
+
+def test_the_size_of_a_detection_is_that_of_its_mask(dataset_of, prediction_of):
+    """A false mask of 25 pixels in a box of 1,600 is small: it is not a false positive among medium objects."""
+    dataset = one_object(dataset_of, square(10, 10, 50, 50))
+    metrics = evaluate_coco(dataset, [detected(prediction_of, bitmap_of(0, 0, 5, 5), bitmap_of(10, 10, 50, 50))])
+    assert metrics["mask_AP"] == pytest.approx(0.5) and metrics["mask_APm"] == pytest.approx(1.0)
+
+
+def test_detections_on_an_object_without_a_mask_are_ignored(dataset_of, prediction_of):
+    dataset = dataset_of({1: [((10, 10, 50, 50), 0, ""), ((60, 5, 75, 20), 0, "")]})
+    masks = (square(10, 10, 50, 50), None)
+    dataset = replace(dataset, records=(replace(dataset.records[0], height=HEIGHT, width=WIDTH, masks=masks),))
+    metrics = evaluate_coco(dataset, [detected(prediction_of, bitmap_of(61, 6, 74, 19), bitmap_of(10, 10, 50, 50))])
+    assert metrics["mask_AP"] == pytest.approx(1.0) and metrics["mask_AR1"] == 0.0
+
+
+def test_without_detections_the_metrics_of_masks_are_zero(dataset_of):
+    dataset = one_object(dataset_of, square(10, 10, 50, 50))
+    metrics = evaluate_coco(dataset, [replace(Prediction.empty(1), masks=())])
+    assert metrics["mask_AP"] == 0.0 and metrics["mask_APs"] is None
+
+
+def test_masks_are_pasted_into_the_image_file():
+    detections = Detections(
+        boxes=torch.tensor([[[20.0, 20.0, 100.0, 100.0], [0.0, 0.0, 0.0, 0.0]]]),
+        scores=torch.tensor([[0.9, 0.0]]),
+        labels=torch.zeros(1, 2, dtype=torch.int64),
+        valid=torch.tensor([[True, False]]),
+        masks=torch.ones(1, 2, 28, 28),
+    )
+    (one,) = from_detections(detections, torch.tensor([7]), torch.tensor([[2.0, 2.0]]), {7: (HEIGHT, WIDTH)})
+    assert len(one.masks) == 1 and np.array_equal(one.masks[0].bitmap(HEIGHT, WIDTH), bitmap_of(10, 10, 50, 50))
+    (selected,) = select_classes([one], ("cat", "dog"), ("dog",))
+    assert selected.masks == ()
+
+
+def test_results_and_ground_truths_have_the_masks(dataset_of, prediction_of):
+    dataset = one_object(dataset_of, square(10, 10, 50, 50))
+    (annotation,) = coco_ground_truth(dataset)["annotations"]
+    assert annotation["segmentation"] == [[10, 10, 50, 10, 50, 50, 10, 50]]
+    (result,) = coco_results([detected(prediction_of, bitmap_of(10, 10, 50, 50))], dataset)
+    assert result["bbox"] == [10, 10, 40, 40] and result["segmentation"]["size"] == [HEIGHT, WIDTH]
+    assert json.loads(json.dumps(result)) == result
