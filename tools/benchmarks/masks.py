@@ -71,7 +71,7 @@ def shapes(out: Path) -> tuple[Path, Path]:
     """Draw the shapes of the demo, once; return the folder and the demo's config with masks."""
     root, config = out / "shapes", out / "shapes.yaml"
     if not root.exists():
-        make_shapes(root)
+        make_shapes(root, images={"train": 590, "val": 60})  # as many as the demo
     demo = demo_config(root, masks=True)
     values = yaml.safe_load(config_to_yaml(replace(demo, data=replace(demo.data, root=Path("data")))))
     config.write_text(yaml.safe_dump(values))
