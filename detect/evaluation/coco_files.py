@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 from codecs import BOM_UTF8
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar
 
 import numpy as np
+from pycocotools import mask as coco_mask
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
 from detect.data.dataset import Dataset, Record
+from detect.data.formats.coco_entries import valid_mask
+from detect.data.masks import RLE, Mask
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction
 from detect.evaluation.names import match_names
@@ -47,6 +50,7 @@ class _Annotation(TypedDict):
     bbox: _Box
     area: NotRequired[float]
     iscrowd: NotRequired[int]
+    segmentation: NotRequired[Any]
 
 
 @with_config(_FINITE)
@@ -65,8 +69,9 @@ class _AnnotationFile(TypedDict):
 class _Result(TypedDict):
     image_id: int
     category_id: int
-    bbox: _Box
+    bbox: NotRequired[_Box]
     score: float
+    segmentation: NotRequired[Any]
 
 
 _ANNOTATION_FILE = TypeAdapter(_AnnotationFile)
@@ -109,6 +114,8 @@ def read_ground_truth(file: Path, images: Path | None = None) -> GroundTruthFile
     ]
     category_ids = tuple(sorted(names))
     _refuse_unknown(file, "annotation", annotations, names, listed)
+    sizes = {entry["id"]: (entry.get("height"), entry.get("width")) for entry in content["images"]}
+    _check_masks(file, "annotation", annotations, sizes)
     records = _records(content["images"], annotations, category_ids, file, images)
     classes = tuple(names[id] for id in category_ids)
     return GroundTruthFile(
@@ -145,6 +152,8 @@ def read_results(file: Path, ground_truth: GroundTruthFile) -> ResultsFile:
         listed = _load(images, _ANNOTATION_FILE, "the one of detect predict, or remove it to match images by their ids")
         results, notes = match_names(results, file, listed, ground_truth.content)
     _refuse_unknown(file, "result", results, set(dataset.category_ids), {record.id for record in dataset.records})
+    sizes = {record.id: (record.height, record.width) for record in dataset.records}
+    results = _with_boxes(file, results, sizes)
     label_of = {id: label for label, id in enumerate(dataset.category_ids)}
     of_image = defaultdict(list)
     for result in results:
@@ -155,10 +164,69 @@ def read_results(file: Path, ground_truth: GroundTruthFile) -> ResultsFile:
             _xyxy(entries),
             np.array([entry["score"] for entry in entries], np.float64),
             np.array([label_of[entry["category_id"]] for entry in entries], np.int64),
+            tuple(_rle(entry, *sizes[id]) for entry in entries) if has_masks(results) else None,
         )
         for id, entries in of_image.items()
     ]
     return ResultsFile(results, predictions, notes)
+
+
+def has_masks(results: Sequence[dict[str, Any]]) -> bool:
+    """Return whether results have masks. Raise no error: `read_results` has checked that all or none has one."""
+    return any("segmentation" in result for result in results)
+
+
+def _with_boxes(
+    file: Path, results: list[dict[str, Any]], sizes: Mapping[int, tuple[int, int]]
+) -> list[dict[str, Any]]:
+    """Return the results with run-length encoded masks, and with the box of the mask where there is none.
+
+    Raises:
+        UserError: a result has neither box nor mask, or only some results have masks, or a mask is damaged.
+    """
+    with_masks = sum(bool(result.get("segmentation")) for result in results)
+    if with_masks not in (0, len(results)):
+        problem = f"{with_masks} of {len(results)} results have a segmentation"
+        raise UserError(f"{file}: {problem}; give it for all results or for none")
+    _check_masks(file, "result", results, sizes)
+    complete = []
+    for number, result in enumerate(results, start=1):
+        result = {key: value for key, value in result.items() if key != "segmentation" or value}
+        if with_masks:
+            rle = _rle(result, *sizes[result["image_id"]])
+            result["segmentation"] = rle.segmentation()
+            result.setdefault("bbox", coco_mask.toBbox(rle.coco()).tolist())
+        if "bbox" not in result:
+            raise UserError(f"{file}: result {number} has neither bbox nor segmentation; add one of them")
+        complete.append(result)
+    return complete
+
+
+def _check_masks(
+    file: Path, kind: str, entries: Sequence[dict[str, Any]], sizes: Mapping[int, tuple[int | None, int | None]]
+) -> None:
+    """Raise `UserError` if a mask is damaged or not of the size of its image; pycocotools would crash."""
+    for number, entry in enumerate(entries, start=1):
+        if not entry.get("segmentation"):
+            continue
+        mask, (height, width) = _mask(entry), sizes[entry["image_id"]]
+        size = (mask.height, mask.width) if isinstance(mask, RLE) else (height, width)
+        if mask is None or size != (height, width):
+            problem = "is damaged" if mask is None else f"is {size[1]} × {size[0]}, the image {width} × {height}"
+            raise UserError(f"{file}: the segmentation of {kind} {number} {problem}; correct or remove it")
+        if None in (height, width):
+            image = entry["image_id"]
+            raise UserError(f"{file}: image {image} has no height and width, which masks need; add them")
+
+
+def _mask(entry: dict[str, Any]) -> Mask | None:
+    return valid_mask(entry.get("segmentation"))
+
+
+def _rle(result: dict[str, Any], height: int, width: int) -> RLE:
+    mask = _mask(result)
+    assert mask is not None
+    return mask.rle(height, width)
 
 
 def _load(file: Path, adapter: TypeAdapter, expected: str) -> Any:
@@ -230,7 +298,9 @@ def _records(
             np.zeros(len(entries), bool),
             np.array([entry["area"] for entry in entries], np.float64),
         )
-        records.append(Record(image["id"], path, image.get("width", width), image.get("height", height), *columns))
+        masks = tuple(_mask(entry) for entry in entries)
+        size = image.get("width", width), image.get("height", height)
+        records.append(Record(image["id"], path, *size, *columns, masks if any(masks) else None))
     return tuple(records)
 
 

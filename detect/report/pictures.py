@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from detect.data.dataset import Dataset, Record
 from detect.data.decode import decode
+from detect.data.masks import Mask, bounds
 from detect.evaluation.coco import Prediction, by_image
-from detect.report.drawing import BLACK, WHITE, draw_boxes, font_for, text_size
+from detect.report.drawing import BLACK, WHITE, Window, draw_boxes, font_for, text_size
 
 
 def draw_pair(
@@ -41,13 +43,15 @@ def draw_pair(
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     scaled = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) if scale != 1 else image
 
-    left = draw_boxes(scaled, record.boxes * scale, record.labels, _ground_truth_names(record, classes))
+    names = _ground_truth_names(record, classes)
+    left = draw_boxes(scaled, record.boxes * scale, record.labels, names, _windows(record.masks, record, size))
 
     shown = np.flatnonzero(prediction.scores >= prediction.scores.dtype.type(score_threshold))
     shown = shown[np.argsort(-prediction.scores[shown], kind="stable")]
     labels, scores = prediction.labels[shown], prediction.scores[shown]
     names = [f"{classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
-    right = draw_boxes(scaled, prediction.boxes[shown] * scale, labels, names)
+    masks = None if prediction.masks is None else [prediction.masks[row] for row in shown]
+    right = draw_boxes(scaled, prediction.boxes[shown] * scale, labels, names, _windows(masks, record, size))
 
     threshold = f"score ≥ {score_threshold:g}"
     detected = f"detections, {threshold}: {len(shown)}" if len(shown) else f"no detections, {threshold}"
@@ -92,6 +96,20 @@ def write_pictures(
 
 def _scale(longest: int) -> float:
     return min(3, round(1000 / longest)) if longest <= 1000 else min(1, 1600 / longest)
+
+
+def _windows(masks: Sequence[Mask | None] | None, record: Record, size: tuple[int, int]) -> list[Window] | None:
+    """Return the masks in an image of this width and height; empty ones for objects without a mask."""
+    if masks is None:
+        return None
+    windows: list[Window] = []
+    for mask in masks:
+        bitmap = np.zeros((record.height, record.width), np.uint8)
+        bitmap = bitmap if mask is None else mask.bitmap(record.height, record.width)
+        scaled = cv2.resize(bitmap, size, interpolation=cv2.INTER_NEAREST)
+        left, top, right, bottom = bounds(scaled) or (0, 0, 0, 0)
+        windows.append((scaled[top:bottom, left:right], left, top))
+    return windows
 
 
 def _ground_truth_names(record: Record, classes: Sequence[str]) -> list[str]:

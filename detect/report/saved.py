@@ -16,7 +16,7 @@ from detect.data.options import DataOptions
 from detect.data.splits import Splits
 from detect.errors import UserError
 from detect.evaluation.coco import Engine, Prediction, coco_ground_truth, evaluate_coco_json, select_classes
-from detect.evaluation.coco_files import GroundTruthFile, read_ground_truth, read_results
+from detect.evaluation.coco_files import GroundTruthFile, has_masks, read_ground_truth, read_results
 from detect.evaluation.voc import evaluate_voc
 from detect.files.fence import read_bounded
 
@@ -117,7 +117,7 @@ def _evaluate(
         dataset = keep_classes(dataset, classes)
         predictions = select_classes(predictions, file.dataset.classes, dataset.classes)
         results, content = _with_categories(results, content, dataset.category_ids)
-    metrics = evaluate_coco_json(content, results, dataset, engine=engine)
+    metrics = evaluate_coco_json(content, results, dataset, engine=engine, masks=has_masks(results))
     metrics |= evaluate_voc(dataset, predictions)
     if results and metrics["AP50"] == 0:
         notes += (f"{predictions_file}: no box fits an object; are its image ids those of the ground truth?",)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detect.data.dataset import Dataset
 from detect.data.masks import Polygons, encode
+from detect.errors import UserError
 from detect.evaluation.coco import (
     METRICS,
     Prediction,
@@ -22,6 +24,7 @@ from detect.evaluation.coco import (
     from_detections,
     select_classes,
 )
+from detect.report.saved import evaluate_files
 from detect.structures import Detections
 
 HEIGHT, WIDTH = 60, 80
@@ -178,3 +181,55 @@ def test_results_and_ground_truths_have_the_masks(dataset_of, prediction_of):
     (result,) = coco_results([detected(prediction_of, bitmap_of(10, 10, 50, 50))], dataset)
     assert result["bbox"] == [10, 10, 40, 40] and result["segmentation"]["size"] == [HEIGHT, WIDTH]
     assert json.loads(json.dumps(result)) == result
+
+
+# ---- files of others -------------------------------------------------------------------------------------------------
+
+
+def write_files(tmp_path, ground_truth, results) -> tuple[Path, Path]:
+    files = tmp_path / "truth.json", tmp_path / "results.json"
+    for file, content in zip(files, (ground_truth, results), strict=True):
+        file.write_text(json.dumps(content))
+    return files
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_results_with_masks_only_are_evaluated_like_by_pycocotools(case_of, tmp_path, seed):
+    dataset, predictions = random_set(case_of, seed)
+    ground_truth = coco_ground_truth(dataset)
+    results = [
+        {key: value for key, value in result.items() if key != "bbox"} for result in coco_results(predictions, dataset)
+    ]
+    evaluation = evaluate_files(*write_files(tmp_path, ground_truth, results))
+    expected = by_pycocotools(json.dumps(ground_truth), json.dumps(results))
+    metrics = evaluation.metrics
+    assert [-1 if metrics[f"mask_{name}"] is None else metrics[f"mask_{name}"] for name in METRICS] == expected
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": [60, 80], "counts": [100]}, "segmentation of result 1 is damaged"),
+        ({"size": [60, 80], "counts": "zzzzzzzz"}, "segmentation of result 1 is damaged"),
+        ({"size": [10**9, 10**9], "counts": [10**18]}, "segmentation of result 1 is damaged"),
+        ({"size": [80, 60], "counts": [4800]}, "segmentation of result 1 is 60 × 80, the image 80 × 60"),
+        ([[1, 2, 3]], "segmentation of result 1 is damaged"),
+        ([[0, 0, 1e9, 0, 1e9, 1e9]], "segmentation of result 1 is damaged"),
+        ("RLE", "segmentation of result 1 is damaged"),
+    ],
+)
+def test_damaged_masks_are_one_line(dataset_of, prediction_of, tmp_path, segmentation, message):
+    dataset = one_object(dataset_of, square(10, 10, 50, 50))
+    results = coco_results([detected(prediction_of, bitmap_of(10, 10, 50, 50))], dataset)
+    results[0]["segmentation"] = segmentation
+    with pytest.raises(UserError, match=message) as error:
+        evaluate_files(*write_files(tmp_path, coco_ground_truth(dataset), results))
+    assert "\n" not in str(error.value)
+
+
+def test_masks_for_some_results_only_are_refused(dataset_of, prediction_of, tmp_path):
+    dataset = one_object(dataset_of, square(10, 10, 50, 50))
+    results = coco_results([detected(prediction_of, *[bitmap_of(10, 10, 50, 50)] * 2)], dataset)
+    del results[1]["segmentation"]
+    with pytest.raises(UserError, match="1 of 2 results have a segmentation"):
+        evaluate_files(*write_files(tmp_path, coco_ground_truth(dataset), results))

@@ -17,6 +17,8 @@ from detect.data.masks import RLE, Mask, Polygons
 
 NO_BOX = [0, 0, 0, 0]
 """Box of an annotation that has neither a box nor a mask; it has no area."""
+MAX_CORNER = 1e5
+"""Pixels; pycocotools takes memory for each pixel of a polygon's outline, also far outside of the image."""
 _NUMBERS = {int, float}
 _WHOLE = re.compile(r"-?\d{1,18}")
 Entry = dict[str, Any]
@@ -70,6 +72,16 @@ def mask_of(segmentation: object, place: str, path: Path, log: DefectLog) -> Mas
     if len(whole) < len(outlines):
         log.add("short-polygon", path, f"{place}: {len(outlines) - len(whole)} of {len(outlines)} polygons")
     return Polygons(whole) if whole else None
+
+
+def valid_mask(segmentation: object) -> Mask | None:
+    """Return a mask that can be used without a check but that of its size, or None if it is invalid."""
+    if isinstance(segmentation, dict):
+        return _rle(segmentation)
+    outlines = [_outline(polygon) for polygon in segmentation] if isinstance(segmentation, list) else []
+    valid = tuple(outline for outline in outlines if outline is not None and len(outline) > 2)
+    is_near = len(valid) == len(outlines) > 0 and all(np.abs(outline).max() < MAX_CORNER for outline in valid)
+    return Polygons(valid) if is_near else None
 
 
 def _outline(polygon: object) -> Float64[np.ndarray, "k 2"] | None:
