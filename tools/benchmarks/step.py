@@ -1,4 +1,4 @@
-"""Time one step of our Faster R-CNN and of torchvision's, in training and inference, on the same weights and inputs.
+"""Time a step of our Faster or Mask R-CNN and of torchvision's, in training and inference, on the same weights and inputs.
 
     python tools/benchmarks/step.py --device cpu --repeats 11 --write
 
@@ -150,6 +150,7 @@ def main() -> None:
     every = list(get_args(Precision))
     parser.add_argument("--precision", nargs="+", choices=every, default=every, help="bf16 is very slow on some CPUs")
     parser.add_argument("--eager", action="store_true", help="without torch.compile, which takes minutes on a CPU")
+    parser.add_argument("--masks", action="store_true", help="Mask R-CNN instead of Faster R-CNN")
     parser.add_argument("--threads", type=int, default=physical_cores(), help="default: one for each physical core")
     parser.add_argument("--images", type=Path, help="a folder of images to use instead of random ones")
     parser.add_argument("--write", action="store_true", help="append the results to RESULTS.md")
@@ -159,7 +160,7 @@ def main() -> None:
     console, results = Console(), []
     for device in options.device:
         gate = Gate(device)
-        chosen = options.what, options.precision, not options.eager
+        chosen = options.what, options.precision, not options.eager, options.masks
         for case in [case for size in options.sizes for case in cases(device, size, *chosen)]:
             console.print(f"measuring {case}")
             results.append(measure(case, gate, options))

@@ -1,4 +1,4 @@
-"""Cases, inputs and sides of `step.py`: our Faster R-CNN and torchvision's, each built for a process of its own."""
+"""Cases, inputs and sides of `step.py`: our detectors and torchvision's, each built for a process of its own."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from alternating import process_status
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
+from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from detect.data.decode import decode
+from detect.data.masks import MASK_SIZE, paste_whole
 from detect.foreign_weights.torchvision import detector_from_torchvision
 from detect.models import Detector
 from detect.ops.winograd import train_with_winograd
@@ -46,18 +49,23 @@ class Case:
     batch: int
     precision: Precision
     compile: bool
+    masks: bool = False
+    """Mask R-CNN instead of Faster R-CNN."""
 
     def __str__(self) -> str:
         compiled = " compiled" if self.compile else ""
-        return f"{self.what} {self.device} {self.size} × {self.batch} {self.precision}{compiled}"
+        masks = " masks" if self.masks else ""
+        return f"{self.what} {self.device} {self.size} × {self.batch} {self.precision}{compiled}{masks}"
 
 
-def cases(device: str, size: int, what: str, precisions: Sequence[Precision], compiled: bool) -> list[Case]:
+def cases(
+    device: str, size: int, what: str, precisions: Sequence[Precision], compiled: bool, masks: bool
+) -> list[Case]:
     """Return the cases of a device."""
     training = [("train", 2)]
     inference = [("infer", batch) for batch in ((1,) if device == "cpu" else (1, 8, 16))]
     return [
-        Case(kind, device, size, batch, precision, compile)
+        Case(kind, device, size, batch, precision, compile, masks)
         for kind, batch in training + inference
         if what in ("all", kind)
         for precision in precisions
@@ -97,13 +105,19 @@ def ground_truths(case: Case) -> tuple[Tensor, Tensor]:
     return torch.cat([corners, corners + sides], dim=-1), labels
 
 
-def torchvision_model(size: int) -> TorchvisionFasterRCNN:
+def ellipses() -> Tensor:
+    """Return the same mask for each object in a grid over its box: uint8 [56, 56]."""
+    steps = (torch.arange(MASK_SIZE) + 0.5) / MASK_SIZE * 2 - 1
+    return ((steps[:, None] ** 2 + steps**2 <= 1) * 255).to(torch.uint8)
+
+
+def torchvision_model(size: int, masks: bool = False) -> TorchvisionFasterRCNN:
     """Return torchvision's network with random weights, small activations and some confident detections."""
     torch.manual_seed(2)
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
     )
-    model = TorchvisionFasterRCNN(backbone, CLASSES, min_size=size)
+    model = (TorchvisionMaskRCNN if masks else TorchvisionFasterRCNN)(backbone, CLASSES, min_size=size)
     with torch.no_grad():
         for name, value in model.named_buffers():
             if name.endswith("bn3.weight"):  # otherwise each of the 16 residual blocks adds its input's variance again
@@ -201,7 +215,8 @@ class Ours(Side):
 
     def __init__(self, case: Case, folder: Path | None) -> None:
         super().__init__(case, folder)
-        model = detector_from_torchvision(torchvision_model(case.size).state_dict(), frozen_eps=1e-5).to(self.device)
+        theirs = torchvision_model(case.size, case.masks)
+        model = detector_from_torchvision(theirs.state_dict(), frozen_eps=1e-5).to(self.device)
         self.batch = self._batch().to(self.device)
         self.model: Detector = model
         if case.what == "train":
@@ -244,9 +259,10 @@ class Ours(Side):
         count, _, height, width = self.pixels.shape
         canvas = F.pad(self.pixels, (0, -width % 32, 0, -height % 32)).to(memory_format=torch.channels_last)
         full = torch.ones(count, OBJECTS, dtype=torch.bool)
+        masks = ellipses().expand(count, OBJECTS, -1, -1).contiguous() if self.case.masks else None
         return Batch(
             images=Images(canvas, torch.tensor([[height, width]] * count)),
-            targets=Targets(self.boxes, self.labels, valid=full, crowd=~full),
+            targets=Targets(self.boxes, self.labels, valid=full, crowd=~full, masks=masks),
             ids=torch.arange(count),
             scales=torch.ones(count, 2),
         )
@@ -257,12 +273,15 @@ class Torchvision(Side):
 
     def __init__(self, case: Case, folder: Path | None) -> None:
         super().__init__(case, folder)
-        self.model = torchvision_model(case.size).to(self.device)
+        self.model = torchvision_model(case.size, case.masks).to(self.device)
         self.images = [image.to(self.device).float() / 255 for image in self.pixels]
         self.targets = [
             {"boxes": boxes.to(self.device), "labels": labels.to(self.device) + 1}
             for boxes, labels in zip(self.boxes, self.labels, strict=True)
         ]
+        if case.masks:
+            for target, image in zip(self.targets, self.pixels, strict=True):
+                target["masks"] = self._whole_masks(target["boxes"].cpu(), *image.shape[1:]).to(self.device)
         if case.what == "train":
             self.model.train()
             self.set_up_training(self.model)
@@ -278,6 +297,10 @@ class Torchvision(Side):
         with self.autocast():
             losses = self.model(self.images, self.targets)
         return self.optimize(losses)
+
+    def _whole_masks(self, boxes: Tensor, height: int, width: int) -> Tensor:
+        mask = ellipses().numpy() / 255
+        return torch.from_numpy(np.stack([paste_whole(mask, box.numpy(), height, width) for box in boxes]))
 
     def detections(self) -> list[dict[str, Tensor]]:
         """Return the detections with labels from 0."""
