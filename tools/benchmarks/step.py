@@ -1,4 +1,4 @@
-"""Time a step of our Faster or Mask R-CNN and of torchvision's, in training and inference, on the same weights and inputs.
+"""Time a step of our Faster or Mask R-CNN and of torchvision's, in training and inference, with the same weights.
 
     python tools/benchmarks/step.py --device cpu --repeats 11 --write
 
