@@ -547,7 +547,7 @@ LARGE = {
             "roi_heads.box_predictor.bbox_pred.bias": torch.zeros(4),
             **{f"backbone.bottom_up.res{2 + i // 2}.{i % 2}.conv1.weight": torch.zeros(1) for i in range(8)},
         },
-        r"has shape .* instead of .*; give a Faster R-CNN of detectron2",
+        r"has shape .* instead of .*; give a Faster, Mask or Cascade R-CNN of detectron2",
     ),
     "a checkpoint's channels": (None, _card(box_head={"channels": 10**7}), "the weights do not fit the file's config"),
     "a checkpoint's layers": (None, _card(box_head={"layers": 10**9}), "model.box_head.layers"),

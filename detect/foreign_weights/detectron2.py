@@ -1,4 +1,4 @@
-"""Conversion of detectron2's Faster R-CNN, and of the box branch of its Mask R-CNN, with equal outputs.
+"""Conversion of detectron2's Faster, Mask and Cascade R-CNN with equal outputs.
 
 Supported are files of the model zoo (`model_final_….pkl`) and of training (`model_….pth`), with the architectures C4,
 DC5 and FPN. Differences from our defaults, in the order of the forward pass:
@@ -18,8 +18,9 @@ and the outputs differ slightly.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,13 +32,19 @@ from detect.errors import UserError
 from detect.foreign_weights.state_dicts import State, match_state, rename_by_prefix
 from detect.models import (
     BoxHeadOptions,
+    CascadeRCNN,
+    CascadeRCNNOptions,
     FasterRCNN,
     FasterRCNNOptions,
+    MaskHeadOptions,
+    MaskRCNNOptions,
     PoolingOptions,
     PostprocessOptions,
     ProposalCounts,
     RegionHeadOptions,
     RPNOptions,
+    TwoStage,
+    build_detector,
 )
 
 Style = Literal["caffe2", "torchvision"]
@@ -56,6 +63,19 @@ PREFIXES = {
     **{f"roi_heads.box_head.fc{layer}.": f"region_head.box_head.layers.{layer - 1}." for layer in range(1, 5)},
     "roi_heads.box_predictor.cls_score.": "region_head.predictor.scores.",
     "roi_heads.box_predictor.bbox_pred.": "region_head.predictor.deltas.",
+    **{f"roi_heads.mask_head.mask_fcn{i + 1}.": f"mask_head.convolutions.{2 * i}." for i in range(8)},
+    "roi_heads.mask_head.deconv.": "mask_head.deconvolution.",
+    "roi_heads.mask_head.predictor.": "mask_head.predictor.",
+    **{
+        f"roi_heads.{theirs.format(stage)}": f"region_head.stages.{stage}.{ours}"
+        for stage in range(3)
+        for theirs, ours in (
+            ("box_head.{}.fc1.", "box_head.layers.0."),
+            ("box_head.{}.fc2.", "box_head.layers.1."),
+            ("box_predictor.{}.cls_score.", "predictor.scores."),
+            ("box_predictor.{}.bbox_pred.", "predictor.deltas."),
+        )
+    },
 }
 # Parts of a key within a ResNet; the first match is replaced.
 LAYERS = {
@@ -63,15 +83,13 @@ LAYERS = {
     "shortcut.norm.": "downsample.1.",
     "shortcut.": "downsample.0.",
 }
-LEFT_OUT = {
-    r"roi_heads\.mask_head\.": ("mask head", "only boxes are detected"),
-    r"roi_heads\.keypoint_head\.": ("keypoint head", "only boxes are detected"),
-}
-"""Tensors of Mask R-CNN and Keypoint R-CNN that Faster R-CNN does not have, for `leave_out`."""
+LEFT_OUT = {r"roi_heads\.keypoint_head\.": ("keypoint head", "only boxes and masks are detected")}
+"""Tensors of Keypoint R-CNN, for `leave_out`."""
 REFUSED = {
     "sem_seg_head.": "a panoptic network",
     "head.": "a RetinaNet or FCOS",
-    "roi_heads.box_predictor.0.": "a Cascade R-CNN",
+    "roi_heads.box_predictor.3.": "a cascade of more than three stages",
+    "roi_heads.mask_head.mask_fcn1.norm.": "a mask head with norms",
     "roi_heads.box_head.conv1.": "a box head with convolutions",
     "proposal_generator.rpn_head.conv.conv0.": "an RPN with several convolutions",
 }
@@ -86,13 +104,15 @@ BLOCKS: dict[Depth, tuple[int, ...]] = {
 """Number of blocks in the last four stages of a ResNet, by its depth."""
 CLASSES = "roi_heads.box_predictor.cls_score.bias"
 DELTAS = "roi_heads.box_predictor.bbox_pred.bias"
+CASCADE = "roi_heads.box_predictor.0.cls_score.bias"
+MASKS = "roi_heads.mask_head.deconv.bias"
 OBJECTNESS = "proposal_generator.rpn_head.objectness_logits.bias"
 LATERAL = "backbone.fpn_lateral2.weight"
 ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 MEAN, STD = "pixel_mean", "pixel_std"
 RATIOS = 3
 """Number of anchor aspect ratios, on every level."""
-REMEDY = "give a Faster R-CNN of detectron2: R50 or R101 with C4, DC5 or FPN"
+REMEDY = "give a Faster, Mask or Cascade R-CNN of detectron2: R50 or R101 with C4, DC5 or FPN"
 MIN_SIZE = 1e-6
 """Minimum side of boxes in pixels. detectron2 keeps all boxes with an area; in float32 hardly any side is shorter."""
 
@@ -147,7 +167,7 @@ def pixels_of(state: State, style: Style | None = None) -> Pixels:
     return Pixels(tuple(mean), tuple(std), reversed_, default.stride_in_1x1 if style else set(std) == {1.0})
 
 
-def detectron2_options(state: State, style: Style | None = None) -> FasterRCNNOptions:
+def detectron2_options(state: State, style: Style | None = None) -> FasterRCNNOptions | CascadeRCNNOptions:
     """Return our options for the detectron2 network of `state`, with the values of detectron2's `Base-RCNN-*.yaml`.
 
     Args:
@@ -173,19 +193,31 @@ def detectron2_options(state: State, style: Style | None = None) -> FasterRCNNOp
         training=ProposalCounts(2000, 1000) if fpn else ProposalCounts(12000, 2000),
         testing=ProposalCounts(1000, 1000) if fpn else ProposalCounts(6000, 1000),
     )
-    layers = [state[key] for key in (f"roi_heads.box_head.fc{layer}.bias" for layer in range(1, 5)) if key in state]
-    return FasterRCNNOptions(
-        backbone=backbone,
-        neck=FPNOptions(channels=len(state[LATERAL])) if fpn else None,
-        rpn=rpn,
-        pooling=PoolingOptions(sampling_ratio=0, aligned=True),
-        box_head=BoxHeadOptions(layers=len(layers), channels=len(layers[0])) if layers else BoxHeadOptions(),
-        region_head=RegionHeadOptions(class_agnostic=len(state[DELTAS]) != 4 * (len(state[CLASSES]) - 1)),
-        postprocess=PostprocessOptions(min_size=MIN_SIZE),
-    )
+    box_head = "roi_heads.box_head.0" if CASCADE in state else "roi_heads.box_head"
+    layers = [state[key] for key in (f"{box_head}.fc{layer}.bias" for layer in range(1, 5)) if key in state]
+    common: dict[str, Any] = {
+        "backbone": backbone,
+        "neck": FPNOptions(channels=len(state[LATERAL])) if fpn else None,
+        "rpn": rpn,
+        "pooling": PoolingOptions(sampling_ratio=0, aligned=True),
+        "box_head": BoxHeadOptions(layers=len(layers), channels=len(layers[0])) if layers else BoxHeadOptions(),
+        "postprocess": PostprocessOptions(min_size=MIN_SIZE),
+    }
+    masks = _mask_options(state)
+    if CASCADE in state:
+        return CascadeRCNNOptions(**common, masks=masks)
+    common["region_head"] = RegionHeadOptions(class_agnostic=len(state[DELTAS]) != 4 * (len(state[CLASSES]) - 1))
+    return FasterRCNNOptions(**common) if masks is None else MaskRCNNOptions(**common, masks=masks)
 
 
-def faster_rcnn_from_detectron2(state: State, style: Style | None = None) -> FasterRCNN:
+def _mask_options(state: State) -> MaskHeadOptions | None:
+    if MASKS not in state:
+        return None
+    convolutions = sum(bool(re.fullmatch(r"roi_heads\.mask_head\.mask_fcn\d+\.weight", key)) for key in state)
+    return MaskHeadOptions(convolutions=convolutions, channels=len(state[MASKS]))
+
+
+def detector_from_detectron2(state: State, style: Style | None = None) -> TwoStage:
     """Convert a network of detectron2 to a detector in eval mode with equal outputs and classes.
 
     Trained batch norms become frozen ones, which does not change the outputs.
@@ -198,9 +230,10 @@ def faster_rcnn_from_detectron2(state: State, style: Style | None = None) -> Fas
         UserError: a key is missing, unknown or given twice, or its value has another shape or is not finite.
     """
     options, pixels = detectron2_options(state, style), pixels_of(state, style)
-    num_classes = len(state[CLASSES]) - 1
+    num_classes = len(state[CASCADE if CASCADE in state else CLASSES]) - 1
     with torch.device("meta"):  # a small file can claim large shapes: allocate only after they have matched
-        empty = FasterRCNN(num_classes, options)
+        empty = build_detector(options, num_classes)
+    assert isinstance(empty, FasterRCNN | CascadeRCNN)
     sizes = empty.rpn.anchors.shapes.shape[1] // RATIOS
     state = _with_statistics(_without_bottom_up(state))
     weights = {key: value for key, value in state.items() if not key.startswith((ANCHORS, MEAN, STD))}
@@ -214,7 +247,8 @@ def faster_rcnn_from_detectron2(state: State, style: Style | None = None) -> Fas
 
     given = ("backbone.mean", "backbone.std")
     matched = match_state(weights, empty, _rename, change, REMEDY, given)
-    model = FasterRCNN(num_classes, options).eval()
+    model = build_detector(options, num_classes).eval()
+    assert isinstance(model, FasterRCNN | CascadeRCNN)
     _check_anchors(state, model.rpn.anchors.shapes)
     model.load_state_dict(matched, strict=False)
     model.backbone.mean.copy_(torch.tensor(pixels.mean))
@@ -237,9 +271,11 @@ def _refuse_others(state: State) -> None:
             raise UserError(f"{key}: deformable convolutions are not supported; {REMEDY}")
         if key.endswith(".conv2.weight") and value.ndim == 4 and value.shape[0] != value.shape[1]:
             raise UserError(f"{key}: grouped convolutions (ResNeXt) are not supported; {REMEDY}")
-    required = {OBJECTNESS: "no RPN", CLASSES: "no scores of background and classes", DELTAS: "no box deltas"}
+    stage = ".0" if CASCADE in state else ""
+    classes, deltas = (key.replace("box_predictor", f"box_predictor{stage}") for key in (CLASSES, DELTAS))
+    required = {OBJECTNESS: "no RPN", classes: "no scores of background and classes", deltas: "no box deltas"}
     for key, missing in required.items():
-        if key not in state or state[key].ndim != 1 or len(state[key]) < (2 if key == CLASSES else 1):
+        if key not in state or state[key].ndim != 1 or len(state[key]) < (2 if key == classes else 1):
             raise UserError(f"{key}: {missing}; {REMEDY}")
 
 

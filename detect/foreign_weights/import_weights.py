@@ -17,7 +17,7 @@ from detect.foreign_weights import torchvision as torchvision_weights
 from detect.foreign_weights.coco_names import COCO_NAMES
 from detect.foreign_weights.detectron2 import Style
 from detect.foreign_weights.state_dicts import BATCHES, LeftOut, State, leave_out, read_content, state_dict
-from detect.models import FasterRCNN, FasterRCNNOptions
+from detect.models import DetectorOptions, TwoStage
 
 Project = Literal["torchvision", "detectron2"]
 DATA = DataOptions(short_side=(800,), long_side=1333)
@@ -138,8 +138,8 @@ def convert(
 class _Converted(NamedTuple):
     """A converted network."""
 
-    model: FasterRCNN
-    options: FasterRCNNOptions
+    model: TwoStage
+    options: DetectorOptions
     left_out: tuple[LeftOut, ...]
     note: str
     """Assumptions about values that the file does not have; empty without any."""
@@ -155,7 +155,7 @@ def _from_torchvision(state: State, frozen_eps: float | None) -> _Converted:
 
 def _from_detectron2(state: State, style: Style | None) -> _Converted:
     state, left_out = leave_out(state, detectron2_weights.LEFT_OUT)
-    model = detectron2_weights.faster_rcnn_from_detectron2(state, style)
+    model = detectron2_weights.detector_from_detectron2(state, style)
     assumed = style is None and detectron2_weights.MEAN not in state
     options = detectron2_weights.detectron2_options(state, style)
     return _Converted(model, options, left_out, ASSUMED_STYLE if assumed else "")

@@ -15,8 +15,9 @@ from torchvision.ops import box_iou
 
 from detect.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
 from detect.errors import UserError
-from detect.foreign_weights.detectron2 import detectron2_options, faster_rcnn_from_detectron2, pixels_of
+from detect.foreign_weights.detectron2 import detector_from_detectron2, detectron2_options, pixels_of
 from detect.models import ProposalCounts
+from detect.models.cascade_head import STAGES
 from detect.structures import Images
 
 HERE = Path(__file__).parent
@@ -52,8 +53,8 @@ def on_canvas(pixels):
     return Images(canvas, torch.tensor([[height, width]]))
 
 
-def assert_same_detections(detections, boxes, scores, labels):
-    """Assert that detections match one to one, in any order of equal scores."""
+def assert_same_detections(detections, boxes, scores, labels, masks=None, is_cascade=False):
+    """Assert that detections match one to one, in any order of equal scores, and have the same masks."""
     kept = detections.valid[0]
     ours = detections.boxes[0, kept]
     assert len(ours) == len(boxes) > 0
@@ -64,6 +65,11 @@ def assert_same_detections(detections, boxes, scores, labels):
         & ((detections.scores[0, kept][:, None] - scores).abs() <= 1e-4)
         & (detections.labels[0, kept][:, None] == labels)
     )
+    if masks is not None:
+        cells = detections.masks[0, kept][:, 1 :: recipe.CELLS, 1 :: recipe.CELLS].flatten(1)
+        difference = (cells[:, None] - masks.flatten(1) / 65535).abs().amax(dim=-1)
+        # Three stages in a row amplify the rounding of random networks.
+        assert difference[same].max() <= (2e-4 if is_cascade else 1e-4) and masks.float().std() > 3000
     assert (same.sum(dim=0) == 1).all() and (same.sum(dim=1) == 1).all()
 
 
@@ -71,16 +77,18 @@ def assert_same_detections(detections, boxes, scores, labels):
 @torch.no_grad()
 def test_outputs_are_detectron2s(name):
     case = recipe.CASES[name]
-    model = faster_rcnn_from_detectron2(recorded_state(name), "torchvision" if name == "fpn_torchvision" else None)
+    model = detector_from_detectron2(recorded_state(name), "torchvision" if name == "fpn_torchvision" else None)
     assert not model.training and model.num_classes == recipe.CLASSES
     model.rpn.options = replace(model.rpn.options, testing=ProposalCounts(200, case.regions))
     with np.load(HERE / f"detectron2_{name}.npz") as record:
-        of_image, *expected = (record[key] for key in ("image", "boxes", "scores", "labels"))
+        of_image, *expected = (record[key] for key in ("image", "boxes", "scores", "labels", "masks") if key in record)
+        assert (len(expected) == 4) == (model.mask_head is not None)
     images = recipe.images(case)
     assert len(images) == case.images
     for number, pixels in enumerate(images):
-        there = [torch.from_numpy(values[of_image == number]) for values in expected]
-        assert_same_detections(model.detect(on_canvas(pixels)), *there)
+        there = [torch.from_numpy(values[of_image == number]) for values in expected[:3]]
+        there += [torch.from_numpy(values[of_image == number].astype(np.float32)) for values in expected[3:]]
+        assert_same_detections(model.detect(on_canvas(pixels)), *there, is_cascade=name == "cascade")
     labels = np.unique(expected[2])
     assert len(labels) > 3 and np.ptp(expected[1]) > 0.3  # several classes, high and low scores
 
@@ -149,20 +157,27 @@ def empty_state(name, **changes):
 def test_architecture_depth_and_widths_follow_from_the_state():
     options = {name: detectron2_options(empty_state(name)) for name in recipe.CASES}
     backbones = {name: chosen.backbone for name, chosen in options.items()}
-    assert [backbones[name].depth for name in recipe.CASES] == [50, 50, 50, 101]
-    assert [options[name].neck is not None for name in recipe.CASES] == [True, False, False, True]
-    assert [backbones[name].dilated for name in recipe.CASES] == [False, False, True, False]
+    boxes = ("fpn", "c4", "dc5", "fpn_torchvision")
+    assert [backbones[name].depth for name in boxes] == [50, 50, 50, 101]
+    assert [options[name].neck is not None for name in boxes] == [True, False, False, True]
+    assert [backbones[name].dilated for name in boxes] == [False, False, True, False]
     assert all(backbone.stride_in_1x1 for backbone in backbones.values())
     assert (options["dc5"].box_head.layers, options["dc5"].box_head.channels) == (2, 64)
-    assert [options[name].region_head.class_agnostic for name in recipe.CASES] == [False, False, True, False]
+    assert [options[name].region_head.class_agnostic for name in boxes] == [False, False, True, False]
     assert (options["c4"].rpn.testing.pre_nms_top_k, options["c4"].rpn.testing.post_nms_top_k) == (6000, 1000)
     assert (options["fpn"].rpn.testing.pre_nms_top_k, options["fpn"].rpn.testing.post_nms_top_k) == (1000, 1000)
+    assert [options[name].predicts_masks for name in boxes] == [False] * 4
+    heads = {name: options[name].masks for name in ("mask_fpn", "mask_c4", "mask_dc5", "cascade")}
+    assert [head.convolutions for head in heads.values()] == [4, 0, 4, 4]
+    assert {head.channels for head in heads.values()} == {256}
+    assert options["cascade"].region_head.stages == STAGES and options["cascade"].box_head.channels == 64
 
 
 RES3 = "backbone.bottom_up.res3.0.conv2"
 OTHERS = {
     "of a RetinaNet or FCOS": {"head.cls_score.weight": (3,)},
-    "of a Cascade R-CNN": {"roi_heads.box_predictor.0.cls_score.weight": (3,)},
+    "of a cascade of more than three stages": {"roi_heads.box_predictor.3.cls_score.weight": (3,)},
+    "of a mask head with norms": {"roi_heads.mask_head.mask_fcn1.norm.weight": (3,)},
     "of a box head with convolutions": {"roi_heads.box_head.conv1.weight": (3,)},
     "of an RPN with several convolutions": {"proposal_generator.rpn_head.conv.conv0.weight": (3,)},
     "of a panoptic network": {"sem_seg_head.p2.0.weight": (3,)},
@@ -181,12 +196,12 @@ def test_other_networks_are_refused_by_name(message):
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items() if shape is not None}
     with pytest.raises(UserError, match=message) as error:
         detectron2_options(state)
-    assert "\n" not in str(error.value) and "give a Faster R-CNN of detectron2" in str(error.value)
+    assert "\n" not in str(error.value) and "give a Faster, Mask or Cascade R-CNN of detectron2" in str(error.value)
 
 
 def test_an_empty_state_is_refused():
     with pytest.raises(UserError, match="no RPN"):
-        faster_rcnn_from_detectron2({})
+        detector_from_detectron2({})
 
 
 # ---- old and damaged files -------------------------------------------------------------------------------------------
@@ -199,7 +214,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def imported(state):
-    return faster_rcnn_from_detectron2(state).state_dict()
+    return detector_from_detectron2(state).state_dict()
 
 
 def equal(model, expected):
@@ -214,15 +229,15 @@ def cell_anchors(sizes):
 
 def test_anchors_and_pixels_of_old_files_are_checked(state, imported):
     old = state | BGR | {"proposal_generator.anchor_generator.cell_anchors.0": cell_anchors([32, 64, 128, 256, 512])}
-    assert equal(faster_rcnn_from_detectron2(old), imported)
+    assert equal(detector_from_detectron2(old), imported)
     other = old | {"proposal_generator.anchor_generator.cell_anchors.0": cell_anchors([16, 32, 64, 128, 256])}
     with pytest.raises(UserError, match=r"cell_anchors\.0: anchors of other sizes"):
-        faster_rcnn_from_detectron2(other)
+        detector_from_detectron2(other)
 
 
 def test_frozen_norms_without_statistics_have_mean_0_and_variance_1(state):
     first = {key: value for key, value in state.items() if ".running_" not in key}
-    model = faster_rcnn_from_detectron2(first).state_dict()
+    model = detector_from_detectron2(first).state_dict()
     means = [value for key, value in model.items() if key.endswith(".running_mean")]
     variances = [value for key, value in model.items() if key.endswith(".running_var")]
     assert len(means) == len(variances) == 53
@@ -231,7 +246,7 @@ def test_frozen_norms_without_statistics_have_mean_0_and_variance_1(state):
 
 def test_batch_counts_are_left_out(state, imported):
     counted = state | {"backbone.stem.conv1.norm.num_batches_tracked": torch.tensor(7)}
-    assert equal(faster_rcnn_from_detectron2(counted), imported)
+    assert equal(detector_from_detectron2(counted), imported)
 
 
 SCORES, DELTAS = "roi_heads.box_predictor.cls_score.weight", "proposal_generator.rpn_head.anchor_deltas.weight"
@@ -252,5 +267,5 @@ SCORES, DELTAS = "roi_heads.box_predictor.cls_score.weight", "proposal_generator
 )
 def test_mismatched_keys_are_named(state, change, message):
     with pytest.raises(UserError, match=message) as error:
-        faster_rcnn_from_detectron2(change(state))
+        detector_from_detectron2(change(state))
     assert "\n" not in str(error.value)

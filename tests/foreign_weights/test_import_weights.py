@@ -13,7 +13,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from detect.checkpoint import load_checkpoint
 from detect.errors import UserError
 from detect.foreign_weights.coco_names import COCO_NAMES
-from detect.foreign_weights.detectron2 import faster_rcnn_from_detectron2
+from detect.foreign_weights.detectron2 import detector_from_detectron2
 from detect.foreign_weights.import_weights import class_names, import_weights
 from detect.foreign_weights.state_dicts import leave_out, read_content, state_dict
 
@@ -25,7 +25,7 @@ def state(detectron2_resnet18):
 
 @pytest.fixture(scope="module")
 def expected(state):
-    return faster_rcnn_from_detectron2(state).state_dict()
+    return detector_from_detectron2(state).state_dict()
 
 
 def as_arrays(state):
@@ -48,9 +48,9 @@ def write(kind, state, folder):
 
 @pytest.mark.parametrize("kind", ["zoo", "training", "alone"])
 def test_detectron2s_files_become_checkpoints(kind, state, expected, tmp_path):
-    mask = {"roi_heads.mask_head.predictor.weight": torch.zeros(80, 2, 1, 1)}
+    keypoints = {"roi_heads.keypoint_head.conv_fcn1.weight": torch.zeros(80, 2, 1, 1)}
     out = tmp_path / "new" / "detectron2.ckpt"
-    imported = import_weights("detectron2", write(kind, state | mask, tmp_path), out)
+    imported = import_weights("detectron2", write(kind, state | keypoints, tmp_path), out)
     checkpoint = load_checkpoint(out)
     assert checkpoint.classes == tuple(COCO_NAMES.values()) and checkpoint.category_ids == tuple(COCO_NAMES)
     assert (checkpoint.config.data.short_side, checkpoint.config.data.long_side) == ((800,), 1333)
@@ -60,13 +60,13 @@ def test_detectron2s_files_become_checkpoints(kind, state, expected, tmp_path):
     )
 
     rows = {part: (int(tensors), int(numbers.replace(",", ""))) for part, tensors, numbers, _ in imported.rows()}
-    assert list(rows) == ["backbone", "neck", "RPN", "box head", "classes and boxes", "mask head"]
+    assert list(rows) == ["backbone", "neck", "RPN", "box head", "classes and boxes", "keypoint head"]
     levels = (64, 128, 256, 512)
     assert rows["neck"] == (4 * 4, sum(16 * channels + 16 + 16 * 16 * 9 + 16 for channels in levels))
     assert rows["RPN"] == (6, 16 * 16 * 9 + 16 + 3 * 17 + 12 * 17)
     assert rows["box head"] == (4, 8 * 16 * 49 + 8 + 8 * 8 + 8)
     assert rows["classes and boxes"] == (4, 81 * 9 + 320 * 9)
-    assert rows["mask head"] == (1, 160)
+    assert rows["keypoint head"] == (1, 160)
     assert "--style torchvision" in imported.note
 
 
@@ -259,7 +259,7 @@ def test_an_array_with_many_names_is_stored_once(tmp_path):
 
 def test_a_backbone_is_refused(tmp_path):
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"conv1_w": np.zeros((64, 3, 7, 7), np.float32)}))
-    with pytest.raises(UserError, match="no RPN; give a Faster R-CNN of detectron2"):
+    with pytest.raises(UserError, match="no RPN; give a Faster, Mask or Cascade R-CNN of detectron2"):
         import_weights("detectron2", tmp_path / "R-50.pkl", tmp_path / "out.ckpt")
 
 
