@@ -10,9 +10,10 @@ from detect.structures import Batch, Detections, Images, Proposals, Samples, Tar
 def make_batch(images: int = 2, ground_truths: int = 3) -> Batch:
     valid = torch.ones(images, ground_truths, dtype=torch.bool)
     boxes = torch.rand(images, ground_truths, 4)
+    masks = torch.zeros(images, ground_truths, 56, 56, dtype=torch.uint8)
     return Batch(
         images=Images(torch.zeros(images, 3, 32, 64, dtype=torch.uint8), torch.full((images, 2), 32)),
-        targets=Targets(boxes, torch.zeros(images, ground_truths, dtype=torch.int64), valid, ~valid),
+        targets=Targets(boxes, torch.zeros(images, ground_truths, dtype=torch.int64), valid, ~valid, masks),
         ids=torch.arange(images),
         scales=torch.ones(images, 2),
     )
@@ -100,3 +101,9 @@ def test_boxes_return_to_the_pixels_of_their_files(detections):
     assert (
         returned.scores is original.scores and returned.labels is original.labels and returned.valid is original.valid
     )
+
+
+def test_masks_do_not_depend_on_the_size_of_the_file():
+    detections = replace(make_detections(), masks=torch.rand(2, 5, 28, 28))
+    assert to_file_pixels(detections, torch.tensor([[0.5, 0.25], [2.0, 1.0]])).masks is detections.masks
+    assert detections.to("meta").masks.device.type == "meta" and make_detections().to("meta").masks is None

@@ -49,9 +49,10 @@ def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     equality = export_checkpoint(checkpoint, out, options.format, images)
     if equality is not None:
         pairs = f"{equality.batches} batch{'es' * (equality.batches != 1)} of two"
+        masks = f", cells of masks by at most {equality.mask_difference:.1g}" if equality.mask_difference else ""
         print(
             f"same detections as the checkpoint: {equality.detections} in {equality.images} images and "
-            f"{pairs}; scores differ by at most {equality.score_difference:.1g}, "
+            f"{pairs}; scores differ by at most {equality.score_difference:.1g}{masks}, "
             f"IoU is at least {equality.iou:.5f}"
         )
     print(out)

@@ -24,8 +24,8 @@ def add(commands: Any) -> None:
         _predict,
         "detect objects in images, folders, glob patterns, videos or a camera",
         "detect predict --ckpt runs/bccd/checkpoints/best.ckpt photos/ --score 0.5\n\n"
-        "Writes to --out: pictures/ and videos/ with drawn boxes, predictions.json and images.json in COCO format,\n"
-        "and predictions.csv. To continue after an interruption, repeat the command with the same --out.",
+        "Writes to --out: pictures/ and videos/ with drawn boxes and masks, predictions.json and images.json in COCO\n"
+        "format, and predictions.csv. To continue after an interruption, repeat the command with the same --out.",
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, a folder, a glob pattern, or camera:0")
     parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint, or an exported detector (.onnx)")

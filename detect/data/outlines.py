@@ -14,11 +14,6 @@ from jaxtyping import Float64
 
 from detect.data.masks import Bitmap, Mask, Polygons, bounds
 
-_FINER = 4
-"""A contour passes through the centres of pixels; in an enlarged bitmap these are nearer to the pixels' edges."""
-_TOLERANCE = 0.3
-"""Maximum distance, in pixels, between the pixels' edges and the outline."""
-
 
 def outline_of(mask: Mask, height: int, width: int) -> Float64[np.ndarray, "k 2"] | None:
     """Return the corners x, y of one polygon with the pixels of a mask, within the image; None if it has no pixel.
@@ -45,19 +40,23 @@ def _separate(mask: Polygons, height: int, width: int) -> Sequence[Float64[np.nd
     return [outline[::-1] if turned else outline for outline, turned in zip(outlines, reverse, strict=True)]
 
 
-def trace(bitmap: Bitmap) -> list[Float64[np.ndarray, "_ 2"]]:
-    """Return the outlines of the pieces and holes of a bitmap along the edges of its pixels, with few corners."""
-    extent = bounds(bitmap)
+def trace(bitmap: Bitmap, left: int = 0, top: int = 0) -> list[Float64[np.ndarray, "_ 2"]]:
+    """Return the outlines of the pieces and holes of a bitmap, exactly along the edges of its pixels.
+
+    Args:
+        bitmap: the mask, or a window of it.
+        left: left of the window in the image.
+        top: top of the window in the image.
+    """
+    extent = bounds(bitmap) if bitmap.size else None
     if extent is None:
         return []
-    left, top, right, bottom = extent
-    size = np.array([right - left, bottom - top])
-    large = cv2.resize(bitmap[top:bottom, left:right], (size * _FINER).tolist(), interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    few = [cv2.approxPolyDP(contour, _TOLERANCE * _FINER, True)[:, 0] for contour in contours]
-    # The first and the last pixel of the enlarged bitmap become the edges.
-    scale = size / (size * _FINER - 1)
-    return [contour * scale + (left, top) for contour in few if len(contour) > 2]
+    x1, y1, x2, y2 = extent
+    # A contour of OpenCV joins the centres of pixels. In a bitmap of twice the size, each of them lies beside an edge.
+    halves = cv2.resize(bitmap[y1:y2, x1:x2], None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(halves, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    corners = [(contour[:, 0] + 1) // 2 + (left + x1, top + y1) for contour in contours]
+    return [outline[(outline != np.roll(outline, 1, axis=0)).any(axis=1)].astype(np.float64) for outline in corners]
 
 
 def _join(outlines: Sequence[Float64[np.ndarray, "_ 2"]]) -> Float64[np.ndarray, "k 2"] | None:

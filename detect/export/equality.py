@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,12 @@ from detect.prediction.result import Result
 from detect.prediction.sources import Frame
 from detect.terminal import stage
 
-MAX_SCORE_DIFFERENCE, MIN_IOU = 1e-4, 0.999
-"""Maximum score difference and minimum IoU of matching detections."""
-MAX_MASK_DIFFERENCE = 1e-2
-"""Maximum difference of a probability of two matching masks, whose boxes may differ a little."""
+MAX_SCORE_DIFFERENCE, MIN_IOU, MAX_MASK_DIFFERENCE = 1e-4, 0.999, 1e-3
+"""Maximum score difference, minimum IoU and maximum difference of a mask's cells of matching detections."""
+
+_Match = tuple[float, float, float]
+"""Score difference, IoU and mask difference of a detection and its match."""
+_EQUAL: _Match = 0.0, 1.0, 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +37,15 @@ class Equality:
     """Maximum difference of two matched scores."""
     iou: float
     """Minimum IoU of two matched boxes."""
+    mask_difference: float = 0.0
+    """Maximum difference of a cell's probability in two matched masks."""
 
 
 def check_equality(predictor: Predictor, run: Callable[[list[Frame]], Any], images: Sequence[Image]) -> Equality:
     """Compare the detections of a checkpoint and of its exported model, in single images and in batches of two.
 
-    Each detection needs a match of the same class, with the same mask, in the other model's detections. It may be
-    missing only if its score is within 1e-4 of the score threshold, or of the last score if there are as many
-    detections as allowed.
+    Each detection needs a match of the same class in the other model's detections. It may be missing only if its score
+    is within 1e-4 of the score threshold, or of the last score if there are as many detections as allowed.
 
     Args:
         predictor: the checkpoint.
@@ -54,7 +57,7 @@ def check_equality(predictor: Predictor, run: Callable[[list[Frame]], Any], imag
     """
     options = predictor.checkpoint.config.model.postprocess
     batches = [[Frame(image)] for image in images] + [list(map(Frame, pair)) for pair in _pairs(images)]
-    differences, ious, detections = [0.0], [1.0], 0
+    matches, detections = [_EQUAL], 0
     for batch in stage(batches, "comparing the detections with those of the checkpoint"):
         expected = list(predictor.predict(batch, batch_size=len(batch), device="cpu"))
         for original, exported in zip(expected, run(batch), strict=True):
@@ -62,11 +65,11 @@ def check_equality(predictor: Predictor, run: Callable[[list[Frame]], Any], imag
                 floor = max(
                     [options.score_threshold, *(other.scores[-1:] if len(other) >= options.max_detections else [])]
                 )
-                difference, iou = _compare(result, other, floor + MAX_SCORE_DIFFERENCE, len(batch))
-                differences.append(difference)
-                ious.append(iou)
+                matches += _compare(result, other, floor + MAX_SCORE_DIFFERENCE, len(batch))
             detections += len(original)
-    return Equality(len(images), len(batches) - len(images), detections, max(differences), min(ious))
+    differences, ious, mask_differences = zip(*matches, strict=True)
+    worst = max(differences), min(ious), max(mask_differences)
+    return Equality(len(images), len(batches) - len(images), detections, *worst)
 
 
 def _pairs(images: Sequence[Image]) -> list[tuple[Image, Image]]:
@@ -81,19 +84,16 @@ def _pairs(images: Sequence[Image]) -> list[tuple[Image, Image]]:
     return list(pairs.values()) or [(images[0], flipped)]
 
 
-def _compare(result: Result, other: Result, floor: float, batch_size: int) -> tuple[float, float]:
-    """Match the detections with a score above `floor`. Return the maximum score difference and the minimum IoU."""
-    differences, ious = [0.0], [1.0]
+def _compare(result: Result, other: Result, floor: float, batch_size: int) -> Iterator[_Match]:
+    """Match the detections with a score above `floor`. Yield how far the matches differ."""
     unmatched = np.ones(len(other), bool)
     for row, (box, score, label) in enumerate(zip(result.boxes, result.scores, result.labels, strict=True)):
         if score <= floor:
             continue
         difference = np.abs(other.scores - score)
-        iou = _iou(box, other.boxes)
+        iou, mask_difference = _iou(box, other.boxes), _mask_difference(result, row, other)
         matches = unmatched & (other.labels == label) & (difference <= MAX_SCORE_DIFFERENCE) & (iou >= MIN_IOU)
-        if result.mask_probabilities is not None and other.mask_probabilities is not None:
-            mask_differences = np.abs(other.mask_probabilities - result.mask_probabilities[row])
-            matches &= mask_differences.max(axis=(1, 2), initial=0) <= MAX_MASK_DIFFERENCE
+        matches &= mask_difference <= MAX_MASK_DIFFERENCE
         if not matches.any():
             raise UserError(
                 f"the exported model differs: a {result.classes[label]} of score {score:.4f} at "
@@ -102,9 +102,14 @@ def _compare(result: Result, other: Result, floor: float, batch_size: int) -> tu
             )
         match = int(np.where(matches, iou, -1).argmax())
         unmatched[match] = False
-        differences.append(float(difference[match]))
-        ious.append(float(iou[match]))
-    return max(differences), min(ious)
+        yield float(difference[match]), float(iou[match]), float(mask_difference[match])
+
+
+def _mask_difference(result: Result, row: int, other: Result) -> Float[np.ndarray, " n"]:
+    """Return the maximum difference of a mask from each of the other masks; zeros without masks."""
+    if result.mask_probabilities is None or other.mask_probabilities is None:
+        return np.zeros(len(other))
+    return np.abs(other.mask_probabilities - result.mask_probabilities[row]).max(axis=(1, 2))
 
 
 def _iou(box: Float[np.ndarray, " 4"], boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:

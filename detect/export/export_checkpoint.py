@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from detect.export.equality import Equality, check_equality
 from detect.export.exportable import Exportable
 from detect.export.sample_images import Image
 from detect.files.atomic import atomic_write
-from detect.prediction.onnx_detector import AXES, OUTPUTS, OnnxDetector
+from detect.prediction.onnx_detector import AXES, MASK_OUTPUTS, OUTPUTS, OnnxDetector
 from detect.prediction.predictor import Predictor
 from detect.prediction.prepare import fold_norms
 from detect.prediction.result import Result
@@ -118,7 +119,7 @@ def _write_onnx(checkpoint: Checkpoint, program: ExportedProgram, path: Path) ->
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=[*OUTPUTS, *(["masks"] if checkpoint.config.model.predicts_masks else [])],
+            output_names=MASK_OUTPUTS if checkpoint.config.model.predicts_masks else OUTPUTS,
             custom_translation_table=translations(),
             verbose=False,
         )
@@ -152,9 +153,8 @@ def _write_pt2(checkpoint: Checkpoint, program: ExportedProgram, path: Path) -> 
         outputs = module(torch.from_numpy(np.stack([frame.pixels for frame in batch])))
         for boxes, scores, labels, count, *masks in zip(*(output.numpy() for output in outputs), strict=True):
             detections = boxes[:count].clip(0, limits), scores[:count], labels[:count]
-            probabilities = masks[0][:count] if masks else None
-            names = checkpoint.classes, checkpoint.category_ids
-            yield Result(*detections, *names, size, mask_probabilities=probabilities)
+            result = Result(*detections, checkpoint.classes, checkpoint.category_ids, size)
+            yield replace(result, mask_probabilities=masks[0][:count]) if masks else result
 
     return run
 

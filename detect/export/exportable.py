@@ -29,18 +29,21 @@ class Exportable(nn.Module):
         self.model, self.resizing = model, resizing
 
     def forward(self, images: UInt8[Tensor, "B H W 3"]) -> tuple[Tensor, ...]:
-        """Return boxes in pixels of the images, scores, labels, best first, and the number of detections per image.
+        """Return the detections, best first.
 
         Returns:
-            float32 [B, D, 4], float32 [B, D], int64 [B, D], int64 [B] and, with a mask head, the probabilities of
-            masks in their boxes, float32 [B, D, m, m].
+            Boxes in pixels of the images, float32 [B, D, 4]; scores, float32 [B, D]; labels, int64 [B, D]; the number
+            of detections per image, int64 [B]; and, of a detector with masks, their probabilities, each in its box,
+            float32 [B, D, m, m].
         """
         pixels, sizes, scales = letterbox(images, self.resizing.short_side, self.resizing.long_side)
         detections = to_file_pixels(self.model.detect(Images(pixels, sizes)), scales)
         valid = detections.valid
         boxes = detections.boxes.where(valid.unsqueeze(-1), 0.0)
         outputs = boxes, detections.scores, detections.labels.where(valid, 0), valid.sum(dim=1)
-        return outputs if detections.masks is None else (*outputs, detections.masks)
+        if detections.masks is None:
+            return outputs
+        return *outputs, detections.masks.where(valid[..., None, None], 0.0)
 
 
 @torch.library.custom_op("detect::letterbox", mutates_args=(), device_types="cpu")

@@ -32,9 +32,9 @@ AXES = {
 }
 """Names of the axes of inputs and outputs; in a file, those of a fixed size have their size instead."""
 OUTPUTS = ("boxes", "scores", "labels", "count")
-"""Outputs for `images`, uint8 [B, H, W, 3]: float32 [B, D, 4], float32 [B, D], int64 [B, D] and int64 [B].
-
-A detector with a mask head also has `masks`, float32 [B, D, m, m]: probabilities in a grid over each box."""
+"""Outputs for `images`, uint8 [B, H, W, 3]: float32 [B, D, 4], float32 [B, D], int64 [B, D] and int64 [B]."""
+MASK_OUTPUTS = (*OUTPUTS, "masks")
+"""Outputs of a detector with masks: also their probabilities, float32 [B, D, m, m], each in its box."""
 
 
 class OnnxDetector:
@@ -57,8 +57,8 @@ class OnnxDetector:
             self.score = float(json.loads(metadata["score"]))
             self.config: dict[str, Any] = dict(json.loads(metadata["config"]))
             outputs = {output.name for output in self._session.get_outputs()}
-            self.predicts_masks = "masks" in outputs
-            valid = outputs - {"masks"} == set(OUTPUTS) and len(self.category_ids) == len(self.classes)
+            self.predicts_masks = outputs == set(MASK_OUTPUTS)
+            valid = (self.predicts_masks or outputs == set(OUTPUTS)) and len(self.category_ids) == len(self.classes)
         except (KeyError, ValueError, TypeError):
             valid = False
         if not valid or [item.name for item in self._session.get_inputs()] != ["images"]:
@@ -122,8 +122,7 @@ class OnnxDetector:
     def __call__(self, batch: list[Frame]) -> Iterator[Result]:
         """Yield the result of each frame of a batch of one image size."""
         pixels = np.stack([frame.pixels for frame in batch])
-        names = [*OUTPUTS, *(["masks"] if self.predicts_masks else [])]
-        outputs = self._session.run(names, {"images": pixels})
+        outputs = self._session.run(MASK_OUTPUTS if self.predicts_masks else OUTPUTS, {"images": pixels})
         height, width = size = pixels.shape[1], pixels.shape[2]
         for frame, boxes, scores, labels, count, *masks in zip(batch, *outputs, strict=True):
             if not (labels[:count] < len(self.classes)).all():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from PIL import Image
 
 from detect.data.decode import decode
@@ -75,9 +75,12 @@ class Result:
         if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ValueError(f"labels are {self.labels.min()} … {self.labels.max()} for {len(self.classes)} classes")
         if self.mask_probabilities is not None:
-            if self.mask_probabilities.shape[:1] != (n,) or self.mask_probabilities.ndim != 3:
-                raise ValueError(f"mask_probabilities have shape {self.mask_probabilities.shape}, not ({n}, m, m)")
-            self._freeze("mask_probabilities", np.array(self.mask_probabilities, np.float32))
+            values = np.array(np.asarray(self.mask_probabilities), np.float32)
+            if values.ndim != 3 or len(values) != n or values.shape[1] != values.shape[2]:
+                raise ValueError(f"mask_probabilities have shape {values.shape}, not ({n}, m, m)")
+            if not np.isfinite(values).all():
+                raise ValueError("mask_probabilities contain NaN or infinity")
+            self._freeze("mask_probabilities", values)
         if self.pixels is not None:
             if self.pixels.shape != (*self.size, 3):
                 raise ValueError(f"pixels have shape {self.pixels.shape}, not {(*self.size, 3)}")
@@ -147,18 +150,12 @@ class Result:
         """Return the run-length encoded mask of each object, as in COCO's files; None without masks."""
         return None if self.mask_probabilities is None else paste_all(self.mask_probabilities, self.boxes, *self.size)
 
-    def polygons(self) -> list[list[Float32[np.ndarray, "k 2"]]]:
-        """Return the outlines of each object's pieces and holes, x and y in pixels of the image; empty without masks.
+    def polygons(self) -> list[list[Float64[np.ndarray, "_k 2"]]] | None:
+        """Return the outlines of each object's pieces and holes, x and y in pixels of the image; None without masks.
 
-        The even-odd rule tells the inside from the outside.
+        They follow the edges of the pixels exactly. The even-odd rule tells the inside from the outside.
         """
-        if self.mask_probabilities is None:
-            return [[] for _ in range(len(self))]
-        found = []
-        for window, left, top in self._windows():
-            corner = np.array([left, top])
-            found.append([(outline + corner).astype(np.float32) for outline in trace(window)])
-        return found
+        return None if self.mask_probabilities is None else [trace(*window) for window in self._windows()]
 
     def _windows(self, scale: float = 1.0) -> list[Window]:
         """Return the mask of each object in the window of its box, in the image resized by `scale`."""
@@ -258,18 +255,22 @@ class Result:
     def to_pandas(self) -> Any:
         """Return a pandas `DataFrame` with a detection per row: path, index, x1, y1, x2, y2, score, label, name.
 
+        With masks, the column `polygons` has the outlines of each object, lists of x1, y1, x2, y2, ….
+
         Raises:
             UserError: pandas is not installed.
         """
         columns = dict(zip(("x1", "y1", "x2", "y2"), self.boxes.T.copy(), strict=True))
         columns |= {"score": self.scores, "label": self.labels, "name": np.array(self.names, object)}
+        if (polygons := self.polygons()) is not None:
+            columns["polygons"] = [[outline.ravel().tolist() for outline in outlines] for outlines in polygons]
         frame = _import_extra("pandas").DataFrame(columns)
         frame.insert(0, "path", np.full(len(self), self.path, object))
         frame.insert(1, "index", np.full(len(self), self.index, object))
         return frame
 
     def to_supervision(self) -> Any:
-        """Return the detections as `supervision.Detections`, with class names as its annotators expect them.
+        """Return the detections as `supervision.Detections`, with masks and with class names for its annotators.
 
         Raises:
             UserError: supervision is not installed.

@@ -99,4 +99,5 @@ def csv_writer(out: Path, drafts: Path, has_masks: bool = False) -> Iterator[Wri
 
 def _polygons(mask: RLE) -> str:
     outlines = trace(mask.bitmap(mask.height, mask.width))
-    return json.dumps([outline.round(2).ravel().tolist() for outline in outlines])
+    # The corners of pixels are whole numbers.
+    return json.dumps([outline.astype(int).ravel().tolist() for outline in outlines], separators=(",", ":"))

@@ -37,7 +37,7 @@ from detect.proposals.store import ProposalStore
 from detect.structures import Detections, Images, Proposals
 
 STAGES = ("proposals", "features", "heads", "postprocessing")
-"""Stages of detection; `postprocessing` is the rest of the time."""
+"""Stages of detection; `postprocessing` is the rest of the time. A mask head is another stage, `masks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Cost:
     seconds: float
     """Median over the images."""
     stages: dict[str, float]
-    """The median divided among `STAGES`, in the proportions of the total time of all images."""
+    """The median divided among the stages, in the proportions of the total time of all images."""
     memory: int | None
     """Peak memory in bytes: on a CUDA device what torch allocated, else the growth of the process's resident memory
     since before the checkpoint was loaded, without memory that only loading needed. None if the system does not report
@@ -104,7 +104,7 @@ def measure_cost(
 def time_stages(
     model: Detector, images: Images, given: Proposals | None = None, now: Callable[[], float] = time.perf_counter
 ) -> tuple[Detections, dict[str, float]]:
-    """Run a detector and return its detections and the seconds of each of `STAGES`.
+    """Run a detector and return its detections and the seconds of each stage.
 
     Args:
         model: the detector.
@@ -118,6 +118,9 @@ def time_stages(
         stages.append(("heads", model.region_head, "predict"))
         if model.rpn is not None:
             stages += [("proposals", model.rpn, "forward"), ("proposals", model.rpn, "propose")]
+        if model.mask_head is not None:
+            seconds["masks"] = 0.0
+            stages.append(("masks", model.mask_head, "detect"))
     with torch.no_grad(), ExitStack() as stack:
         for stage, owner, method in stages:
             stack.enter_context(_timed(owner, method, seconds, stage, now))
@@ -193,7 +196,7 @@ def _measure(
         time_image(item)
     images = [time_image(item) for item in items]
     median = statistics.median(sum(seconds.values()) for seconds in images)
-    spent = {stage: sum(seconds[stage] for seconds in images) for stage in STAGES}
+    spent = {stage: sum(seconds[stage] for seconds in images) for stage in images[0]}
     total = sum(spent.values())
     return Cost(median, {stage: median * seconds / total for stage, seconds in spent.items()}, _peak(device, before))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from math import cos, pi, sin
 from pathlib import Path
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 Row = dict[str, Any]
+
+_STAGES = {"proposals": "proposals", "features": "features", "heads": "heads", "postprocessing": "post"}
+"""Title of the column of each stage of detection."""
 
 MARKER_SIZE = 7.0
 """Diameter of a marker in points."""
@@ -50,8 +53,9 @@ def print_comparison(rows: Sequence[Row], about: Mapping[str, Any], console: Con
     ]
     console.print(table(("config", "detector", "AP", "AP50", "VOC07", "recall", "training", "memory"), metrics))
     console.print()
-    costs = [_costs(row) for row in rows]
-    console.print(table(("config", "image", "proposals", "features", "heads", "post", "disk", "store"), costs))
+    stages = _STAGES | ({"masks": "masks"} if any("masks" in row["test_seconds"] for row in rows) else {})
+    costs = [_costs(row, stages) for row in rows]
+    console.print(table(("config", "image", *stages.values(), "disk", "store"), costs))
     console.print()
     machine = about["machine"]
     _, iou, limit = recall.split("@")
@@ -67,9 +71,8 @@ def print_comparison(rows: Sequence[Row], about: Mapping[str, Any], console: Con
         console.print(line, markup=False, highlight=False)
 
 
-def _costs(row: Row) -> tuple[str, ...]:
-    stages = ("proposals", "features", "heads", "postprocessing")
-    times = [row["test_seconds_per_image"], *(row["test_seconds"][stage] for stage in stages)]
+def _costs(row: Row, stages: Iterable[str]) -> tuple[str, ...]:
+    times = [row["test_seconds_per_image"], *(row["test_seconds"].get(stage) for stage in stages)]
     disk = (_bytes(row["checkpoint_bytes"]), _bytes(row["proposals_bytes_per_image"]))
     return row["config"], *map(_seconds, times), *disk
 

@@ -27,7 +27,7 @@ _OPACITY = 0.4
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Rectangle = tuple[int, int, int, int]
 """Left, top, right, bottom in whole pixels; right and bottom are exclusive."""
-Window = tuple[UInt8[np.ndarray, "h w"], int, int]
+Window = tuple[UInt8[np.ndarray, "_h _w"], int, int]
 """Bitmap of a mask in a part of the image, and the part's left and top, as `detect.data.masks.paste` returns them."""
 
 

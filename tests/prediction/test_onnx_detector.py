@@ -91,6 +91,33 @@ def test_results_by_hand(tmp_path):
     np.testing.assert_allclose(result.scores, [0.9, 0.6], rtol=1e-6)
 
 
+def test_masks_by_hand(tmp_path):
+    """Each box has a mask of its left half; the padding has none."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(write(tmp_path / "a.onnx"))
+    cells = np.zeros((1, 3, 4, 4), np.float32)
+    cells[:, :2, :, :2] = 1
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(cells, "cells"), numpy_helper.from_array(np.array([1, 1, 1]), "any")]
+    )
+    model.graph.node.extend(
+        [
+            helper.make_node("Concat", ["batch", "any"], ["all_masks"], axis=0),
+            helper.make_node("Expand", ["cells", "all_masks"], ["masks"]),
+        ]
+    )
+    model.graph.output.append(helper.make_tensor_value_info("masks", TensorProto.FLOAT, ["B", 3, 4, 4]))
+    onnx.save(model, tmp_path / "b.onnx")
+    detector = OnnxDetector(tmp_path / "b.onnx")
+    one, two = detector.predict([make_image(4, 8, red=255)] * 2, batch_size=2)
+    assert detector.predicts_masks and not OnnxDetector(tmp_path / "a.onnx").predicts_masks
+    for result in (one, two):
+        np.testing.assert_array_equal(result.mask_probabilities, cells[0, :2])
+        assert result.masks.shape == (2, 4, 8) and result.masks[1].tolist() == [[True] * 4 + [False] * 4] * 4
+    assert [len(result.encoded_masks()) for result in detector.predict(make_image(4, 8, red=255), score=0.7)] == [1]
+
+
 def test_the_repr_names_file_and_classes(tmp_path):
     path = write(tmp_path / "a.onnx")
     assert repr(OnnxDetector(path)) == f"OnnxDetector({str(path)!r}, score ≥ 0.1, 2 classes: cat, dog)"

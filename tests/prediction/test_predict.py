@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from unittest.mock import Mock
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from detect.data.decode import decode
@@ -35,7 +37,7 @@ FILES = ["images.json", "predictions.csv", "predictions.json"]
 class Fake:
     """Detector of one object, whose score and class follow from the red of the image, or of none if red is 0."""
 
-    classes, category_ids = ("cat", "dög"), (7, 3)
+    classes, category_ids, predicts_masks = ("cat", "dög"), (7, 3), False
 
     def __init__(self, fail_after=None):
         self.fail_after, self.seen, self.options, self.alive, self.most = fail_after, [], [], [], 0
@@ -160,6 +162,46 @@ def test_every_file_by_hand(tmp_path, run):
     drawn = next(frames(one))
     expected = Fake().result(drawn).plot()
     assert np.abs(decode(out / "pictures" / "one.png.jpg").astype(int) - expected).mean() < 4
+
+
+class FakeWithMasks(Fake):
+    """A `Fake` whose objects have masks in the middle of their boxes."""
+
+    predicts_masks = True
+
+    def result(self, frame):
+        result = super().result(frame)
+        cells = np.zeros((len(result), 28, 28), np.float32)
+        cells[:, 7:21, 7:21] = 1
+        return replace(result, mask_probabilities=cells)
+
+
+def test_masks_by_hand(tmp_path, run):
+    """They are in the COCO results, in another column of the CSV file, in pictures and in videos."""
+    empty, one = write_image(tmp_path / "empty.png", 0), write_image(tmp_path / "one.png", 64)
+    video = write_video(tmp_path / "clip.avi", count=2)
+    run(one, empty, video, model=FakeWithMasks())
+    out, expected = tmp_path / "out", FakeWithMasks().result(next(frames(one)))
+    (entry, frame), table = json.loads((out / "predictions.json").read_text()), rows(out)
+    assert entry == expected.to_coco(1)[0] and frame["image_id"] == 4
+    mask = coco_mask.decode(entry["segmentation"])
+    assert mask.shape == (32, 48) and mask[9:24, 12:36].all() and mask.sum() == 15 * 24
+    assert table[0][-2:] == ["name", "polygons"] and [len(row) for row in table] == [10, 10, 10]
+    assert table[1][:-1] == [str(one), "", "0.1", "1.0", "47.7", "32.0", "0.25", "0", "cat"]
+    assert sorted(zip(*[iter(json.loads(table[1][-1])[0])] * 2, strict=True)) == [(12, 9), (12, 24), (36, 9), (36, 24)]
+    drawn = decode(out / "pictures" / "one.png.jpg").astype(int)
+    assert np.abs(drawn - expected.plot()).mean() < 6 < np.abs(drawn - Fake().result(next(frames(one))).plot()).mean()
+    for written, given in zip(frames(out / "videos" / "clip.avi.mp4"), frames(video), strict=True):
+        assert np.abs(written.pixels.astype(int) - FakeWithMasks().result(given).plot()).mean() < 12
+
+
+def test_a_run_with_masks_is_continued(tmp_path, run):
+    images = [write_image(tmp_path / f"{red}.png", red) for red in (0, 10, 20)]
+    with pytest.raises(RuntimeError, match="killed"):
+        run(*images, model=FakeWithMasks(fail_after=2))
+    run(*images, model=FakeWithMasks())
+    run(*images, model=FakeWithMasks(), out=tmp_path / "at once")
+    assert contents(tmp_path / "out") == contents(tmp_path / "at once")
 
 
 def test_images_and_predictions_are_a_coco_data_set_with_its_results(tmp_path, photos, run, capsys):

@@ -18,6 +18,8 @@ from detect.models import (
     BoxHeadOptions,
     FasterRCNNOptions,
     FastRCNNOptions,
+    MaskHeadOptions,
+    MaskRCNNOptions,
     PostprocessOptions,
     ProposalCounts,
     RPNOptions,
@@ -244,3 +246,71 @@ def test_a_loaded_checkpoint_gives_the_same_results(predictor, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), picture())
     [one], [other] = loaded.predict(tmp_path / "a.png"), predictor.predict(decode(tmp_path / "a.png"))
     assert loaded.classes == CLASSES and loaded.category_ids == (7, 9) and same(one, other)
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def masks() -> Predictor:
+    """A small random detector with different masks."""
+    options = MaskRCNNOptions(
+        backbone=ResNetOptions(depth=18, norm="batch"),
+        neck=FPNOptions(channels=32),
+        rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), testing=ProposalCounts(100, 30)),
+        box_head=BoxHeadOptions(layers=1, channels=32),
+        masks=MaskHeadOptions(convolutions=1, channels=16, norm="batch"),
+        postprocess=PostprocessOptions(score_threshold=0.4, max_detections=60),
+    )
+    given = checkpoint(options)
+    nn.init.normal_(given.model.mask_head.predictor.weight)
+    return Predictor(given)
+
+
+def test_results_have_the_masks_of_the_detections(masks):
+    image = picture()
+    [result] = masks.predict(image)
+    images = Images(torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([[64, 96]]))
+    detections = masks.checkpoint.model.detect(images)
+    assert masks.predicts_masks and result.mask_probabilities.std() > 0.05
+    np.testing.assert_allclose(result.mask_probabilities, detections.masks[0, detections.valid[0]], atol=1e-4)
+    assert result.masks.shape == (len(result), 64, 96) and 0 < result.masks.mean() < 1
+
+
+def test_a_detector_of_boxes_has_no_masks(predictor):
+    [result] = predictor.predict(picture())
+    assert not predictor.predicts_masks and result.mask_probabilities is None
+
+
+def test_no_detections_have_no_masks(masks):
+    [result] = masks.predict(picture(), score=1.0)
+    assert len(result) == 0 and result.mask_probabilities.shape == (0, 28, 28) and result.masks.shape == (0, 64, 96)
+
+
+def test_masks_in_batches_and_of_chosen_classes(masks):
+    images = [picture(64, 96, seed) for seed in range(3)]
+    alone, together = [list(masks.predict(images, batch_size=size)) for size in (1, 3)]
+    for one, other in zip(alone, together, strict=True):
+        assert same(one, other)
+        np.testing.assert_allclose(one.mask_probabilities, other.mask_probabilities, atol=1e-4)
+    [dust] = masks.predict(images[0], classes="dust")
+    chosen = alone[0].mask_probabilities[alone[0].labels == 1]
+    np.testing.assert_allclose(dust.mask_probabilities, chosen, atol=1e-5)
+
+
+def test_masks_are_flipped_in_a_flipped_image(masks):
+    image = picture()
+    [one] = masks.predict(image, flip=True)
+    [other] = masks.predict(np.ascontiguousarray(image[:, ::-1]), flip=True)
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+    np.testing.assert_allclose(one.mask_probabilities, other.mask_probabilities[..., ::-1], atol=1e-3)
+    assert (one.masks != other.masks[..., ::-1]).mean() < 1e-3
+
+
+def test_masks_of_bf16_weights_are_close(masks):
+    [one], [other] = (masks.predict(picture(), precision=precision) for precision in ("fp32", "bf16"))
+    assert other.mask_probabilities.dtype == np.float32
+    near = np.abs(one.boxes[:, None] - other.boxes).max(axis=-1) < 2
+    rows, columns = np.nonzero(near & (one.labels[:, None] == other.labels))
+    assert len(rows) > len(one) / 2
+    assert np.abs(one.mask_probabilities[rows] - other.mask_probabilities[columns]).mean() < 0.05

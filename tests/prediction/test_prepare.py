@@ -11,6 +11,8 @@ from detect.models import (
     BoxHeadOptions,
     Detector,
     FasterRCNNOptions,
+    MaskHeadOptions,
+    MaskRCNNOptions,
     PostprocessOptions,
     ProposalCounts,
     RPNOptions,
@@ -25,12 +27,21 @@ NETWORKS = {
     "batch": {"backbone": ResNetOptions(depth=18, norm="batch", train_stages=5)},
     "C4": {"backbone": ResNetOptions(depth=18, norm="batch", train_stages=5), "neck": None},
     "group": {"backbone": ResNetOptions(depth=18, norm="group", train_stages=5)},
+    "masks": {
+        "backbone": ResNetOptions(depth=18, norm="batch", train_stages=5),
+        "masks": MaskHeadOptions(convolutions=2, channels=16, norm="batch"),
+    },
+    "C4 masks": {
+        "backbone": ResNetOptions(depth=18, norm="batch", train_stages=5),
+        "neck": None,
+        "masks": MaskHeadOptions(convolutions=0, channels=16),
+    },
 }
 
 
 def options(network) -> FasterRCNNOptions:
     counts = ProposalCounts(100, 20)
-    return FasterRCNNOptions(
+    return (MaskRCNNOptions if "masks" in network else FasterRCNNOptions)(
         **network,
         rpn=RPNOptions(anchor_sizes=(8, 16, 32, 48, 64), training=counts, testing=counts),
         box_head=BoxHeadOptions(convolutions=1, layers=1, channels=32),
@@ -76,7 +87,21 @@ def test_folded_norms_detect_the_same(name):
     assert_close(prepare(model).detect(inputs), model.detect(inputs), score=1e-4, iou=0.999)
 
 
-@pytest.mark.parametrize("name", ["frozen", "batch", "C4"])
+@pytest.mark.parametrize("name", ["masks", "C4 masks"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.05)])
+def test_masks_stay_the_same(name, precision, tolerance):
+    model, inputs = made(NETWORKS[name]), images()
+    nn.init.normal_(model.mask_head.predictor.weight, std=0.1)
+    boxes, labels = torch.tensor([[[5.0, 5, 50, 40], [30, 10, 60, 50]]] * 2), torch.tensor([[0, 1], [1, 0]])
+    with torch.no_grad():
+        expected, masks = (
+            one.mask_head(one.features(inputs), boxes, labels).sigmoid() for one in (model, prepare(model, precision))
+        )
+    assert masks.dtype == torch.float32 and expected.std() > 0.05
+    assert (masks - expected).abs().mean() < tolerance
+
+
+@pytest.mark.parametrize("name", ["frozen", "batch", "C4", "masks", "C4 masks"])
 def test_no_batch_norm_is_left(name):
     prepared = prepare(made(NETWORKS[name]))
     assert not any(isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d) for module in prepared.modules())

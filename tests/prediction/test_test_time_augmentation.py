@@ -1,9 +1,17 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from detect.errors import UserError
 from detect.models import PostprocessOptions
-from detect.prediction.test_time_augmentation import Augmentation, augmentations, flip_boxes, merge_detections
+from detect.prediction.test_time_augmentation import (
+    Augmentation,
+    augmentations,
+    flip_boxes,
+    flip_detections,
+    merge_detections,
+)
 from detect.structures import Detections
 
 
@@ -56,3 +64,29 @@ def test_padding_suppresses_nothing():
     merged = merge_detections([empty, detections([[0.0, 0, 10, 10]], [0.1], [0])], PostprocessOptions())
     assert merged.scores.tolist() == [[pytest.approx(0.1), 0.0]] and merged.valid.tolist() == [[True, False]]
     assert not merge_detections([empty, empty], PostprocessOptions()).valid.any()
+
+
+def with_masks(one: Detections, *values: float) -> Detections:
+    """Detections whose masks have one value each in the left half, and zeros in the right half."""
+    masks = torch.zeros(1, len(values), 4, 4)
+    masks[..., :2] = torch.tensor(values)[None, :, None, None]
+    return replace(one, masks=masks)
+
+
+def test_masks_are_flipped_with_their_boxes():
+    given = with_masks(detections([[10.0, 5, 30, 20], [0.0, 0, 7, 7]], [0.9, 0.8], [0, 1]), 0.25, 1.0)
+    flipped = flip_detections(given, torch.tensor([100]))
+    assert flipped.boxes[0, 0].tolist() == [70, 5, 90, 20]
+    assert flipped.masks[0, :, 0].tolist() == [[0, 0, 0.25, 0.25], [0, 0, 1, 1]]
+    again = flip_detections(flipped, torch.tensor([100]))
+    assert torch.equal(again.boxes, given.boxes) and torch.equal(again.masks, given.masks)
+    assert flip_detections(replace(given, masks=None), torch.tensor([100])).masks is None
+
+
+def test_merged_detections_keep_their_own_masks():
+    one = with_masks(detections([[0.0, 0, 10, 10], [50.0, 50, 60, 60]], [0.9, 0.3], [0, 1]), 0.1, 0.2)
+    other = with_masks(detections([[0.0, 0, 10, 9], [50.0, 50, 60, 60]], [0.8, 0.6], [0, 0]), 0.3, 0.4)
+    merged = merge_detections([one, other], PostprocessOptions(max_detections=3))
+    assert merged.scores[0].tolist() == pytest.approx([0.9, 0.6, 0.3])
+    assert merged.masks[0, :, 0, 0].tolist() == pytest.approx([0.1, 0.4, 0.2])
+    assert merge_detections([replace(one, masks=None)] * 2, PostprocessOptions()).masks is None

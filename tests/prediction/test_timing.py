@@ -16,6 +16,8 @@ from detect.models import (
     BoxHeadOptions,
     FasterRCNNOptions,
     FastRCNNOptions,
+    MaskHeadOptions,
+    MaskRCNNOptions,
     PostprocessOptions,
     ProposalCounts,
     RPNOptions,
@@ -104,6 +106,18 @@ def test_timed_stages_give_the_detections_of_detect(configs, name, monkeypatch):
     assert expected.valid.any()
     for field in ("boxes", "scores", "labels", "valid"):
         assert torch.equal(getattr(detections, field), getattr(expected, field))
+
+
+def test_the_mask_head_is_a_stage_of_its_own(configs):
+    options = MaskRCNNOptions(
+        **NETWORK, rpn=MODELS["faster_rcnn"].rpn, masks=MaskHeadOptions(convolutions=1, channels=8)
+    )
+    data, clock = DetectionData(configs["faster_rcnn"].data), Clock()
+    model = build_detector(options, len(data.classes)).eval()
+    images = next(iter(data.eval_loader(data.train))).images
+    model.mask_head.forward = clock.slow(model.mask_head.forward, 3.0)
+    detections, seconds = time_stages(model, images, now=clock)
+    assert seconds == {**dict.fromkeys(STAGES, 0.0), "masks": 3.0} and detections.masks is not None
 
 
 @pytest.mark.slow
