@@ -101,15 +101,12 @@ def evaluate_file(
         return _evaluate_onnx(file, overrides, split, out, precision, engine, data, command, log)
     checkpoint = _load(file, overrides, data)
     if isinstance(checkpoint, ClassifierCheckpoint):
-        if (precision, engine) != ("fp32", "pycocotools"):
-            raise UserError("--precision, --engine: only for detectors; leave them out for a classifier")
-        return _evaluate_classifier(checkpoint, file, split, out)
-    check_proposals(checkpoint.config)
-    split, out = _split_and_folder(file, checkpoint.config, split, out)
-    keep_pages()
+        return _evaluate_classifier(checkpoint, file, split, out, precision, engine)
     config = checkpoint.config
-    masks = config.model.predicts_masks
-    images = DetectionData(config.data, checkpoint.classes, seed=config.training.seed, masks=masks)
+    check_proposals(config)
+    split, out = _split_and_folder(file, config, split, out)
+    keep_pages()
+    images = DetectionData(config.data, checkpoint.classes, config.training.seed, None, config.model.predicts_masks)
     log(summary(images.split(split)))
     if is_first_process():
         refuse_used(out)
@@ -185,8 +182,10 @@ def _load(file: Path, overrides: Sequence[str], data: Sequence[Path]) -> Checkpo
 
 
 def _evaluate_classifier(
-    checkpoint: ClassifierCheckpoint, file: Path, split: str | None, out: Path | None
+    checkpoint: ClassifierCheckpoint, file: Path, split: str | None, out: Path | None, precision: str, engine: str
 ) -> Evaluation:
+    if (precision, engine) != ("fp32", "pycocotools"):
+        raise UserError("--precision, --engine: only for detectors; leave them out for a classifier")
     split, out = _split_and_folder(file, checkpoint.config, split, out)
     refuse_used(out)
     images = ClassificationData(checkpoint.config.data, checkpoint.classes)
