@@ -21,6 +21,8 @@ from detect.models import (
     ClassifierOptions,
     CropOptions,
     FastRCNNOptions,
+    MaskHeadOptions,
+    MaskRCNNOptions,
     RCNNOptions,
     RegionHeadOptions,
     build_detector,
@@ -106,6 +108,31 @@ def test_class_agnostic_deltas_have_no_rows_of_classes(config):
     assert DELTAS in copy_weights(model, made(agnostic), agnostic, SHAPES).taken
     copied = copy_weights(model, made(config), agnostic, SHAPES)
     assert DELTAS in copied.new and DELTAS in copied.left_out
+
+
+def mask_rcnn(config):
+    given = {name: getattr(config.model, name) for name in ("backbone", "neck", "rpn", "box_head", "region_head")}
+    return replace(config, model=MaskRCNNOptions(**given, masks=MaskHeadOptions(convolutions=1, channels=8)))
+
+
+def test_masks_of_classes_follow_their_names(config):
+    with_masks = mask_rcnn(config)
+    source = made(with_masks)
+    model = build_detector(with_masks.model, len(SHAPES))
+    copied = copy_weights(model, source, with_masks, SHAPES)
+    theirs, ours = source.model.mask_head.predictor.weight, model.mask_head.predictor.weight
+    assert torch.equal(ours[0], theirs[2]) and torch.equal(ours[3], theirs[0])  # circle and ring
+    assert {"mask_head.predictor.weight", "mask_head.predictor.bias"} <= set(copied.by_class) and not copied.new
+
+
+def test_a_detector_of_boxes_begins_one_of_masks_and_the_reverse(config, checkpoint):
+    with_masks = mask_rcnn(config)
+    model = build_detector(with_masks.model, len(SHAPES))
+    copied = copy_weights(model, checkpoint, with_masks, SHAPES)
+    assert {key.partition(".")[0] for key in copied.new} == {"mask_head"} and not copied.left_out
+    boxes = build_detector(config.model, len(SHAPES))
+    copied = copy_weights(boxes, made(with_masks), config, SHAPES)
+    assert {key.partition(".")[0] for key in copied.left_out} == {"mask_head"} and not copied.new
 
 
 def rcnn(config, backbone):
