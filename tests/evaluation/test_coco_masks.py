@@ -25,6 +25,7 @@ from detect.evaluation.coco import (
     select_classes,
 )
 from detect.report.saved import evaluate_files
+from detect.report.write import Origin, report_data
 from detect.structures import Detections
 
 HEIGHT, WIDTH = 60, 80
@@ -233,3 +234,11 @@ def test_masks_for_some_results_only_are_refused(dataset_of, prediction_of, tmp_
     del results[1]["segmentation"]
     with pytest.raises(UserError, match="1 of 2 results have a segmentation"):
         evaluate_files(*write_files(tmp_path, coco_ground_truth(dataset), results))
+
+
+def test_a_report_has_the_metrics_of_masks(case_of):
+    dataset, predictions = random_set(case_of, 3)
+    metrics = {tile["name"]: tile for tile in report_data(dataset, predictions, Origin("masks"))["metrics"]}
+    assert metrics["mask AP"]["value"] == evaluate_coco(dataset, predictions)["mask_AP"]
+    boxes = [replace(prediction, masks=None) for prediction in predictions]
+    assert not [tile for tile in report_data(dataset, boxes, Origin("boxes"))["metrics"] if "mask" in tile["name"]]
