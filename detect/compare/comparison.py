@@ -141,6 +141,7 @@ def _measure_entry(entry: Entry, split: str, images: int) -> Row:
         "config": entry.name,
         "AP": metrics["AP"],
         "AP50": metrics["AP50"],
+        **({"mask_AP": metrics["mask_AP"]} if "mask_AP" in metrics else {}),
         "test_seconds_per_image": cost.seconds,
         "test_seconds": cost.stages,
         "detector": entry.config.model.name,

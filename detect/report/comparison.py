@@ -46,12 +46,14 @@ def print_comparison(rows: Sequence[Row], about: Mapping[str, Any], console: Con
     """Print the metrics in per cent, the costs, and the setting of the measurement."""
     console = console or Console()
     recall = next(name for name in rows[0] if name.startswith("recall@"))
-    keys = ("config", "detector", "AP", "AP50", "VOC07", recall)
+    masks = {"mask_AP": "mask AP"} if any("mask_AP" in row for row in rows) else {}
+    columns = {"config": "config", "detector": "detector", "AP": "AP", "AP50": "AP50", **masks, "VOC07": "VOC07"}
+    columns[recall] = "recall"
     metrics = [
-        (*(row[key] for key in keys), _seconds(row["training_seconds"]), _bytes(row["peak_memory_bytes"]))
+        (*(row.get(key) for key in columns), _seconds(row["training_seconds"]), _bytes(row["peak_memory_bytes"]))
         for row in rows
     ]
-    console.print(table(("config", "detector", "AP", "AP50", "VOC07", "recall", "training", "memory"), metrics))
+    console.print(table((*columns.values(), "training", "memory"), metrics))
     console.print()
     stages = _STAGES | ({"masks": "masks"} if any("masks" in row["test_seconds"] for row in rows) else {})
     costs = [_costs(row, stages) for row in rows]
