@@ -53,7 +53,7 @@ def draw_pair(
     masks = None if prediction.masks is None else [prediction.masks[row] for row in shown]
     right = draw_boxes(scaled, prediction.boxes[shown] * scale, labels, names, _windows(masks, record, size))
 
-    threshold = f"score ≥ {score_threshold:g}"
+    threshold = f"score >= {score_threshold:g}"  # the font has no ≥
     detected = f"detections, {threshold}: {len(shown)}" if len(shown) else f"no detections, {threshold}"
     titles = f"ground truth: {len(record.labels)}", detected
     return _side_by_side(left, right, titles)

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from detect.data.masks import encode
 from detect.errors import UserError
 from detect.report.drawing import BLACK, COLOURS, WHITE, draw_boxes
 from detect.report.pictures import draw_pair, write_pictures
@@ -97,8 +100,8 @@ def test_the_title_says_that_there_are_no_detections(dataset_of, prediction_of, 
     for score in (0.3, 0.37):  # 0.3 is that of the detection as float32, too
         draw_pair(grey(300, 400), dataset.records[0], prediction, dataset.classes, score_threshold=score)
     assert titles == [
-        ("ground truth: 1", "detections, score ≥ 0.3: 1"),
-        ("ground truth: 1", "no detections, score ≥ 0.37"),
+        ("ground truth: 1", "detections, score >= 0.3: 1"),
+        ("ground truth: 1", "no detections, score >= 0.37"),
     ]
 
 
@@ -177,3 +180,20 @@ def test_files_of_images_with_the_same_name_have_their_ids(tmp_path, dataset_of)
 def test_a_missing_image_is_an_error(tmp_path, dataset_of):
     with pytest.raises(UserError, match=r"1\.jpg"):
         write_pictures(tmp_path, dataset_of({1: []}), [])
+
+
+def test_masks_are_drawn_on_both_sides(dataset_of, prediction_of):
+    box = (10, 10, 50, 50)
+    record = replace(dataset_of({1: [(box, 0, "")]}).records[0], width=60, height=60)
+    prediction = prediction_of(1, [(box, 0, 0.9)])
+    bitmap = np.zeros((60, 60), np.uint8)
+    bitmap[20:40, 20:40] = 1
+    image = np.full((60, 60, 3), 128, np.uint8)
+    plain = draw_pair(image, record, prediction, ("cat", "dog"))
+    one = draw_pair(image, replace(record, masks=(encode(bitmap),)), prediction, ("cat", "dog"))
+    both = draw_pair(
+        image, replace(record, masks=(None,)), replace(prediction, masks=(encode(bitmap),)), ("cat", "dog")
+    )
+    middle = plain.shape[1] // 2
+    assert (one[:, :middle] != plain[:, :middle]).any() and np.array_equal(one[:, middle:], plain[:, middle:])
+    assert (both[:, middle:] != plain[:, middle:]).any() and np.array_equal(both[:, :middle], plain[:, :middle])
