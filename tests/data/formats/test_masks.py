@@ -245,7 +245,7 @@ def test_masks_that_nearly_all_lie_elsewhere_are_left_out(corners, tmp_path):
     assert dataset.records[0].masks is None
     assert "masks-elsewhere" in {defect.rule for defect in dataset.repaired}
     with pytest.raises(
-        UserError, match="has a usable mask: .* masks-elsewhere, first .* are not in their boxes"
+        UserError, match=r"has a usable mask: .* masks-elsewhere, first .* are not in their boxes"
     ) as error:
         refuse_without_masks(dataset)
     assert "\n" not in str(error.value)
