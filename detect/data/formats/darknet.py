@@ -6,7 +6,7 @@
     obj_train_data/a.jpg  obj_train_data/a.txt
 
 Format: https://github.com/AlexeyAB/darknet. CVAT writes it as "YOLO 1.1". The paths are those of the program that reads
-them: `data/` stands for the data folder.
+them: `data/` stands for the data folder. Lines of polygons are read as masks, as in YOLO.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 
 Format: https://docs.voxel51.com/user_guide/import_datasets.html, FiftyOneImageDetectionDataset. An image is called by
 its path in `data` without suffix. x and y are the upper left corner; all four are fractions of the image's size. A
-label may be an index of `classes`. An image with null has not been labelled.
+label may be an index of `classes`. An image with null has not been labelled. The format has no masks.
 """
 
 from __future__ import annotations

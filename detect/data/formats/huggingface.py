@@ -7,6 +7,8 @@
 Format: https://huggingface.co/docs/datasets/image_dataset. x and y are the upper left corner, in pixels. The classes
 are in categories, category, label or labels; numbers stay numbers, as their names are not in the file. `objects` may
 also be a list with one object for each box.
+
+Masks are read from `segmentation` beside bbox, in COCO's form: polygons in pixels, or run-length encodings.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 from detect.data.annotations import Annotations
 from detect.data.defects import DefectLog, as_json
 from detect.data.formats.bounds import from_corner
+from detect.data.formats.coco_entries import mask_of
 from detect.data.formats.json_files import as_class, by_split, decode, find_image, fitting, numbers_in, parse_files
 from detect.data.formats.labelled import LabelledBox, LabelledImage
 from detect.data.tree import Tree
@@ -55,28 +58,40 @@ def _read(tree: Tree, path: Path, log: DefectLog) -> Iterator[LabelledImage]:
 
 
 def _boxes(value: object, place: str, path: Path, log: DefectLog) -> Iterator[LabelledBox]:
-    for number, (corner, label) in enumerate(_pairs(value, place, path, log), start=1):
-        name = as_class(label, f"{place}: box {number}", path, log)
+    for number, (corner, label, segmentation) in enumerate(_objects(value, place, path, log), start=1):
+        where = f"{place}: box {number}"
+        name = as_class(label, where, path, log)
         numbered = numbers_in(corner, 4)
         if name is not None and numbered is None:
-            log.add("broken-file", path, f"{place}: box {number} is {as_json(corner)}, expected four numbers")
+            log.add("broken-file", path, f"{where} is {as_json(corner)}, expected four numbers")
         elif name is not None and numbered is not None:
-            yield LabelledBox(name, from_corner(*numbered), f"{place}: box {number} ({name[:60]})")
+            mask = mask_of(segmentation, where, path, log)
+            yield LabelledBox(name, from_corner(*numbered), f"{where} ({name[:60]})", mask=mask)
 
 
-def _pairs(value: object, place: str, path: Path, log: DefectLog) -> list[tuple[Any, Any]]:
-    """Return bbox and class of each object; log a value that has none."""
+def _objects(value: object, place: str, path: Path, log: DefectLog) -> list[tuple[Any, Any, Any]]:
+    """Return bbox, class and segmentation of each object; log a value that has none."""
     if value is None:
         return []
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
-        return [(item.get("bbox"), _class(item)) for item in value]
+        return [(item.get("bbox"), _class(item), item.get("segmentation")) for item in value]
     boxes, labels = (value.get("bbox"), _class(value)) if isinstance(value, dict) else (None, None)
-    if isinstance(boxes, list) and isinstance(labels, list) and len(boxes) == len(labels):
-        return list(zip(boxes, labels, strict=True))
+    if isinstance(value, dict) and isinstance(boxes, list) and isinstance(labels, list) and len(boxes) == len(labels):
+        return list(zip(boxes, labels, _segmentations(value, len(boxes), place, path, log), strict=True))
     if isinstance(boxes, list) and not boxes:
         return []
     log.add("broken-file", path, f"{place}: objects has no bbox and categories of the same number")
     return []
+
+
+def _segmentations(objects: dict[str, Any], count: int, place: str, path: Path, log: DefectLog) -> list[Any]:
+    """Return the segmentation of each of `count` boxes; of another number none, which is logged."""
+    listed = objects.get("segmentation")
+    if isinstance(listed, list) and len(listed) == count:
+        return listed
+    if listed:
+        log.add("broken-mask", path, f"{place}: objects has not as many of segmentation as of bbox")
+    return [None] * count
 
 
 def _class(entry: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ Format: https://labelstud.io/guide/task_format. Numbers are percent of the image
 upper left corner of a rectangle, around which it is turned clockwise, or the centre of an ellipse. Label Studio writes
 eight digits before the name of an uploaded image. Its exports as COCO, VOC and YOLO are read as such.
 
-Polygons and ellipses are read as masks, too; rectangles are boxes only.
+Polygons, ellipses and what is painted with the brush are read as masks, too; rectangles are boxes only.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from detect.data.annotations import Annotations
 from detect.data.decode import SUFFIXES
 from detect.data.defects import DefectLog, as_json
 from detect.data.formats.bounds import Box, from_centre, from_corner, of_points
+from detect.data.formats.brush import box_of_runs, runs_of_brush
 from detect.data.formats.json_files import (
     as_class,
     by_split,
@@ -42,8 +43,8 @@ from detect.data.formats.json_files import (
     points,
 )
 from detect.data.formats.labelled import LabelledBox, LabelledImage, image_path
-from detect.data.formats.shapes import ellipse, polygon
-from detect.data.masks import Polygons
+from detect.data.formats.shapes import ellipse, polygon, window
+from detect.data.masks import Mask
 from detect.data.tree import Tree
 from detect.files.fence import is_file
 
@@ -163,11 +164,13 @@ def _boxes(results: list[Any], path: Path, place: str, log: DefectLog) -> Iterat
             log.add("broken-file", path, f"{where}: it was drawn on an image that Label Studio showed turned")
         elif key in _WITHOUT_AREA:
             log.add("shape-without-area", path, f"{where}: {key}")
-        elif (box := _box(value, _ratio(item))) is None:
-            log.add("broken-file", path, f"{where}: {key} with {as_json(value)} is no rectangle, polygon or ellipse")
+        elif (shape := _shape(item, value)) is None:
+            log.add(
+                "broken-file", path, f"{where}: {key} with {as_json(value)} is no rectangle, polygon, ellipse or brush"
+            )
         else:
+            box, mask = shape
             names = [as_class(label, where, path, log) for label in value[key]]
-            mask = _mask(value, _ratio(item))
             named = [name for name in names if name is not None]
             yield from (LabelledBox(name, box, f"{where} ({name[:60]})", mask=mask) for name in named)
 
@@ -185,7 +188,29 @@ def _ratio(item: dict[str, Any]) -> float | None:
     return ratio if 0 < ratio < inf else None
 
 
-def _mask(value: dict[str, Any], ratio: float | None) -> Polygons | None:
+def _shape(item: dict[str, Any], value: dict[str, Any]) -> tuple[Box, Mask | None] | None:
+    """Return box and mask of a result, in fractions of the image's size, or None if it has no box."""
+    if "rle" in value:
+        return _brush(item, value["rle"])
+    box = _box(value, _ratio(item))
+    return None if box is None else (box, _mask(value, _ratio(item)))
+
+
+def _brush(item: dict[str, Any], content: object) -> tuple[Box, Mask | None] | None:
+    """Return box and mask of what is painted with the brush, or None if its bytes are damaged."""
+    size = fields(item, "original_width", "original_height")
+    if size is None or not isinstance(content, list) or not all(0 < side < 2**31 and side % 1 == 0 for side in size):
+        return None
+    width, height = map(int, size)
+    try:
+        runs = runs_of_brush(content, width, height)
+    except ValueError:
+        return None
+    left, top, right, bottom = box_of_runs(runs, width)
+    return (left / width, top / height, right / width, bottom / height), window(0, 0, width, height, runs)
+
+
+def _mask(value: dict[str, Any], ratio: float | None) -> Mask | None:
     """Return the mask of a shape that has a box, in fractions of the image's size; a rectangle has none."""
     if "points" in value:
         corners = points(value["points"])

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from detect.data.read import read, splits
@@ -68,3 +69,38 @@ def test_malformed_lines(tmp_path, draw, save, wrong, problem):
     save(line([[10, 20, 30, 40]], ["cat"]), wrong)
     with pytest.raises(UserError, match=rf"1 × broken-file, first .*metadata\.jsonl: {problem}"):
         read(tmp_path, "train")
+
+
+SQUARE = [[10, 20, 40, 20, 40, 60, 10, 60]]
+
+
+def test_masks_in_columns_and_in_a_list_of_objects(tmp_path, draw, save):
+    draw("train/a.jpg", "train/b.jpg")
+    run = {"size": [80, 120], "counts": [10 * 80 + 20, 40, 120 * 80 - 10 * 80 - 60]}  # 1 × 40 pixels from (10, 20)
+    columns = {"bbox": [[10, 20, 30, 40], [0, 0, 9, 9]], "categories": ["cat", "cat"], "segmentation": [SQUARE, None]}
+    items = [{"bbox": [10, 20, 1, 40], "category": "cat", "segmentation": run}]
+    save({"file_name": "a.jpg", "objects": columns}, {"file_name": "b.jpg", "objects": items})
+    dataset = read(tmp_path, "train")
+    square, line = np.zeros((80, 120), np.uint8), np.zeros((80, 120), np.uint8)
+    square[20:60, 10:40], line[20:60, 10] = 1, 1
+    first, second = (record.masks for record in dataset.records)
+    assert np.array_equal(first[0].bitmap(80, 120), square) and first[1] is None
+    assert np.array_equal(second[0].bitmap(80, 120), line) and not dataset.repaired
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "rule", "detail"),
+    [
+        ([SQUARE], "broken-mask", "line 1: objects has not as many of segmentation as of bbox"),
+        (5, "broken-mask", "line 1: objects has not as many of segmentation as of bbox"),
+        ([SQUARE, "x"], "broken-mask", 'line 1: box 2: "x" is no run-length encoding of its size'),
+        ([SQUARE, [[1, 2, 3, 4]]], "short-polygon", "line 1: box 2: 1 of 1 polygons"),
+    ],
+)
+def test_masks_that_cannot_be_used_leave_their_boxes(tmp_path, draw, save, segmentation, rule, detail):
+    draw("train/a.jpg")
+    boxes = {"bbox": [[10, 20, 30, 40], [0, 0, 9, 9]], "categories": ["cat", "cat"]}
+    save({"file_name": "a.jpg", "objects": boxes | {"segmentation": segmentation}})
+    dataset = read(tmp_path, "train")
+    assert len(dataset.records[0].boxes) == 2
+    assert [(defect.rule, defect.detail) for defect in dataset.repaired] == [(rule, detail)]
