@@ -16,6 +16,7 @@ TRIES = 8
 """Random draws of an augmentation on each image that is tried."""
 MIN_LOST = 5
 """Minimum number of boxes that were left out, for a split that lost more than half of its boxes."""
+_LOST_MASKS = ("broken-mask", "mask-size", "short-polygon", "masks-elsewhere")
 _LOSSES = ("zero-area", "negative-size", "outside-image", "unknown-image")
 
 
@@ -35,6 +36,8 @@ def refuse_without_masks(dataset: Dataset) -> None:
     """Raise `UserError` if no object of a split has a mask."""
     if not any(mask is not None for record in dataset.records for mask in record.masks or ()):
         problem = f"no object of the split {dataset.split} has a mask, and the model learns masks"
+        if any(defect.rule in _LOST_MASKS for defect in dataset.repaired):
+            problem = f"no object of the split {dataset.split} has a usable mask: {summary_of_repairs(dataset)}"
         remedy = "annotate polygons or masks, or train a model that detects boxes, such as faster_rcnn"
         raise UserError(one_line(f"{dataset.root}: {problem}; {remedy}"))
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detect.data.limits import refuse_without_masks
 from detect.data.read import read
+from detect.errors import UserError
 
 WIDTH, HEIGHT = 60, 40
 
@@ -242,3 +244,8 @@ def test_masks_that_nearly_all_lie_elsewhere_are_left_out(corners, tmp_path):
     dataset = write_coco(tmp_path, [[corners]] * 6)
     assert dataset.records[0].masks is None
     assert "masks-elsewhere" in {defect.rule for defect in dataset.repaired}
+    with pytest.raises(
+        UserError, match=r"has a usable mask: .* masks-elsewhere, first .* are not in their boxes"
+    ) as error:
+        refuse_without_masks(dataset)
+    assert "\n" not in str(error.value)
