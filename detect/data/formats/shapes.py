@@ -17,14 +17,21 @@ _CORNERS = 90
 def polygon(points: Float64[np.ndarray, "n 2"], holes: Sequence[Float64[np.ndarray, "_ 2"]] = ()) -> Polygons | None:
     """Return a polygon with holes, or None if it has fewer than three corners.
 
-    A line there and back joins each hole to the first corner; by the even-odd rule it encloses nothing.
+    A line there and back joins each hole to the first corner; by the even-odd rule it encloses nothing. Holes run in
+    the other direction, so that the area of the polygon does not include them.
     """
     if len(points) < 3:
         return None
     parts = [points]
     for hole in holes:
-        parts += [points[:1], hole, hole[:1]]
+        turned = hole[::-1] if _is_clockwise(hole) == _is_clockwise(points) else hole
+        parts += [points[:1], turned, turned[:1]]
     return Polygons((np.concatenate(parts),))
+
+
+def _is_clockwise(points: Float64[np.ndarray, "n 2"]) -> bool:
+    following = np.roll(points, -1, axis=0)
+    return bool((points[:, 0] * following[:, 1] - points[:, 1] * following[:, 0]).sum() > 0)
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0, aspect: float = 1.0) -> Polygons:

@@ -36,6 +36,8 @@ from detect.files.fence import inside, is_file
 LOOKED_FOR = "ImageSets/Main/*.txt or XML files with <annotation> (VOC)"
 _FLAG = re.compile(r"\S+\s+(-1|0|1)")
 _ROOT_ELEMENT = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<annotation\b(?!s)", re.DOTALL)
+_BORDER = 255
+"""Value of the pixels between an object and the background, which belong to neither."""
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -156,7 +158,7 @@ def _read(path: Path, log: DefectLog) -> LabelledImage:
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         log.add("broken-file", path, f"it is not XML: {error}")
         return LabelledImage(named, path)
-    boxes, pixels = [], _pixels(path)
+    boxes, pixels = [], _pixels(path, log)
     for number, element in enumerate(document.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
         place = f"object {number} ({name[:60]})"
@@ -168,16 +170,16 @@ def _read(path: Path, log: DefectLog) -> LabelledImage:
         else:
             xmin, ymin, xmax, ymax = corners
             box = (xmin - (xmin < xmax), ymin - (ymin < ymax), xmax, ymax)
-            mask = None if pixels is None else LabelledPixels(pixels, number)
+            mask = None if pixels is None or number >= _BORDER else LabelledPixels(pixels, number)
             boxes.append(LabelledBox(name, box, place, difficult=_is_set(element, "difficult"), mask=mask))
     named = path.parent / ((document.findtext("filename") or "").strip() or named.name)
     return LabelledImage(named, path, _numbers(document.find("size"), ("width", "height")), boxes)
 
 
-def _pixels(path: Path) -> Path | None:
+def _pixels(path: Path, log: DefectLog) -> Path | None:
     """Return the image in which the pixels of the k-th object of an XML file have the value k, if there is one."""
     pixels = path.parent.parent / "SegmentationObject" / f"{path.stem}.png"
-    return pixels if is_file(pixels) else None
+    return pixels if is_file(pixels) and log.fence.admits(pixels) else None
 
 
 def _image(tree: Tree, labelled: LabelledImage) -> Path:

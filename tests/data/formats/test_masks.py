@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import zlib
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detect.data.formats.shapes import polygon
 from detect.data.limits import refuse_without_masks
 from detect.data.read import read
 from detect.errors import UserError
@@ -168,6 +170,22 @@ def test_masks_are_the_pixels_of_the_file(write, tmp_path):
             continue
         difference = (mask.bitmap(HEIGHT, WIDTH) != bitmap).sum()
         assert difference <= 0.05 * bitmap.sum(), (mask, difference)
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_the_area_of_a_polygon_does_not_include_its_hole(step):
+    hole = np.array([[15, 10], [20, 10], [20, 15], [15, 15]], np.float64)[::step]
+    assert polygon(np.array(SQUARE, np.float64), [hole]).area() == 20 * 20 - 5 * 5
+
+
+def test_pictures_beside_the_folder_of_voc_are_not_its_masks(tmp_path):
+    voc(tmp_path / "whole")
+    (tmp_path / "flat").mkdir()
+    for name, folder in (("a.png", "JPEGImages"), ("a.xml", "Annotations")):
+        shutil.copy(tmp_path / "whole" / folder / name, tmp_path / "flat" / name)
+    shutil.copytree(tmp_path / "whole" / "SegmentationObject", tmp_path / "SegmentationObject")
+    dataset = read(tmp_path / "flat", "train")
+    assert dataset.records[0].masks is None and not dataset.repaired
 
 
 def test_without_masks_there_are_none(tmp_path):
