@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -44,6 +45,7 @@ _CONF = (
 jaxtyping.install_import_hook("detect", f"beartype.beartype(conf=beartype.BeartypeConf({_CONF}))")
 
 from detect.data.dataset import Dataset, Record  # noqa: E402  the hook comes first
+from detect.data.masks import Polygons  # noqa: E402
 from detect.evaluation.coco import Prediction  # noqa: E402
 
 torch.set_num_threads(1)
@@ -148,6 +150,39 @@ def random_case(seed: int) -> tuple[Dataset, list[Prediction]]:
     return make_dataset(images, ("a", "b", "c", "none"), (90, 1, 17, 4)), predictions
 
 
+def random_mask_case(seed: int) -> tuple[Dataset, list[Prediction]]:
+    """Draw a case with blobs: polygons, run-length encodings and objects without mask; masks near the objects."""
+    random = np.random.default_rng(seed)
+    dataset, predictions = random_case(seed)
+
+    def shape(box):
+        angles = np.sort(random.uniform(0, 2 * np.pi, 8))
+        radius = random.uniform(0.4, 1.0, 8)[:, None] / 2
+        centre, extent = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+        return Polygons((centre + radius * extent * np.stack([np.cos(angles), np.sin(angles)], axis=1),))
+
+    def masks_of(boxes, height, width):
+        shapes = [shape(box.astype(np.float64)) for box in boxes]
+        kinds = random.choice(3, len(shapes), p=[0.5, 0.4, 0.1])
+        forms = (lambda one: one, lambda one: one.rle(height, width), lambda one: None)
+        return tuple(forms[kind](one) for kind, one in zip(kinds, shapes, strict=True))
+
+    records = [replace(record, height=180, width=240) for record in dataset.records]
+    records = [replace(record, masks=masks_of(record.boxes, record.height, record.width)) for record in records]
+    by_id = {record.id: record for record in records}
+    found = []
+    for prediction in predictions:
+        record = by_id[prediction.image_id]
+        masks = []
+        for box in prediction.boxes:
+            pairs = zip(record.masks, record.boxes, strict=True)
+            near = [mask for mask, other in pairs if np.abs(other - box).max() < 9]
+            mask = near[0] if near and near[0] is not None and random.random() < 0.7 else shape(box.astype(np.float64))
+            masks.append(mask.rle(record.height, record.width))
+        found.append(replace(prediction, masks=tuple(masks)))
+    return replace(dataset, records=tuple(records)), found
+
+
 @pytest.fixture
 def dataset_of() -> Callable[..., Dataset]:
     return make_dataset
@@ -161,6 +196,11 @@ def prediction_of() -> Callable[..., Prediction]:
 @pytest.fixture
 def case_of() -> Callable[[int], tuple[Dataset, list[Prediction]]]:
     return random_case
+
+
+@pytest.fixture
+def mask_case_of() -> Callable[[int], tuple[Dataset, list[Prediction]]]:
+    return random_mask_case
 
 
 # ---- a server, and weights of detectron2 -----------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     truth = "the ground truth, a COCO annotation file"
     parser.add_argument("--ground-truth", type=Path, metavar="JSON", help=truth)
     parser.add_argument("--truth", dest="ground_truth", type=Path, help=argparse.SUPPRESS)  # its former name
-    predictions = "a COCO results file with boxes; images.json of detect predict beside it names the images"
+    predictions = "a COCO results file of boxes or masks; images.json of detect predict beside it names the images"
     parser.add_argument("--predictions", type=Path, metavar="JSON", help=predictions)
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images, to show them")
     compared = "folders of runs or evaluations, or results files if --ground-truth is given; the first is the reference"

@@ -44,11 +44,11 @@ class Resamples:
     """Metrics of the data set, in row 0, and of each resample; NaN where a resample has no ground truth."""
 
     metrics: dict[str, Float64[np.ndarray, " B"]]
-    """COCO's twelve metrics, VOC07 and VOC."""
+    """COCO's twelve metrics and, of boxes, VOC07 and VOC."""
     areas: dict[str, dict[str, Float64[np.ndarray, " B"]]]
     """`CLASS_METRICS` of each of `AREA_RANGES`, mean over the classes."""
     classes: dict[str, Float64[np.ndarray, "B C"]]
-    """`CLASS_METRICS`, VOC07 and VOC of each class."""
+    """`CLASS_METRICS` of each class and, of boxes, VOC07 and VOC."""
     images: dict[str, int]
     """Number of images with ground truths, for each metric."""
     images_of_class: list[int]
@@ -67,7 +67,10 @@ def draw_weights(num_images: int, resamples: int, seed: int) -> Int32[np.ndarray
 def resample(
     ground_truths: FlatGroundTruths, detections: FlatDetections, weights: Int32[np.ndarray, "B I"]
 ) -> Resamples:
-    """Compute all metrics for each row of image weights. The number of threads does not change the result."""
+    """Compute all metrics for each row of image weights; of masks only COCO's.
+
+    The number of threads does not change the result.
+    """
     areas: dict[str, dict[str, np.ndarray]] = {}
     images: dict[str, int] = {}
     classes: dict[str, np.ndarray] = {}
@@ -78,7 +81,7 @@ def resample(
         images |= dict.fromkeys(_METRICS[area], count_images(ground_truths, matches.positives))
         classes = classes or class_metrics  # the first area range is "all"
     metrics = {name: areas[area][source] for area, names in _METRICS.items() for name, source in names.items()}
-    voc = weighted_voc(ground_truths, detections, weights)
+    voc = weighted_voc(ground_truths, detections, weights) if ground_truths.masks is None else {}
     metrics |= {name: class_mean(values) for name, values in voc.items()}
     images |= dict.fromkeys(voc, count_images(ground_truths, ~(ground_truths.crowd | ground_truths.difficult)))
     images_of_class = [

@@ -247,6 +247,12 @@ def xywh(boxes: Float[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n 4"]:
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
+def corners(box: Sequence[float]) -> list[float]:
+    """Return the corners x, y of a box x, y, width, height, as a polygon of a COCO annotation."""
+    x, y, width, height = box
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
 def _per_class(
     dataset: Dataset, precision: Float[np.ndarray, "T R C A M"], recall: Float[np.ndarray, "T C A M"]
 ) -> dict[str, dict[str, float | int | None]]:
@@ -279,9 +285,7 @@ def _with_masks(ground_truth: dict[str, Any]) -> dict[str, Any]:
     annotations = []
     for annotation in ground_truth["annotations"]:
         if not annotation.get("segmentation"):
-            x, y, width, height = annotation["bbox"]
-            corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-            annotation = {**annotation, "segmentation": [corners], "iscrowd": 1}
+            annotation = {**annotation, "segmentation": [corners(annotation["bbox"])], "iscrowd": 1}
         annotations.append(annotation)
     return {**ground_truth, "annotations": annotations}
 

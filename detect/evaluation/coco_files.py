@@ -146,7 +146,7 @@ def read_results(file: Path, ground_truth: GroundTruthFile) -> ResultsFile:
     """
     dataset = ground_truth.dataset
     notes: tuple[str, ...] = ()
-    results = _load(file, _RESULTS_FILE, "a list of COCO results with bbox and score")
+    results = _load(file, _RESULTS_FILE, "a list of COCO results with bbox or segmentation, and score")
     images = file.with_name("images.json")
     if is_file(images):
         listed = _load(images, _ANNOTATION_FILE, "the one of detect predict, or remove it to match images by their ids")

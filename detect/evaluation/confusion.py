@@ -6,7 +6,7 @@ import numba
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from detect.evaluation.flat import FlatDetections, FlatGroundTruths, overlap
+from detect.evaluation.flat import FlatDetections, FlatGroundTruths
 from detect.evaluation.matching import MAX_DETECTIONS
 from detect.ops.threads import in_threads
 
@@ -62,8 +62,8 @@ def _confuse(first, last, detections, ground_truths, iou_threshold, background, 
             if detections.ranks[d] >= MAX_DETECTIONS:
                 continue
             best, matched, ignored = iou_threshold, -1, False
-            for g in range(begin, end):
-                iou = overlap(detections.boxes[d], ground_truths.boxes[g], crowd[g])
+            for p in range(detections.ranges[d, 0], detections.ranges[d, 1]):
+                g, iou = detections.partners[p], detections.ious[p]
                 if crowd[g]:
                     ignored |= iou >= iou_threshold
                 elif not taken[g - begin] and iou >= best:

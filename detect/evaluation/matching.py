@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from jaxtyping import Bool, Float64, Int32
 
-from detect.evaluation.flat import FlatDetections, FlatGroundTruths, overlap
+from detect.evaluation.flat import FlatDetections, FlatGroundTruths
 from detect.ops.threads import in_threads
 
 IOU_THRESHOLDS: Float64[np.ndarray, " T"] = np.linspace(0.5, 0.95, 10)
@@ -72,7 +72,7 @@ def match(
         detections: detections of all images.
         ignored_gt: ground truths to ignore in addition to crowd regions.
         outside: detections to ignore if they are not matched.
-        iou_thresholds: IoU thresholds, ascending.
+        iou_thresholds: IoU thresholds above 0, ascending.
     """
     ignored_gt = ground_truths.crowd if ignored_gt is None else ground_truths.crowd | ignored_gt
     thresholds = np.minimum(iou_thresholds, 1 - 1e-10)
@@ -96,9 +96,8 @@ def match_area(ground_truths: FlatGroundTruths, detections: FlatDetections, low:
 
     Unmatched detections of another size are ignored.
     """
-    areas = detections.boxes[:, 2] * detections.boxes[:, 3]
     ignored_gt = (ground_truths.areas < low) | (ground_truths.areas > high)
-    return match(ground_truths, detections, ignored_gt, (areas < low) | (areas > high))
+    return match(ground_truths, detections, ignored_gt, (detections.areas < low) | (detections.areas > high))
 
 
 def precision_recall(
@@ -135,7 +134,7 @@ def precision_recall(
 @numba.njit(cache=True, nogil=True)
 def _match(first, last, detections, ground_truths, ignored_gt, thresholds, matched):
     """Fill in `matched` int32 [T, D] for the images `first` … `last` - 1."""
-    gt_labels, gt_boxes, crowd = ground_truths.labels, ground_truths.boxes, ground_truths.crowd
+    gt_labels, crowd = ground_truths.labels, ground_truths.crowd
     max_candidates = 1
     for image in range(first, last):
         max_candidates = max(max_candidates, ground_truths.starts[image + 1] - ground_truths.starts[image])
@@ -147,12 +146,11 @@ def _match(first, last, detections, ground_truths, ignored_gt, thresholds, match
             if detections.ranks[d] >= MAX_DETECTIONS:
                 continue
             n = 0
-            for g in range(begin, end):
-                if gt_labels[g] == detections.labels[d]:
-                    iou = overlap(detections.boxes[d], gt_boxes[g], crowd[g])
-                    if iou >= thresholds[0]:
-                        candidates[n], ious[n] = g, iou
-                        n += 1
+            for p in range(detections.ranges[d, 0], detections.ranges[d, 1]):
+                g, iou = detections.partners[p], detections.ious[p]
+                if gt_labels[g] == detections.labels[d] and iou >= thresholds[0]:
+                    candidates[n], ious[n] = g, iou
+                    n += 1
             for t in range(len(thresholds) if n else 0):
                 best = thresholds[t]
                 for ignored in (False, True):  # ground truths that are not ignored come first

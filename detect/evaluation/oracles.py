@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from detect.evaluation.coco import mean_of_known
-from detect.evaluation.flat import FlatDetections, FlatGroundTruths, overlap, sort_detections
+from detect.evaluation.flat import FlatDetections, FlatGroundTruths, sort_detections
 from detect.evaluation.matching import match, precision_recall
+from detect.evaluation.overlaps import Overlaps
 from detect.evaluation.tide import BACKGROUND_IOU, FOREGROUND_IOU
 from detect.ops.threads import in_threads
 
@@ -40,19 +41,23 @@ def oracles(ground_truths: FlatGroundTruths, detections: FlatDetections) -> list
     Returns:
         `name`, `AP`, `AP50` (None without ground truths) and `meaning` of each step.
     """
-    steps = [detections]
-    steps.append(_replace(ground_truths, detections, labels=_perfect_labels(ground_truths, detections)))
+    overlaps, gt_ranges = _with_overlaps_of_ground_truths(ground_truths, detections)
+    steps = [replace(detections, overlaps=overlaps)]
+    steps.append(_replace(ground_truths, steps[-1], labels=_perfect_labels(ground_truths, detections)))
     matched, is_first = _match_nearest(ground_truths, steps[-1])
-    boxes = detections.boxes
     if len(ground_truths.boxes):
-        boxes = np.where((matched >= 0)[:, None], ground_truths.boxes[matched], boxes)
-    steps.append(_replace(ground_truths, steps[-1], boxes=boxes))
+        is_matched = (matched >= 0)[:, None]
+        boxes = np.where(is_matched, ground_truths.boxes[matched], detections.boxes)
+        ranges = np.where(is_matched, gt_ranges[matched], overlaps.ranges)
+        steps.append(_replace(ground_truths, steps[-1], boxes=boxes, overlaps=overlaps._replace(ranges=ranges)))
+    else:
+        steps.append(steps[-1])
     unique = is_first | (matched < 0)
     steps.append(_replace(ground_truths, steps[-1], kept=unique))
     steps.append(_replace(ground_truths, steps[-1], kept=is_first[unique]))
     missed = ~ground_truths.crowd
     missed[matched[matched >= 0]] = False
-    steps.append(_with_missed(ground_truths, steps[-1], missed))
+    steps.append(_with_missed(ground_truths, gt_ranges, steps[-1], missed))
     return [
         {"name": name, **_metrics(ground_truths, step), "meaning": meaning}
         for (name, meaning), step in zip(_MEANINGS.items(), steps, strict=True)
@@ -62,6 +67,15 @@ def oracles(ground_truths: FlatGroundTruths, detections: FlatDetections) -> list
 def _metrics(ground_truths: FlatGroundTruths, detections: FlatDetections) -> dict[str, float | None]:
     precision = precision_recall(ground_truths, detections, match(ground_truths, detections)).precision
     return {"AP": mean_of_known(precision), "AP50": mean_of_known(precision[0])}
+
+
+def _with_overlaps_of_ground_truths(
+    ground_truths: FlatGroundTruths, detections: FlatDetections
+) -> tuple[Overlaps, Int64[np.ndarray, "G 2"]]:
+    """Return the overlaps of the detections with those of ground truths appended, and the ranges of the latter."""
+    ranges, *listed = detections.overlaps
+    gt_ranges, *added = ground_truths.overlaps(ground_truths.image_of, ground_truths.boxes, ground_truths.masks)
+    return Overlaps(ranges, *map(np.concatenate, zip(listed, added, strict=True))), gt_ranges + len(listed[0])
 
 
 def _perfect_labels(ground_truths: FlatGroundTruths, detections: FlatDetections) -> Int64[np.ndarray, " D"]:
@@ -91,30 +105,42 @@ def _replace(
     ground_truths: FlatGroundTruths,
     detections: FlatDetections,
     kept: Bool[np.ndarray, " D"] | None = None,
-    **columns: np.ndarray,
+    **columns: Any,
 ) -> FlatDetections:
     """Return the detections with some columns replaced, or a subset of them; equal scores keep their order."""
     detections = replace(detections, **columns)
     indices = np.arange(len(detections.labels)) if kept is None else np.flatnonzero(kept)
-    return _sorted(ground_truths, *(column[indices] for column in _columns(detections)))
+    return _sorted(ground_truths, detections.overlaps, *(column[indices] for column in _columns(detections)))
 
 
 def _with_missed(
-    ground_truths: FlatGroundTruths, detections: FlatDetections, missed: Bool[np.ndarray, " G"]
+    ground_truths: FlatGroundTruths,
+    gt_ranges: Int64[np.ndarray, "G 2"],
+    detections: FlatDetections,
+    missed: Bool[np.ndarray, " G"],
 ) -> FlatDetections:
     """Return the detections and the missed ground truths, as detections with score 1."""
     count = int(missed.sum())
-    image_of, boxes = ground_truths.image_of[missed], ground_truths.boxes[missed]
-    added = (image_of, boxes, np.ones(count), ground_truths.labels[missed], np.zeros(count, int))
-    return _sorted(ground_truths, *map(np.concatenate, zip(_columns(detections), added, strict=True)))
+    chosen = (ground_truths.image_of, ground_truths.boxes, ground_truths.areas, ground_truths.labels, gt_ranges)
+    image_of, boxes, areas, labels, ranges = (column[missed] for column in chosen)
+    added = (image_of, boxes, areas, np.ones(count), labels, np.zeros(count, int), ranges)
+    columns = map(np.concatenate, zip(_columns(detections), added, strict=True))
+    return _sorted(ground_truths, detections.overlaps, *columns)
 
 
 def _columns(detections: FlatDetections) -> tuple[np.ndarray, ...]:
-    return detections.image_of, detections.boxes, detections.scores, detections.labels, detections.indices
+    sortable = (detections.boxes, detections.areas, detections.scores, detections.labels, detections.indices)
+    return detections.image_of, *sortable, detections.overlaps.ranges
 
 
-def _sorted(ground_truths: FlatGroundTruths, *columns: np.ndarray) -> FlatDetections:
-    return sort_detections(*columns, num_images=ground_truths.num_images, num_classes=ground_truths.num_classes)
+def _sorted(ground_truths: FlatGroundTruths, overlaps: Overlaps, *columns: np.ndarray) -> FlatDetections:
+    """Sort detections, given by `_columns`."""
+    return sort_detections(
+        *columns[:-1],
+        overlaps=overlaps._replace(ranges=columns[-1]),
+        num_images=ground_truths.num_images,
+        num_classes=ground_truths.num_classes,
+    )
 
 
 @numba.njit(cache=True, nogil=True)
@@ -123,8 +149,10 @@ def _relabel(first, last, detections, ground_truths, labels):
     for image in range(first, last):
         for d in range(detections.starts[image], detections.starts[image + 1]):
             best, matched, correct = FOREGROUND_IOU, -1, False
-            for g in range(ground_truths.starts[image], ground_truths.starts[image + 1]):
-                iou = 0.0 if ground_truths.crowd[g] else overlap(detections.boxes[d], ground_truths.boxes[g], False)
+            for p in range(detections.ranges[d, 0], detections.ranges[d, 1]):
+                g, iou = detections.partners[p], detections.ious[p]
+                if ground_truths.crowd[g]:
+                    continue
                 correct |= ground_truths.labels[g] == detections.labels[d] and iou >= FOREGROUND_IOU
                 if iou >= best:
                     best, matched = iou, g
@@ -141,10 +169,10 @@ def _nearest(first, last, detections, ground_truths, matched, is_first):
         for d in range(detections.starts[image], detections.starts[image + 1]):
             best_free, best_taken = BACKGROUND_IOU, BACKGROUND_IOU
             free_gt, taken_gt = -1, -1
-            for g in range(begin, end):
+            for p in range(detections.ranges[d, 0], detections.ranges[d, 1]):
+                g, iou = detections.partners[p], detections.ious[p]
                 if ground_truths.crowd[g] or ground_truths.labels[g] != detections.labels[d]:
                     continue
-                iou = overlap(detections.boxes[d], ground_truths.boxes[g], False)
                 if taken[g - begin]:
                     if iou >= best_taken:
                         best_taken, taken_gt = iou, g

@@ -30,13 +30,7 @@ from jaxtyping import Bool, Float64, Int8, Int32, Int64
 
 from detect.data.dataset import Dataset
 from detect.evaluation.coco import Prediction
-from detect.evaluation.flat import (
-    FlatDetections,
-    FlatGroundTruths,
-    flatten_detections,
-    flatten_ground_truths,
-    overlap,
-)
+from detect.evaluation.flat import FlatDetections, FlatGroundTruths, flatten_detections, flatten_ground_truths
 from detect.ops.threads import in_threads
 
 FOREGROUND_IOU = 0.5
@@ -93,12 +87,17 @@ class Errors:
 
 
 def tide(dataset: Dataset, predictions: Sequence[Prediction]) -> Errors:
-    """Analyse the errors of a detector.
+    """Analyse the errors of a detector's boxes.
 
     Raises:
         ValueError: an image is not in the data set, or was predicted twice.
     """
-    ground_truths, detections = flatten_ground_truths(dataset), flatten_detections(dataset, predictions)
+    ground_truths = flatten_ground_truths(dataset)
+    return find_errors(dataset, ground_truths, flatten_detections(dataset, predictions, ground_truths))
+
+
+def find_errors(dataset: Dataset, ground_truths: FlatGroundTruths, detections: FlatDetections) -> Errors:
+    """Analyse the errors of boxes or of masks, from the flat arrays of the data set and of the predictions."""
     outcome = _classify_errors(ground_truths, detections)
     ap50, delta_ap = _delta_ap(ground_truths, detections, outcome)
     kinds = np.where(outcome.ignored, IGNORED, outcome.kinds).astype(np.int8)
@@ -255,17 +254,12 @@ def _average_precisions(correct, starts, positives):
 def _classify(first, last, detections, ground_truths, outcome):
     """Fill in `outcome` for the images `first` … `last` - 1."""
     for image in range(first, last):
-        begin, end = ground_truths.starts[image], ground_truths.starts[image + 1]
-        start, stop = (
-            detections.starts[image],
-            min(detections.starts[image + 1], detections.starts[image] + MAX_PER_IMAGE),
-        )
-        ious = np.zeros((stop - start, end - begin))
+        start = detections.starts[image]
+        stop = min(detections.starts[image + 1], start + MAX_PER_IMAGE)
         for d in range(start, stop):
             best, matched = 0.0, -1
-            for g in range(begin, end):
-                iou = overlap(detections.boxes[d], ground_truths.boxes[g], ground_truths.crowd[g])
-                ious[d - start, g - begin] = iou
+            for p in range(detections.ranges[d, 0], detections.ranges[d, 1]):
+                g, iou = detections.partners[p], detections.ious[p]
                 free = not (ground_truths.crowd[g] or outcome.matched[g])
                 if free and ground_truths.labels[g] == detections.labels[d] and iou > best:
                     best, matched = iou, g
@@ -273,17 +267,17 @@ def _classify(first, last, detections, ground_truths, outcome):
                 outcome.kinds[d], outcome.matched[matched] = CORRECT, True
         for d in range(start, stop):
             if outcome.kinds[d] != CORRECT:
-                _classify_wrong(d, begin, detections.labels[d], ious[d - start], ground_truths, outcome)
+                _classify_wrong(d, detections, ground_truths, outcome)
 
 
 @numba.njit(cache=True, nogil=True)
-def _classify_wrong(d, begin, label, ious, ground_truths, outcome):
-    """Fill in `outcome` of a wrong detection from its IoU with each ground truth of its image; the first is `begin`."""
+def _classify_wrong(d, detections, ground_truths, outcome):
+    """Fill in `outcome` of a wrong detection from its IoU with each ground truth of its image."""
     # Highest IoU with a ground truth of its class, of another class, and with a matched one of its class.
     same, other, duplicate = 0.0, 0.0, 0.0
-    same_gt, other_gt = -1, -1
-    for i in range(len(ious)):
-        g, iou = begin + i, ious[i]
+    same_gt, other_gt, label = -1, -1, detections.labels[d]
+    for p in range(detections.ranges[d, 0], detections.ranges[d, 1]):
+        g, iou = detections.partners[p], detections.ious[p]
         if ground_truths.crowd[g]:
             outcome.ignored[d] |= ground_truths.labels[g] == label and iou > FOREGROUND_IOU
         elif ground_truths.labels[g] != label:

@@ -16,8 +16,9 @@ import numba
 import numpy as np
 from jaxtyping import Bool, Float64, Int32
 
-from detect.evaluation.flat import FlatDetections, FlatGroundTruths, overlap
+from detect.evaluation.flat import FlatDetections, FlatGroundTruths
 from detect.evaluation.matching import RECALL_THRESHOLDS, Matches
+from detect.evaluation.overlaps import overlap
 from detect.ops.threads import in_threads
 
 CLASS_METRICS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
@@ -72,7 +73,7 @@ def weighted_voc(
     weights: Int32[np.ndarray, "B I"],
     iou_threshold: float = 0.5,
 ) -> dict[str, Float64[np.ndarray, "B C"]]:
-    """Compute VOC07 and VOC of each class by the rules of `evaluate_voc`, for each row of image weights.
+    """Compute VOC07 and VOC of the boxes of each class by the rules of `evaluate_voc`, for each row of image weights.
 
     The value is NaN for a class without ground truths.
     """

@@ -7,6 +7,7 @@ None, as in JSON; metrics are fractions in 0 … 1.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from detect.evaluation.matching import (
 from detect.evaluation.oracles import oracles
 from detect.evaluation.thresholds import best_score, count_positives, f1_scores
 from detect.evaluation.weighted import weighted_coco
-from detect.report.meanings import DETECTION_MEANINGS
+from detect.report.meanings import DETECTION_MEANINGS, MASK_MEANINGS
 
 DIGITS = 4
 """Decimals of curves: enough for a plot, at a third of the file size."""
@@ -81,9 +82,9 @@ def analyse(
     scores = SCORE_THRESHOLDS.tolist()
     events = confusion(ground_truths, detections)
     return {
-        "metrics": _metrics(samples),
+        "metrics": metric_rows(samples),
         "classes": _classes(dataset, detections, samples, class_counts),
-        "curves": _curves(curves),
+        "curves": curve_rows(curves),
         "thresholds": _thresholds(detections, matches, class_counts),
         "confusion": {"scores": scores, "events": events, "ground_truths": class_counts},
         "slices": _slices(ground_truths, detections, samples, weights),
@@ -104,27 +105,42 @@ def compare_runs(
         seed: seed of the bootstrap.
 
     Returns:
-        The metrics of each run, as in `analyse`. For each run except the first: its index (`run`), and `difference`,
-        `interval` and `p` (see `paired_difference`) of all `metrics` and of the AP of all `classes`.
+        The metrics of each run, as in `analyse`, and those of masks if all runs have masks. For each run except the
+        first: its index (`run`), and `difference`, `interval` and `p` (see `paired_difference`) of all `metrics` and of
+        the AP of all `classes`.
 
     Raises:
         ValueError: an image is not in the data set, or was predicted twice.
     """
     ground_truths = flatten_ground_truths(dataset)
     weights = draw_weights(ground_truths.num_images, resamples, seed)
-    samples = [resample(ground_truths, flatten_detections(dataset, run), weights) for run in runs]
+    samples = [resample(ground_truths, flatten_detections(dataset, run, ground_truths), weights) for run in runs]
+    if all(any(prediction.masks is not None for prediction in run) for run in runs):
+        of_masks = flatten_ground_truths(dataset, "segm")
+        for number, run in enumerate(runs):
+            added = named_mask_metrics(resample(of_masks, flatten_detections(dataset, run, of_masks), weights))
+            metrics, images = samples[number].metrics | added.metrics, samples[number].images | added.images
+            samples[number] = replace(samples[number], metrics=metrics, images=images)
     class_counts = ground_truths.class_counts().tolist()
     pairs = [
         {"run": number, **_differences(dataset, samples[0], samples[number], class_counts)}
         for number in range(1, len(runs))
     ]
-    return [_metrics(of_run) for of_run in samples], pairs
+    return [metric_rows(of_run) for of_run in samples], pairs
+
+
+def named_mask_metrics(of_masks: Resamples) -> Resamples:
+    """Return the resampled metrics of masks with the prefix `mask_`."""
+    metrics = {f"mask_{name}": values for name, values in of_masks.metrics.items()}
+    images = {f"mask_{name}": number for name, number in of_masks.images.items()}
+    return replace(of_masks, metrics=metrics, images=images)
 
 
 def _differences(dataset: Dataset, first: Resamples, other: Resamples, class_counts: list[int]) -> dict[str, Any]:
     metrics = [
-        {"name": name, **paired_difference(other.metrics[name], first.metrics[name], first.images[name])}
-        for name in DETECTION_MEANINGS
+        {"name": _title(name), **paired_difference(other.metrics[name], first.metrics[name], first.images[name])}
+        for name in DETECTION_MEANINGS | MASK_MEANINGS
+        if name in first.metrics
     ]
     ours, theirs = other.classes["AP"], first.classes["AP"]
     classes = [
@@ -138,16 +154,23 @@ def _differences(dataset: Dataset, first: Resamples, other: Resamples, class_cou
     return {"metrics": metrics, "classes": classes}
 
 
-def _metrics(samples: Resamples) -> list[dict[str, Any]]:
+def metric_rows(samples: Resamples) -> list[dict[str, Any]]:
+    """Return `name`, `meaning`, `value` and `interval` of each resampled metric, in the order of the report."""
     return [
         {
-            "name": name,
+            "name": _title(name),
             "meaning": meaning,
-            "value": _known(samples.metrics[name][0]),
+            "value": known_or_none(samples.metrics[name][0]),
             "interval": confidence_interval(samples.metrics[name], samples.images[name]),
         }
-        for name, meaning in DETECTION_MEANINGS.items()
+        for name, meaning in (DETECTION_MEANINGS | MASK_MEANINGS).items()
+        if name in samples.metrics
     ]
+
+
+def _title(metric: str) -> str:
+    """Return `mask AP` for `mask_AP`."""
+    return metric.replace("_", " ")
 
 
 def _classes(
@@ -160,13 +183,13 @@ def _classes(
             "ground_truths": class_counts[label],
             "detections": num_detections[label],
             "AP_interval": confidence_interval(samples.classes["AP"][:, label], samples.images_of_class[label]),
-            **{key: _known(samples.classes[key][0, label]) for key in ("AP", "AP50", "AP75", "AR100", "VOC")},
+            **{key: known_or_none(samples.classes[key][0, label]) for key in ("AP", "AP50", "AP75", "AR100", "VOC")},
         }
         for label, name in enumerate(dataset.classes)
     ]
 
 
-def _curves(curves: PrecisionRecall) -> dict[str, Any]:
+def curve_rows(curves: PrecisionRecall) -> dict[str, Any]:
     """Return precision and score at each recall; the rows of classes without ground truths are None."""
     known = np.all(curves.recall >= 0, axis=0)
     at_50, at_75, overall = curves.precision[0].T, curves.precision[5].T, curves.precision.mean(axis=0).T
@@ -213,12 +236,7 @@ def _slices(
     The other ground truths are ignored, as are the detections that match them. An unmatched detection counts as wrong
     in the slice to which it would belong as a ground truth.
     """
-    sizes = []
-    for name, area in SIZES.items():
-        low, high = AREA_RANGES[area]
-        inside = ~ground_truths.crowd & (ground_truths.areas >= low) & (ground_truths.areas <= high)
-        sizes.append(_slice_row(name, samples.areas[area], ground_truths, inside))
-    rows = {"size": sizes}
+    rows = {"size": size_rows(ground_truths, samples)}
     for kind, slices in {"crowding": _by_crowding, "aspect ratio": _by_ratio}.items():
         rows[kind] = []
         for name, inside, outside in slices(ground_truths, detections):
@@ -229,13 +247,25 @@ def _slices(
     return [{"name": kind, "meaning": meaning, "rows": rows[kind]} for kind, meaning in SLICE_MEANINGS.items()]
 
 
+def size_rows(ground_truths: FlatGroundTruths, samples: Resamples) -> list[dict[str, Any]]:
+    """Return the metrics of small, medium and large objects."""
+    rows = []
+    for name, area in SIZES.items():
+        low, high = AREA_RANGES[area]
+        inside = ~ground_truths.crowd & (ground_truths.areas >= low) & (ground_truths.areas <= high)
+        rows.append(_slice_row(name, samples.areas[area], ground_truths, inside))
+    return rows
+
+
 def _slice_row(
     name: str,
     values: dict[str, Float64[np.ndarray, " B"]],
     ground_truths: FlatGroundTruths,
     inside: Bool[np.ndarray, " G"],
 ) -> dict[str, Any]:
-    metrics = {key: _known(values[metric][0]) for key, metric in {"AP": "AP", "AP50": "AP50", "AR": "AR100"}.items()}
+    metrics = {
+        key: known_or_none(values[metric][0]) for key, metric in {"AP": "AP", "AP50": "AP50", "AR": "AR100"}.items()
+    }
     ap_interval = confidence_interval(values["AP"], count_images(ground_truths, inside))
     return {"name": name, "ground_truths": int(inside.sum()), **metrics, "AP_interval": ap_interval}
 
@@ -281,5 +311,6 @@ def _calibration(detections: FlatDetections, matches: Matches) -> dict[str, Any]
     return {"rows": rows, "ece": sum(gaps) / len(scores) if gaps else None}
 
 
-def _known(value: float) -> float | None:
+def known_or_none(value: float) -> float | None:
+    """Return the value, or None for NaN."""
     return None if np.isnan(value) else float(value)

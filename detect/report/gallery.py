@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int8
 from PIL import Image
 
 from detect.data.dataset import Dataset, Record
 from detect.data.decode import decode
+from detect.data.masks import Mask
+from detect.data.outlines import trace
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction, by_image
 from detect.evaluation.thresholds import DEFAULT_SCORE
@@ -152,22 +155,49 @@ def thumbnail(record: Record) -> dict[str, Any]:
 
 
 def ground_truth_rows(image: ImageErrors) -> list[list[Any]]:
-    """Return each ground truth as x1, y1, x2, y2 in pixels of the file, label, state."""
-    columns = zip(_corners(image.record.boxes), image.record.labels.tolist(), image.states.tolist(), strict=True)
-    return [[*box, label, STATES[state]] for box, label, state in columns]
+    """Return each ground truth as x1, y1, x2, y2 in pixels of the file, label, state.
+
+    With masks in the prediction, the outline of the mask follows (`outline_path`), or None.
+    """
+    record = image.record
+    columns = zip(_corners(record.boxes), record.labels.tolist(), image.states.tolist(), strict=True)
+    rows = [[*box, label, STATES[state]] for box, label, state in columns]
+    if image.prediction.masks is None:
+        return rows
+    masks = record.masks or (None,) * len(rows)
+    return [[*row, mask and outline_path(mask, record)] for row, mask in zip(rows, masks, strict=True)]
 
 
 def detection_rows(image: ImageErrors) -> list[list[Any]]:
     """Return each detection to draw as x1, y1, x2, y2, label, score, kind; best first.
 
-    These are the detections with a score of at least `DRAWN_SCORE` or the threshold, if that is lower.
+    These are the detections with a score of at least `DRAWN_SCORE` or the threshold, if that is lower. The outline of
+    the mask follows (`outline_path`) if there are masks.
     """
     scores = image.prediction.scores.astype(np.float64)
     chosen = np.flatnonzero(image.prediction.scores >= np.float32(min(DRAWN_SCORE, image.score_threshold)))
     chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
     boxes, labels = _corners(image.prediction.boxes[chosen]), image.prediction.labels[chosen].tolist()
     columns = zip(boxes, labels, scores[chosen].round(4).tolist(), image.kinds[chosen].tolist(), strict=True)
-    return [[*box, label, score, KINDS[kind]] for box, label, score, kind in columns]
+    rows = [[*box, label, score, KINDS[kind]] for box, label, score, kind in columns]
+    masks = image.prediction.masks
+    if masks is None:
+        return rows
+    return [[*row, outline_path(masks[i], image.record)] for row, i in zip(rows, chosen.tolist(), strict=True)]
+
+
+def outline_path(mask: Mask, record: Record) -> str:
+    """Return the outlines of a mask's pieces and holes as an SVG path, in pixels of the file.
+
+    Outlines are simplified by at most a pixel of the thumbnail, and filled by the even-odd rule.
+    """
+    pixel = max(1.0, max(record.height, record.width) / THUMBNAIL_SIDE)
+    path = []
+    for outline in trace(mask.bitmap(record.height, record.width)):
+        corners = cv2.approxPolyDP(outline.astype(np.int32)[:, None], pixel, closed=True)[:, 0]
+        if len(corners) > 2:
+            path.append(f"M{' '.join(map(str, corners.ravel().tolist()))}z")
+    return "".join(path)
 
 
 def _corners(boxes: Float[np.ndarray, "n 4"]) -> list[list[float]]:

@@ -19,7 +19,7 @@ from string import Template
 from typing import Any
 
 SHARED = ("base.js", "charts.js", "table.js", "score.js", "pictures.js")
-SECTIONS = ("findings.js", "curves.js", "confusion.js", "calibration.js", "gallery.js")
+SECTIONS = ("findings.js", "curves.js", "confusion.js", "boundary.js", "calibration.js", "gallery.js")
 REPORT = (*SHARED, *SECTIONS, "report.js")
 COMPARISON = (*SHARED, "comparison.js")
 
@@ -32,8 +32,8 @@ def render_report(data: dict[str, Any]) -> str:
     Args:
         data: content of the page; shares are fractions in 0 … 1, unknown values None, boxes xyxy in pixels.
             `title`, `subject` and `metrics` are required. A section is left out if its key (`classes`, `curves`,
-            `thresholds`, `confusion`, `errors`, `slices`, `calibration`, `proposals`, `oracles`, `gallery`, `training`,
-            `config`) is missing, None or empty.
+            `thresholds`, `confusion`, `errors`, `masks`, `slices`, `calibration`, `proposals`, `oracles`, `gallery`,
+            `training`, `config`) is missing, None or empty.
 
     Raises:
         ValueError: a number is not finite, which JSON cannot express.

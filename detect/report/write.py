@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from detect.data.dataset import Dataset
-from detect.evaluation.coco import Prediction, evaluate_coco
+from detect.evaluation.coco import Prediction
 from detect.evaluation.thresholds import best_score_threshold
 from detect.evaluation.tide import tide
 from detect.files.atomic import write_text
 from detect.proposals.recall import ProposalRecall
 from detect.report.breakdown import analyse, compare_runs
 from detect.report.gallery import errors_by_image, gallery, largest_differences
-from detect.report.meanings import MASK_MEANINGS
+from detect.report.masks import add_masks
 from detect.report.page import render_comparison, render_report
 from detect.report.proposals import IOU_THRESHOLDS
 from detect.report.saved import Evaluation
@@ -60,8 +60,7 @@ def report_data(
     """Return the data of the page as numbers, strings, lists and dictionaries."""
     errors = tide(dataset, predictions)
     analysis = analyse(dataset, predictions)
-    analysis["metrics"] += _mask_metrics(dataset, predictions)
-    return {
+    data = {
         "title": origin.title,
         "subject": _subject(dataset, predictions, origin),
         "config": origin.config,
@@ -71,17 +70,9 @@ def report_data(
         "gallery": gallery(errors_by_image(dataset, predictions, errors, analysis["thresholds"]["best"])),
         "training": training_curves(origin.run / "metrics.csv") if origin.run else None,
     }
-
-
-def _mask_metrics(dataset: Dataset, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Return COCO's metrics of masks, without intervals; nothing for a detector of boxes."""
-    if all(prediction.masks is None for prediction in predictions):
-        return []
-    values = evaluate_coco(dataset, predictions)
-    return [
-        {"name": name.replace("_", " "), "meaning": meaning, "value": values[name], "interval": None}
-        for name, meaning in MASK_MEANINGS.items()
-    ]
+    if any(prediction.masks is not None for prediction in predictions):
+        add_masks(data, dataset, predictions)
+    return data
 
 
 def write_comparison_report(file: Path, runs: Sequence[Evaluation], command: str | None = None) -> None:

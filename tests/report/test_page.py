@@ -154,6 +154,34 @@ def report(names=NAMES):
     }
 
 
+def report_with_masks():
+    """Return the same with masks: metrics, columns, curves, errors, sizes, boundaries and outlines."""
+    data = report()
+    data["metrics"] += [
+        {"name": name, "meaning": "of masks", "value": value, "interval": [0.2, 0.9]}
+        for name, value in (("mask AP", 0.55), ("mask AP50", 0.85), ("mask AP75", 0.6), ("mask APs", 0.3))
+    ]
+    data["classes"] = [row | {"mask_AP": 0.6, "mask_AP50": 0.8, "boundary_IoU": None} for row in data["classes"]]
+    data["curves"]["precision"]["masks 0.50"] = data["curves"]["precision"]["0.50"]
+    data["curves"]["mean"]["masks 0.50"] = data["curves"]["mean"]["0.50"]
+    outline = "M10 10 40 10 40 40z"
+    data["gallery"][0]["ground_truths"] = [[*row, outline] for row in data["gallery"][0]["ground_truths"]]
+    data["gallery"][0]["detections"] = [[*row, outline] for row in data["gallery"][0]["detections"]]
+    names = {"name": HOSTILE[0], "class": HOSTILE[2]}
+    worst = {"score": 0.9, "iou": 0.8, "boundary_iou": 0.25, "missed": 1200, "extra": 30, "picture": PIXEL}
+    data["masks"] = {
+        "errors": data["errors"],
+        "sizes": data["slices"][0]["rows"],
+        "boundary": {
+            "bins": [{"low": k / 10, "high": (k + 1) / 10, "count": k} for k in range(10)],
+            "mean": 0.7,
+            "median": 0.75,
+            "worst": [names | worst],
+        },
+    }
+    return data
+
+
 def comparison():
     data = report()
     metrics = [
@@ -199,7 +227,10 @@ def embedded(page):
     return re.search(r'<script type="application/json" id="data">(.*?)</script', page, re.DOTALL)[1]
 
 
-@pytest.mark.parametrize(("render", "data"), [(render_report, report()), (render_comparison, comparison())])
+@pytest.mark.parametrize(
+    ("render", "data"),
+    [(render_report, report()), (render_report, report_with_masks()), (render_comparison, comparison())],
+)
 def test_the_data_are_embedded_unchanged(render, data):
     data["title"] = HOSTILE[1]
     text = embedded(render(data))
@@ -686,3 +717,57 @@ def test_a_comparison_of_nothing(show):
     page = show(render_comparison(data | {"pairs": [], "images": [], "runs": data["runs"][:1]}))
     assert page.locator("section[data-name]").count() == 0
     assert page.locator("#runs dt").count() == 1
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+
+def test_masks_have_metrics_columns_curves_and_slices(show):
+    page = show(render_report(report_with_masks()))
+    assert page.locator("#leading-masks .value").all_inner_texts() == ["55.0 %", "85.0 %", "60.0 %"]
+    assert page.locator("#leading .value").all_inner_texts() == ["60.0 %", "90.0 %", "70.0 %"]
+    assert page.locator("#others dt").last.inner_text() == "mask APs"
+    assert page.locator("#findings p").nth(1).inner_text() == (
+        "AP of masks is 55.0 %, 5.0 points below that of boxes; half of the matched masks have a Boundary IoU below "
+        "75.0 %."
+    )
+    assert column(page, "Mask AP") == ["60.0"] * 3 and column(page, "Boundary") == ["–"] * 3
+    assert page.locator("#curve-iou option").last.inner_text() == "masks 0.50"
+    page.locator("#curve-iou").select_option("masks 0.50")
+    assert page.locator("#curve-chart path.line").count() == 4
+    assert page.locator("#mask-error-bars tbody tr").count() == page.locator("#error-bars tbody tr").count() == 3
+    assert page.locator("#slice-tables h3").all_inner_texts() == ["By size", "Masks by size"]
+
+
+def test_boundaries_are_shown_with_their_worst_pairs(show):
+    page = show(render_report(report_with_masks()))
+    sections = [node.get_attribute("id") for node in page.locator("section[data-name]").all()]
+    assert sections == [*SECTIONS[:4], "boundary", *SECTIONS[4:]]
+    assert page.locator("#boundary-bars tbody .number:last-child").all_inner_texts() == [str(k) for k in range(10)]
+    assert "45 pairs: mean 70.0 %, median 75.0 %" in page.locator("#boundary-caption").inner_text()
+    caption = page.locator("#boundary-pictures figcaption").inner_text().split("\n")
+    assert caption[0] == f"{HOSTILE[2]} 0.90 · {HOSTILE[0]}"
+    assert caption[1:] == ["Boundary IoU 25.0 %, IoU 80.0 %", "1,200 pixels missed, 30 extra"]
+    assert page.locator("#boundary-pictures img").get_attribute("src") == PIXEL
+
+
+def test_a_report_without_matched_masks_has_no_boundaries(show):
+    data = report_with_masks()
+    data["masks"]["boundary"] = None
+    page = show(render_report(data))
+    assert page.locator("#boundary").count() == 0 and page.locator("#mask-errors").count() == 1
+
+
+def test_masks_are_drawn_and_follow_the_slider(show):
+    page = show(render_report(report_with_masks()))
+    move(page, 50)
+    reach(page, "#gallery")
+    first = page.locator("#gallery-pictures figure").first
+    assert first.locator("path.mask").count() == 4
+    assert first.locator("path.mask.correct").get_attribute("d") == "M10 10 40 10 40 40z"
+    move(page, 70)  # the correct detection has the score 0.6
+    assert first.locator("path.mask.correct").count() == 0 and first.locator("path.mask.wrong").count() == 1
+    assert page.locator("#gallery-pictures figure").nth(1).locator("path.mask").count() == 0
+    first.locator("button").click()
+    assert page.locator("#viewer path.mask").count() == 3
+    page.locator("#viewer-close").click()

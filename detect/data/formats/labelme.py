@@ -12,12 +12,14 @@ of a circle are its centre and one on its edge; those of a mask are its first an
 no area. `imageData` may contain the image itself, which is not read from there.
 
 Polygons, circles, ellipses and `mask` shapes are read as masks, too; rectangles are boxes only.
+Polygons with the same label and `group_id` are parts of one object.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import hypot
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -30,7 +32,7 @@ from detect.data.formats.bounds import Box, of_ellipse, of_points
 from detect.data.formats.json_files import as_class, load, objects, parse_files, points
 from detect.data.formats.labelled import LabelledBox, LabelledImage
 from detect.data.formats.shapes import ellipse, polygon, window
-from detect.data.masks import Mask
+from detect.data.masks import Mask, Polygons
 from detect.data.tree import Tree
 from detect.files.fence import is_file
 
@@ -68,7 +70,9 @@ def _read(tree: Tree, path: Path, log: DefectLog) -> Iterator[LabelledImage]:
     document = load(path, log, dict)
     if document is None:
         return
-    boxes = []
+    boxes: list[LabelledBox] = []
+    first: dict[tuple[str, str], int] = {}
+    """Index of the first polygon of each group."""
     for place, shape in objects(document.get("shapes"), "shape", path, log):
         name = as_class(shape.get("label"), place, path, log)
         if name is None:
@@ -80,12 +84,21 @@ def _read(tree: Tree, path: Path, log: DefectLog) -> Iterator[LabelledImage]:
         elif (box := _box(kind, points(shape.get("points")))) is None:
             log.add("broken-file", path, f"{place}: {as_json(kind)} with the points {as_json(shape.get('points'))}")
         else:
-            boxes.append(
-                LabelledBox(name, box, place, mask=_mask(kind, points(shape.get("points")), shape.get("mask")))
-            )
+            mask, group = _mask(kind, points(shape.get("points")), shape.get("mask")), shape.get("group_id")
+            part, index = LabelledBox(name, box, place, mask=mask), len(boxes)
+            if group is not None and isinstance(mask, Polygons):
+                index = first.setdefault((name, as_json(group)), index)
+            boxes[index : index + 1] = [_joined(boxes[index], part) if index < len(boxes) else part]
     if (image := _image(tree, path, document, log)) is not None:
         width, height = document.get("imageWidth"), document.get("imageHeight")
         yield LabelledImage(image, path, None if width is None or height is None else (width, height), boxes)
+
+
+def _joined(one: LabelledBox, other: LabelledBox) -> LabelledBox:
+    """Return an object of two parts, both with polygons."""
+    assert isinstance(one.mask, Polygons) and isinstance(other.mask, Polygons)
+    corners = np.array([one.box, other.box]).reshape(-1, 2)
+    return replace(one, box=of_points(corners), mask=Polygons((*one.mask.outlines, *other.mask.outlines)))
 
 
 def _box(kind: object, corners: np.ndarray | None) -> Box | None:

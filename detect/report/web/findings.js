@@ -24,6 +24,7 @@ export function findings(data) {
   }
   const sentences = [
     apLoss(data.metrics),
+    maskLoss(data.metrics, data.masks),
     errorLoss(data.errors),
     weakestSlice(data.slices),
     weakestClass(data.classes),
@@ -39,6 +40,16 @@ function apLoss(metrics = []) {
   const atFifty = `${percent(1 - ap50)} are lost at IoU 0.50`;
   const above = `${percent(ap50 - ap)} at higher thresholds, where boxes are not tight enough`;
   return `AP is ${percent(1 - ap)} points below 100: ${atFifty}, ${above}.`;
+}
+
+/** Compares the AP of masks with that of boxes, and names the Boundary IoU of half of the pairs. */
+function maskLoss(metrics = [], masks = null) {
+  const { AP: ap, "mask AP": maskAp } = Object.fromEntries(metrics.map(({ name, value }) => [name, value]));
+  if (!masks || !isKnown(ap) || !isKnown(maskAp)) return null;
+  const difference = `${percent(Math.abs(maskAp - ap))} points ${maskAp < ap ? "below" : "above"} that of boxes`;
+  const median = masks.boundary?.median;
+  const boundaries = isKnown(median) ? `; half of the matched masks have a Boundary IoU below ${percentSign(median)}` : "";
+  return `AP of masks is ${percentSign(maskAp)}, ${difference}${boundaries}.`;
 }
 
 /** Names the kinds of error whose correction would raise AP50 most (TIDE). */

@@ -28,16 +28,18 @@ export class Picture {
   constructor(image, detections, names) {
     this.image = image;
     this.names = names;
-    this.detections = detections.map(([x1, y1, x2, y2, label, score, kind]) => ({
+    this.detections = detections.map(([x1, y1, x2, y2, label, score, kind, mask]) => ({
       box: [x1, y1, x2, y2],
       label,
       score,
       kind,
+      mask,
     }));
-    this.groundTruths = image.ground_truths.map(([x1, y1, x2, y2, label, state]) => ({
+    this.groundTruths = image.ground_truths.map(([x1, y1, x2, y2, label, state, mask]) => ({
       box: [x1, y1, x2, y2],
       label,
       state,
+      mask,
       score: -1,
     }));
     this.match();
@@ -98,6 +100,7 @@ export class Picture {
     const paths = Object.entries(layers).filter(([, boxes]) => boxes.length);
     const halo = paths.map(([, boxes]) => boxes.map(outline).join("")).join("");
     this.drawing.replaceChildren(
+      ...maskPaths(paths),
       svg("path", { class: "box halo", d: halo }),
       ...paths.map(([name, boxes]) => svg("path", { class: `box ${name}`, d: boxes.map(outline).join("") })),
     );
@@ -107,6 +110,7 @@ export class Picture {
   drawLarge(score, shown) {
     const layers = Object.entries(this.visible(score, shown));
     this.drawing.replaceChildren(
+      ...maskPaths(layers),
       ...layers.flatMap(([layer, boxes]) => boxes.map((box) => this.labelledBox(box, layer))),
     );
   }
@@ -166,6 +170,13 @@ export class Picture {
       .map(([kind, number]) => `${number} ${KINDS[kind]} (${kind})`)
       .join(", ");
   }
+}
+
+/** Returns a translucent area for each mask of the layers [[name, objects], …]. */
+function maskPaths(layers) {
+  return layers.flatMap(([layer, objects]) =>
+    objects.filter(({ mask }) => mask).map(({ mask }) => svg("path", { class: `mask ${layer}`, d: mask })),
+  );
 }
 
 /** Returns the IoU of two boxes x1, y1, x2, y2. */

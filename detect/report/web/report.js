@@ -15,6 +15,7 @@ import {
   remove,
   signed,
 } from "./base.js";
+import { drawBoundary } from "./boundary.js";
 import { drawCalibration } from "./calibration.js";
 import { LineChart, axisOver, bars, intervalBar, shareAxis } from "./charts.js";
 import { Confusion } from "./confusion.js";
@@ -45,9 +46,9 @@ function drawHeading() {
   byId("subject").textContent = parts.filter(Boolean).join(" · ");
 }
 
-/** Draws AP, AP50 and AP75 large, the other metrics small. */
+/** Draws AP, AP50 and AP75 large, the other metrics small; those of masks below those of boxes. */
 function drawMetrics() {
-  const leading = new Set(["AP", "AP50", "AP75"]);
+  const leading = new Set(["AP", "AP50", "AP75", "mask AP", "mask AP50", "mask AP75"]);
   const tile = ({ name, meaning, value, interval }) => {
     const isLarge = leading.has(name);
     const unit = isKnown(value) ? element("small", {}, " %") : null;
@@ -64,7 +65,11 @@ function drawMetrics() {
       ),
     );
   };
-  byId("leading").replaceChildren(...data.metrics.filter(({ name }) => leading.has(name)).map(tile));
+  const isMask = ({ name }) => name.startsWith("mask ");
+  const large = data.metrics.filter(({ name }) => leading.has(name));
+  byId("leading").replaceChildren(...large.filter((metric) => !isMask(metric)).map(tile));
+  byId("leading-masks").replaceChildren(...large.filter(isMask).map(tile));
+  if (!large.some(isMask)) remove("leading-masks");
   byId("others").replaceChildren(...data.metrics.filter(({ name }) => !leading.has(name)).map(tile));
 }
 
@@ -133,9 +138,16 @@ function classColumns() {
     metric("AP75", "Average precision at IoU 0.75"),
     metric("AR100", "Average recall with 100 detections per class and image"),
     metric("VOC", "Average precision of PASCAL VOC, area under the curve"),
+    ...(data.masks ? maskColumns(metric) : []),
     ...(data.thresholds ? [live("Precision", "precision"), live("Recall", "recall"), live("F1", "f1")] : []),
   ];
 }
+
+const maskColumns = (metric) => [
+  { ...metric("mask_AP", "Average precision of masks, mean over IoU 0.50 … 0.95"), name: "Mask AP" },
+  { ...metric("mask_AP50", "Average precision of masks at IoU 0.50"), name: "Mask AP50" },
+  { ...metric("boundary_IoU", "Mean Boundary IoU of the matched masks"), name: "Boundary" },
+];
 
 function drawClasses(pick) {
   if (!classes.length) {
@@ -168,6 +180,19 @@ function drawErrors() {
   byId("errors-caption").textContent =
     `Gain of AP50 (${percentSign(errors.AP50)}) if one kind of error alone were corrected ` +
     "(dAP in points; TIDE, Bolya et al. 2020), and the number of errors.";
+  byId("error-bars").replaceChildren(errorBars(errors, "dAP by kind of error"));
+  if (!data.masks) {
+    remove("mask-errors");
+    return;
+  }
+  const { errors: ofMasks } = data.masks;
+  byId("mask-errors-caption").textContent =
+    `The same with the IoU of masks, AP50 ${percentSign(ofMasks.AP50)}: a mask that misses half of its object is ` +
+    "poorly localized, even in a perfect box.";
+  byId("mask-error-bars").replaceChildren(errorBars(ofMasks, "dAP of masks by kind of error"));
+}
+
+function errorBars(errors, label) {
   const row = ({ name, short, meaning, dAP, count: number }, quiet) => ({
     name: `${name} (${short})`,
     meaning,
@@ -180,9 +205,7 @@ function drawErrors() {
     ...(errors.special ?? []).map((error) => row(error, true)),
   ];
   const high = Math.max(...rows.map(({ value }) => value ?? 0));
-  byId("error-bars").replaceChildren(
-    bars(rows, { high, label: "dAP by kind of error", heads: ["dAP", "count"], colour: "var(--colour-4)" }),
-  );
+  return bars(rows, { high, label, heads: ["dAP", "count"], colour: "var(--colour-4)" });
 }
 
 function drawSlices() {
@@ -191,7 +214,7 @@ function drawSlices() {
     remove("slices");
     return;
   }
-  const table = ({ name, meaning, rows }) => {
+  const table = ({ name, meaning, rows }, title = `By ${name}`) => {
     const line = (row) => ({
       name: row.name,
       value: row.AP,
@@ -200,9 +223,14 @@ function drawSlices() {
     });
     const heads = ["AP %", "AP50 %", "AR %", "objects"];
     const chart = bars(rows.map(line), { high: 1, label: `AP by ${name}`, heads });
-    return element("div", {}, element("h3", {}, `By ${name}`), element("p", {}, meaning), chart);
+    return element("div", {}, element("h3", {}, title), element("p", {}, meaning), chart);
   };
-  byId("slice-tables").replaceChildren(...slices.map(table));
+  const tables = slices.map((slice) => table(slice));
+  if (data.masks) {
+    const sizes = { name: "size of masks", meaning: "AP of masks, by the area of the object", rows: data.masks.sizes };
+    tables.push(table(sizes, "Masks by size"));
+  }
+  byId("slice-tables").replaceChildren(...tables);
 }
 
 function drawProposals() {
@@ -325,6 +353,7 @@ drawThreshold();
 drawClasses(drawCurves(data, names, slider));
 drawConfusion();
 drawErrors();
+drawBoundary(data.masks?.boundary);
 drawSlices();
 drawCalibration(data.calibration);
 drawProposals();

@@ -172,6 +172,23 @@ def test_masks_are_the_pixels_of_the_file(write, tmp_path):
         assert difference <= 0.05 * bitmap.sum(), (mask, difference)
 
 
+def test_polygons_of_one_group_of_labelme_are_one_object(tmp_path):
+    other = [[40, 10], [50, 10], [50, 20], [40, 20]]
+    shapes = [
+        {"label": "cat", "points": SQUARE, "group_id": 1},
+        {"label": "dog", "points": SQUARE, "group_id": 1},
+        {"label": "cat", "points": other, "group_id": 1},
+        {"label": "cat", "points": other, "group_id": None},
+        {"label": "cat", "points": [[10, 5], [50, 25]], "shape_type": "rectangle", "group_id": 1},
+    ]
+    image(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text(json.dumps({"version": "5.0", "shapes": shapes, "imagePath": "a.png"}))
+    (record,) = read(tmp_path, "train").records
+    assert record.boxes.tolist() == [[10, 5, 50, 25], [10, 5, 30, 25], [40, 10, 50, 20], [10, 5, 50, 25]]
+    both = rectangle(10, 5, 30, 25) + rectangle(40, 10, 50, 20)
+    assert np.array_equal(record.masks[0].bitmap(HEIGHT, WIDTH), both) and record.masks[3] is None
+
+
 @pytest.mark.parametrize("step", [1, -1])
 def test_the_area_of_a_polygon_does_not_include_its_hole(step):
     hole = np.array([[15, 10], [20, 10], [20, 15], [15, 15]], np.float64)[::step]
