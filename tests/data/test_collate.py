@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,3 +48,17 @@ def test_truths_are_padded_to_a_power_of_two(objects, length):
 def test_too_many_objects_are_a_mistake_that_names_the_image():
     with pytest.raises(UserError, match=r"^image 3: 5 objects, but data.max_objects is 4; raise it$"):
         collate([sample(2, 8, 8, 4), sample(3, 8, 8, 5)], max_objects=4)
+
+
+def test_masks_are_padded_like_their_boxes():
+    one, other, empty = (replace(sample(id, 8, 8, n), masks=np.full((n, 56, 56), 10 * id, np.uint8))
+                         for id, n in ((1, 3), (2, 1), (3, 0)))  # fmt: skip
+    masks = collate([one, other, empty], max_objects=4).targets.masks
+    assert masks.shape == (3, 4, 56, 56) and masks.dtype == torch.uint8
+    assert masks.amax(dim=(2, 3)).tolist() == [[10, 10, 10, 0], [20, 0, 0, 0], [0, 0, 0, 0]]
+    assert torch.equal(masks.amax(dim=(2, 3)), masks.amin(dim=(2, 3)))
+    assert collate([empty], max_objects=4).targets.masks.shape == (1, 1, 56, 56)
+
+
+def test_without_masks_a_batch_has_none():
+    assert collate([sample(1, 8, 8, 2), sample(2, 8, 8, 0)], max_objects=4).targets.masks is None

@@ -2,11 +2,13 @@
 
 import os
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 
 from detect.data.datamodule import DetectionData
@@ -66,6 +68,16 @@ def test_polygons_are_a_union():
 def test_corners_far_outside_of_the_image_cost_nothing():
     far = rectangle(-1e12, -1e12, 1e12, 1e12)
     assert far.bitmap(HEIGHT, WIDTH).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_polygons_are_rasterised_like_pycocotools(seed):
+    """Also with corners outside of the image, which are clipped only far away from it."""
+    random = np.random.default_rng(seed)
+    outlines = [random.uniform(-0.9, 1.9, (count, 2)) * (WIDTH, HEIGHT) for count in (3, 4, 9)]
+    parts = coco_mask.frPyObjects([outline.ravel().tolist() for outline in outlines], HEIGHT, WIDTH)
+    expected = coco_mask.decode(coco_mask.merge(parts))
+    assert np.array_equal(Polygons(tuple(outlines)).bitmap(HEIGHT, WIDTH), expected)
 
 
 def test_run_lengths_are_those_of_the_bitmap():
@@ -210,6 +222,27 @@ def test_masks_of_a_batch_stand_for_the_objects(augment):
         # The box fits: each of its sides has a part of the mask, up to a cell.
         if mask.any() and (box[2:] - box[:2]).min() > 20:
             assert all(side.any() for side in (mask[:3], mask[-3:], mask[:, :3], mask[:, -3:]))
+
+
+def test_masks_of_a_batch_are_those_of_the_files():
+    """Pasted into the image in the file, each is the mask that was read, or nothing where there was none."""
+    data = DetectionData(coco_mini(), masks=True)
+    records = {record.id: record for record in data.train.records}
+    ious = []
+    for batch in islice(data.eval_loader(data.train), 12):
+        targets = batch.targets
+        for row, id in enumerate(batch.ids.tolist()):
+            record, valid = records[id], targets.valid[row]
+            boxes = (targets.boxes[row][valid] / batch.scales[row].repeat(2)).numpy()
+            assert int(valid.sum()) == len(record.masks)
+            for mask, box, crop_ in zip(record.masks, boxes, targets.masks[row][valid].numpy(), strict=True):
+                if mask is None:
+                    assert not crop_.any()
+                    continue
+                read = mask.bitmap(record.height, record.width)
+                pasted = paste_whole(crop_ / np.float32(255), box, record.height, record.width)
+                ious.append((read & pasted).sum() / (read | pasted).sum())
+    assert len(ious) > 50 and np.mean(ious) > 0.99 and np.mean(np.array(ious) >= 0.95) > 0.97
 
 
 def test_a_flip_moves_masks_like_boxes():

@@ -121,3 +121,46 @@ def test_a_transform_that_fails_on_an_image_is_a_mistake_in_one_line():
 def test_an_image_that_is_no_longer_8_bits_is_a_mistake(name):
     with pytest.raises(UserError, match="not 8-bit RGB"):
         Augmentation([{name: {"p": 1.0}}])(picture(8, 8), NONE, seed=0)
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+
+def bitmaps(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the bitmaps of boxes on whole pixels."""
+    masks = np.zeros((len(boxes), height, width), np.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.astype(int), strict=True):
+        mask[max(0, y1) : y2, max(0, x1) : x2] = 1
+    return masks
+
+
+@pytest.mark.parametrize("name", ["HorizontalFlip", "VerticalFlip", "Transpose", "RandomRotate90"])
+def test_masks_go_where_their_boxes_go(name):
+    boxes = np.array([[1, 2, 4, 5], [0, 0, 10, 8], [6, 1, 8, 2]], np.float32)
+    out = Augmentation([{name: {"p": 1.0}}])(picture(8, 10), boxes, 0, bitmaps(boxes, 8, 10))
+    assert out.kept.tolist() == [0, 1, 2] and out.masks.dtype == np.uint8
+    assert np.array_equal(out.masks, bitmaps(np.round(out.boxes), *out.image.shape[:2]))
+
+
+def test_masks_of_boxes_that_are_gone_keep_their_place():
+    crop = Augmentation([{"Crop": {"x_min": 10, "y_min": 0, "x_max": 20, "y_max": 20, "p": 1.0}}])
+    boxes = np.array([[1, 1, 5, 5], [12, 3, 30, 9], [8, 0, 14, 4]], np.float32)
+    out = crop(picture(20, 40), boxes, 0, bitmaps(boxes, 20, 40))
+    assert out.kept.tolist() == [1, 2] and out.masks.shape == (3, 20, 10) and not out.masks[0].any()
+    assert np.array_equal(out.masks[out.kept], bitmaps(np.round(out.boxes), 20, 10))
+
+
+@pytest.mark.parametrize("steps", [[], [{"HorizontalFlip": {"p": 1.0}}], [{"Transpose": {"p": 1.0}}]])
+def test_an_image_without_objects_has_no_masks(steps):
+    out = Augmentation(steps)(picture(8, 10), NONE, 0, np.empty((0, 8, 10), np.uint8))
+    assert out.masks.shape == (0, *out.image.shape[:2]) and len(out.boxes) == 0
+
+
+def test_masks_do_not_change_boxes_or_pixels():
+    steps = [{"Affine": {"rotate": [-30, 30], "scale": [0.8, 1.2], "p": 1.0}}, {"HorizontalFlip": {"p": 0.5}}]
+    image, boxes = picture(40, 60), np.array([[5, 5, 25, 20], [30, 10, 50, 35]], np.float32)
+    for seed in range(5):
+        plain = Augmentation(steps)(image, boxes, seed)
+        masked = Augmentation(steps)(image, boxes, seed, bitmaps(boxes, 40, 60))
+        assert np.array_equal(plain.image, masked.image) and np.array_equal(plain.boxes, masked.boxes)
+        assert set(np.unique(masked.masks)) <= {0, 1} and plain.masks is None
