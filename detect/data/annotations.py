@@ -137,8 +137,8 @@ def _fill_areas(annotations: Annotations) -> Annotations:
     boxes = annotations.boxes.astype(np.float32)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).astype(np.float64)
     for row, mask in enumerate(annotations.masks or ()):
-        if mask is not None and np.isnan(annotations.areas[row]):
-            areas[row] = mask.area() or areas[row]
+        if mask is not None and np.isnan(annotations.areas[row]) and 0 < (area := mask.area()) < np.inf:
+            areas[row] = area
     return replace(annotations, areas=np.where(np.isnan(annotations.areas), areas, annotations.areas))
 
 

@@ -60,10 +60,11 @@ class Polygons:
         return RLE(height, width, coco_mask.merge(parts)["counts"])
 
     def area(self) -> float:
-        """Return the sum of the areas of the polygons, in square units of the corners."""
+        """Return the sum of the areas of the polygons, in square units of the corners; not finite if far too large."""
         following = [np.roll(outline, -1, axis=0) for outline in self.outlines]
         pairs = zip(self.outlines, following, strict=True)
-        return sum(abs(float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum())) / 2 for a, b in pairs)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return sum(abs(float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum())) / 2 for a, b in pairs)
 
     def scaled(self, width: float, height: float) -> Polygons:
         """Return the polygons with x times `width` and y times `height`."""

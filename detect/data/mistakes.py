@@ -106,6 +106,7 @@ def log_pixel_boxes(annotations: Annotations, log: DefectLog) -> None:
         log.add("pixel-box", source, f"{annotations.places[row]}: it has the number {largest[row]:g}")
 
 
+@np.errstate(over="ignore", invalid="ignore")  # numbers near the largest float are in no reading possible
 def find_mistake(
     annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], expected: Reading | None = None
 ) -> Mistake | None:

@@ -31,7 +31,8 @@ def polygon(points: Float64[np.ndarray, "n 2"], holes: Sequence[Float64[np.ndarr
 
 def _is_clockwise(points: Float64[np.ndarray, "n 2"]) -> bool:
     following = np.roll(points, -1, axis=0)
-    return bool((points[:, 0] * following[:, 1] - points[:, 1] * following[:, 0]).sum() > 0)
+    with np.errstate(over="ignore", invalid="ignore"):  # damaged corners are reported later
+        return bool((points[:, 0] * following[:, 1] - points[:, 1] * following[:, 0]).sum() > 0)
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0, aspect: float = 1.0) -> Polygons:
@@ -40,9 +41,10 @@ def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0, aspect
     If x and y are fractions of the image's size, `aspect` is the height of the image divided by its width.
     """
     turns = np.arange(_CORNERS) * (2 * pi / _CORNERS)
-    across, down = rx * np.cos(turns), ry * aspect * np.sin(turns)
-    xs, ys = across * cos(angle) - down * sin(angle), (across * sin(angle) + down * cos(angle)) / aspect
-    return Polygons((np.stack([x + xs, y + ys], axis=1),))
+    with np.errstate(over="ignore", invalid="ignore"):  # damaged radii are reported later
+        across, down = rx * np.cos(turns), ry * aspect * np.sin(turns)
+        xs, ys = across * cos(angle) - down * sin(angle), (across * sin(angle) + down * cos(angle)) / aspect
+        return Polygons((np.stack([x + xs, y + ys], axis=1),))
 
 
 def window(

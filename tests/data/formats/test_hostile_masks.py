@@ -211,3 +211,11 @@ def test_a_picture_of_voc_outside_of_the_folder_is_read_only_on_request(follow_l
     voc(tmp_path / "data", lambda path: path.symlink_to(tmp_path / "outside.png"))
     (record,) = read(tmp_path / "data", "train", follow_links=follow_links).records
     assert (record.masks is not None) == follow_links
+
+
+def test_an_area_that_no_number_holds_is_that_of_the_box(tmp_path):
+    image(tmp_path / "a.png")
+    shape = {"label": "cat", "shape_type": "polygon", "points": [[0, 0], [1e300, 0], [1e300, 1e300], [0, 1e300]]}
+    (tmp_path / "a.json").write_text(json.dumps({"version": "5.0", "shapes": [shape], "imagePath": "a.png"}))
+    (record,) = read(tmp_path, "train").records
+    assert record.masks[0].bitmap(HEIGHT, WIDTH).all() and record.areas.tolist() == [WIDTH * HEIGHT]
