@@ -106,9 +106,12 @@ def _compare(result: Result, other: Result, floor: float, batch_size: int) -> It
 
 
 def _mask_difference(result: Result, row: int, other: Result) -> Float[np.ndarray, " n"]:
-    """Return the maximum difference of a mask from each of the other masks; zeros without masks."""
+    """Return the maximum difference of a mask from each of the other masks.
+
+    Zeros if neither result has masks, and infinite if only one has them.
+    """
     if result.mask_probabilities is None or other.mask_probabilities is None:
-        return np.zeros(len(other))
+        return np.full(len(other), 0.0 if result.mask_probabilities is other.mask_probabilities else np.inf)
     return np.abs(other.mask_probabilities - result.mask_probabilities[row]).max(axis=(1, 2))
 
 

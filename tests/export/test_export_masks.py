@@ -190,3 +190,16 @@ def test_small_differences_of_masks_are_reported(monkeypatch):
 def test_other_masks_are_refused(monkeypatch):
     with pytest.raises(UserError, match="the exported model differs: a cat"):
         compared(result(0.5), result(0.502), monkeypatch)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_lost_masks_are_refused(lost, monkeypatch):
+    pair = [result(0.5), result(0.5)]
+    pair[lost] = replace(pair[lost], mask_probabilities=None)
+    with pytest.raises(UserError, match="the exported model differs: a cat"):
+        compared(*pair, monkeypatch)
+
+
+def test_detections_without_masks_are_compared_by_their_boxes(monkeypatch):
+    boxes_only = replace(result(0.5), mask_probabilities=None)
+    assert compared(boxes_only, boxes_only, monkeypatch).mask_difference == 0
