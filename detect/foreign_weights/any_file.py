@@ -18,8 +18,8 @@ DETECTRON2 = ("proposal_generator.", "backbone.bottom_up.", "backbone.res2.", "b
 TORCHVISION = ("roi_heads.", "rpn.head.")
 """Prefixes by which the detectors of a project are recognised."""
 READABLE = (
-    "give a checkpoint of detect, or a Faster R-CNN of torchvision or detectron2; detect weights list names published "
-    "ones"
+    "give a checkpoint of detect, a Faster or Mask R-CNN of torchvision or detectron2, or a Cascade R-CNN of "
+    "detectron2; detect weights list names published ones"
 )
 MOBILENET = "a torchvision Faster R-CNN on MobileNetV3, which is no backbone here"
 UNSUPPORTED = {

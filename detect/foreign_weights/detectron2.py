@@ -70,8 +70,7 @@ PREFIXES = {
         f"roi_heads.{theirs.format(stage)}": f"region_head.stages.{stage}.{ours}"
         for stage in range(3)
         for theirs, ours in (
-            ("box_head.{}.fc1.", "box_head.layers.0."),
-            ("box_head.{}.fc2.", "box_head.layers.1."),
+            *((f"box_head.{{}}.fc{layer}.", f"box_head.layers.{layer - 1}.") for layer in range(1, 5)),
             ("box_predictor.{}.cls_score.", "predictor.scores."),
             ("box_predictor.{}.bbox_pred.", "predictor.deltas."),
         )

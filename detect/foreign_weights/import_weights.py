@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,7 @@ class Imported:
         """Return rows of part, tensors, numbers and remark for the imported and the left out tensors."""
         parts: dict[str, list[int]] = {}
         for key, value in self.checkpoint.model.state_dict().items():
-            part = next(name for prefix, name in PARTS.items() if key.startswith(prefix))
-            parts.setdefault(part, []).append(value.numel())
+            parts.setdefault(part_of(key), []).append(value.numel())
         imported = [(part, str(len(sizes)), f"{sum(sizes):,}", "imported") for part, sizes in parts.items()]
         left_out = [
             (group.name, str(group.tensors), f"{group.numbers:,}", f"left out: {group.reason}")
@@ -69,10 +69,17 @@ PARTS = {
     "rpn.": "RPN",
     "region_head.box_head.": "box head",
     "region_head.predictor.": "classes and boxes",
-    "region_head.stages.": "box heads, classes and boxes",
     "mask_head.": "mask head",
 }
 """Names of a detector's parts in the table, by prefix of their keys."""
+STAGE = re.compile(r"^region_head\.stages\.\d+\.")
+"""Prefix of the keys of a cascade's stage, each of which has a box head and a predictor."""
+
+
+def part_of(key: str) -> str:
+    """Return the name of the part that has a tensor; the stages of a cascade together are one region head."""
+    key = STAGE.sub("region_head.", key)
+    return next((name for prefix, name in PARTS.items() if key.startswith(prefix)), key.partition(".")[0])
 
 
 def import_weights(

@@ -3,6 +3,7 @@
     read     the file of any program as one of our models                      detect.foreign_weights.any_file
     match    each tensor of the new model with one of the file, by name
     copy     tensors of equal shape; rows of classes by the name of the class, and background's row
+             each stage of a cascade takes the tensors of a file's only region head, and the reverse the first stage's
     report   what was copied, what is new, and what was left out
 
 A tensor has rows of classes if its first dimension grows with the number of classes: first the rows of each class, in
@@ -25,7 +26,7 @@ from detect.checkpoint import Checkpoint, ClassifierCheckpoint
 from detect.config import ClassificationConfig, Config, Experiment, config_to_dict
 from detect.errors import UserError, listed
 from detect.foreign_weights.any_file import Weights
-from detect.foreign_weights.import_weights import PARTS
+from detect.foreign_weights.import_weights import PARTS, STAGE, part_of
 from detect.foreign_weights.state_dicts import BATCHES
 from detect.models import Classifier, Detector, build_detector
 from detect.terminal import align
@@ -41,13 +42,14 @@ COMPARED = (
     "backbone.",
     "neck",
     "box_head.",
+    "masks.",
     "svd",
     "predictor.layer",
     "rpn.convolutions",
     "region_head.class_agnostic",
 )
 """Options, or sections of options, that determine a network's tensors or their meaning."""
-NOT_COMPARED = ("backbone.weights", "backbone.train_stages", "backbone.initialization")
+NOT_COMPARED = ("backbone.weights", "backbone.train_stages", "backbone.initialization", "masks.samples")
 FROM_WEIGHTS = "take the network from the file with --model from-weights"
 log = logging.getLogger(__name__)
 
@@ -103,6 +105,8 @@ class Copied:
     by_class: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    across: list[str] = field(default_factory=list)
+    """Those of `taken` and `by_class` that were copied between the stages of a cascade and an only region head."""
 
 
 @torch.no_grad()
@@ -123,22 +127,36 @@ def copy_weights(
     given = {_canonical(key, source.config): (key, value) for key, value in source.model.state_dict().items()}
     copied = Copied(match_classes(classes, source.classes))
     rows = _rows_per_class(config, len(classes))
+    used = set()
     for key, value in model.state_dict().items():
-        theirs, tensor = given.pop(_canonical(key, config), ("", None))
         if key.endswith(BATCHES):
             continue
+        name = _canonical(key, config)
+        found = name if name in given else _across_cascade(name)
+        theirs, tensor = given.get(found, ("", None))
         if tensor is None:
             copied.new.append(key)
-        elif rows[key] and _copy_rows(tensor, value, rows[key], copied.labels, len(source.classes), len(classes)):
+            continue
+        if rows[key] and _copy_rows(tensor, value, rows[key], copied.labels, len(source.classes), len(classes)):
             copied.by_class.append(key)
         elif not rows[key] and tensor.shape == value.shape:
             value.copy_(tensor)
             copied.taken.append(key)
         else:
             copied.new.append(key)
-            copied.left_out.append(theirs)
-    copied.left_out += [key for key, _ in given.values() if not key.endswith(BATCHES)]
+            continue
+        used.add(theirs)
+        if found != name:
+            copied.across.append(key)
+    copied.left_out = [key for key, _ in given.values() if key not in used and not key.endswith(BATCHES)]
     return copied
+
+
+def _across_cascade(name: str) -> str:
+    """Return the name of a stage's tensor in an only region head, or of a region head's tensor in the first stage."""
+    if STAGE.match(name):
+        return STAGE.sub("region_head.", name)
+    return name.replace("region_head.", "region_head.stages.0.", 1)
 
 
 def match_classes(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
@@ -210,11 +228,14 @@ def _report(
     counts: dict[str, list[int]] = {part: [0, 0, 0, 0] for part in PARTS.values()}
     for column, keys in enumerate((copied.taken, copied.by_class, copied.new, copied.left_out)):
         for key in keys:
-            counts.setdefault(_part(key), [0, 0, 0, 0])[column] += 1
+            counts.setdefault(part_of(key), [0, 0, 0, 0])[column] += 1
     titles = ("tensors of", "taken", "by class", "new", "left out")
     yield from align(
         [titles, *((part, *(str(n or "–") for n in numbers)) for part, numbers in counts.items() if any(numbers))]
     )
+    if copied.across:
+        to_stages = STAGE.match(copied.across[0])
+        yield "  each stage begins with the box head of the file" if to_stages else "  box head: the file's first stage"
     if copied.by_class:
         used = set(copied.labels.values())
         yield _classes("taken by name", [classes[label] for label in copied.labels])
@@ -225,11 +246,6 @@ def _report(
 def _classes(kind: str, names: Sequence[str]) -> str:
     noun = "class" if len(names) == 1 else "classes"
     return f"  {len(names)} {noun} {kind}{': ' if names else ''}{listed(names, 6)}"
-
-
-def _part(key: str) -> str:
-    """Return the name of the part of a model that has a tensor."""
-    return next((name for prefix, name in PARTS.items() if key.startswith(prefix)), key.partition(".")[0])
 
 
 def _network(config: Experiment) -> str:

@@ -17,6 +17,8 @@ from detect.errors import UserError
 from detect.export.export_checkpoint import export_checkpoint
 from detect.foreign_weights.any_file import read_weights
 from detect.models import (
+    CascadeHeadOptions,
+    CascadeRCNNOptions,
     Classifier,
     ClassifierOptions,
     CropOptions,
@@ -135,6 +137,81 @@ def test_a_detector_of_boxes_begins_one_of_masks_and_the_reverse(config, checkpo
     assert {key.partition(".")[0] for key in copied.left_out} == {"mask_head"} and not copied.new
 
 
+def cascade(config, masks=None):
+    given = {name: getattr(config.model, name) for name in ("backbone", "neck", "rpn", "box_head")}
+    return replace(
+        config, model=CascadeRCNNOptions(**given, region_head=CascadeHeadOptions(batch_size_per_image=16), masks=masks)
+    )
+
+
+HEADS = ("box_head.layers.0.weight", "box_head.layers.0.bias", "predictor.scores.weight", "predictor.scores.bias")
+
+
+def test_each_stage_of_a_cascade_begins_with_the_only_box_head(config, checkpoint):
+    ours = cascade(config)
+    model = build_detector(ours.model, len(SHAPES))
+    copied = copy_weights(model, checkpoint, ours, SHAPES)
+    box_head, predictor = checkpoint.model.region_head.box_head, checkpoint.model.region_head.predictor
+    for head in model.region_head.heads:
+        assert torch.equal(head.box_head.layers[0].weight, box_head.layers[0].weight)
+        assert torch.equal(head.predictor.scores.weight[[0, 3, 4]], predictor.scores.weight[[2, 0, 3]])
+    stages = [f"region_head.stages.{stage}." for stage in range(3)]
+    assert set(copied.across) == {stage + key for stage in stages for key in HEADS}
+    deltas = [f"predictor.deltas.{kind}" for kind in ("weight", "bias")]  # of each class there, of all together here
+    assert copied.new == [stage + key for stage in stages for key in deltas]
+    assert copied.left_out == [f"region_head.{key}" for key in deltas]
+
+
+def test_class_agnostic_deltas_go_into_each_stage(config):
+    agnostic = replace(config, model=replace(config.model, region_head=RegionHeadOptions(class_agnostic=True)))
+    source, ours = made(agnostic), cascade(config)
+    model = build_detector(ours.model, len(SHAPES))
+    copied = copy_weights(model, source, ours, SHAPES)
+    assert not copied.new and not copied.left_out
+    for head in model.region_head.heads:
+        assert torch.equal(head.predictor.deltas.weight, source.model.region_head.predictor.deltas.weight)
+
+
+def test_an_only_box_head_begins_with_the_first_stage_of_a_cascade(config):
+    source = made(cascade(config))
+    model = build_detector(config.model, len(SHAPES))
+    copied = copy_weights(model, source, config, SHAPES)
+    first = source.model.region_head.heads[0]
+    assert torch.equal(model.region_head.box_head.layers[0].weight, first.box_head.layers[0].weight)
+    assert torch.equal(model.region_head.predictor.scores.bias[[0, 3, 4]], first.predictor.scores.bias[[2, 0, 3]])
+    assert set(copied.across) == {f"region_head.{key}" for key in HEADS}
+    assert {key.rpartition(".")[0] for key in copied.new} == {"region_head.predictor.deltas"}
+    assert len(copied.left_out) == 2 * 6 + 2  # the second and third stage, and the first stage's deltas
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_stages_of_two_cascades_match_by_their_number(stages, config):
+    ours = cascade(config)
+    theirs = (*ours.model.region_head.stages, ours.model.region_head.stages[-1])[:stages]
+    options = replace(ours.model.region_head, stages=theirs)
+    source = made(replace(ours, model=replace(ours.model, region_head=options)))
+    model = build_detector(ours.model, len(SHAPES))
+    copied = copy_weights(model, source, ours, SHAPES)
+    assert {key[: len("region_head.stages.N")] for key in copied.new} == {
+        f"region_head.stages.{stage}" for stage in range(stages, 3)
+    }
+    assert len(copied.left_out) == max(stages - 3, 0) * 6 and not copied.across
+    for head, other in zip(model.region_head.heads, source.model.region_head.heads, strict=False):
+        assert torch.equal(head.box_head.layers[0].weight, other.box_head.layers[0].weight)
+        assert torch.equal(head.predictor.scores.bias[[0, 3, 4]], other.predictor.scores.bias[[2, 0, 3]])
+
+
+def test_mask_r_cnn_and_a_cascade_with_masks_begin_with_each_other(config):
+    single, several = mask_rcnn(config), cascade(config, masks=MaskHeadOptions(convolutions=1, channels=8))
+    for source, ours in ((single, several), (several, single)):
+        model = build_detector(ours.model, len(SHAPES))
+        theirs = made(source)
+        copied = copy_weights(model, theirs, ours, SHAPES)
+        assert "mask_head.predictor.weight" in copied.by_class and copied.across
+        assert not any(key.startswith("mask_head.") for key in copied.new)
+        assert torch.equal(model.mask_head.deconvolution.weight, theirs.model.mask_head.deconvolution.weight)
+
+
 def rcnn(config, backbone):
     return replace(config, model=RCNNOptions(backbone=backbone, crop=CropOptions(size=32, context=2)))
 
@@ -187,6 +264,36 @@ def test_a_table_tells_what_became_of_each_tensor(config, file, caplog):
         "  2 classes new: square, triangle",
         "  1 class left out: person",
     ]
+
+
+def test_the_table_of_a_cascade_adds_up_its_stages(config, file, caplog):
+    caplog.set_level(logging.INFO, "detect")
+    build_model(cascade(config), SHAPES, read_weights(file))
+    assert lines(caplog)[0] == f"{file} → cascade_rcnn on resnet18-fpn"
+    assert lines(caplog)[4:8] == [
+        "  RPN                    6         –    –         –",
+        "  box head               6         –    –         –",
+        "  classes and boxes      –         6    6         2",
+        "  each stage begins with the box head of the file",
+    ]
+    caplog.clear()
+    save_checkpoint(made(cascade(config)), file)
+    build_model(config, SHAPES, read_weights(file))
+    assert lines(caplog)[5:8] == [
+        "  box head               2         –    –         4",
+        "  classes and boxes      –         2    2        10",
+        "  box head: the file's first stage",
+    ]
+
+
+def test_another_mask_head_is_told_and_begins_anew(config, file, caplog):
+    caplog.set_level(logging.INFO, "detect")
+    with_masks = mask_rcnn(config)
+    save_checkpoint(made(with_masks), file)
+    masks = MaskHeadOptions(convolutions=1, channels=16, samples=8)
+    build_model(replace(with_masks, model=replace(with_masks.model, masks=masks)), SHAPES, read_weights(file))
+    assert "(masks.channels 8, not 16): what fits is copied" in lines(caplog)[0]
+    assert "  mask head              –         1    5         5" in lines(caplog)
 
 
 def test_another_neck_is_told_and_the_backbone_is_copied(config, file, checkpoint, caplog):
