@@ -216,7 +216,7 @@ def test_a_picture_of_voc_outside_of_the_folder_is_read_only_on_request(follow_l
 
 
 def test_voc_has_masks_of_the_first_254_objects(tmp_path):
-    voc(tmp_path, lambda path: Image.fromarray(np.full((HEIGHT, WIDTH), 254, np.uint8), mode="P").save(path))
+    voc(tmp_path, lambda path: Image.new("L", (WIDTH, HEIGHT), 254).save(path))
     file = tmp_path / "Annotations" / "a.xml"
     before, one, after = re.split(r"(<object>.*</object>)", file.read_text())
     objects = (one.replace(">11<", f">{1 + k % 16}<").replace(">6<", f">{1 + k // 16}<") for k in range(256))
