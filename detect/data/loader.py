@@ -45,7 +45,8 @@ def make_loader(
         collate: collate function, which makes a batch from samples.
         workers: data loading processes; 0 loads in this process.
         seed: determines shuffles, scales and augmentations.
-        trainer: Lightning's trainer, which has the epoch and batch at which training starts.
+        trainer: Lightning's trainer, which has the epoch and batch at which training starts; its module has the first
+            of the closing epochs.
         training: shuffle, draw scales and fill the batches.
     """
     rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
@@ -55,6 +56,7 @@ def make_loader(
     if trainer is not None:
         # Workers start before Lightning sets the epoch: a resumed run would repeat the batches of the first epoch.
         loop = trainer.fit_loop
+        sampler.closing_from = trainer.lightning_module.training_options.closing_from
         sampler.resume_at(loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.completed)
     return data.DataLoader(
         images,
