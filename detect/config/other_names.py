@@ -54,6 +54,7 @@ _ANSWERS = {
     "batch batch_size bs train_batch_size samples_per_gpu ims_per_batch": "it is data.batch_size, per device",
     "imgsz img_size image_size imagesz input_size img_scale": _IMAGE_SIZE,
     "min_size max_size": f"{_IMAGE_SIZE}; boxes have model.rpn.min_size and model.postprocess.min_size",
+    "test_size": "it is data.eval_short_side, and data.long_side",
     "multi_scale multiscale": "it is data.short_side with several sizes, such as [480, 640, 800]",
     "num_workers n_workers dataloader_num_workers workers_per_gpu": "it is data.workers",
     "data_dir data_path data_root dataset_dir dataset_root dataset": _ROOT,

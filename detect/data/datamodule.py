@@ -55,7 +55,7 @@ class DetectionData(LightningDataModule):
         self._splits = Splits(options, classes, seed, divide, masks)
         self._augmentation = Augmentation(options.augment)
         self._combination = Combination(options.mosaic, options.mixup)
-        self._resizes = [Resize(short_side, options.long_side) for short_side in options.short_side]
+        self._resizes = [Resize(*sides) for sides in options.train_sides]
         self._digests: dict[Path, bytes] = {}
 
     @property

@@ -103,8 +103,9 @@ class DataOptions:
         classes: classes to keep, by default all; boxes of others are left out, their images are kept.
         division: file with the division of the training split, if `val` or `test` is a fraction; by default a new
             division, which is written into the run's folder.
-        short_side: pixels of the short side. Training draws one of several per batch, evaluation uses the largest.
-        long_side: maximum number of pixels of the long side.
+        short_side: pixels of the short side. Training draws one of several per batch.
+        eval_short_side: pixels of the short side in evaluation and prediction; null for the largest `short_side`.
+        long_side: maximum number of pixels of the long side; null for the short side, so that images fit into a square.
         batch_size: training batch size per device.
         eval_batch_size: evaluation batch size per device.
         workers: data loading processes per device; 0 loads in the main process.
@@ -127,7 +128,8 @@ class DataOptions:
     classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     division: Path | None = None
     short_side: Annotated[tuple[Side, ...], Field(min_length=1)] = (800,)
-    long_side: Side = 1333
+    eval_short_side: Side | None = None
+    long_side: Side | None = 1333
     batch_size: PositiveInt = 2
     eval_batch_size: PositiveInt = 1
     workers: NonNegativeInt = 2
@@ -160,6 +162,17 @@ class DataOptions:
     def roots(self) -> tuple[Path, ...]:
         """Data folders, each once."""
         return distinct(self.root if isinstance(self.root, tuple) else (self.root,))
+
+    @property
+    def train_sides(self) -> list[tuple[int, int]]:
+        """Short side and maximum long side of images in training, of which each batch draws one."""
+        return [(short_side, self.long_side or short_side) for short_side in self.short_side]
+
+    @property
+    def eval_sides(self) -> tuple[int, int]:
+        """Short side and maximum long side of images in evaluation and prediction."""
+        short_side = self.eval_short_side or max(self.short_side)
+        return short_side, self.long_side or short_side
 
     @property
     def fractions(self) -> dict[str, float]:
