@@ -82,6 +82,7 @@ class CanvasBatchSampler(Sampler[list[Item]]):
         seed: determines, with the epoch, all random numbers.
         rank: index of this process.
         world_size: number of processes.
+        closing_from: first of the closing epochs, whose items say so; None for none.
     """
 
     def __init__(
@@ -94,13 +95,12 @@ class CanvasBatchSampler(Sampler[list[Item]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        closing_from: int | None = None,
     ) -> None:
         self.batch_size, self.resizes, self.training = batch_size, tuple(resizes), training
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self._global_batch_size = batch_size * world_size if training else batch_size
-        self.epoch = 0
-        self.closing_from: int | None = None
-        """First of the closing epochs."""
+        self.closing_from, self.epoch = closing_from, 0
         self._resume_epoch, self._resume_batch = 0, 0
         resized = [np.array([resize.size(*size) for size in sizes]) for resize in self.resizes]
         # Images are grouped by their canvas at the first scale. The groups are the same at the other scales, so that

@@ -52,6 +52,8 @@ class DetectionData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.options, self.seed, self.masks = options, seed, masks
+        self.closing_from: int | None = None
+        """First of the closing epochs of training, set by the training loop."""
         self._splits = Splits(options, classes, seed, divide, masks)
         self._augmentation = Augmentation(options.augment)
         self._combination = Combination(options.mosaic, options.mixup)
@@ -162,6 +164,7 @@ class DetectionData(LightningDataModule):
             seed=self.seed,
             trainer=self.trainer if augmentation is not None else None,
             training=augmentation is not None,
+            closing_from=self.closing_from if augmentation is not None else None,
         )
 
 

@@ -47,6 +47,8 @@ def run_loop(
 ) -> None:
     """Train in the folder `out`; with `resume` continue from its last checkpoint, if it has one."""
     training, validates = module.training_options, module.evaluator is not None
+    if isinstance(data, DetectionData):
+        data.closing_from = training.closing_from
     resume = resume and last_checkpoint(out).exists()
     saved = torch.load(last_checkpoint(out), weights_only=True, mmap=True) if resume else {}
     metrics = MetricsFile(out / "metrics.csv", saved.get("metrics_rows", 0), saved.get("global_step", 0))

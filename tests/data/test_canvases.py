@@ -104,8 +104,9 @@ def test_the_seed_and_the_epoch_alone_decide():
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_items_of_closing_epochs_say_so_and_are_the_same_otherwise(world_size):
     for rank in range(world_size):
-        one, other = (sampler(20, training=True, rank=rank, world_size=world_size) for _ in range(2))
-        other.closing_from = 2
+        one, other = (
+            sampler(20, training=True, rank=rank, world_size=world_size, closing_from=first) for first in (None, 2)
+        )
         for epoch in range(4):
             one.set_epoch(epoch)
             other.set_epoch(epoch)

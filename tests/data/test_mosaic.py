@@ -194,8 +194,8 @@ def data(root, masks=True, **options) -> DetectionData:
 
 
 def epochs(source: DetectionData, count: int = 2, closing_from: int | None = None) -> list[list]:
+    source.closing_from = closing_from
     loader = source.train_dataloader()
-    loader.batch_sampler.closing_from = closing_from
     seen = []
     for epoch in range(count):
         loader.batch_sampler.set_epoch(epoch)
