@@ -111,7 +111,7 @@ def save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
         raise OSError(f"{error}") from None
 
 
-def load_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
+def load_checkpoint(path: str | Path, overrides: Sequence[str] = ()) -> Checkpoint:
     """Load a detector that `detect train` or `detect export --format safetensors` wrote, in eval mode.
 
     Nothing in the file is executed.
@@ -129,8 +129,9 @@ def load_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
     return checkpoint
 
 
-def load_any(path: Path, overrides: Sequence[str] = ()) -> Checkpoint | ClassifierCheckpoint:
+def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Checkpoint | ClassifierCheckpoint:
     """Load a detector or a classifier, like `load_checkpoint`."""
+    path = Path(path)
     content = _read(path, overrides)
     config, classes = content.config, content.classes
     # The checkpoint has all weights: the backbone's initial weights are not needed.

@@ -23,6 +23,8 @@ import albumentations as A
 
 Step = Mapping[str, Any]
 """Name of a transform with its arguments."""
+_MIN_AREA = 0.99
+"""Minimum area in square pixels of a box after augmentation; below 1, because a flip rounds a box of one pixel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Augmentation:
     def __init__(self, steps: Sequence[Step]) -> None:
         transforms = [_transform(name, arguments or {}) for step in steps for name, arguments in step.items()]
         # Labels would come back as float32, so the boxes carry their indices instead.
-        boxes = A.BboxParams(format="pascal_voc", label_fields=["indices"], clip=True, min_area=1.0)
+        boxes = A.BboxParams(format="pascal_voc", label_fields=["indices"], clip=True, min_area=_MIN_AREA)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # transforms that do not move boxes are allowed
             self.compose = A.Compose(transforms, bbox_params=boxes) if transforms else None

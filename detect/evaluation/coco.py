@@ -93,6 +93,11 @@ def select_classes(predictions: Sequence[Prediction], before: Sequence[str], aft
     return selected
 
 
+def have_masks(predictions: Sequence[Prediction]) -> bool:
+    """Return whether the predictions are those of a detector of masks."""
+    return any(prediction.masks is not None for prediction in predictions)
+
+
 def by_image(predictions: Sequence[Prediction], dataset: Dataset) -> dict[int, Prediction]:
     """Return the predictions by image id.
 

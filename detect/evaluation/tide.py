@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int8, Int32, Int64
 
 from detect.data.dataset import Dataset
-from detect.evaluation.coco import Prediction
+from detect.evaluation.coco import Kind, Prediction
 from detect.evaluation.flat import FlatDetections, FlatGroundTruths, flatten_detections, flatten_ground_truths
 from detect.ops.threads import in_threads
 
@@ -86,13 +86,13 @@ class Errors:
         return {"AP50": self.ap50, "main": rows(_MAIN), "special": rows(_SPECIAL)}
 
 
-def tide(dataset: Dataset, predictions: Sequence[Prediction]) -> Errors:
-    """Analyse the errors of a detector's boxes.
+def tide(dataset: Dataset, predictions: Sequence[Prediction], kind: Kind = "bbox") -> Errors:
+    """Analyse the errors of a detector's boxes or masks.
 
     Raises:
         ValueError: an image is not in the data set, or was predicted twice.
     """
-    ground_truths = flatten_ground_truths(dataset)
+    ground_truths = flatten_ground_truths(dataset, kind)
     return find_errors(dataset, ground_truths, flatten_detections(dataset, predictions, ground_truths))
 
 

@@ -93,8 +93,12 @@ class MaskHead(nn.Module):
         for stage in self._stage:
             regions = regions if stage is None else stage(regions)
         regions = F.relu(self.deconvolution(self.convolutions(regions)))
-        own = labels.flatten()[:, None, None, None].expand(-1, 1, *regions.shape[2:])
-        return self.predictor(regions).float().gather(1, own).squeeze(1).unflatten(0, boxes.shape[:2])
+        # The predictor's 1×1 convolution, for the own class only: all classes would take C times the memory.
+        bias, weight = self.predictor.bias, self.predictor.weight.flatten(1)
+        assert bias is not None
+        own = labels.flatten()
+        logits = torch.baddbmm(bias[own][:, None, None], F.embedding(own, weight)[:, None], regions.flatten(2))
+        return logits.float().view(*boxes.shape[:2], *regions.shape[2:])
 
     def loss(
         self, features: Sequence[Float[Tensor, "B c _ _"]], samples: Samples, targets: Targets

@@ -23,7 +23,7 @@ from detect.evaluation.bootstrap import (
     paired_difference,
     resample,
 )
-from detect.evaluation.coco import Prediction
+from detect.evaluation.coco import Prediction, have_masks
 from detect.evaluation.confusion import SCORE_THRESHOLDS, confusion, score_bins
 from detect.evaluation.flat import FlatDetections, FlatGroundTruths, flatten_detections, flatten_ground_truths
 from detect.evaluation.matching import (
@@ -115,7 +115,7 @@ def compare_runs(
     ground_truths = flatten_ground_truths(dataset)
     weights = draw_weights(ground_truths.num_images, resamples, seed)
     samples = [resample(ground_truths, flatten_detections(dataset, run, ground_truths), weights) for run in runs]
-    if all(any(prediction.masks is not None for prediction in run) for run in runs):
+    if all(have_masks(run) for run in runs):
         of_masks = flatten_ground_truths(dataset, "segm")
         for number, run in enumerate(runs):
             added = named_mask_metrics(resample(of_masks, flatten_detections(dataset, run, of_masks), weights))

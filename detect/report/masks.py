@@ -13,7 +13,8 @@ from detect.evaluation.boundary import MaskPair, compare_boundaries
 from detect.evaluation.coco import Prediction
 from detect.evaluation.flat import flatten_detections, flatten_ground_truths
 from detect.evaluation.matching import match, precision_recall
-from detect.evaluation.tide import find_errors
+from detect.evaluation.oracles import oracles
+from detect.evaluation.tide import Errors, find_errors
 from detect.report.boundaries import worst_boundaries
 from detect.report.breakdown import curve_rows, known_or_none, metric_rows, named_mask_metrics, size_rows
 
@@ -27,11 +28,11 @@ def add_masks(
     *,
     resamples: int = 1000,
     seed: int = 0,
-) -> None:
-    """Add the analysis of masks to the data of a report.
+) -> Errors:
+    """Add the analysis of masks to the data of a report, and return the errors of the masks.
 
-    These are metrics, also of each class, curves with keys such as `masks 0.50`, and in `masks` the kinds of error,
-    the AP by size, and the boundaries.
+    Added are metrics, also of each class, curves with keys such as `masks 0.50`, and in `masks` the kinds of error, the
+    AP by size, the oracles, and the boundaries.
 
     Args:
         data: the data, with the analysis of boxes.
@@ -51,11 +52,14 @@ def add_masks(
     curves = curve_rows(precision_recall(ground_truths, detections, matches))
     for name in ("precision", "mean", "scores"):
         data["curves"][name] |= {f"masks {iou}": rows for iou, rows in curves[name].items()}
+    errors = find_errors(dataset, ground_truths, detections)
     data["masks"] = {
-        "errors": find_errors(dataset, ground_truths, detections).summary(),
+        "errors": errors.summary(),
         "sizes": size_rows(ground_truths, samples),
+        "oracles": oracles(ground_truths, detections),
         "boundary": _boundary(pairs, dataset.classes),
     }
+    return errors
 
 
 def _classes(samples: Resamples, pairs: Sequence[MaskPair]) -> list[dict[str, float | None]]:

@@ -22,11 +22,7 @@ VOC_MEANINGS = {
     "VOC07": "VOC mAP at 11 recalls (until 2009)",
     "VOC": "VOC mAP, area under the curve (from 2010)",
 }
-MASK_MEANINGS = {
-    f"mask_{name}": meaning.replace("precision", "precision of masks").replace("AP of", "mask AP of")
-    for name, meaning in COCO_MEANINGS.items()
-    if name.startswith("AP")
-}
+MASK_MEANINGS = {f"mask_{name}": f"masks: {meaning}" for name, meaning in COCO_MEANINGS.items()}
 DETECTION_MEANINGS = {**COCO_MEANINGS, **VOC_MEANINGS}
 """Metrics of detections in the order of the report."""
 OVERLAP_MEANINGS = {"ABO": "best IoU with a proposal, mean over the objects", "MABO": "ABO, mean over the classes"}

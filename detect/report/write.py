@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from detect.data.dataset import Dataset
-from detect.evaluation.coco import Prediction
+from detect.evaluation.coco import Kind, Prediction, have_masks
 from detect.evaluation.thresholds import best_score_threshold
 from detect.evaluation.tide import tide
 from detect.files.atomic import write_text
@@ -67,11 +67,12 @@ def report_data(
         **analysis,
         "errors": errors.summary(),
         "proposals": _proposals(recall),
-        "gallery": gallery(errors_by_image(dataset, predictions, errors, analysis["thresholds"]["best"])),
         "training": training_curves(origin.run / "metrics.csv") if origin.run else None,
     }
-    if any(prediction.masks is not None for prediction in predictions):
-        add_masks(data, dataset, predictions)
+    if have_masks(predictions):
+        errors = add_masks(data, dataset, predictions)
+    score = analysis["thresholds"]["best"]
+    data["gallery"] = gallery(errors_by_image(dataset, predictions, errors, score))
     return data
 
 
@@ -82,7 +83,8 @@ def write_comparison_report(file: Path, runs: Sequence[Evaluation], command: str
     metrics, pairs = compare_runs(dataset, [run.predictions for run in runs])
     subjects = [_subject(dataset, run.predictions, Origin(title, run.checkpoint, command=command)) for run in runs]
     score = best_score_threshold(dataset, [run.predictions for run in runs])
-    errors = [errors_by_image(dataset, run.predictions, tide(dataset, run.predictions), score) for run in runs]
+    kind: Kind = "segm" if all(have_masks(run.predictions) for run in runs) else "bbox"
+    errors = [errors_by_image(dataset, run.predictions, tide(dataset, run.predictions, kind), score) for run in runs]
     data = {
         "title": title,
         "score": score,

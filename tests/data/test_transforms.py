@@ -154,6 +154,12 @@ def test_masks_go_where_their_boxes_go(name):
     assert np.array_equal(out.masks, bitmaps(np.round(out.boxes), *out.image.shape[:2]))
 
 
+@pytest.mark.parametrize("name", ["HorizontalFlip", "VerticalFlip", "Transpose"])
+def test_flips_keep_boxes_of_one_pixel(name):
+    boxes = np.array([[x, y, x + 1, y + 1] for x in range(49) for y in range(37)], np.float32)
+    assert len(Augmentation([{name: {"p": 1.0}}])(picture(37, 49), boxes, 0).kept) == len(boxes)
+
+
 def test_masks_of_boxes_that_are_gone_keep_their_place():
     crop = Augmentation([{"Crop": {"x_min": 10, "y_min": 0, "x_max": 20, "y_max": 20, "p": 1.0}}])
     boxes = np.array([[1, 1, 5, 5], [12, 3, 30, 9], [8, 0, 14, 4]], np.float32)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from detect.data.masks import Polygons, encode
-from detect.evaluation.coco import evaluate_coco
+from detect.evaluation.coco import METRICS, evaluate_coco
 from detect.evaluation.tide import tide
 from detect.report.boundaries import EXTRA, MAX_PER_IMAGE, MISSED, draw_difference
 from detect.report.breakdown import compare_runs
@@ -50,7 +50,7 @@ def test_masks_are_added_to_the_report_of_boxes(mask_case_of, seed):
     json.dumps(data, allow_nan=False)
     metrics = evaluate_coco(dataset, predictions)
     tiles = {row["name"]: row for row in data["metrics"][len(boxes["metrics"]) :]}
-    assert list(tiles) == ["mask AP", "mask AP50", "mask AP75", "mask APs", "mask APm", "mask APl"]
+    assert list(tiles) == [f"mask {name}" for name in METRICS]
     for name, row in tiles.items():
         value = metrics[name.replace(" ", "_")]
         assert row["value"] == (None if value is None else pytest.approx(value, abs=1e-9))
@@ -151,3 +151,16 @@ def test_runs_with_masks_are_compared_by_their_masks(mask_case_of):
     assert difference["mask AP"] == pytest.approx(values[1]["mask AP"] - values[0]["mask AP"])
     metrics, (pair,) = compare_runs(dataset, [predictions, without_masks(fewer)], resamples=5)
     assert "mask AP" not in {row["name"] for row in metrics[0]} | {row["name"] for row in pair["metrics"]}
+
+
+def test_the_gallery_and_the_oracles_judge_by_the_mask(one_object):
+    dataset, (prediction,) = one_object
+    prediction = replace(prediction, masks=(encode(bitmap_of(10, 10, 50, 20)),))  # IoU 0.25, in a perfect box
+    data = report_data(dataset, [prediction], ORIGIN)
+    (image,) = data["gallery"]
+    assert [row[6] for row in image["detections"]] == ["Loc"] and [row[5] for row in image["ground_truths"]] == [
+        "missed"
+    ]
+    steps = {step["name"]: step["AP"] for step in data["masks"]["oracles"]}
+    assert (steps["no oracle"], steps["perfect boxes"]) == (0.0, pytest.approx(1.0))
+    assert data["oracles"][0]["AP"] == pytest.approx(1.0) and data["errors"]["AP50"] == pytest.approx(1.0)

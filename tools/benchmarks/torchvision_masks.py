@@ -32,7 +32,11 @@ class TorchvisionOptions(MaskRCNNOptions):
 
 
 class TorchvisionMaskRCNN(Detector):
-    """torchvision's RPN, box head and mask head, trained, validated and evaluated by `detect`."""
+    """torchvision's RPN, box head and mask head, trained, validated and evaluated by `detect`.
+
+    These run in float32, as released. Under bf16 autocast torchvision rounds proposals and ground truths to 8 bits of
+    precision: a narrow object becomes a box without width, and the loss NaN.
+    """
 
     Options = TorchvisionOptions
 
@@ -69,25 +73,27 @@ class TorchvisionMaskRCNN(Detector):
         """Return torchvision's losses."""
         targets = _as_lists(batch.targets, batch.images)
         images, maps = self._images(batch.images), self._maps(batch.images)
-        proposals, losses = self.rpn.train()(images, maps, targets)
-        _, others = self.heads.train()(maps, proposals, images.image_sizes, targets)
+        with torch.autocast("cpu", enabled=False):
+            proposals, losses = self.rpn.train()(images, maps, targets)
+            _, others = self.heads.train()(maps, proposals, images.image_sizes, targets)
         return losses | others
 
     @torch.no_grad()
     def detect(self, images: Images, proposals: Proposals | None = None) -> Detections:
         """Return torchvision's detections, with the probabilities of their masks before they are pasted."""
         listed, maps = self._images(images), self._maps(images)
-        boxes, _ = self.rpn.eval()(listed, maps)
-        heads = self.heads.eval()
-        regions = heads.box_head(heads.box_roi_pool(maps, boxes, listed.image_sizes))
-        logits, deltas = heads.box_predictor(regions)
-        found, scores, labels = heads.postprocess_detections(logits, deltas, boxes, listed.image_sizes)
-        pooled = heads.mask_roi_pool(maps, found, listed.image_sizes)
-        masks = maskrcnn_inference(heads.mask_predictor(heads.mask_head(pooled)), labels)
+        with torch.autocast("cpu", enabled=False):
+            boxes, _ = self.rpn.eval()(listed, maps)
+            heads = self.heads.eval()
+            regions = heads.box_head(heads.box_roi_pool(maps, boxes, listed.image_sizes))
+            logits, deltas = heads.box_predictor(regions)
+            found, scores, labels = heads.postprocess_detections(logits, deltas, boxes, listed.image_sizes)
+            pooled = heads.mask_roi_pool(maps, found, listed.image_sizes)
+            masks = maskrcnn_inference(heads.mask_predictor(heads.mask_head(pooled)), labels)
         return _padded(found, scores, labels, masks)
 
     def _maps(self, images: Images) -> OrderedDict[str, Tensor]:
-        return OrderedDict((str(level), features) for level, features in enumerate(self.features(images)))
+        return OrderedDict((str(level), features.float()) for level, features in enumerate(self.features(images)))
 
     def _images(self, images: Images) -> ImageList:
         return ImageList(images.pixels.float(), [(int(height), int(width)) for height, width in images.sizes])

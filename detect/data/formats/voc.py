@@ -31,7 +31,7 @@ from detect.data.formats.labelled import LabelledBox, LabelledImage, names_of_bo
 from detect.data.masks import LabelledPixels
 from detect.data.tree import Tree
 from detect.errors import UserError, one_line
-from detect.files.fence import inside, is_file
+from detect.files.fence import OutsideError, inside, is_file
 
 LOOKED_FOR = "ImageSets/Main/*.txt or XML files with <annotation> (VOC)"
 _FLAG = re.compile(r"\S+\s+(-1|0|1)")
@@ -179,7 +179,12 @@ def _read(path: Path, log: DefectLog) -> LabelledImage:
 def _pixels(path: Path, log: DefectLog) -> Path | None:
     """Return the image in which the pixels of the k-th object of an XML file have the value k, if there is one."""
     pixels = path.parent.parent / "SegmentationObject" / f"{path.stem}.png"
-    return pixels if is_file(pixels) and log.fence.admits(pixels) else None
+    if not is_file(pixels):
+        return None
+    if not log.fence.admits(pixels):
+        log.add("broken-mask", pixels, f"{OutsideError()}; --data.follow_links true follows links")
+        return None
+    return pixels
 
 
 def _image(tree: Tree, labelled: LabelledImage) -> Path:

@@ -4,11 +4,12 @@ import { byId, element, option, plural, remove } from "./base.js";
 import { KINDS, Picture, Viewer, drawLegend, shownBoxes } from "./pictures.js";
 
 /** Draws the images, which follow the slider and the filters. */
-export function drawGallery(images, names, slider) {
+export function drawGallery(images, names, slider, hasMasks) {
   if (!images?.length) {
     remove("gallery");
     return;
   }
+  if (!hasMasks) remove("gallery-masks");
   const viewer = new Viewer(slider);
   const cards = images.map((image) => galleryCard(image, names, enlarge));
   const classFilter = byId("gallery-class");

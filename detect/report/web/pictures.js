@@ -15,7 +15,7 @@ export const NO_DETECTIONS = "no detections at this score";
 
 /** Layers of a drawing from bottom to top, with their texts in the legend. */
 const LAYERS = {
-  crowd: "crowd region",
+  crowd: "ground truth, ignored",
   matched: "ground truth, detected",
   ignored: "detection, ignored",
   correct: "detection, correct",
@@ -146,7 +146,7 @@ export class Picture {
 
   boxName({ label, score, kind }, layer) {
     const name = this.names[label] ?? String(label);
-    const prefixes = { missed: "missed", matched: "detected", crowd: "crowd" };
+    const prefixes = { missed: "missed", matched: "detected", crowd: "ignored" };
     if (layer in prefixes) return `${prefixes[layer]}: ${name}`;
     return `${name} ${score.toFixed(2)}${layer === "wrong" ? ` ${kind}` : ""}`;
   }

@@ -267,20 +267,21 @@ function drawProposals() {
 }
 
 function drawOracles() {
-  const steps = data.oracles ?? [];
-  if (!steps.some(({ AP }) => isKnown(AP))) {
-    remove("oracles");
-    return;
-  }
+  const isEmpty = (steps) => !steps?.some(({ AP }) => isKnown(AP));
+  if (isEmpty(data.oracles)) remove("oracles");
+  else byId("oracle-bars").replaceChildren(oracleBars(data.oracles, "AP after each oracle"));
+  if (isEmpty(data.masks?.oracles)) remove("mask-oracles");
+  else byId("mask-oracle-bars").replaceChildren(oracleBars(data.masks.oracles, "AP of masks after each oracle"));
+}
+
+function oracleBars(steps, label) {
   const line = ({ name, AP, AP50, meaning }, i) => {
     const before = steps[i - 1]?.AP;
     const gain = isKnown(AP) && isKnown(before) ? signed(AP - before) : "";
     return { name, meaning, value: AP, texts: [percent(AP), gain, percent(AP50)] };
   };
   const heads = ["AP %", "gain", "AP50 %"];
-  byId("oracle-bars").replaceChildren(
-    bars(steps.map(line), { high: 1, label: "AP after each oracle", heads, colour: "var(--colour-2)" }),
-  );
+  return bars(steps.map(line), { high: 1, label, heads, colour: "var(--colour-2)" });
 }
 
 /** Draws a chart for each group of series. */
@@ -358,7 +359,7 @@ drawSlices();
 drawCalibration(data.calibration);
 drawProposals();
 drawOracles();
-drawGallery(data.gallery, names, slider);
+drawGallery(data.gallery, names, slider, Boolean(data.masks));
 drawTraining();
 drawConfig();
 drawContents();

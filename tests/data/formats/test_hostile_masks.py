@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -209,8 +210,19 @@ def test_pictures_of_voc_that_cannot_be_used(save, rule, tmp_path):
 def test_a_picture_of_voc_outside_of_the_folder_is_read_only_on_request(follow_links, tmp_path):
     ones(tmp_path / "outside.png")
     voc(tmp_path / "data", lambda path: path.symlink_to(tmp_path / "outside.png"))
-    (record,) = read(tmp_path / "data", "train", follow_links=follow_links).records
-    assert (record.masks is not None) == follow_links
+    dataset = read(tmp_path / "data", "train", follow_links=follow_links)
+    assert (dataset.records[0].masks is not None) == follow_links
+    assert [defect.rule for defect in dataset.repaired] == ([] if follow_links else ["broken-mask"])
+
+
+def test_voc_has_masks_of_the_first_254_objects(tmp_path):
+    voc(tmp_path, lambda path: Image.new("L", (WIDTH, HEIGHT), 254).save(path))
+    file = tmp_path / "Annotations" / "a.xml"
+    before, one, after = re.split(r"(<object>.*</object>)", file.read_text())
+    objects = (one.replace(">11<", f">{1 + k % 16}<").replace(">6<", f">{1 + k // 16}<") for k in range(256))
+    file.write_text(before + "".join(objects) + after)
+    dataset = read(tmp_path, "train")  # 255 is the colour of borders
+    assert [k for k, mask in enumerate(dataset.records[0].masks, start=1) if mask is not None] == [254]
 
 
 def test_an_area_that_no_number_holds_is_that_of_the_box(tmp_path):
