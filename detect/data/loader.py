@@ -51,13 +51,7 @@ def make_loader(
         closing_from: as for `CanvasBatchSampler`.
     """
     rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
-    sampler = CanvasBatchSampler(
-        *(sizes, batch_size, resizes, canvases, training),
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        closing_from=closing_from,
-    )
+    sampler = CanvasBatchSampler(sizes, batch_size, resizes, canvases, training, seed, rank, world_size, closing_from)
     if trainer is not None:
         # Workers start before Lightning sets the epoch: a resumed run would repeat the batches of the first epoch.
         loop = trainer.fit_loop
