@@ -67,7 +67,7 @@ class FPN(Neck):
     def __init__(
         self, levels: Mapping[str, FeatureInfo], channels: int = 256, first_level: int = 2, norm: Norm = "none"
     ) -> None:
-        names = _octaves(levels, 2**first_level)
+        names = octaves(levels, 2**first_level)
         strides = [levels[name].stride for name in names]
         extra = 1 if first_level == 2 else 2
         strides += [strides[-1] << octave for octave in range(1, extra + 1)]
@@ -93,8 +93,12 @@ class FPN(Neck):
         return pyramid
 
 
-def _octaves(levels: Mapping[str, FeatureInfo], finest: int) -> list[str]:
-    """Return the deepest level of each of the strides `finest`, 2 · `finest` and so on."""
+def octaves(levels: Mapping[str, FeatureInfo], finest: int) -> list[str]:
+    """Return the deepest level of each of the strides `finest`, 2 · `finest` and so on.
+
+    Raises:
+        UserError: there are fewer than two such levels.
+    """
     by_stride = {info.stride: name for name, info in levels.items()}
     names = []
     while finest in by_stride:

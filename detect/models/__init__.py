@@ -17,8 +17,9 @@ from detect.models.region_head import RegionHead, RegionHeadOptions
 from detect.models.region_pooling import CropOptions, PoolingOptions
 from detect.models.rpn import ProposalCounts, RPNOptions
 from detect.models.two_stage import TwoStage
+from detect.models.yolox import YOLOX, YOLOXOptions
 
-MODELS: list[Any] = [RCNN, FastRCNN, FasterRCNN, MaskRCNN, CascadeRCNN]
+MODELS: list[Any] = [RCNN, FastRCNN, FasterRCNN, MaskRCNN, CascadeRCNN, YOLOX]
 """Classes of all detectors, subclasses of `Detector`. A new detector is one file and one entry here; code outside of
 the package can append its own."""
 
@@ -46,6 +47,7 @@ def build_detector(options: DetectorOptions, num_classes: int) -> Detector:
 __all__ = [
     "MODELS",
     "RCNN",
+    "YOLOX",
     "BoxHeadOptions",
     "CascadeHead",
     "CascadeHeadOptions",
@@ -75,6 +77,7 @@ __all__ = [
     "RegionHead",
     "RegionHeadOptions",
     "TwoStage",
+    "YOLOXOptions",
     "build_detector",
     "model_names",
     "options_class",

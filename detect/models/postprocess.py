@@ -65,9 +65,22 @@ def postprocess(
     pairs = pairs.unsqueeze(-1).expand(-1, -1, 4)
     references = boxes.gather(1, pairs // num_classes)
     boxes = clip(box_coder.decode(deltas.flatten(1, 2).gather(1, pairs), references), sizes)
+    return suppress(boxes, scores, labels, options)
+
+
+def suppress(
+    boxes: Float[Tensor, "B k 4"], scores: Float[Tensor, "B k"], labels: Int[Tensor, "B k"], options: PostprocessOptions
+) -> Detections:
+    """Apply NMS within each class, and keep the best D of each image, in order of descending score.
+
+    Args:
+        boxes: the boxes, in order of descending score.
+        scores: their scores; boxes with scores of 0 and below are dropped.
+        labels: their classes.
+        options: thresholds and limits.
+    """
     valid = (scores > 0) & large_enough(boxes, options.min_size)
     boxes = boxes.where(valid.unsqueeze(-1), 0.0)
-
     kept = torch.where(nms(boxes, valid, options.nms_threshold, groups=labels), scores, -1.0)
     scores, best = topk(kept, options.max_detections)
     valid = scores > 0

@@ -30,6 +30,14 @@ def iou_matrix(a: Float[Tensor, "*b n 4"], b: Float[Tensor, "*b m 4"]) -> Float[
     return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
 
 
+def paired_iou(a: Float[Tensor, "*b 4"], b: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b"]:
+    """Return the IoU of each box of `a` with the box of `b` in its place; zero if both are empty."""
+    corners = torch.cat([torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])], dim=-1)
+    intersection = area(corners)
+    union = area(a) + area(b) - intersection
+    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
 def clip(boxes: Float[Tensor, "B n 4"], sizes: Int[Tensor, "B 2"]) -> Float[Tensor, "B n 4"]:
     """Clip boxes to their image; `sizes` holds heights and widths."""
     limits = sizes.to(boxes.dtype).flip(-1).repeat(1, 2)[:, None]

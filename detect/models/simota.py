@@ -1,0 +1,92 @@
+"""SimOTA: which cells of the pyramid learn which ground truth (Ge et al. 2021, "YOLOX", §2.1).
+
+A cell may learn an object if its centre is within 1.5 cells of the object's centre. It costs what the loss of the pair
+would be. Each object gets as many of the cheapest cells as its ten best IoUs with predicted boxes sum up to; a cell
+that several objects want goes to the one for which it is cheapest.
+
+Shapes: A cells, G ground truths, C classes. No tensor has A × G × C entries.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from detect.ops.boxes import iou_matrix
+
+RADIUS = 1.5
+"""Largest distance of the centres along each axis, in cells."""
+CANDIDATES = 10
+"""Number of IoUs that decide how many cells an object gets, and the maximum of cells."""
+BOX_WEIGHT = 3.0
+FAR = 1e6
+"""Cost of a cell that may learn another object, but is far from this one."""
+
+
+class Assignment(NamedTuple):
+    """Ground truth of each cell."""
+
+    positive: Bool[Tensor, " A"]
+    """Whether the cell learns an object."""
+    matched: Int[Tensor, " A"]
+    """Index of that ground truth; meaningless for others."""
+    iou: Float[Tensor, " A"]
+    """IoU of the predicted box with that ground truth; meaningless for others."""
+
+
+@torch.no_grad()
+def assign(
+    class_logits: Float[Tensor, "A C"],
+    objectness: Float[Tensor, " A"],
+    boxes: Float[Tensor, "A 4"],
+    centres: Float[Tensor, "A 2"],
+    strides: Float[Tensor, " A"],
+    truths: Float[Tensor, "G 4"],
+    labels: Int[Tensor, " G"],
+    valid: Bool[Tensor, " G"],
+) -> Assignment:
+    """Assign the cells of one image to its ground truths.
+
+    Args:
+        class_logits: logits of the classes.
+        objectness: logits of the objectness.
+        boxes: predicted boxes, xyxy in pixels.
+        centres: x and y of the centre of each cell in pixels.
+        strides: pixels from one cell to the next.
+        truths: boxes of the ground truths.
+        labels: their classes, 0 … C-1.
+        valid: False for padding.
+    """
+    truth_centres = (truths[:, :2] + truths[:, 2:]) / 2
+    distances = (centres - truth_centres[:, None]).abs().amax(dim=-1)
+    near = (distances < RADIUS * strides) & valid[:, None]
+    candidate = near.any(dim=0) & valid[:, None]
+
+    ious = iou_matrix(truths, boxes)
+    costs = _class_costs(class_logits, objectness, labels) - BOX_WEIGHT * torch.log(ious + 1e-8) + FAR * ~near
+    costs = costs.where(candidate, torch.inf)
+
+    count = min(CANDIDATES, len(boxes))
+    numbers = ious.where(candidate, 0.0).topk(count, dim=1).values.sum(dim=1).int().clamp(min=1)
+    cheapest = costs.topk(count, dim=1, largest=False)
+    chosen = (torch.arange(count, device=boxes.device) < numbers[:, None]) & cheapest.values.isfinite()
+    wanted = torch.zeros_like(candidate).scatter(1, cheapest.indices, chosen)
+
+    matched = torch.where(wanted.sum(dim=0) > 1, costs.argmin(dim=0), wanted.byte().argmax(dim=0))
+    return Assignment(wanted.any(dim=0), matched, ious.gather(0, matched[None]).squeeze(0))
+
+
+def _class_costs(
+    class_logits: Float[Tensor, "A C"], objectness: Float[Tensor, " A"], labels: Int[Tensor, " G"]
+) -> Float[Tensor, "G A"]:
+    """Return the binary cross entropy of √(class · objectness) for each ground truth's class, summed over classes.
+
+    It is the sum for a cell without object, with one class exchanged.
+    """
+    scores = (class_logits.float().sigmoid() * objectness.float().sigmoid()[:, None]).sqrt()
+    present, absent = scores.log().clamp(min=-100), (1 - scores).log().clamp(min=-100)  # limits of torch's loss
+    return -absent.sum(dim=1) + F.embedding(labels, absent.T) - F.embedding(labels, present.T)
