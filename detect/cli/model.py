@@ -48,8 +48,9 @@ def _model(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             raise UserError(f"--{name}: {value}; give 1 or more")
     config = load_experiment(options.config, overrides)
     if isinstance(config, Config):
-        short_side = min(max(config.data.short_side), config.data.long_side * 3 / 4)
-        size, classes, proposals = (round(short_side), round(short_side * 4 / 3)), 80, config.data.max_proposals
+        short_side, long_side = config.data.eval_sides
+        short_side = min(short_side, round(long_side * 3 / 4))
+        size, classes, proposals = (short_side, round(short_side * 4 / 3)), 80, config.data.max_proposals
     else:
         size, classes, proposals = (config.data.size, config.data.size), 1000, 0
     height, width = options.size or size

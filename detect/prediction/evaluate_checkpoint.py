@@ -205,7 +205,7 @@ def _evaluate_onnx(
 ) -> Evaluation:
     model = OnnxDetector(file)
     for word in overrides:
-        if word.startswith(("--model.", "--data.short_side", "--data.long_side")):
+        if word.startswith(("--model.", "--data.short_side", "--data.eval_short_side", "--data.long_side")):
             raise UserError(f"{word}: this is fixed in the graph; change the checkpoint and export it again")
     if precision != "fp32":
         raise UserError(f"--precision: {precision}; an exported model computes in fp32; leave it out")
