@@ -58,6 +58,8 @@ def count(model: nn.Module, without: str = " ") -> int:
         (VGGOptions(13), 133_047_848),
         (VGGOptions(16), 138_357_544),
         (VGGOptions(19), 143_667_240),
+        (VGGOptions("A-LRN"), 132_863_336),
+        (VGGOptions("C"), 133_638_952),
         (ResNetOptions(18, norm="batch"), 11_689_512),
         (ResNetOptions(34, norm="batch"), 21_797_672),
         (ResNetOptions(50, norm="batch"), 25_557_032),
