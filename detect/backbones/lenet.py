@@ -35,8 +35,8 @@ class LeNetOptions(FullyConnectedOptions):
 
     name: Literal["lenet"] = field(default="lenet", kw_only=True)
     activation: Literal["tanh", "sigmoid"] = field(default="tanh", kw_only=True)
-    """Activation of all layers but the last. The paper's is 1.7159 tanh(2x / 3) (Appendix A). With `sigmoid`, set
-    `initialization: xavier` and a learning rate about ten times as high."""
+    """Activation of all layers but the last; the paper's is 1.7159 tanh(2x / 3) (Appendix A). With `sigmoid`, train by
+    `training.optimizer: adam`: the gradients are too small for plain SGD."""
     train_stages: TrainStages = 2
     """Number of stages of conv1 and conv2, the paper's C1 and C3, that are trained, counted from conv2. fc6 and fc7 are
     always trained."""
