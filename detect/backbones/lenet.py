@@ -42,8 +42,8 @@ class LeNetOptions(FullyConnectedOptions):
     always trained."""
 
     def architecture(self) -> str:
-        """Return lenet."""
-        return "lenet"
+        """Return lenet or lenet_sigmoid."""
+        return "lenet" if self.activation == "tanh" else f"lenet_{self.activation}"
 
     def make(self, num_classes: int) -> Network:
         """Return the network in the form of torchvision's AlexNet."""

@@ -122,3 +122,5 @@ def test_the_crop_network_is_the_network_up_to_its_classifier(monkeypatch, activ
 def test_names_of_published_weights_are_refused():
     with pytest.raises(UserError, match=r"weights: DEFAULT: torchvision has none for lenet; give a \.pth"):
         LeNetOptions(weights="DEFAULT").network(10)
+    with pytest.raises(UserError, match="torchvision has none for lenet_sigmoid; give"):
+        LeNetOptions(weights="DEFAULT", activation="sigmoid").network(10)

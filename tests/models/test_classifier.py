@@ -286,6 +286,8 @@ NETWORKS = {
     "alexnet": AlexNetOptions(),
     "vgg_m": VGGMOptions(),
     "vgg11": VGGOptions(11),
+    "vgg_a_lrn": VGGOptions("A-LRN"),
+    "vgg_c": VGGOptions("C"),
     "googlenet": GoogLeNetOptions(initialization="he"),  # torchvision's own draws again until it likes a number
     "resnet18": ResNetOptions(18),
 }
