@@ -67,8 +67,8 @@ class CSPDarknetOptions(BackboneOptions):
         return "batch"
 
     def architecture(self) -> str:
-        """Return the name with the multiples."""
-        return f"csp_darknet with depth {self.depth:g} and width {self.width:g}"
+        """Return csp_darknet."""
+        return "csp_darknet"
 
     def make(self, num_classes: int) -> Network:
         """Return the network with an average pool and a linear layer, as a classifier."""

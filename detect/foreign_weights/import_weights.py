@@ -27,6 +27,18 @@ DATA = DataOptions(short_side=(800,), long_side=1333)
 TRAINING = TrainingOptions(learning_rate=0.0025)
 """Their learning rate of 0.02 is for 16 images a step; here a step has two."""
 
+YOLOX_TRAINING = TrainingOptions(
+    learning_rate=0.00125,
+    nesterov=True,
+    weight_decay=5e-4,
+    warmup_curve="quadratic",
+    schedule="cosine",
+    final_lr_factor=0.05,
+    ema=0.9998,
+    ema_ramp=2000,
+)
+"""YOLOX's optimisation, with its learning rate for 8 images a step."""
+
 ASSUMED_STYLE = (
     "the file has no pixel normalisation: detectron2's default, --style caffe2, is assumed; import weights that were "
     "trained from torchvision's ResNet with --style torchvision"
@@ -148,7 +160,7 @@ def convert(
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     classes, category_ids = class_names(project, converted.model.num_classes, names)
-    config = Config(model=converted.options, data=converted.data, training=TRAINING)
+    config = Config(model=converted.options, data=converted.data, training=converted.training)
     checkpoint = Checkpoint(converted.model, config, classes, category_ids)
     return Imported(checkpoint, converted.left_out, converted.note)
 
@@ -162,6 +174,7 @@ class _Converted(NamedTuple):
     note: str
     """Assumptions about values that the file does not have; empty without any."""
     data: DataOptions = DATA
+    training: TrainingOptions = TRAINING
 
 
 def _from_torchvision(state: State, frozen_eps: float | None) -> _Converted:
@@ -183,7 +196,8 @@ def _from_detectron2(state: State, style: Style | None) -> _Converted:
 def _from_yolox(state: State) -> _Converted:
     model, options = yolox_weights.detector_from_yolox(state), yolox_weights.yolox_options(state)
     size = yolox_weights.image_size(options)
-    return _Converted(model, options, (), ASSUMED_PIXELS, DataOptions(short_side=(size,), long_side=size))
+    data = DataOptions(short_side=(size,), long_side=size, batch_size=8)
+    return _Converted(model, options, (), ASSUMED_PIXELS, data, YOLOX_TRAINING)
 
 
 def class_names(project: Project, count: int, names: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[int, ...]]:
