@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -226,6 +227,20 @@ def test_the_box_of_a_result_without_pixels_is_empty(dataset_of, tmp_path):
     results = [{"image_id": 1, "category_id": dataset.category_ids[0], "score": 0.9, "segmentation": mask}]
     evaluation = evaluate_files(*write_files(tmp_path, coco_ground_truth(dataset), results))
     assert not evaluation.predictions[0].boxes.any()
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_empty_runs_do_not_end_the_comparison_of_masks(dataset_of, tmp_path, compressed):
+    dataset = one_object(dataset_of, square(10, 10, 50, 50))
+    ground_truth = coco_ground_truth(dataset)
+    runs = [HEIGHT * 10 + 10, 0, 0, *[40, HEIGHT - 40] * 39, 40, 0, 0, HEIGHT * (WIDTH - 50) + HEIGHT - 50]
+    mask = {"size": [HEIGHT, WIDTH], "counts": runs}
+    if compressed:
+        mask["counts"] = coco_mask.frPyObjects(mask, HEIGHT, WIDTH)["counts"].decode()
+    ground_truth["annotations"][0]["segmentation"] = mask
+    results = [{"image_id": 1, "category_id": dataset.category_ids[0], "score": 0.9, "segmentation": mask}]
+    evaluation = evaluate_files(*write_files(tmp_path, ground_truth, results))
+    assert evaluation.metrics["mask_AP"] == pytest.approx(1) == evaluation.metrics["AP"]
 
 
 def test_masks_for_some_results_only_are_refused(dataset_of, prediction_of, tmp_path):
