@@ -102,6 +102,8 @@ class Batch(_Tensors):
     scales: Float[Tensor, "B 2"]
     """Pixels of the canvas per pixel of the file, along x and along y."""
     proposals: Proposals | None = None
+    closing: Bool[Tensor, ""] | None = None
+    """True in the last epochs of training, in which a detector may add a loss; None is like False."""
 
     def __len__(self) -> int:
         return len(self.ids)

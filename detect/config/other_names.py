@@ -16,7 +16,7 @@ _NO_CLASS_WEIGHTS = (
     "background, and the report has the AP of each class"
 )
 _AUGMENT = "it is data.augment, a list of albumentations' transforms, such as [{HorizontalFlip: {p: 0.5}}]"
-_NO_MIXING = "data.augment takes albumentations' transforms, which change one image at a time"
+_NO_COPY_PASTE = "objects are not pasted into other images; data.mosaic and data.mixup combine whole images"
 _STEPS = "training is measured in epochs: training.epochs"
 _ROOT = "it is data.root, the folder of the data set"
 _OUT = "it is an option of the command: --out DIR"
@@ -24,7 +24,7 @@ _OUT = "it is an option of the command: --out DIR"
 _ANSWERS = {
     # optimisation
     "lr lr0 base_lr max_lr": "it is training.learning_rate",
-    "lrf min_lr": "training.schedule: cosine decays the learning rate to zero",
+    "lrf min_lr min_lr_ratio": "it is training.final_lr_factor, for training.schedule: cosine",
     "lr_schedule lr_scheduler scheduler cos_lr": "it is training.schedule: steps, cosine or constant",
     "lr_steps lr_milestones decay_epochs step_size": "it is training.milestones, in epochs",
     "gamma lr_gamma": "the learning rate is divided by ten at each of training.milestones",
@@ -54,13 +54,25 @@ _ANSWERS = {
     "batch batch_size bs train_batch_size samples_per_gpu ims_per_batch": "it is data.batch_size, per device",
     "imgsz img_size image_size imagesz input_size img_scale": _IMAGE_SIZE,
     "min_size max_size": f"{_IMAGE_SIZE}; boxes have model.rpn.min_size and model.postprocess.min_size",
+    "test_size": "it is data.eval_short_side, and data.long_side",
     "multi_scale multiscale": "it is data.short_side with several sizes, such as [480, 640, 800]",
     "num_workers n_workers dataloader_num_workers workers_per_gpu": "it is data.workers",
     "data_dir data_path data_root dataset_dir dataset_root dataset": _ROOT,
     "num_classes nc n_classes class_names names": _CLASSES,
     "augmentation augmentations transforms transform hflip fliplr flipud": _AUGMENT,
-    "hsv_h hsv_s hsv_v degrees translate shear perspective": _AUGMENT,
-    "mosaic mixup copy_paste": _NO_MIXING,
+    "hsv_h hsv_s hsv_v perspective": _AUGMENT,
+    "degrees translate shear": (
+        "they are data.mosaic.degrees, data.mosaic.translate and data.mosaic.shear; without mosaic, data.augment takes "
+        "albumentations' Affine"
+    ),
+    "mosaic": "it is data.mosaic, a section: {} for its defaults",
+    "mixup": "it is data.mixup, a section: {} for its defaults",
+    "mosaic_prob": "it is data.mosaic.probability",
+    "mixup_prob enable_mixup": "it is data.mixup.probability",
+    "mosaic_scale": "it is data.mosaic.scale",
+    "mixup_scale": "it is data.mixup.scale",
+    "copy_paste": _NO_COPY_PASTE,
+    "close_mosaic no_aug_epochs": "it is training.closing_epochs",
     "cache": "images are not cached; data.workers processes read and decode them",
     # network
     "pretrained pretrained_weights pretrained_backbone weights_backbone": (

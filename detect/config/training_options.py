@@ -91,8 +91,8 @@ class TrainingOptions:
     Args:
         recipe: recipe of training; null takes the model's default: `rcnn_stages` for R-CNN, `joint` for all others.
             `alternating` is for Faster R-CNN.
-        weights: file with initial weights: a checkpoint or safetensors export of detect, or weights of torchvision or
-            detectron2; null loads `model.backbone.weights`, if given.
+        weights: file with initial weights: a checkpoint or safetensors export of detect, or weights of torchvision,
+            detectron2 or YOLOX; null loads `model.backbone.weights`, if given.
         epochs: passes over the training split.
         optimizer: `sgd`, `adagrad`, `rmsprop`, `adam` or `adamw`, as in torch.
         learning_rate: learning rate of the weights after warm-up.
@@ -100,14 +100,19 @@ class TrainingOptions:
         nesterov: use Nesterov's momentum.
         weight_decay: weight decay of convolutions and linear layers; norms and biases have none.
         bias_lr_factor: factor of the learning rate for biases; 2 in the papers' code.
-        warmup_steps: steps in which the learning rate rises linearly from `warmup_start` times its value.
+        warmup_steps: steps in which the learning rate rises from `warmup_start` times its value.
         warmup_start: factor of the learning rate at the first step.
-        schedule: `steps` divides the learning rate by ten at each milestone, `cosine` decays it to zero, `constant`
-            keeps it.
+        warmup_curve: `linear`, or `quadratic`, which rises slowly at first.
+        schedule: `steps` divides the learning rate by ten at each milestone, `cosine` decays it to `final_lr_factor`
+            times its value, `constant` keeps it.
         milestones: epochs, which may be fractional, for `steps`.
+        final_lr_factor: factor of the learning rate at the end, for `cosine`.
+        closing_epochs: number of last epochs without mosaic and mixup, in which `cosine` has reached its end, and
+            YOLOX has one more loss.
         clip_norm: maximum norm of all gradients together; null for no limit.
         precision: `fp32`, or mixed: `bf16` or `fp16`; `auto` is bf16 if the hardware supports it, else fp32.
         ema: decay of the exponential moving average of the weights, which is then evaluated and saved; null for none.
+        ema_ramp: steps t over which the decay rises, as decay · (1 − exp(−step / t)); 0 for a constant decay.
         compile: compile the computation of the losses with torch.compile.
         validate_every: epochs between validations.
         save_minutes: minutes between checkpoints within an epoch, the maximum that a killed run loses; `last.ckpt` is
@@ -129,11 +134,15 @@ class TrainingOptions:
     bias_lr_factor: NonNegativeFloat = 1.0
     warmup_steps: NonNegativeInt = 500
     warmup_start: Fraction = 0.001
+    warmup_curve: Literal["linear", "quadratic"] = "linear"
     schedule: Literal["steps", "cosine", "constant"] = "steps"
     milestones: tuple[NonNegativeFloat, ...] = (8, 11)
+    final_lr_factor: Fraction = 0.0
+    closing_epochs: NonNegativeInt = 0
     clip_norm: PositiveFloat | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_ramp: NonNegativeInt = 0
     compile: bool = False
     validate_every: PositiveInt = 1
     save_minutes: PositiveFloat | None = 15.0
@@ -147,3 +156,17 @@ class TrainingOptions:
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise ValueError("nesterov is for sgd with momentum; leave it out, or choose these")
         return self
+
+    @model_validator(mode="after")
+    def _does_not_only_close(self) -> TrainingOptions:
+        if self.closing_epochs >= self.epochs:
+            raise ValueError(
+                f"of {self.epochs} epochs, {self.closing_epochs} are closing ones; give fewer closing_epochs, or more "
+                "epochs"
+            )
+        return self
+
+    @property
+    def closing_from(self) -> int:
+        """First of the closing epochs, counted from 0; the number of epochs if there are none."""
+        return self.epochs - self.closing_epochs

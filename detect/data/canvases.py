@@ -26,6 +26,8 @@ class Item:
     resize: Resize
     canvas: Size
     seed: int
+    closing: bool = False
+    """True in the last epochs, whose images are not combined with others."""
 
 
 def enclosing_canvas(sizes: Int[np.ndarray, "n 2"] | Sequence[Size]) -> Size:
@@ -80,6 +82,7 @@ class CanvasBatchSampler(Sampler[list[Item]]):
         seed: determines, with the epoch, all random numbers.
         rank: index of this process.
         world_size: number of processes.
+        closing_from: first of the closing epochs, whose items say so; None for none.
     """
 
     def __init__(
@@ -92,11 +95,12 @@ class CanvasBatchSampler(Sampler[list[Item]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        closing_from: int | None = None,
     ) -> None:
         self.batch_size, self.resizes, self.training = batch_size, tuple(resizes), training
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self._global_batch_size = batch_size * world_size if training else batch_size
-        self.epoch = 0
+        self.closing_from, self.epoch = closing_from, 0
         self._resume_epoch, self._resume_batch = 0, 0
         resized = [np.array([resize.size(*size) for size in sizes]) for resize in self.resizes]
         # Images are grouped by their canvas at the first scale. The groups are the same at the other scales, so that
@@ -139,13 +143,14 @@ class CanvasBatchSampler(Sampler[list[Item]]):
         scales = rng.integers(len(self.resizes), size=len(batches)) if self.training else np.zeros(len(batches), int)
         seeds = rng.integers(2**32, size=(len(batches), self._global_batch_size))
         done = self._resume_batch if self.epoch == self._resume_epoch else 0
+        closing = self.closing_from is not None and self.epoch >= self.closing_from
         # In training each process takes its part of every batch; in evaluation it takes whole batches.
         first, step = (done, 1) if self.training else (self.rank, self.world_size)
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size) if self.training else slice(None)
         for index in range(first, len(batches), step):
             scale, (group, images) = scales[index], batches[index]
             yield [
-                Item(int(image), self.resizes[scale], self.canvases[scale][group], int(seed))
+                Item(int(image), self.resizes[scale], self.canvases[scale][group], int(seed), closing)
                 for image, seed in zip(images[own], seeds[index, own], strict=False)
             ]
 

@@ -30,6 +30,8 @@ class Sample:
     """Boxes from a proposal store, best first."""
     masks: UInt8[np.ndarray, "n M M"] | None = None
     """Mask of each box in a grid over the box, see `Targets`."""
+    closing: bool = False
+    """See `Batch.closing`."""
 
 
 def collate(samples: Sequence[Sample], max_objects: int, max_proposals: int = 0) -> Batch:
@@ -63,6 +65,7 @@ def collate(samples: Sequence[Sample], max_objects: int, max_proposals: int = 0)
         ids=torch.tensor([sample.id for sample in samples]),
         scales=torch.tensor([sample.scale for sample in samples], dtype=torch.float32),
         proposals=_pad_proposals(samples, max_proposals),
+        closing=torch.tensor(samples[0].closing),
     )
 
 

@@ -22,6 +22,7 @@ from detect.data.division import Division
 from detect.data.limits import refuse_crowded, refuse_losses, refuse_without_masks, try_augmentation
 from detect.data.loader import make_loader
 from detect.data.masks import crops, refit
+from detect.data.mosaic import Combination, Picture
 from detect.data.options import DataOptions
 from detect.data.splits import Divide, Splits
 from detect.data.transforms import Augmentation, Augmented, Resize, resize
@@ -51,9 +52,12 @@ class DetectionData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.options, self.seed, self.masks = options, seed, masks
+        self.closing_from: int | None = None
+        """First of the closing epochs of training, set by the training loop."""
         self._splits = Splits(options, classes, seed, divide, masks)
         self._augmentation = Augmentation(options.augment)
-        self._resizes = [Resize(short_side, options.long_side) for short_side in options.short_side]
+        self._combination = Combination(options.mosaic, options.mixup)
+        self._resizes = [Resize(*sides) for sides in options.train_sides]
         self._digests: dict[Path, bytes] = {}
 
     @property
@@ -87,6 +91,7 @@ class DetectionData(LightningDataModule):
         if self.masks:
             refuse_without_masks(dataset)
         refuse_losses(dataset)
+        refuse_crowded(dataset, self.options.max_objects, self._combination.most)
         try_augmentation(dataset, self._augmentation, self.seed)
         return dataset
 
@@ -142,7 +147,14 @@ class DetectionData(LightningDataModule):
         if not len(dataset):
             raise UserError(f"{dataset.source}: the split {dataset.split} has no images; name another one")
         return make_loader(
-            DetectionImages(dataset, augmentation, self.options.proposals, self._digests, self.masks),
+            DetectionImages(
+                dataset,
+                augmentation,
+                self.options.proposals,
+                self._digests,
+                self.masks,
+                None if augmentation is None else self._combination,
+            ),
             sizes=[(record.height, record.width) for record in dataset.records],
             resizes=resizes,
             canvases=self.options.canvases,
@@ -152,6 +164,7 @@ class DetectionData(LightningDataModule):
             seed=self.seed,
             trainer=self.trainer if augmentation is not None else None,
             training=augmentation is not None,
+            closing_from=self.closing_from if augmentation is not None else None,
         )
 
 
@@ -164,6 +177,7 @@ class DetectionImages(data.Dataset):
         proposals: path of the proposal store, or None.
         digests: the digest of each image in the store.
         masks: load the masks of the objects.
+        combination: mosaic and mixup, applied before augmentation, or None.
     """
 
     def __init__(
@@ -173,9 +187,10 @@ class DetectionImages(data.Dataset):
         proposals: Path | None,
         digests: Mapping[Path, bytes],
         masks: bool = False,
+        combination: Combination | None = None,
     ) -> None:
         self.dataset, self.augmentation, self.masks = dataset, augmentation, masks
-        self.proposals, self.digests = proposals, digests
+        self.proposals, self.digests, self.combination = proposals, digests, combination
 
     @cached_property
     def store(self) -> ProposalStore | None:
@@ -188,38 +203,49 @@ class DetectionImages(data.Dataset):
 
     def __getitem__(self, item: Item) -> Sample:
         record = self.dataset.records[item.index]
-        image, proposals = decode(record.path), np.empty((0, 4), np.float32)
+        combined = None
+        if self.combination is not None and not item.closing:
+            combined = self.combination(item.index, self._read, len(self.dataset), item.canvas, item.seed)
+        picture = combined or self._read(item.index)
+        proposals = np.empty((0, 4), np.float32)
         if self.store is not None:
             proposals = self.store.boxes(self.digests[record.path])
         # Ground truths, proposals and masks are transformed together with the image.
-        boxes, bitmaps = np.concatenate([record.boxes, proposals]), self._bitmaps(record)
-        augmented = Augmented(image, boxes, np.arange(len(boxes)), bitmaps)
+        boxes = np.concatenate([picture.boxes, proposals])
+        augmented = Augmented(picture.image, boxes, np.arange(len(boxes)), picture.masks)
         if self.augmentation is not None:
             try:
-                augmented = self.augmentation(image, boxes, item.seed, bitmaps)
+                augmented = self.augmentation(picture.image, boxes, item.seed, picture.masks)
             except UserError as error:
                 raise UserError(f"{record.path}: {error}") from error
-        is_gt = augmented.kept < len(record.boxes)
+        is_gt = augmented.kept < len(picture.boxes)
         gt_boxes, kept = augmented.boxes[is_gt], augmented.kept[is_gt]
         masks = None
-        if bitmaps is not None and augmented.masks is not None:
-            gt_boxes, remains = refit(record.boxes[kept], bitmaps[kept], gt_boxes, augmented.masks[kept])
+        if picture.masks is not None and augmented.masks is not None:
+            gt_boxes, remains = refit(picture.boxes[kept], picture.masks[kept], gt_boxes, augmented.masks[kept])
             gt_boxes, kept = gt_boxes[remains], kept[remains]
             masks = crops(augmented.masks[kept], gt_boxes)
-        height, width = _fit(item.resize.size(*augmented.image.shape[:2]), item.canvas)
+        size = augmented.image.shape[:2]  # a combined image already has the size of the canvas
+        height, width = _fit(size if combined else item.resize.size(*size), item.canvas)
         scale = (width / augmented.image.shape[1], height / augmented.image.shape[0])
         factors = np.array(scale * 2, np.float32)
         return Sample(
             id=record.id,
             image=resize(augmented.image, (height, width)),
             boxes=gt_boxes * factors,
-            labels=record.labels[kept],
-            crowd=record.crowd[kept],
+            labels=picture.labels[kept],
+            crowd=picture.crowd[kept],
             scale=scale,
             canvas=item.canvas,
             proposals=None if self.store is None else augmented.boxes[~is_gt] * factors,
             masks=masks,
+            closing=item.closing,
         )
+
+    def _read(self, index: int) -> Picture:
+        """Return an image of the split as it is."""
+        record = self.dataset.records[index]
+        return Picture(decode(record.path), record.boxes, record.labels, record.crowd, self._bitmaps(record))
 
     def _bitmaps(self, record: Record) -> UInt8[np.ndarray, "n h w"] | None:
         """Return the mask of each object, empty for an object without one, or None if masks are not wanted."""

@@ -20,15 +20,17 @@ _LOST_MASKS = ("broken-mask", "mask-size", "short-polygon", "masks-elsewhere")
 _LOSSES = ("zero-area", "negative-size", "outside-image", "unknown-image")
 
 
-def refuse_crowded(dataset: Dataset, max_objects: int) -> None:
-    """Raise `UserError` if an image has more boxes than a batch may hold."""
+def refuse_crowded(dataset: Dataset, max_objects: int, combined: int = 1) -> None:
+    """Raise `UserError` if an image, or this many combined into one, has more boxes than a batch may hold."""
     counts = [len(record.boxes) for record in dataset.records]
-    crowded = sum(count > max_objects for count in counts)
+    crowded = sum(count * combined > max_objects for count in counts)
     if crowded:
         most = max(range(len(counts)), key=counts.__getitem__)
-        problem = f"{counts[most]} boxes, but data.max_objects is {max_objects}"
+        together = f", {counts[most] * combined} with mosaic or mixup" if combined > 1 else ""
+        problem = f"{counts[most]} boxes{together}, but data.max_objects is {max_objects}"
         others = f" ({crowded} images of the split {dataset.split} have too many)" if crowded > 1 else ""
-        remedy = f"raise it with --data.max_objects {counts[most]}, which needs more memory, or remove boxes"
+        need = counts[most] * combined
+        remedy = f"raise it with --data.max_objects {need}, which needs more memory, or remove boxes"
         raise UserError(one_line(f"{dataset.records[most].path}: {problem}{others}; {remedy}"))
 
 

@@ -33,6 +33,7 @@ def make_loader(
     seed: int,
     trainer: Any = None,
     training: bool,
+    closing_from: int | None = None,
 ) -> data.DataLoader:
     """Return a loader of batches of images that share a canvas, by `CanvasBatchSampler`.
 
@@ -47,11 +48,10 @@ def make_loader(
         seed: determines shuffles, scales and augmentations.
         trainer: Lightning's trainer, which has the epoch and batch at which training starts.
         training: shuffle, draw scales and fill the batches.
+        closing_from: as for `CanvasBatchSampler`.
     """
     rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
-    sampler = CanvasBatchSampler(
-        sizes, batch_size, resizes, canvases, training=training, seed=seed, rank=rank, world_size=world_size
-    )
+    sampler = CanvasBatchSampler(sizes, batch_size, resizes, canvases, training, seed, rank, world_size, closing_from)
     if trainer is not None:
         # Workers start before Lightning sets the epoch: a resumed run would repeat the batches of the first epoch.
         loop = trainer.fit_loop

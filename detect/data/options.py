@@ -7,11 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from detect.data.dataset import SEPARATOR
 from detect.data.merge import distinct
-from detect.options import options
+from detect.options import Fraction, options
 
 Side = Annotated[int, Field(gt=0, le=8192)]
 """Pixels. The largest canvas takes 200 MB; this limit prevents running out of memory."""
@@ -47,6 +47,48 @@ Names = Annotated[str | tuple[str, ...], BeforeValidator(_names)]
 NamesOrFraction = Annotated[str | tuple[str, ...] | float | None, BeforeValidator(_names_or_fraction)]
 
 
+def _ascending(given: tuple[float, float]) -> tuple[float, float]:
+    if given[0] > given[1]:
+        raise ValueError(f"give the smaller number first: [{given[1]:g}, {given[0]:g}]")
+    return given
+
+
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)]
+"""Lowest and highest value."""
+
+
+@options
+class MosaicOptions:
+    """Options of mosaic, four images in one; the defaults are those of YOLOX (Ge et al. 2021).
+
+    Args:
+        probability: fraction of the images.
+        scale: lowest and highest factor of the size of the images, which fit into the canvas at 1.
+        degrees: maximum rotation to either side.
+        translate: maximum shift to each side, as a fraction of the canvas.
+        shear: maximum shear to each side, in degrees.
+    """
+
+    probability: Fraction = 1.0
+    scale: Range = (0.1, 2.0)
+    degrees: Annotated[float, Field(ge=0, le=180)] = 10.0
+    translate: Fraction = 0.1
+    shear: Annotated[float, Field(ge=0, le=60)] = 2.0
+
+
+@options
+class MixupOptions:
+    """Options of mixup, the mean of two images; the defaults are those of YOLOX (Ge et al. 2021).
+
+    Args:
+        probability: fraction of the images.
+        scale: lowest and highest factor of the size of the second image, which fits into the canvas at 1.
+    """
+
+    probability: Fraction = 1.0
+    scale: Range = (0.5, 1.5)
+
+
 @options
 class DataOptions:
     """Options of reading, transforming and loading images with boxes.
@@ -61,12 +103,15 @@ class DataOptions:
         classes: classes to keep, by default all; boxes of others are left out, their images are kept.
         division: file with the division of the training split, if `val` or `test` is a fraction; by default a new
             division, which is written into the run's folder.
-        short_side: pixels of the short side. Training draws one of several per batch, evaluation uses the largest.
-        long_side: maximum number of pixels of the long side.
+        short_side: pixels of the short side. Training draws one of several per batch.
+        eval_short_side: pixels of the short side in evaluation and prediction; null for the largest `short_side`.
+        long_side: maximum number of pixels of the long side; null for the short side, so that images fit into a square.
         batch_size: training batch size per device.
         eval_batch_size: evaluation batch size per device.
         workers: data loading processes per device; 0 loads in the main process.
-        augment: albumentations by name, applied in training before resizing.
+        augment: albumentations by name, applied in training before resizing, and after mosaic and mixup.
+        mosaic: combine each training image with three others; null for none.
+        mixup: add another image to each training image; null for none.
         canvases: maximum number of canvas sizes per short side. More need less padding, fewer need less compilation.
         max_objects: maximum number of ground truths per image.
         proposals: proposal store written by `detect propose`, for detectors without an RPN.
@@ -83,11 +128,14 @@ class DataOptions:
     classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     division: Path | None = None
     short_side: Annotated[tuple[Side, ...], Field(min_length=1)] = (800,)
-    long_side: Side = 1333
+    eval_short_side: Side | None = None
+    long_side: Side | None = 1333
     batch_size: PositiveInt = 2
     eval_batch_size: PositiveInt = 1
     workers: NonNegativeInt = 2
     augment: tuple[dict[str, Any], ...] = field(default_factory=lambda: ({"HorizontalFlip": {"p": 0.5}},))
+    mosaic: MosaicOptions | None = None
+    mixup: MixupOptions | None = None
     canvases: PositiveInt = 4
     max_objects: PositiveInt = 1024
     proposals: Path | None = None
@@ -104,10 +152,27 @@ class DataOptions:
                 raise ValueError(f"{other} names {part}, a part of the training split; give it another split, or null")
         return self
 
+    @model_validator(mode="after")
+    def _proposals_are_of_one_image(self) -> DataOptions:
+        if self.proposals is not None and (self.mosaic or self.mixup):
+            raise ValueError("mosaic and mixup are for detectors without given proposals; leave them out")
+        return self
+
     @property
     def roots(self) -> tuple[Path, ...]:
         """Data folders, each once."""
         return distinct(self.root if isinstance(self.root, tuple) else (self.root,))
+
+    @property
+    def train_sides(self) -> list[tuple[int, int]]:
+        """Short side and maximum long side of images in training, of which each batch draws one."""
+        return [(short_side, self.long_side or short_side) for short_side in self.short_side]
+
+    @property
+    def eval_sides(self) -> tuple[int, int]:
+        """Short side and maximum long side of images in evaluation and prediction."""
+        short_side = self.eval_short_side or max(self.short_side)
+        return short_side, self.long_side or short_side
 
     @property
     def fractions(self) -> dict[str, float]:

@@ -39,8 +39,8 @@ class Resize:
 
     @classmethod
     def for_evaluation(cls, options: DataOptions) -> Self:
-        """Return the scale for evaluation and prediction: the largest scale of training."""
-        return cls(max(options.short_side), options.long_side)
+        """Return the scale for evaluation and prediction: by default the largest scale of training."""
+        return cls(*options.eval_sides)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width after resizing, in whole pixels."""

@@ -76,7 +76,7 @@ def compare_cost(
     models = [_prepared(checkpoint, device) for checkpoint in (before, after)]
     data, rpn = before.config.data, models[0].rpn
     regions = data.max_proposals if rpn is None else rpn.options.testing.post_nms_top_k
-    seconds = time_heads(models, regions, (max(data.short_side), data.long_side))
+    seconds = time_heads(models, regions, data.eval_sides)
     columns = [
         {
             "parameters of the head": f"{count_parameters(model):,}",

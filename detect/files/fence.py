@@ -40,6 +40,7 @@ class Fence:
     """
 
     def __init__(self, root: Path, follow_links: bool = False) -> None:
+        self.root = root
         self._root, self._follow_links = os.path.realpath(root), follow_links
         self._folders: dict[str, bool] = {}
 

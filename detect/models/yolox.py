@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detect.backbones import AnyBackbone, CSPDarknetOptions, PAFPNOptions
@@ -25,13 +25,15 @@ from detect.models.postprocess import PostprocessOptions, suppress
 from detect.models.simota import Assignment, assign
 from detect.ops.boxes import clip, gather_boxes, large_enough, paired_iou
 from detect.ops.topk import topk
-from detect.options import options
+from detect.options import options, over
 from detect.structures import Batch, Detections, Images, Proposals, Targets
 
 BOX_WEIGHT = 5.0
 """Weight of the boxes' loss."""
 MAX_LOG_SIZE = 10.0
 """Largest predicted logarithm of a width or height in cells: 22,000 cells."""
+
+POSTPROCESS = PostprocessOptions(score_threshold=0.01, nms_threshold=0.65)
 
 
 @options
@@ -53,9 +55,7 @@ class YOLOXOptions(DetectorOptions):
     neck: PAFPNOptions = field(default_factory=PAFPNOptions)
     head_channels: PositiveInt | None = None
     depthwise: bool = False
-    postprocess: PostprocessOptions = field(
-        default_factory=lambda: PostprocessOptions(score_threshold=0.01, nms_threshold=0.65)
-    )
+    postprocess: Annotated[PostprocessOptions, over(POSTPROCESS)] = POSTPROCESS
 
 
 class Cells(NamedTuple):
@@ -85,8 +85,8 @@ class YOLOX(Detector):
         self.head = DecoupledHead(neck.levels, num_classes, channels, options.depthwise)
 
     def loss(self, batch: Batch) -> Losses:
-        """Return the losses of boxes, objectness and classes."""
-        return self._loss(*self._predict(batch.images), batch.targets)
+        """Return the losses of boxes, objectness and classes, and in the last epochs one of the raw boxes."""
+        return self._loss(*self._predict(batch.images), batch)
 
     @torch.no_grad()
     def detect(self, images: Images, proposals: Proposals | None = None) -> Detections:
@@ -97,14 +97,18 @@ class YOLOX(Detector):
     def validate(self, batch: Batch) -> tuple[Losses, Detections]:
         """Return losses and detections with one pass of the network."""
         outputs = self._predict(batch.images)
-        return self._loss(*outputs, batch.targets), self._detect(*outputs, batch.images)
+        return self._loss(*outputs, batch), self._detect(*outputs, batch.images)
+
+    def fp32_modules(self) -> tuple[nn.Module, ...]:
+        """Return the predictors, which compute scores and boxes."""
+        return tuple(predictor for level in self.head.heads for predictor in level.predictors)
 
     def _predict(self, images: Images) -> tuple[RawPredictions, Cells]:
         features = self.features(images)
         return self.head(features), cells_of(features, [level.stride for level in self.levels])
 
-    def _loss(self, raw: RawPredictions, cells: Cells, targets: Targets) -> Losses:
-        targets = known_targets(targets, self.num_classes)
+    def _loss(self, raw: RawPredictions, cells: Cells, batch: Batch) -> Losses:
+        targets = known_targets(batch.targets, self.num_classes)
         boxes = decode(raw.boxes, cells)
         positive, matched, ious = self._assign(raw, boxes, cells, targets)
         count = positive.sum().clamp(min=1)
@@ -115,11 +119,15 @@ class YOLOX(Detector):
         of_classes = F.binary_cross_entropy_with_logits(raw.classes, wanted, reduction="none").sum(dim=-1)
         of_objectness = F.binary_cross_entropy_with_logits(raw.objectness, positive.float(), reduction="none")
         counted = positive | ~inside_crowd(cells, targets)
-        return {
+        losses = {
             "boxes": BOX_WEIGHT * torch.where(positive, of_boxes, 0.0).sum() / count,
             "objectness": torch.where(counted, of_objectness, 0.0).sum() / count,
             "classes": torch.where(positive, of_classes, 0.0).sum() / count,
         }
+        if batch.closing is not None:
+            of_raw = F.l1_loss(raw.boxes, encode(truths, cells), reduction="none").sum(dim=-1)
+            losses["raw_boxes"] = batch.closing * torch.where(positive, of_raw, 0.0).sum() / count
+        return losses
 
     def _assign(self, raw: RawPredictions, boxes: Float[Tensor, "B A 4"], cells: Cells, targets: Targets) -> Assignment:
         """Assign the cells of each image in turn, which bounds the memory."""
@@ -158,6 +166,14 @@ def decode(raw: Float[Tensor, "B A 4"], cells: Cells) -> Float[Tensor, "B A 4"]:
     centres = raw[..., :2] * strides + cells.corners
     halves = raw[..., 2:].clamp(max=MAX_LOG_SIZE).exp() * strides / 2
     return torch.cat([centres - halves, centres + halves], dim=-1)
+
+
+def encode(boxes: Float[Tensor, "B A 4"], cells: Cells) -> Float[Tensor, "B A 4"]:
+    """Return the raw predictions that `decode` would turn into these boxes."""
+    strides = cells.strides[:, None]
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+    sizes = (boxes[..., 2:] - boxes[..., :2]) / strides
+    return torch.cat([(centres - cells.corners) / strides, torch.log(sizes + 1e-8)], dim=-1)
 
 
 def inside_crowd(cells: Cells, targets: Targets) -> Bool[Tensor, "B A"]:

@@ -13,10 +13,11 @@ from detect.errors import UserError
 from detect.foreign_weights.any_file import read_weights
 
 KEPT = {
-    "data": ("short_side", "long_side", "size", "batch_size", "augment"),
+    "data": ("short_side", "eval_short_side", "long_side", "size", "batch_size", "augment", "mosaic", "mixup"),
     "training": (
         *("epochs", "optimizer", "learning_rate", "momentum", "nesterov", "weight_decay", "bias_lr_factor"),
-        *("warmup_steps", "warmup_start", "schedule", "milestones", "clip_norm", "ema"),
+        *("warmup_steps", "warmup_start", "warmup_curve", "schedule", "milestones", "final_lr_factor"),
+        *("closing_epochs", "clip_norm", "ema", "ema_ramp"),
     ),
 }
 """Options besides the network that are taken from the file if there is no config; the others belong to other data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import PARAM_LIST, get_ema_multi_avg_fn
 
 from detect.checkpoint import load_checkpoint
 from detect.config import TrainingOptions
@@ -46,6 +47,8 @@ def run_loop(
 ) -> None:
     """Train in the folder `out`; with `resume` continue from its last checkpoint, if it has one."""
     training, validates = module.training_options, module.evaluator is not None
+    if isinstance(data, DetectionData):
+        data.closing_from = training.closing_from
     resume = resume and last_checkpoint(out).exists()
     saved = torch.load(last_checkpoint(out), weights_only=True, mmap=True) if resume else {}
     metrics = MetricsFile(out / "metrics.csv", saved.get("metrics_rows", 0), saved.get("global_step", 0))
@@ -112,11 +115,38 @@ def _callbacks(training: TrainingOptions, out: Path, monitor: str | None, metric
         best: dict[str, Any] = {"dirpath": out / "checkpoints", "filename": "best", "enable_version_counter": False}
         callbacks.append(SaveBest(monitor=monitor, mode="max", save_on_train_epoch_end=False, **best))
     if training.ema is not None:
-        # Not EMAWeightAveraging, whose formula changes constants, such as anchors, by a rounding error in each step.
-        callbacks.append(WeightAveraging(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(training.ema)))
+        callbacks.append(MovingAverage(training.ema, training.ema_ramp))
     if training.patience is not None and monitor is not None:
         callbacks.append(Patience(monitor, mode="max", patience=training.patience))
     return callbacks
+
+
+class MovingAverage(WeightAveraging):
+    """Exponential moving average of the weights and buffers.
+
+    Not Lightning's EMAWeightAveraging, whose formula changes constants, such as anchors, by a rounding error in each
+    step.
+
+    Args:
+        decay: decay of the average.
+        ramp: steps t over which the decay rises, as decay · (1 − exp(−step / t)); 0 for a constant decay.
+    """
+
+    def __init__(self, decay: float, ramp: int = 0) -> None:
+        super().__init__(use_buffers=True, multi_avg_fn=self._average)
+        self.decay, self.ramp, self._step = decay, ramp, 0
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Return whether a step has ended, and keep its number: to read the average's own would wait for the GPU."""
+        self._step = self._step if step_idx is None else step_idx + 1
+        return step_idx is not None
+
+    def decay_at(self, step: int) -> float:
+        """Return the decay at a step, counted from 1."""
+        return self.decay * (1 - math.exp(-step / self.ramp)) if self.ramp else self.decay
+
+    def _average(self, averages: PARAM_LIST, weights: PARAM_LIST, _: Tensor | int) -> None:
+        get_ema_multi_avg_fn(self.decay_at(self._step))(averages, weights, _)
 
 
 class SaveBest(ModelCheckpoint):

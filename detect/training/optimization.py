@@ -44,15 +44,18 @@ def make_optimizer(model: nn.Module, training: TrainingOptions) -> optim.Optimiz
 
 
 def schedule(optimizer: optim.Optimizer, training: TrainingOptions, steps_per_epoch: int) -> LambdaLR:
-    """Return the learning rate schedule by step: linear warm-up times the chosen schedule."""
-    total = max(1, training.epochs * steps_per_epoch)
+    """Return the learning rate schedule by step: warm-up times the chosen schedule."""
+    total = max(1, training.closing_from * steps_per_epoch)
     drops = [milestone * steps_per_epoch for milestone in training.milestones]
 
     def factor(step: int) -> float:
         progress = min(1.0, (step + 1) / max(1, training.warmup_steps))
+        if training.warmup_curve == "quadratic":
+            progress **= 2
         warmup = training.warmup_start + (1 - training.warmup_start) * progress
         if training.schedule == "cosine":
-            return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+            return warmup * (training.final_lr_factor + (1 - training.final_lr_factor) * cosine)
         if training.schedule == "steps":
             return warmup * 0.1 ** sum(step >= drop for drop in drops)
         return warmup

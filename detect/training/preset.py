@@ -190,7 +190,7 @@ def _with_network(config: Config, given: Collection[str]) -> tuple[Config, list[
 def _sizes(facts: Facts, data: DataOptions, given: Collection[str]) -> dict[str, Any]:
     preset = load_config(PRESET).data
     largest = max(preset.short_side)
-    ratio = preset.long_side / largest
+    ratio = preset.eval_sides[1] / largest
     top = max(data.short_side) if is_given("data.short_side", given) else choose_short_side(facts, ratio)
     return {
         "short_side": tuple(round(side * top / largest) for side in preset.short_side),
@@ -216,7 +216,7 @@ def _schedule(images: int, config: Config, given: Collection[str]) -> dict[str, 
 
 def _tell(config: Config, facts: Facts, images: int) -> list[str]:
     data, training = config.data, config.training
-    size = f"image size: short side {max(data.short_side)}, long side at most {data.long_side}"
+    size = "image size: short side {}, long side at most {}".format(*data.eval_sides)
     small = small_side(facts, Resize.for_evaluation(data))
     size += "" if math.isnan(small) else f"; nine of ten objects then have {small:.0f} pixels or more (√area)"
     steps = training.epochs * math.ceil(images / data.batch_size)

@@ -15,7 +15,7 @@ from detect.errors import UserError, class_names, one_line
 
 FIXED = ("training.optimizer", "training.recipe.name", "training.ema")
 """Options that determine the state in a checkpoint, so that it has no meaning with another value."""
-OF_STORED_FEATURES = ("data.train", "data.short_side", "data.long_side", "data.max_proposals")
+OF_STORED_FEATURES = ("data.train", "data.short_side", "data.eval_short_side", "data.long_side", "data.max_proposals")
 """Options of the features that R-CNN's stages store by the number of the image; a folder may have been moved."""
 IGNORED = (
     *("training.weights", "training.compile", "training.accelerator", "training.devices", "training.save_minutes"),

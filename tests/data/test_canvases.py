@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -98,6 +99,19 @@ def test_the_seed_and_the_epoch_alone_decide():
     assert first != list(sampler(20, training=True, seed=6))
     one.set_epoch(0)
     assert first == list(one)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_items_of_closing_epochs_say_so_and_are_the_same_otherwise(world_size):
+    for rank in range(world_size):
+        one, other = (
+            sampler(20, training=True, rank=rank, world_size=world_size, closing_from=first) for first in (None, 2)
+        )
+        for epoch in range(4):
+            one.set_epoch(epoch)
+            other.set_epoch(epoch)
+            expected = [[replace(item, closing=epoch >= 2) for item in batch] for batch in one]
+            assert list(other) == expected and not any(item.closing for batch in one for item in batch)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

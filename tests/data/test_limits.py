@@ -20,6 +20,9 @@ def test_an_image_with_too_many_boxes_is_named(dataset_of):
     with pytest.raises(UserError, match=problem + "--data.max_objects 4"):
         refuse_crowded(dataset, 2)
     refuse_crowded(dataset_of({}), 1)
+    refuse_crowded(dataset, 20, combined=5)
+    with pytest.raises(UserError, match=r"4 boxes, 20 with mosaic or mixup, but data.max_objects is 19; .* 20, which"):
+        refuse_crowded(dataset, 19, combined=5)
 
 
 @pytest.mark.parametrize(("lost", "kept", "refused"), [(0, 3, False), (5, 4, True), (5, 5, False), (4, 1, False)])

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from detect.data.options import DataOptions
 from detect.data.transforms import Augmentation, Resize, resize
 from detect.errors import UserError
 
@@ -23,6 +26,15 @@ def picture(height: int, width: int) -> np.ndarray:
 )
 def test_the_size_follows_the_short_side_unless_the_long_one_is_too_long(height, width, expected):
     assert Resize(short_side=300, long_side=500).size(height, width) == expected
+
+
+def test_sides_in_training_and_evaluation():
+    given = DataOptions(short_side=(320, 640), long_side=1000)
+    assert given.train_sides == [(320, 1000), (640, 1000)] and given.eval_sides == (640, 1000)
+    assert replace(given, eval_short_side=416).eval_sides == (416, 1000)
+    square = replace(given, eval_short_side=416, long_side=None)
+    assert square.train_sides == [(320, 320), (640, 640)] and square.eval_sides == (416, 416)
+    assert Resize.for_evaluation(square).size(480, 640) == (312, 416)
 
 
 @pytest.mark.parametrize("size", [(10, 20), (20, 40), (40, 80)])

@@ -1,5 +1,6 @@
 import csv
 import logging
+import math
 import re
 import signal
 from dataclasses import replace
@@ -17,6 +18,7 @@ from detect.config import AlternatingOptions, Config, load_config
 from detect.curation.shapes import SHAPES
 from detect.data.datamodule import DetectionData
 from detect.data.division import Division, division_json
+from detect.data.options import MosaicOptions
 from detect.errors import UserError
 from detect.evaluation.evaluator import Evaluator
 from detect.models import TwoStage, build_detector
@@ -95,17 +97,30 @@ def test_a_run_that_goes_on_ends_where_the_whole_one_does(whole, changed, tmp_pa
     assert [row["AP"] for row in rows(tmp_path)] == [row["AP"] for row in rows(whole)]
 
 
-def test_the_average_of_the_weights_is_kept(changed, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("ramp", "decays"), [(0, [0.75] * 3), (4, [0.75 * (1 - math.exp(-t / 4)) for t in (2, 3, 4)])])
+def test_the_average_of_the_weights_is_kept(changed, tmp_path, monkeypatch, ramp, decays):
     seen = []
     weight = lambda module: module.model.region_head.predictor.scores.weight.detach().clone()  # noqa: E731
     monkeypatch.setattr(DetectorModule, "on_train_batch_end", lambda self, *_: seen.append(weight(self)))
-    path = run(changed(ema=0.75), tmp_path)
+    path = run(changed(ema=0.75, ema_ramp=ramp), tmp_path)
     average, *later = seen
-    for one in later:
-        average = 0.75 * average + 0.25 * one
+    for decay, one in zip(decays, later, strict=True):
+        average = decay * average + (1 - decay) * one
     assert len(seen) == 4
     torch.testing.assert_close(saved(path)["state_dict"]["model.region_head.predictor.scores.weight"], average)
     torch.testing.assert_close(load_checkpoint(path).model.region_head.predictor.scores.weight.detach(), average)
+
+
+def test_the_model_is_told_of_closing_epochs(changed, tmp_path, monkeypatch):
+    seen, losses = [], DetectorModule.losses
+
+    def record(self, batch, loss):
+        seen.append(bool(batch.closing))
+        return losses(self, batch, loss)
+
+    monkeypatch.setattr(DetectorModule, "losses", record)
+    run(changed({"workers": 1, "mosaic": MosaicOptions()}, closing_epochs=1), tmp_path)
+    assert seen == [False, False, True, True]
 
 
 def test_the_last_checkpoint_is_of_the_last_epoch_though_it_was_not_validated(changed, tmp_path):

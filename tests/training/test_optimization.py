@@ -112,6 +112,11 @@ def test_warm_up_rises_by_equal_steps():
     assert seen == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0])
 
 
+def test_quadratic_warm_up_by_hand():
+    seen = rates(5, warmup_steps=4, warmup_start=0.0, warmup_curve="quadratic")
+    assert seen == pytest.approx([1 / 16, 4 / 16, 9 / 16, 1.0, 1.0])
+
+
 def test_steps_divide_by_ten_at_the_milestones():
     seen = rates(40, schedule="steps", milestones=(2, 3.5))
     assert seen == pytest.approx([1.0] * 20 + [0.1] * 15 + [0.01] * 5)
@@ -122,6 +127,20 @@ def test_cosine_falls_from_one_to_zero():
     assert [seen[place] for place in (0, 10, 20, 30, 40)] == pytest.approx(
         [1.0, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0.0], abs=1e-12
     )
+
+
+def test_cosine_stays_at_its_end_in_closing_epochs():
+    """Of four epochs one is a closing one: the middle of the cosine is step 15 of 30."""
+    seen = rates(40, schedule="cosine", final_lr_factor=0.2, closing_epochs=1)
+    assert [seen[place] for place in (0, 15)] == pytest.approx([1.0, 0.6])
+    assert seen[30:] == pytest.approx([0.2] * 10) and min(seen[:30]) > 0.2
+
+
+def test_not_all_epochs_are_closing_ones():
+    message = r"^a\.yaml: training: .*of 4 epochs, 4 are closing ones; give fewer closing_epochs, or more epochs"
+    with pytest.raises(UserError, match=message):
+        config_from_dict({"training": {"epochs": 4, "closing_epochs": 4}}, "a.yaml")
+    assert replace(OPTIONS, closing_epochs=3).closing_from == 1 and OPTIONS.closing_from == 4
 
 
 def test_a_constant_rate_stays():

@@ -14,6 +14,7 @@ import torch
 from detect.backbones import LeNetOptions
 from detect.config import AlternatingOptions, Config
 from detect.data.datamodule import DetectionData
+from detect.data.options import MixupOptions, MosaicOptions
 from detect.models import BoxHeadOptions, build_detector
 from detect.training.fit import fit
 from detect.training.module import DetectorModule
@@ -122,6 +123,21 @@ def test_a_run_that_was_killed_ends_as_the_whole_one(whole, longer, tmp_path, mo
             run(config, tmp_path)
     run(config, tmp_path, resume=True)
     assert_equal_runs(tmp_path, whole)
+
+
+@pytest.mark.parametrize(("count", "workers"), [(2, 2), (6, 0)])
+def test_a_run_with_mosaics_that_was_killed_ends_as_the_whole_one(longer, tmp_path, monkeypatch, count, workers):
+    """Killed in an epoch of mosaics, and in the closing one."""
+    data = {"mosaic": MosaicOptions(), "mixup": MixupOptions()}
+    ramp = {"closing_epochs": 1, "ema_ramp": 3, "final_lr_factor": 0.1, "warmup_steps": 3, "warmup_curve": "quadratic"}
+    run(longer(data=data, **ramp), tmp_path / "whole")
+    config = longer(data=data | {"workers": workers}, **ramp)
+    with monkeypatch.context() as patch:
+        before(patch, "training_step", count, die)
+        with pytest.raises(KilledError):
+            run(config, tmp_path / "run")
+    run(config, tmp_path / "run", resume=True)
+    assert_equal_runs(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

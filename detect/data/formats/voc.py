@@ -179,7 +179,7 @@ def _read(path: Path, log: DefectLog) -> LabelledImage:
 def _pixels(path: Path, log: DefectLog) -> Path | None:
     """Return the image in which the pixels of the k-th object of an XML file have the value k, if there is one."""
     pixels = path.parent.parent / "SegmentationObject" / f"{path.stem}.png"
-    if not is_file(pixels):
+    if not is_file(pixels) or not pixels.is_relative_to(log.fence.root):
         return None
     if not log.fence.admits(pixels):
         log.add("broken-mask", pixels, f"{OutsideError()}; --data.follow_links true follows links")
