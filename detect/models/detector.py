@@ -64,6 +64,8 @@ class Detector(nn.Module):
         super().__init__()
         self.num_classes, self.options = num_classes, options
         self.backbone, self.neck = backbone, neck
+        if neck is not None:
+            backbone.keep_levels(neck.names)
         self.postprocessing = options.postprocess
         self.memory_format = torch.channels_last
 

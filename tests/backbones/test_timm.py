@@ -142,13 +142,50 @@ def test_the_network_of_a_backbone_can_be_traced_with_any_multiple_of_32():
     torch.testing.assert_close(program.module()(pixels), backbone(pixels))
 
 
-def test_norms_with_an_activation_inside_are_not_folded_away():
-    backbone, _ = TimmOptions("mobilenetv3_small_050").build(multi_scale=False)
-    pixels = torch.randn(1, 3, 64, 64)
+def with_statistics(model, norm):
+    """A backbone whose norms are not the identity."""
+    backbone, _ = TimmOptions(model, norm=norm).build(multi_scale=True)
+    for name, value in backbone.state_dict().items():
+        if name.endswith("running_mean"):
+            value.normal_(0, 0.1)
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2)
+    return backbone.eval()
+
+
+def norms(module):
+    return [one for one in module.modules() if hasattr(one, "running_mean")]
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+@pytest.mark.parametrize("model", ["resnet18", "mobilenetv3_small_050", "tf_efficientnet_lite0", "hrnet_w18_small"])
+def test_norms_are_folded_with_their_activations_kept(model, norm):
+    backbone, pixels = with_statistics(model, norm), torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        before = last(backbone.eval()(pixels))
+        before = list(backbone(pixels).values())
         fold_norms(backbone)
-        assert torch.equal(last(backbone(pixels)), before)
+        after = list(backbone(pixels).values())
+    assert not norms(backbone)
+    for one, other in zip(before, after, strict=True):
+        assert (one - other).abs().max() <= 1e-4 * one.abs().max()
+
+
+def test_norms_are_not_folded_where_a_map_would_change():
+    # GhostNet's map at stride 2 is the output of the first convolution, before its norm.
+    backbone, pixels = with_statistics("ghostnet_100", "frozen"), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before, count = list(backbone(pixels).values()), len(norms(backbone))
+        fold_norms(backbone)
+        assert all(map(torch.equal, backbone(pixels).values(), before)) and len(norms(backbone)) == count
+
+
+def test_norms_of_a_crop_network_are_folded():
+    network, crops = TimmOptions(SMALL, norm="batch").build_crop_network(64).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before, count = network(crops), len(norms(network))
+        fold_norms(network)
+        torch.testing.assert_close(network(crops), before, rtol=1e-4, atol=1e-4)
+    assert len(norms(network)) < count
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import detect
-from detect.backbones import FeatureInfo, ResNetOptions
+from detect.backbones import FeatureInfo, ResNetOptions, TimmOptions
 from detect.checkpoint import Checkpoint, load_checkpoint
 from detect.config import Config, config_from_dict
 from detect.curation.shapes import make_shapes
@@ -352,6 +352,16 @@ def test_detectors_that_need_selective_search_are_refused(options, tmp_path):
     with pytest.raises(UserError, match="selective search"):
         export_checkpoint(given, tmp_path / "a.onnx", "onnx", random_images((20, 20)))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_swin_is_refused_before_it_is_traced(tmp_path):
+    pytest.importorskip("timm", reason="timm is an extra")
+    backbone = TimmOptions("swin_tiny_patch4_window7_224")
+    with torch.device("meta"):
+        model = build_detector(FasterRCNNOptions(backbone=backbone), 3)
+    given = Checkpoint(model, Config(FasterRCNNOptions(backbone=backbone), DATA), CLASSES, IDS)
+    with pytest.raises(UserError, match=r"^--format onnx: swin_tiny_patch4_window7_224 takes too long to trace"):
+        export_checkpoint(given, tmp_path / "a.onnx", "onnx", [])
 
 
 def test_other_suffixes_are_refused(tmp_path):
