@@ -203,6 +203,10 @@ def test_options_change_a_config():
         ),
         (["--model={name: fast_rcnn, rpn: {}}"], r"model\.rpn: there is no such option$"),
         (["--data=3"], r"^--data: this is a section, not an option; `detect options data` lists its options$"),
+        (
+            ["--model.name=cascade_rcnn", "--model.region_head.stages=[0.5]"],
+            r"^--model.region_head.stages.0: this is a section, .*`detect options model.region_head.stages` lists",
+        ),
         (["--data.root.folder=3", "--data.root.folder.x=3"], r"--data\.root\.folder\.x: folder is a value"),
         (["data.root", "x"], r"^data\.root: options are given as --section\.key VALUE, for example --data\.root DIR$"),
         (["--data.root"], r"^--data\.root: options are given as"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -220,7 +221,8 @@ def _first_mistake(error: ValidationError) -> tuple[str, str]:
         case "unexpected_keyword_argument" | "extra_forbidden":
             return option, _UNKNOWN + suggest(option)
         case "dataclass_type":
-            return option, f"this is a section, not an option; `detect options {option}` lists its options"
+            listed = re.sub(r"(\.\d+)+$", "", option)  # the options of an item of a list are listed with the list
+            return option, f"this is a section, not an option; `detect options {listed}` lists its options"
         case "union_tag_not_found":
             return f"{option}.name", "the name is missing; give one"
         case "union_tag_invalid" if isinstance(mistake["input"], dict):

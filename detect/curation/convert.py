@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from detect.curation.crops import Crops, safe_name, to_imagefolder
-from detect.curation.mask_limits import fit_masks
+from detect.curation.mask_limits import BOX_AMONG_POLYGONS, fit_masks
 from detect.curation.writers import voc_boxes, write_coco, write_voc, write_yaml, write_yolo
 from detect.data.dataset import Dataset, Record
 from detect.data.decode import SUFFIXES, orientation
@@ -205,7 +205,11 @@ def _supported(dataset: Dataset, to: Format, result: Conversion) -> Dataset:
         result.changed[f"difficult flag lost: {to.upper()} has none"] += int(difficult.sum())
     per_image = np.split(kept, np.cumsum([len(record.boxes) for record in dataset.records]))
     records = zip(dataset.records, per_image, strict=False)  # `split` returns an empty array at the end
-    fitted = [fit_masks(record.select(one), to, result.changed) for record, one in records]
+    selected = [record.select(one) for record, one in records]
+    fitted = [fit_masks(record, to, result.changed) for record in selected]
+    if to == "yolo" and any(record.masks for record in fitted):
+        boxes = sum(len(record.boxes) for record in selected if not any(record.masks or ()))
+        result.changed[BOX_AMONG_POLYGONS] += boxes
     if to != "coco":
         _count_areas(fitted, to, result)
     return replace(dataset, records=tuple(fitted))

@@ -14,6 +14,8 @@ from detect.data.outlines import outline_of
 
 MAX_NUMBER = 254
 """Highest number of an object in VOC's images of masks; 0 is background and 255 is not labelled."""
+BOX_AMONG_POLYGONS = "object has a box, not a polygon like the others"
+"""Loss in YOLO's format, in which all objects of a data set have polygons or none."""
 _MOVED = 0.5  # pixels between a box and the extent of its polygon
 
 
@@ -37,8 +39,7 @@ def _polygons(record: Record, changed: Counter[str]) -> list[Mask | None]:
     for mask, box in zip(record.masks or (), record.boxes, strict=True):
         outline = None if mask is None else outline_of(mask, record.height, record.width)
         if outline is None:
-            what = "has a box, not a polygon like the others" if mask is None else "loses its mask, which has no pixel"
-            changed[f"object {what}"] += 1
+            changed[BOX_AMONG_POLYGONS if mask is None else "object loses its mask, which has no pixel"] += 1
         else:
             extent = np.concatenate([outline.min(axis=0), outline.max(axis=0)])
             changed["box replaced by that of its polygon"] += int(np.abs(extent - box).max() > _MOVED)

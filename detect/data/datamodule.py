@@ -7,21 +7,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from lightning import LightningDataModule
 from torch.utils import data
 
 from detect.data.canvases import Item
 from detect.data.collate import Sample, collate
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.data.defects import refuse_without_boxes
 from detect.data.division import Division
 from detect.data.limits import refuse_crowded, refuse_losses, refuse_without_masks, try_augmentation
 from detect.data.loader import make_loader
-from detect.data.masks import crops, refit
+from detect.data.masks import MASK_SIZE, Bitmaps, crops, refit
 from detect.data.mosaic import Combination, Picture
 from detect.data.options import DataOptions
 from detect.data.splits import Divide, Splits
@@ -168,6 +169,19 @@ class DetectionData(LightningDataModule):
         )
 
 
+MAX_BYTES = 2**28
+"""Bytes of the bitmaps that are augmented at once, so that many objects in a large image do not fill the memory."""
+
+
+class _Objects(NamedTuple):
+    """Ground truths of an augmented image."""
+
+    boxes: Float32[np.ndarray, "m 4"]
+    kept: Int64[np.ndarray, " m"]
+    """Index of each box among those of the picture."""
+    masks: UInt8[np.ndarray, "m M M"] | None
+
+
 class DetectionImages(data.Dataset):
     """Decoded, augmented and resized images with their boxes and, if given, their proposals.
 
@@ -212,19 +226,10 @@ class DetectionImages(data.Dataset):
             proposals = self.store.boxes(self.digests[record.path])
         # Ground truths, proposals and masks are transformed together with the image.
         boxes = np.concatenate([picture.boxes, proposals])
-        augmented = Augmented(picture.image, boxes, np.arange(len(boxes)), picture.masks)
-        if self.augmentation is not None:
-            try:
-                augmented = self.augmentation(picture.image, boxes, item.seed, picture.masks)
-            except UserError as error:
-                raise UserError(f"{record.path}: {error}") from error
-        is_gt = augmented.kept < len(picture.boxes)
-        gt_boxes, kept = augmented.boxes[is_gt], augmented.kept[is_gt]
-        masks = None
-        if picture.masks is not None and augmented.masks is not None:
-            gt_boxes, remains = refit(picture.boxes[kept], picture.masks[kept], gt_boxes, augmented.masks[kept])
-            gt_boxes, kept = gt_boxes[remains], kept[remains]
-            masks = crops(augmented.masks[kept], gt_boxes)
+        try:
+            augmented, objects = self._augment(picture, boxes, item.seed)
+        except UserError as error:
+            raise UserError(f"{record.path}: {error}") from error
         size = augmented.image.shape[:2]  # a combined image already has the size of the canvas
         height, width = _fit(size if combined else item.resize.size(*size), item.canvas)
         scale = (width / augmented.image.shape[1], height / augmented.image.shape[0])
@@ -232,30 +237,57 @@ class DetectionImages(data.Dataset):
         return Sample(
             id=record.id,
             image=resize(augmented.image, (height, width)),
-            boxes=gt_boxes * factors,
-            labels=picture.labels[kept],
-            crowd=picture.crowd[kept],
+            boxes=objects.boxes * factors,
+            labels=picture.labels[objects.kept],
+            crowd=picture.crowd[objects.kept],
             scale=scale,
             canvas=item.canvas,
-            proposals=None if self.store is None else augmented.boxes[~is_gt] * factors,
-            masks=masks,
+            proposals=None if self.store is None else augmented.boxes[augmented.kept >= len(picture.boxes)] * factors,
+            masks=objects.masks,
             closing=item.closing,
         )
 
     def _read(self, index: int) -> Picture:
         """Return an image of the split as it is."""
         record = self.dataset.records[index]
-        return Picture(decode(record.path), record.boxes, record.labels, record.crowd, self._bitmaps(record))
+        masks = record.masks or (None,) * len(record.boxes)
+        bitmaps = Bitmaps(masks, record.height, record.width) if self.masks else None
+        return Picture(decode(record.path), record.boxes, record.labels, record.crowd, bitmaps)
 
-    def _bitmaps(self, record: Record) -> UInt8[np.ndarray, "n h w"] | None:
-        """Return the mask of each object, empty for an object without one, or None if masks are not wanted."""
-        if not self.masks:
-            return None
-        bitmaps = np.zeros((len(record.boxes), record.height, record.width), np.uint8)
-        for row, mask in enumerate(record.masks or ()):
-            if mask is not None:
-                bitmaps[row] = mask.bitmap(record.height, record.width)
-        return bitmaps
+    def _augment(self, picture: Picture, boxes: Float32[np.ndarray, "n 4"], seed: int) -> tuple[Augmented, _Objects]:
+        """Return the augmented image and boxes, and the ground truths, which are the first of the boxes.
+
+        The masks are augmented in passes of at most `MAX_BYTES`, each with the image and all boxes and the same seed.
+        """
+        count, at_once = len(picture.boxes), max(1, MAX_BYTES // picture.image[..., 0].size)
+        augmented = self._augment_rows(picture, boxes, seed, range(min(count, at_once)))
+        is_gt = augmented.kept < count
+        gt_boxes, kept = augmented.boxes[is_gt], augmented.kept[is_gt]
+        if picture.masks is None:
+            return augmented, _Objects(gt_boxes, kept, None)
+        remains, masks = np.ones(len(kept), bool), np.zeros((len(kept), MASK_SIZE, MASK_SIZE), np.uint8)
+        first = augmented.masks
+        for start in range(0, count, at_once):
+            rows = range(start, min(count, start + at_once))
+            after = self._augment_rows(picture, boxes, seed, rows).masks if start else first
+            assert after is not None
+            own = np.flatnonzero((kept >= rows.start) & (kept < rows.stop))
+            before = (picture.masks[row] for row in kept[own].tolist())
+            bitmaps = [after[row - start] for row in kept[own].tolist()]
+            gt_boxes[own], remains[own] = refit(picture.boxes[kept[own]], before, gt_boxes[own], bitmaps)
+            masks[own] = crops(bitmaps, gt_boxes[own])
+        return augmented, _Objects(gt_boxes[remains], kept[remains], masks[remains])
+
+    def _augment_rows(self, picture: Picture, boxes: Float32[np.ndarray, "n 4"], seed: int, rows: range) -> Augmented:
+        """Return the augmented image with all boxes and the masks of some of its objects."""
+        masks = None
+        if picture.masks is not None:
+            masks = np.empty((len(rows), *picture.image.shape[:2]), np.uint8)
+            for out, row in zip(masks, rows, strict=True):
+                out[:] = picture.masks[row]
+        if self.augmentation is None:
+            return Augmented(picture.image, boxes, np.arange(len(boxes)), masks)
+        return self.augmentation(picture.image, boxes, seed, masks)
 
 
 def _fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import zlib
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -187,6 +187,26 @@ class Window:
 Mask: TypeAlias = Polygons | RLE | LabelledPixels | Window
 
 
+@dataclass(frozen=True, slots=True)
+class Bitmaps:
+    """Bitmaps of the objects of an image, by their row.
+
+    Each is computed at each access: together, those of many objects in a large image take gigabytes.
+    """
+
+    masks: Sequence[Mask | None]
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, row: int) -> Bitmap:
+        """Return the bitmap of an object, empty for one without a mask."""
+        mask = self.masks[row]
+        return np.zeros((self.height, self.width), np.uint8) if mask is None else mask.bitmap(self.height, self.width)
+
+
 @lru_cache(maxsize=2)  # all objects of an image share a file
 def _values(path: Path) -> UInt8[np.ndarray, "h w"]:
     return labels_of_pixels(path)
@@ -231,9 +251,9 @@ def _bounds_within(bitmap: Bitmap, box: Box) -> tuple[int, int, int, int] | None
 
 def refit(
     boxes: Float32[np.ndarray, "n 4"],
-    before: UInt8[np.ndarray, "n h w"],
+    before: Iterable[Bitmap],
     moved: Float32[np.ndarray, "n 4"],
-    after: UInt8[np.ndarray, "n H W"],
+    after: Iterable[Bitmap],
 ) -> tuple[Float32[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
     """Fit boxes to their masks after augmentation: the box of a rotated box is larger than the rotated object.
 
@@ -276,11 +296,11 @@ def crop(bitmap: Bitmap, box: Box, size: int = MASK_SIZE) -> UInt8[np.ndarray, "
     return np.rint(255 * (rows @ window @ columns.T)).astype(np.uint8)
 
 
-def crops(bitmaps: UInt8[np.ndarray, "n h w"], boxes: Float32[np.ndarray, "n 4"]) -> UInt8[np.ndarray, "n M M"]:
+def crops(bitmaps: Iterable[Bitmap], boxes: Float32[np.ndarray, "n 4"]) -> UInt8[np.ndarray, "n M M"]:
     """Return the crop of each bitmap in its box."""
     out = np.zeros((len(boxes), MASK_SIZE, MASK_SIZE), np.uint8)
-    for row, box in enumerate(boxes):
-        out[row] = crop(bitmaps[row], box)
+    for row, (bitmap, box) in enumerate(zip(bitmaps, boxes, strict=True)):
+        out[row] = crop(bitmap, box)
     return out
 
 

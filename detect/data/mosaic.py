@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 
-from detect.data.masks import bounds, refit
+from detect.data.masks import Bitmaps, bounds, refit
 from detect.data.options import MixupOptions, MosaicOptions
 from detect.data.transforms import resize
 
@@ -38,7 +38,7 @@ class Picture:
     boxes: Float[np.ndarray, "n 4"]
     labels: Int64[np.ndarray, " n"]
     crowd: Bool[np.ndarray, " n"]
-    masks: UInt8[np.ndarray, "n h w"] | None
+    masks: UInt8[np.ndarray, "n h w"] | Bitmaps | None
     """Bitmap of each object, empty for one without a mask; None if masks are not wanted."""
 
 
@@ -132,8 +132,8 @@ def mix(picture: Picture, other: Picture, options: MixupOptions, rng: np.random.
 
 
 def join(parts: Sequence[Picture]) -> Picture:
-    """Return the image of the last part with the ground truths of all parts."""
-    masks = [part.masks for part in parts if part.masks is not None]
+    """Return the image of the last part with the ground truths of all parts, which have been drawn."""
+    masks = [part.masks for part in parts if isinstance(part.masks, np.ndarray)]
     return Picture(
         image=parts[-1].image,
         boxes=np.concatenate([part.boxes for part in parts]),
@@ -163,9 +163,10 @@ def draw(picture: Picture, matrix: Matrix, onto: UInt8[np.ndarray, "H W 3"]) -> 
     boxes, masks = boxes[kept], None
     if picture.masks is not None:
         masks = np.zeros((len(kept), *onto.shape[:2]), np.uint8)
-        for bitmap, out in zip(picture.masks[kept], masks, strict=True):
-            _draw_bitmap(bitmap, matrix, out)
-        boxes, remains = refit(picture.boxes[kept], picture.masks[kept], boxes, masks)
+        for row, out in zip(kept.tolist(), masks, strict=True):
+            _draw_bitmap(picture.masks[row], matrix, out)
+        before = (picture.masks[row] for row in kept.tolist())
+        boxes, remains = refit(picture.boxes[kept], before, boxes, masks)
         remains &= _is_large(boxes)
         boxes, kept, masks = boxes[remains], kept[remains], masks[remains]
     return Picture(onto, boxes, picture.labels[kept], picture.crowd[kept], masks)

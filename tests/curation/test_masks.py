@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from detect.curation.convert import convert
+from detect.curation.convert import convert, write_datasets
 from detect.curation.mask_limits import fit_masks
 from detect.curation.regroup import merge_copy, split_copy
 from detect.curation.shapes import make_shapes
@@ -220,6 +220,14 @@ def test_a_label_file_of_yolo_has_the_pixels_of_each_object(shapes, tmp_path):
         for mask, polygon in zip(one.masks, polygons_in(tmp_path / "out" / "labels" / "train", one), strict=True):
             size = one.height, one.width
             np.testing.assert_array_equal(polygon.bitmap(*size), mask.bitmap(*size))
+
+
+def test_boxes_among_polygons_are_counted_in_images_without_masks_too(shapes, tmp_path):
+    dataset = read(shapes, "train", progress=False)
+    first, *others = dataset.records
+    plain = replace(dataset, records=(replace(first, masks=(None,) * len(first.boxes)), *others))
+    done = write_datasets([plain], tmp_path / "out", "yolo", chosen=True, progress=False)
+    assert done.changed["object has a box, not a polygon like the others"] == len(first.boxes) > 0
 
 
 @coco_mini

@@ -276,6 +276,17 @@ def test_a_flip_moves_masks_like_boxes():
     assert difference.mean() < 0.5 and torch.equal(one.targets.labels, other.targets.labels)
 
 
+@pytest.mark.parametrize("augment", [(), ({"HorizontalFlip": {"p": 1.0}}, {"Affine": {"rotate": [-30, 30], "p": 1.0}})])
+def test_masks_in_several_passes_are_those_of_one(augment, monkeypatch):
+    data = DetectionData(coco_mini(augment=augment), masks=True)
+    one = list(islice(data._loader(data.train, 2, data._resizes, data._augmentation), 5))
+    monkeypatch.setattr("detect.data.datamodule.MAX_BYTES", 2 * 640 * 480)
+    other = list(islice(data._loader(data.train, 2, data._resizes, data._augmentation), 5))
+    assert max(len(batch.targets.boxes[0]) for batch in one) > 2
+    for a, b in zip(one, other, strict=True):
+        assert all(torch.equal(getattr(a.targets, name), getattr(b.targets, name)) for name in ("boxes", "masks"))
+
+
 def test_masks_are_loaded_only_if_wanted():
     data = DetectionData(coco_mini())
     assert all(record.masks is None for record in data.train.records)

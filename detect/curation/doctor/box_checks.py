@@ -83,7 +83,9 @@ def images_with_boxes(split: str, annotations: Annotations, sizes: Int64[np.ndar
 
 def _check_image(image: ImageBoxes, resize: Resize | None) -> Iterator[Finding]:
     boxes = image.boxes
-    for first, second in _repeated(boxes, image.labels):
+    masks = image.annotations.masks
+    of_image = None if masks is None else [masks[row] for row in image.rows]
+    for first, second in _repeated(boxes, image.labels, of_image):
         yield image.finding("duplicate-box", (first, second), f"the same box and class as {image.where(first)}")
     for first, second in _conflicts(boxes, image.labels, image.annotations.crowd[image.rows]):
         what = f"{image.name(second)}, where {image.where(first)} has {image.name(first)}"
@@ -100,20 +102,39 @@ def _check_image(image: ImageBoxes, resize: Resize | None) -> Iterator[Finding]:
         yield image.finding("tiny-box", (int(row),), what)
 
 
-def repeats(boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Return a mask of the boxes that repeat an earlier box with the same class."""
+def repeats(
+    boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"], masks: Sequence[Mask | None] | None
+) -> Bool[np.ndarray, " n"]:
+    """Return which boxes repeat another one with the same class; of these the first one, or the first mask, remains."""
     repeated = np.zeros(len(boxes), dtype=bool)
-    repeated[[second for _, second in _repeated(boxes, labels)]] = True
+    repeated[[second for _, second in _repeated(boxes, labels, masks)]] = True
     return repeated
 
 
-def _repeated(boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"]) -> Iterator[tuple[int, int]]:
-    """Yield the first occurrence and each repetition of a box; boxes of unknown classes are skipped."""
-    first: dict[tuple[float, ...], int] = {}
+def _repeated(
+    boxes: Float64[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"], masks: Sequence[Mask | None] | None
+) -> Iterator[tuple[int, int]]:
+    """Yield each box that others repeat, with each of these; boxes of unknown classes are skipped.
+
+    A box without a mask repeats one with a mask. Masks of different areas are different objects.
+    """
+    rows_of: dict[tuple[float, ...], list[int]] = {}
     for row, key in enumerate(zip(*boxes.T.tolist(), labels.tolist(), strict=True)):
-        before = first.setdefault(key, row)
-        if before != row and labels[row] >= 0:
-            yield before, row
+        if labels[row] >= 0:
+            rows_of.setdefault(key, []).append(row)
+    for rows in rows_of.values():
+        first, *others = rows if masks is None else sorted(rows, key=lambda row: masks[row] is None)
+        for other in others:
+            if masks is None or _may_be_same(masks[first], masks[other]):
+                yield first, other
+
+
+def _may_be_same(mask: Mask | None, other: Mask | None) -> bool:
+    """Return whether two masks in the same box may be those of one object."""
+    if mask is None or other is None:
+        return True
+    small, large = sorted((mask.area(), other.area()))
+    return not small < SAME * large  # damaged polygons may have no finite area
 
 
 def _conflicts(

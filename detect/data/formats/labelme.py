@@ -132,7 +132,9 @@ def _mask(kind: object, corners: np.ndarray | None, content: object) -> Mask | N
         return ellipse(x, y, radius, radius)
     if kind == "ellipse":
         return ellipse((x + edge_x) / 2, (y + edge_y) / 2, abs(edge_x - x) / 2, abs(edge_y - y) / 2)
-    return window(x, y, edge_x - x + 1, edge_y - y + 1, content) if isinstance(content, str) else None
+    if not isinstance(content, str):
+        return None
+    return window(min(x, edge_x), min(y, edge_y), abs(edge_x - x) + 1, abs(edge_y - y) + 1, content)
 
 
 def _image(tree: Tree, path: Path, document: dict[str, Any], log: DefectLog) -> Path | None:

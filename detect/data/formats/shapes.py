@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import cos, pi, sin
+from math import cos, floor, pi, sin
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -50,8 +50,12 @@ def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0, aspect
 def window(
     left: float, top: float, width: float, height: float, content: Int64[np.ndarray, " r"] | str
 ) -> Window | None:
-    """Return the pixels in a window of the image, or None if the window is not one of whole pixels."""
+    """Return the pixels in a window of the image, rounded to whole pixels; None if it has none or lies far outside.
+
+    A mask that was moved by hand may have a place between two pixels.
+    """
     place = (left, top, width, height)
-    if not all(float(number).is_integer() and abs(number) < 2**31 for number in place) or min(width, height) < 1:
+    if not all(abs(number) < 2**31 for number in place) or min(width, height) < 0.5:  # its box is reported
         return None
-    return Window(int(left), int(top), int(width), int(height), content)
+    left, top, width, height = (floor(number + 0.5) for number in place)
+    return Window(left, top, width, height, content)

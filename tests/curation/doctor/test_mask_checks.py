@@ -163,6 +163,16 @@ def test_a_repaired_copy_keeps_masks_and_leaves_out_unusable_ones(tmp_path):
     assert report.findings and [one.rule for one in findings(tmp_path / "copy")] == ["no-mask"]
 
 
+def test_of_two_equal_boxes_the_one_with_a_mask_remains_and_other_masks_are_other_objects(tmp_path):
+    box, ring = [10, 10, 40, 20], rle((10, 10, 50, 12), (10, 28, 50, 30), (10, 10, 12, 30), (48, 10, 50, 30))
+    root = write(tmp_path / "data", (box, None, {}), GOOD, (box, ring, {}))
+    report = check(root, fix=tmp_path / "copy", progress=False, workers=1)
+    (finding,) = [finding for finding in report.findings if finding.rule == "duplicate-box"]
+    assert finding.what.startswith("annotation 1 of image 1: the same box and class as annotation 2 of image 1")
+    document = json.loads((tmp_path / "copy" / "annotations" / "instances_train.json").read_text())
+    assert [entry["segmentation"] for entry in document["annotations"]] == [GOOD[1], ring]
+
+
 def test_scaled_images_scale_their_polygons(tmp_path):
     """The images were halved after they were annotated: the check sees the masks in the boxes, the copy has both."""
     root = write(

@@ -190,6 +190,17 @@ def test_polygons_of_one_group_of_labelme_are_one_object(tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, -1])
+def test_a_mask_of_labelme_that_was_moved_lies_on_the_nearest_pixels(step, tmp_path):
+    height, width = SHAPED.shape
+    points = [[7.3, 8.4], [7.3 + width - 1, 8.4 + height - 1]][::step]
+    shape = {"label": "cat", "shape_type": "mask", "points": points, "mask": base64.b64encode(png(SHAPED)).decode()}
+    image(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text(json.dumps({"version": "5.0", "shapes": [shape], "imagePath": "a.png"}))
+    (mask,) = read(tmp_path, "train").records[0].masks
+    assert np.array_equal(mask.bitmap(HEIGHT, WIDTH), shaped())
+
+
+@pytest.mark.parametrize("step", [1, -1])
 def test_the_area_of_a_polygon_does_not_include_its_hole(step):
     hole = np.array([[15, 10], [20, 10], [20, 15], [15, 15]], np.float64)[::step]
     assert polygon(np.array(SQUARE, np.float64), [hole]).area() == 20 * 20 - 5 * 5

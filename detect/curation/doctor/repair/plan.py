@@ -177,7 +177,7 @@ def _boxes(plan: Plan, split: str) -> dict[int, Float64[np.ndarray, " 4"] | None
     first = {path: index for index, path in reversed(list(enumerate(annotations.paths)))}
     images = np.array([first[annotations.paths[index]] for index in valid.image], dtype=np.int64)
     keys = np.where(valid.labels < 0, -1, images * len(annotations.classes) + valid.labels)
-    repeated = repeats(valid.boxes, keys)
+    repeated = repeats(valid.boxes, keys, valid.masks)
     limits = np.tile(sizes, 2) if annotations.normalised else np.ones((len(sizes), 4))
     kept: dict[int, Float64[np.ndarray, " 4"] | None] = {}
     for index, row in enumerate(map(int, valid.places)):
@@ -186,7 +186,7 @@ def _boxes(plan: Plan, split: str) -> dict[int, Float64[np.ndarray, " 4"] | None
             continue
         location = f"{split}: {plan.relative(annotations.sources[image])}, {annotations.places[row]}"
         if repeated[index]:
-            plan.report(f"{location}: left out, it repeats an earlier box")
+            plan.report(f"{location}: left out, it repeats another box")
             continue
         clipped = np.abs(annotations.boxes[row] * limits[image] - valid.boxes[index]).max() > ROUNDING
         kept[row] = valid.boxes[index] if clipped or split in survey.mistakes else None
