@@ -239,6 +239,21 @@ class BackboneOptions(ABC):
             load_weights(network, self.weights, self.architecture(), self.classifier_keys)
         return network
 
+    def dense(self, network: Network, size: int) -> nn.Module:
+        """Return a trained classifier in its form for whole images: the mean of the class scores over the image.
+
+        A network that ends in global average pooling and a linear layer is such a mean as it is (He et al. 2016, §3.4),
+        and is returned.
+
+        Args:
+            network: the whole network.
+            size: pixels along each side of the crops on which it was trained.
+
+        Raises:
+            UserError: the network changes the size of its features for such crops, which has no dense form.
+        """
+        return network
+
     @abstractmethod
     def build(self, multi_scale: bool) -> tuple[Backbone, BoxHead | None]:
         """Return the backbone and, if layers of the network remain, a box head that consists of these.

@@ -6,11 +6,15 @@ Ge et al. 2021, "YOLOX: Exceeding YOLO Series in 2021"; Wang et al. 2020, "CSPNe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
+Multiple = Annotated[float, Field(ge=1 / 64, le=20)]
+"""Multiple of a depth or width; the stem has at least one channel."""
 EPS, MOMENTUM = 1e-3, 0.03
 """Batch norm's constants in YOLOX."""
 

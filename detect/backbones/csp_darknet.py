@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,8 +26,10 @@ from detect.backbones.backbone import (
     TrainStages,
     refuse_small_crops,
 )
-from detect.backbones.csp import EPS, MOMENTUM, CSPLayer, bottlenecks, convolution, convolution3x3, scaled
+from detect.backbones.csp import EPS, MOMENTUM, CSPLayer, Multiple, bottlenecks, convolution, convolution3x3, scaled
 from detect.backbones.norm import Norm
+from detect.backbones.weights import FILES
+from detect.errors import UserError
 from detect.options import options
 
 GREY = 114.0
@@ -51,9 +52,9 @@ class CSPDarknetOptions(BackboneOptions):
     classifier_keys = ("fc.",)
 
     name: Literal["csp_darknet"] = field(default="csp_darknet", kw_only=True)
-    depth: PositiveFloat = 0.33
+    depth: Multiple = 0.33
     """Multiple of the number of bottlenecks: 0.33 in YOLOX nano, tiny and s, 0.67 in m, 1 in l, 1.33 in x."""
-    width: PositiveFloat = 0.5
+    width: Multiple = 0.5
     """Multiple of the channels: 0.25 in YOLOX nano, 0.375 in tiny, 0.5 in s, 0.75 in m, 1 in l, 1.25 in x."""
     depthwise: bool = False
     """Depthwise separable instead of 3×3 convolutions, as in YOLOX nano."""
@@ -66,11 +67,14 @@ class CSPDarknetOptions(BackboneOptions):
         return "batch"
 
     def architecture(self) -> str:
-        """Return the name with the multiples."""
-        return f"csp_darknet with depth {self.depth:g} and width {self.width:g}"
+        """Return csp_darknet."""
+        return "csp_darknet"
 
     def make(self, num_classes: int) -> Network:
         """Return the network with an average pool and a linear layer, as a classifier."""
+        if self.weights is not None and not self.weights.endswith(FILES):
+            no_names = f"weights: {self.weights}: torchvision has none for csp_darknet"
+            raise UserError(f"{no_names}; give a {', '.join(FILES)} file")
         return CSPDarknet(self, num_classes)
 
     def stages(self, network: Network) -> Stages:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain, repeat
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,6 +22,7 @@ from detect.backbones.backbone import (
     StagedBackbone,
     refuse_small_crops,
 )
+from detect.errors import UserError
 
 
 class FullyConnectedBoxHead(BoxHead):
@@ -97,6 +101,46 @@ class FullyConnectedCropNetwork(CropNetwork):
         return {"pool5": pool5.flatten(1), "fc6": fc6, "fc7": fc7}
 
 
+def dense_network(network: Network, pooled: int) -> nn.Sequential:
+    """Return a classifier on images of any size, whose fully connected layers are convolutions on its features.
+
+    features     [B, c, h, w]
+    classifier   [B, C, h - p + 1, w - p + 1]     class score map: the logits of every region of p × p cells
+    average      [B, C]                           mean over the map
+
+    On images of the size of its crops, it has the logits of `network`. In a larger image, the logits of a region are
+    those of a crop that is padded with what is around it, not with zeros.
+
+    Args:
+        network: in torchvision's form, with `features` and `classifier`.
+        pooled: p, cells along each side of the region that the first fully connected layer takes.
+    """
+    sides = chain([pooled], repeat(1))
+    layers = [_convolution(one, next(sides)) if isinstance(one, nn.Linear) else one for one in network.classifier]
+    return nn.Sequential(
+        OrderedDict(features=network.features, classifier=nn.Sequential(*layers), average=MeanOverMap())
+    )
+
+
+class MeanOverMap(nn.Module):
+    """Mean of each channel over all cells."""
+
+    def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B c"]:
+        """Compute the means."""
+        return x.mean(dim=(2, 3))
+
+
+def _convolution(linear: nn.Linear, side: int) -> nn.Conv2d:
+    """Return a fully connected layer on regions of `side` × `side` cells as a convolution with the same weights."""
+    channels = linear.in_features // side**2
+    convolution = nn.Conv2d(channels, linear.out_features, side, device="meta")
+    weight = linear.weight.detach().unflatten(1, (channels, side, side))
+    # The images are channels-last: otherwise the weights would be reordered in each call, which takes most of the time.
+    convolution.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
+    convolution.bias = linear.bias
+    return convolution
+
+
 class FullyConnectedOptions(BackboneOptions):
     """A network of convolutions and two fully connected layers, cut before the last pool (Girshick 2015, §2.2).
 
@@ -118,6 +162,19 @@ class FullyConnectedOptions(BackboneOptions):
 
     def centre(self, stages: nn.Sequential) -> None:
         """Change paddings, in place, so that cell i at stride s is on pixel s · i, where region pooling expects it."""
+
+    def dense(self, network: Network, size: int) -> nn.Sequential:
+        """Return the network with its fully connected layers as convolutions (Simonyan and Zisserman 2015, §3.2)."""
+        refuse_small_crops(size, self.smallest_crop)
+        with torch.device("meta"):
+            cells = replace(self, weights=None).make(1).features(torch.empty(1, 3, size, size)).shape[-1]
+        pooled = self.box_head(network).pooled
+        if cells != pooled:
+            raise UserError(
+                f"data.size: {size}: such crops have {cells}×{cells} cells, which are resized to the {pooled}×{pooled} "
+                "of the first fully connected layer; for dense evaluation, train with a size that gives as many"
+            )
+        return dense_network(network, pooled)
 
     def build(self, multi_scale: bool) -> tuple[StagedBackbone, FullyConnectedBoxHead | None]:
         """Return the stages and, for use without a neck, fc6 and fc7, which are always trained."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import field
 from typing import ClassVar, Literal
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from detect.backbones.backbone import FeatureInfo, Network, Stages, TrainStages, centre_cells
 from detect.backbones.fully_connected import FullyConnectedBoxHead, FullyConnectedOptions
-from detect.backbones.weights import FILES
-from detect.errors import UserError
+from detect.backbones.weights import refuse_names
 from detect.options import options
+
+ACTIVATIONS = {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 
 
 @options
@@ -32,19 +34,21 @@ class LeNetOptions(FullyConnectedOptions):
     levels: ClassVar = {"conv1": FeatureInfo(6, 1), "conv2": FeatureInfo(16, 2)}
 
     name: Literal["lenet"] = field(default="lenet", kw_only=True)
+    activation: Literal["tanh", "sigmoid"] = field(default="tanh", kw_only=True)
+    """Activation of all layers but the last; the paper's is 1.7159 tanh(2x / 3) (Appendix A). With `sigmoid`, train by
+    `training.optimizer: adam`: the gradients are too small for plain SGD."""
     train_stages: TrainStages = 2
     """Number of stages of conv1 and conv2, the paper's C1 and C3, that are trained, counted from conv2. fc6 and fc7 are
     always trained."""
 
     def architecture(self) -> str:
-        """Return lenet."""
-        return "lenet"
+        """Return lenet or lenet_sigmoid."""
+        return "lenet" if self.activation == "tanh" else f"lenet_{self.activation}"
 
     def make(self, num_classes: int) -> Network:
         """Return the network in the form of torchvision's AlexNet."""
-        if self.weights is not None and not self.weights.endswith(FILES):
-            raise UserError(f"weights: {self.weights}: torchvision has none for lenet; give a {', '.join(FILES)} file")
-        return LeNetNetwork(num_classes)
+        refuse_names(self.weights, self.architecture())
+        return LeNetNetwork(num_classes, ACTIVATIONS[self.activation])
 
     def stages(self, network: Network) -> Stages:
         """Return conv1, with the conversion to grey, and conv2, with the pool before it."""
@@ -61,26 +65,26 @@ class LeNetOptions(FullyConnectedOptions):
     def box_head(self, network: Network) -> FullyConnectedBoxHead:
         """Return C5 and F6."""
         c5, f6 = network.classifier[0], network.classifier[2]
-        return FullyConnectedBoxHead(c5, f6, pooled=5, dropout=0.0, activation=nn.Tanh())
+        return FullyConnectedBoxHead(c5, f6, pooled=5, dropout=0.0, activation=ACTIVATIONS[self.activation]())
 
 
 class LeNetNetwork(nn.Module):
     """The whole network; for images of another size than 32×32, S4 is average-pooled to C5's 5×5 cells."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.features = nn.Sequential(
             Grey(),
             nn.Conv2d(1, 6, 5),
-            nn.Tanh(),
+            activation(),
             nn.AvgPool2d(2),
             nn.Conv2d(6, 16, 5),
-            nn.Tanh(),
+            activation(),
             nn.AvgPool2d(2),
         )
         self.avgpool = nn.AdaptiveAvgPool2d(5)
         self.classifier = nn.Sequential(
-            nn.Linear(16 * 5 * 5, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, num_classes)
+            nn.Linear(16 * 5 * 5, 120), activation(), nn.Linear(120, 84), activation(), nn.Linear(84, num_classes)
         )
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:

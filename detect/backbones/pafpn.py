@@ -12,12 +12,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detect.backbones.backbone import FeatureInfo
-from detect.backbones.csp import CSPLayer, bottlenecks, convolution, convolution3x3, scaled
+from detect.backbones.csp import CSPLayer, Multiple, bottlenecks, convolution, convolution3x3, scaled
 from detect.backbones.necks import Neck, octaves
 from detect.backbones.norm import Norm
 from detect.options import options
@@ -38,8 +37,8 @@ class PAFPNOptions:
     """
 
     name: Literal["pafpn"] = field(default="pafpn", kw_only=True)
-    depth: PositiveFloat = 0.33
-    width: PositiveFloat = 0.5
+    depth: Multiple = 0.33
+    width: Multiple = 0.5
     depthwise: bool = False
 
     def build(self, levels: Mapping[str, FeatureInfo], backbone_norm: Norm) -> PAFPN:

@@ -8,12 +8,11 @@ from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detect.backbones.backbone import FeatureInfo, Network, Stages, TrainStages, centre_cells
 from detect.backbones.fully_connected import FullyConnectedBoxHead, FullyConnectedOptions
-from detect.backbones.weights import FILES
-from detect.errors import UserError
+from detect.backbones.norm import LocalResponseNorm
+from detect.backbones.weights import refuse_names
 from detect.options import options
 
 # A stage begins with the max-pool that halves its input, where there is one.
@@ -51,8 +50,7 @@ class VGGMOptions(FullyConnectedOptions):
 
     def make(self, num_classes: int) -> Network:
         """Return the network in the form of torchvision's VGG."""
-        if self.weights is not None and not self.weights.endswith(FILES):
-            raise UserError(f"weights: {self.weights}: torchvision has none for vgg_m; give a {', '.join(FILES)} file")
+        refuse_names(self.weights, self.architecture())
         return VGGMNetwork(num_classes)
 
     def stages(self, network: Network) -> Stages:
@@ -97,24 +95,6 @@ class VGGMNetwork(nn.Module):
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         """Compute the logits."""
         return self.classifier(self.avgpool(self.features(pixels)).flatten(1))
-
-
-class LocalResponseNorm(nn.Module):
-    """Divide each value by (2 + 1e-4 · the sum of squares over five neighbouring channels)^0.75.
-
-    The same as Caffe's, whose alpha, 5e-4, is for the mean of the squares (Krizhevsky et al. 2012, §3.3, with
-    Chatfield's constants). torch's module gives the same result, but takes twice as long on the CPU in channels-last,
-    and in half precision its squares overflow from 256 on: here they are float32.
-    """
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Normalise x, in its dtype."""
-        channels = x.shape[1]
-        squares = F.pad(x.float().square(), (0, 0, 0, 0, 2, 2))
-        total = squares[:, :channels]
-        for shift in range(1, 5):
-            total = total + squares[:, shift : shift + channels]
-        return (x * (2 + 1e-4 * total).pow(-0.75)).to(x.dtype)
 
 
 def _convolutions() -> nn.Sequential:

@@ -39,6 +39,12 @@ def load_weights(network: nn.Module, weights: str, architecture: str, classifier
     load_state(network, read_state(path), path, architecture, classifier_keys)
 
 
+def refuse_names(weights: str | None, architecture: str) -> None:
+    """Raise `UserError` if `weights` is a name, for a network that torchvision does not have."""
+    if weights is not None and not weights.endswith(FILES):
+        raise UserError(f"weights: {weights}: torchvision has none for {architecture}; give a {', '.join(FILES)} file")
+
+
 def load_state(
     network: nn.Module, content: dict[str, Tensor], path: Path, architecture: str, classifier_keys: tuple[str, ...]
 ) -> None:

@@ -30,6 +30,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the weights")
     engines = "implementation of the COCO metrics; both give equal numbers"
     parser.add_argument("--engine", choices=("pycocotools", "fast"), default="pycocotools", help=engines)
+    dense = "of a classifier: whole images instead of centre crops, with fully connected layers as convolutions"
+    parser.add_argument("--dense", action="store_true", help=dense)
     parser.set_defaults(takes_overrides=True)
 
 
@@ -44,6 +46,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         classes=options.classes,
         precision=options.precision,
         engine=options.engine,
+        dense=options.dense,
         command=options.command,
         log=print_once,
     )

@@ -19,7 +19,9 @@ def add(commands: Any) -> None:
         "convert weights of another project to a checkpoint with equal outputs",
         "detect import torchvision fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --out coco.ckpt",
     )
-    parser.add_argument("project", choices=("torchvision", "detectron2"), help="the project that wrote the file")
+    parser.add_argument(
+        "project", choices=("torchvision", "detectron2", "yolox"), help="the project that wrote the file"
+    )
     files = "a state dict or a training checkpoint (.pth, .pt, .safetensors), for detectron2 also a .pkl"
     parser.add_argument("file", type=Path, metavar="FILE", help=files)
     parser.add_argument("--out", type=Path, required=True, help="the new checkpoint")

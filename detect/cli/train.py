@@ -38,7 +38,9 @@ def add(commands: Any) -> None:
     train.add_argument("data", type=Path, nargs="*", metavar="DIR", help=data)
     config = f"{CONFIG_HELP} (default: small/faster_rcnn, fitted to the data)"
     train.add_argument("-c", "--config", type=Path, help=config)
-    weights = "begin from a model: a checkpoint or .safetensors file of ours, or a file of torchvision or detectron2"
+    weights = (
+        "begin from a model: a checkpoint or .safetensors file of ours, or a file of torchvision, detectron2 or YOLOX"
+    )
     train.add_argument("--weights", type=Path, metavar="FILE", help=weights)
     network = "take the network's options from --weights, as without -c, instead of the config"
     train.add_argument("--model", choices=("from-weights",), help=network)

@@ -38,6 +38,7 @@ def _list(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         "backbones of torchvision, for --model.backbone.weights by name": ("torchvision", True),
         "detectors of torchvision, for --weights": ("torchvision", False),
         "detectors of detectron2, for --weights": ("detectron2", False),
+        "detectors of YOLOX, for --weights": ("yolox", False),
     }
     for title, group in groups.items():
         print(title)

@@ -91,8 +91,8 @@ class TrainingOptions:
     Args:
         recipe: recipe of training; null takes the model's default: `rcnn_stages` for R-CNN, `joint` for all others.
             `alternating` is for Faster R-CNN.
-        weights: file with initial weights: a checkpoint or safetensors export of detect, or weights of torchvision or
-            detectron2; null loads `model.backbone.weights`, if given.
+        weights: file with initial weights: a checkpoint or safetensors export of detect, or weights of torchvision,
+            detectron2 or YOLOX; null loads `model.backbone.weights`, if given.
         epochs: passes over the training split.
         optimizer: `sgd`, `adagrad`, `rmsprop`, `adam` or `adamw`, as in torch.
         learning_rate: learning rate of the weights after warm-up.

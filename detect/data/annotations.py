@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from detect.data.defects import DefectLog
-from detect.data.masks import Mask, Polygons
+from detect.data.masks import Mask, Polygons, bounds
 from detect.data.usable_masks import usable_masks
 
 MIN_SIDE = 1e-3
@@ -115,8 +115,10 @@ def repair(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: Defec
         detail = f"{annotations.places[row]}: box ({numbers}) in {annotations.paths[image].name}, {width} × {height}"
         log.add(str(verdict[row]), annotations.sources[image], detail)
 
-    repaired = replace(annotations, boxes=inner.astype(np.float64))
-    return _fill_areas(_repair_masks(_select(repaired, (verdict == "") | (verdict == "clipped")), sizes, log))
+    kept = (verdict == "") | (verdict == "clipped")
+    repaired = _select(replace(annotations, boxes=inner.astype(np.float64)), kept)
+    repaired = _repair_masks(repaired, sizes, log)
+    return _fill_areas(_fit_to_visible(repaired, np.flatnonzero(verdict[kept] == "clipped"), sizes))
 
 
 def _repair_masks(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: DefectLog) -> Annotations:
@@ -130,6 +132,24 @@ def _repair_masks(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log
     for rule, row, text in problems:
         log.add(rule, annotations.sources[annotations.image[row]], f"{annotations.places[row]}: {text}")
     return replace(annotations, masks=masks if any(masks) else None, normalised=False)
+
+
+def _fit_to_visible(
+    annotations: Annotations, clipped: Int64[np.ndarray, " c"], sizes: Int64[np.ndarray, "i 2"]
+) -> Annotations:
+    """Return the annotations with clipped boxes fitted to the part of their polygon that is in the image.
+
+    A file without areas has boxes that bound the whole polygon; clipped, they can be much larger than that part.
+    """
+    boxes, areas = annotations.boxes.copy(), annotations.areas.copy()
+    for row in clipped.tolist():
+        mask = annotations.masks[row] if annotations.masks is not None else None
+        if isinstance(mask, Polygons) and np.isnan(areas[row]):
+            width, height = sizes[annotations.image[row]].tolist()
+            bitmap = mask.bitmap(height, width)
+            if (visible := bounds(bitmap)) is not None:
+                boxes[row], areas[row] = visible, bitmap.sum()
+    return replace(annotations, boxes=boxes, areas=areas)
 
 
 def _fill_areas(annotations: Annotations) -> Annotations:

@@ -1,7 +1,8 @@
 """Loaders of classification data.
 
 Training takes a random crop of each image, resized to `size` (Szegedy et al. 2015, "Going deeper with convolutions",
-§6). Evaluation resizes the short side to `resize` and takes the centre crop (Krizhevsky et al. 2012, §2).
+§6). Evaluation resizes the short side to `resize` and takes the centre crop (Krizhevsky et al. 2012, §2), or the whole
+image (Simonyan and Zisserman 2015, §3.2).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from detect.data.transforms import Augmentation, Resize, Step, resize
 from detect.errors import UserError
 from detect.structures import ClassificationBatch
 
-Sample = tuple[UInt8[np.ndarray, "size size 3"], int, int]
+MAX_ASPECT_RATIO = 8
+"""Long side by short side of a whole image; the ends of longer images are left out."""
+Sample = tuple[UInt8[np.ndarray, "H W 3"], int, int]
 """An image, its label and its index in the split."""
 _NO_BOXES = np.empty((0, 4), np.float32)
 
@@ -79,9 +82,9 @@ class ClassificationData(LightningDataModule):
         """Return the loader of the validation split, or an empty list."""
         return [] if self.val is None else self.eval_loader(self.val)
 
-    def eval_loader(self, dataset: ImageClasses) -> data.DataLoader:
-        """Return batches of centre crops; each image of the split occurs once, on one of the processes."""
-        return self._loader(dataset, self.options.eval_batch_size, None)
+    def eval_loader(self, dataset: ImageClasses, whole: bool = False) -> data.DataLoader:
+        """Return batches of centre crops, or whole images one by one; each image occurs once, on one process."""
+        return self._loader(dataset, 1 if whole else self.options.eval_batch_size, None, whole)
 
     def _read(self, name: str, classes: Sequence[str] | None) -> ImageClasses:
         if self.options.dataset == "digits":
@@ -90,12 +93,12 @@ class ClassificationData(LightningDataModule):
         return read_imagefolder(options.root, name, classes, options.skip_unreadable, options.follow_links)
 
     def _loader(
-        self, dataset: ImageClasses, batch_size: int, augmentation: Augmentation | None
+        self, dataset: ImageClasses, batch_size: int, augmentation: Augmentation | None, whole: bool = False
     ) -> data.DataLoader[ClassificationBatch]:
         side = self.options.size
         return make_loader(
-            _ClassificationImages(dataset, self.options, augmentation),
-            sizes=[(side, side)] * len(dataset),  # all images have one size: one canvas and one scale
+            _ClassificationImages(dataset, self.options, augmentation, whole),
+            sizes=[(side, side)] * len(dataset),  # all images of a batch have one size: one canvas and one scale
             resizes=[Resize(side, side)],
             canvases=1,
             batch_size=batch_size,
@@ -108,17 +111,23 @@ class ClassificationData(LightningDataModule):
 
 
 class _ClassificationImages(data.Dataset):
-    """Decoded images, cropped to the network's size."""
+    """Decoded images, cropped to the network's size, or whole."""
 
     def __init__(
-        self, dataset: ImageClasses, options: ClassificationDataOptions, augmentation: Augmentation | None
+        self,
+        dataset: ImageClasses,
+        options: ClassificationDataOptions,
+        augmentation: Augmentation | None,
+        whole: bool,
     ) -> None:
-        self.dataset, self.options, self.augmentation = dataset, options, augmentation
+        self.dataset, self.options, self.augmentation, self.whole = dataset, options, augmentation, whole
 
     def __getitem__(self, item: Item) -> Sample:
         image, size = self.dataset.images[item.index], self.options.size
         if isinstance(image, Path):
             image = decode(image)
+        if self.whole:
+            return whole_image(image, self.options.resize), int(self.dataset.labels[item.index]), item.index
         if self.augmentation is None or self.options.crop is None:
             image = centre_crop(image, size, self.options.resize)
         if self.augmentation is not None:
@@ -145,6 +154,15 @@ def centre_crop(image: UInt8[np.ndarray, "h w 3"], size: int, short_side: int) -
     side = max(1, round(min(height, width) * size / short_side))
     top, left = (height - side) // 2, (width - side) // 2
     return resize(image[top : top + side, left : left + side], (size, size))
+
+
+def whole_image(image: UInt8[np.ndarray, "h w 3"], short_side: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Return an image whose short side is resized to `short_side`; of one longer than 8:1, the middle."""
+    longest = MAX_ASPECT_RATIO * min(image.shape[:2])
+    top, left = (max(0, side - longest) // 2 for side in image.shape[:2])
+    image = image[top : top + longest, left : left + longest]
+    height, width = image.shape[:2]
+    return resize(image, Resize(short_side, MAX_ASPECT_RATIO * short_side).size(height, width))
 
 
 def collate(samples: Sequence[Sample]) -> ClassificationBatch:

@@ -216,6 +216,14 @@ def bounds(bitmap: Bitmap) -> tuple[int, int, int, int] | None:
     return (left, top, left + width, top + height) if width else None
 
 
+def _bounds_within(bitmap: Bitmap, box: Box) -> tuple[int, int, int, int] | None:
+    """Return the smallest box that holds the pixels of a mask which lie in a box or up to a pixel beside it."""
+    left, top = (max(0, int(np.floor(side)) - 1) for side in box[:2])
+    right, bottom = (int(np.ceil(side)) + 1 for side in box[2:])
+    inner = bounds(np.ascontiguousarray(bitmap[top:bottom, left:right]))
+    return None if inner is None else (left + inner[0], top + inner[1], left + inner[2], top + inner[3])
+
+
 def refit(
     boxes: Float32[np.ndarray, "n 4"],
     before: UInt8[np.ndarray, "n h w"],
@@ -224,7 +232,9 @@ def refit(
 ) -> tuple[Float32[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
     """Fit boxes to their masks after augmentation: the box of a rotated box is larger than the rotated object.
 
-    A side changes only if it is more than a pixel away from the mask, and only if the box fitted its mask before.
+    A side changes only if it is more than a pixel away from the mask, and only if the box fitted its mask before. Only
+    the pixels within a box count: transforms that reflect the image at its border make several boxes of an object, and
+    its bitmap then has the pixels of all of these copies.
 
     Args:
         boxes: boxes before augmentation.
@@ -233,14 +243,14 @@ def refit(
         after: bitmaps after augmentation.
 
     Returns:
-        The boxes, and whether each remains: a mask that was moved out of the image takes its box with it.
+        The boxes, and whether each remains: a mask that was moved out of its box takes the box with it.
     """
     fitted, remains = moved.copy(), np.ones(len(moved), bool)
     for row, (old, new) in enumerate(zip(before, after, strict=True)):
         extent = bounds(old)
         if extent is None:
             continue
-        now = bounds(new)
+        now = _bounds_within(new, moved[row])
         remains[row] = now is not None
         if now is not None and np.abs(boxes[row] - extent).max() <= FITS:
             far = np.abs(moved[row] - now) > 1

@@ -18,13 +18,26 @@ from detect.data.masks import Bitmap, Mask, Polygons, bounds
 def outline_of(mask: Mask, height: int, width: int) -> Float64[np.ndarray, "k 2"] | None:
     """Return the corners x, y of one polygon with the pixels of a mask, within the image; None if it has no pixel.
 
-    The corners of polygons are kept, unless some overlap: then, and for bitmaps, the outline of the pixels is traced.
+    The corners of polygons are kept, unless some overlap, or lie so far outside of the image that other pixels would
+    be enclosed: then, and for bitmaps, the outline of the pixels is traced.
     """
-    pieces = _separate(mask, height, width) if isinstance(mask, Polygons) else None
-    if pieces is None:
-        pieces = trace(mask.bitmap(height, width))
-    joined = _join([piece.clip(0, (width, height)) for piece in pieces])
+    joined = _joined_polygons(mask, height, width) if isinstance(mask, Polygons) else None
+    if joined is None:
+        joined = _join(trace(mask.bitmap(height, width)))
     return joined if joined is not None and (np.ptp(joined, axis=0) > 0).all() else None
+
+
+def _joined_polygons(mask: Polygons, height: int, width: int) -> Float64[np.ndarray, "k 2"] | None:
+    """Return one polygon with the corners of a mask, moved into the image, or None if it encloses other pixels."""
+    pieces = _separate(mask, height, width)
+    if pieces is None:
+        return None
+    inside = [piece.clip(0, (width, height)) for piece in pieces]
+    joined = _join(inside)
+    is_moved = any((one != other).any() for one, other in zip(pieces, inside, strict=True))
+    if joined is not None and is_moved and Polygons((joined,)).rle(height, width) != mask.rle(height, width):
+        return None
+    return joined
 
 
 def _separate(mask: Polygons, height: int, width: int) -> Sequence[Float64[np.ndarray, "_ 2"]] | None:

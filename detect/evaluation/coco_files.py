@@ -86,13 +86,16 @@ class GroundTruthFile:
     dataset: Dataset
     num_skipped: int
     """Number of annotations of images that the file does not list, which pycocotools skips."""
+    masks_problem: str = ""
+    """Reason why its masks are left out; it is raised with results that have masks."""
 
 
 def read_ground_truth(file: Path, images: Path | None = None) -> GroundTruthFile:
     """Read a COCO annotation file.
 
     Annotation ids are replaced by 1, 2, …, because pycocotools takes id 0 for "not matched". A missing `area` becomes
-    that of the box, a missing `iscrowd` 0. This changes no metric that pycocotools computes without an error.
+    that of the box, a missing `iscrowd` 0. This changes no metric that pycocotools computes without an error. If a mask
+    cannot be used, all are left out, because the metrics of boxes need none.
 
     Args:
         file: the annotation file.
@@ -115,13 +118,16 @@ def read_ground_truth(file: Path, images: Path | None = None) -> GroundTruthFile
     category_ids = tuple(sorted(names))
     _refuse_unknown(file, "annotation", annotations, names, listed)
     sizes = {entry["id"]: (entry.get("height"), entry.get("width")) for entry in content["images"]}
-    _check_masks(file, "annotation", annotations, sizes)
+    problem = _masks_problem("annotation", annotations, sizes)
+    if problem:
+        annotations = [{**entry, "segmentation": None} for entry in annotations]
     records = _records(content["images"], annotations, category_ids, file, images)
     classes = tuple(names[id] for id in category_ids)
     return GroundTruthFile(
         content={**content, "info": {}, "annotations": annotations},
         dataset=Dataset(images or file.parent, file.stem, "coco", classes, category_ids, records),
         num_skipped=len(content["annotations"]) - len(annotations),
+        masks_problem=f"{file}: {problem}" if problem else "",
     )
 
 
@@ -142,7 +148,8 @@ def read_results(file: Path, ground_truth: GroundTruthFile) -> ResultsFile:
 
     Raises:
         UserError: the file cannot be read, is not a COCO results file, has a number that is not finite, or has a
-            category or an image that is not in the ground truth.
+            category or an image that is not in the ground truth; or it has masks, and those of the ground truth cannot
+            be used.
     """
     dataset = ground_truth.dataset
     notes: tuple[str, ...] = ()
@@ -153,6 +160,8 @@ def read_results(file: Path, ground_truth: GroundTruthFile) -> ResultsFile:
         results, notes = match_names(results, file, listed, ground_truth.content)
     _refuse_unknown(file, "result", results, set(dataset.category_ids), {record.id for record in dataset.records})
     sizes = {record.id: (record.height, record.width) for record in dataset.records}
+    if ground_truth.masks_problem and any(result.get("segmentation") for result in results):
+        raise UserError(ground_truth.masks_problem)
     results = _with_boxes(file, results, sizes)
     label_of = {id: label for label, id in enumerate(dataset.category_ids)}
     of_image = defaultdict(list)
@@ -188,35 +197,37 @@ def _with_boxes(
     if with_masks not in (0, len(results)):
         problem = f"{with_masks} of {len(results)} results have a segmentation"
         raise UserError(f"{file}: {problem}; give it for all results or for none")
-    _check_masks(file, "result", results, sizes)
+    if problem := _masks_problem("result", results, sizes):
+        raise UserError(f"{file}: {problem}")
     complete = []
     for number, result in enumerate(results, start=1):
         result = {key: value for key, value in result.items() if key != "segmentation" or value}
         if with_masks:
             rle = _rle(result, *sizes[result["image_id"]])
             result["segmentation"] = rle.segmentation()
-            result.setdefault("bbox", coco_mask.toBbox(rle.coco()).tolist())
+            # Of no pixels, pycocotools may return a box of four billion pixels.
+            result.setdefault("bbox", coco_mask.toBbox(rle.coco()).tolist() if rle.area() else [0.0] * 4)
         if "bbox" not in result:
             raise UserError(f"{file}: result {number} has neither bbox nor segmentation; add one of them")
         complete.append(result)
     return complete
 
 
-def _check_masks(
-    file: Path, kind: str, entries: Sequence[dict[str, Any]], sizes: Mapping[int, tuple[int | None, int | None]]
-) -> None:
-    """Raise `UserError` if a mask is damaged or not of the size of its image; pycocotools would crash."""
+def _masks_problem(
+    kind: str, entries: Sequence[dict[str, Any]], sizes: Mapping[int, tuple[int | None, int | None]]
+) -> str:
+    """Return the problem of the first mask that is damaged or not of the size of its image; pycocotools would crash."""
     for number, entry in enumerate(entries, start=1):
         if not entry.get("segmentation"):
             continue
         mask, (height, width) = _mask(entry), sizes[entry["image_id"]]
+        if None in (height, width):
+            return f"image {entry['image_id']} has no height and width, which masks need; add them"
         size = (mask.height, mask.width) if isinstance(mask, RLE) else (height, width)
         if mask is None or size != (height, width):
             problem = "is damaged" if mask is None else f"is {size[1]} × {size[0]}, the image {width} × {height}"
-            raise UserError(f"{file}: the segmentation of {kind} {number} {problem}; correct or remove it")
-        if None in (height, width):
-            image = entry["image_id"]
-            raise UserError(f"{file}: image {image} has no height and width, which masks need; add them")
+            return f"the segmentation of {kind} {number} {problem}; correct or remove it"
+    return ""
 
 
 def _mask(entry: dict[str, Any]) -> Mask | None:

@@ -16,10 +16,11 @@ from detect.foreign_weights.state_dicts import State, read_content, state_dict
 
 DETECTRON2 = ("proposal_generator.", "backbone.bottom_up.", "backbone.res2.", "backbone.stem.")
 TORCHVISION = ("roi_heads.", "rpn.head.")
+YOLOX = ("backbone.backbone.stem.", "head.obj_preds.")
 """Prefixes by which the detectors of a project are recognised."""
 READABLE = (
-    "give a checkpoint of detect, a Faster or Mask R-CNN of torchvision or detectron2, or a Cascade R-CNN of "
-    "detectron2; detect weights list names published ones"
+    "give a checkpoint of detect, a Faster or Mask R-CNN of torchvision or detectron2, a Cascade R-CNN of detectron2, "
+    "or a YOLOX; detect weights list names published ones"
 )
 MOBILENET = "a torchvision Faster R-CNN on MobileNetV3, which is no backbone here"
 UNSUPPORTED = {
@@ -56,7 +57,7 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a checkpoint or an exported safetensors file of ours, or weights of torchvision or detectron2.
+    """Read a checkpoint or an exported safetensors file of ours, or weights of torchvision, detectron2 or YOLOX.
 
     The program that wrote the file is recognised by its content. Nothing in the file is executed.
 
@@ -97,6 +98,8 @@ def _project(state: State, path: Path) -> Project | None:
     """Return the project that wrote a detector, or None for a backbone. Raise `UserError` for other networks."""
     if _has(state, DETECTRON2):
         return "detectron2"
+    if _has(state, YOLOX):
+        return "yolox"
     for prefix, network in UNSUPPORTED.items():
         if _has(state, (prefix,)):
             raise UserError(f"{path}: this is {network}; {READABLE}")

@@ -15,16 +15,29 @@ from detect.errors import UserError
 from detect.files.atomic import refuse_existing
 from detect.foreign_weights import detectron2 as detectron2_weights
 from detect.foreign_weights import torchvision as torchvision_weights
+from detect.foreign_weights import yolox as yolox_weights
 from detect.foreign_weights.coco_names import COCO_NAMES
 from detect.foreign_weights.detectron2 import Style
 from detect.foreign_weights.state_dicts import BATCHES, LeftOut, State, leave_out, read_content, state_dict
-from detect.models import DetectorOptions, TwoStage
+from detect.models import Detector, DetectorOptions
 
-Project = Literal["torchvision", "detectron2"]
+Project = Literal["torchvision", "detectron2", "yolox"]
 DATA = DataOptions(short_side=(800,), long_side=1333)
-"""Image size of both projects: a short side of 800 pixels, but a long side of at most 1333."""
+"""Image size of torchvision and detectron2: a short side of 800 pixels, but a long side of at most 1333."""
 TRAINING = TrainingOptions(learning_rate=0.0025)
-"""Both projects' learning rate of 0.02 is for 16 images a step; here a step has two."""
+"""Their learning rate of 0.02 is for 16 images a step; here a step has two."""
+
+YOLOX_TRAINING = TrainingOptions(
+    learning_rate=0.00125,
+    nesterov=True,
+    weight_decay=5e-4,
+    warmup_curve="quadratic",
+    schedule="cosine",
+    final_lr_factor=0.05,
+    ema=0.9998,
+    ema_ramp=2000,
+)
+"""YOLOX's optimisation, with its learning rate for 8 images a step."""
 
 ASSUMED_STYLE = (
     "the file has no pixel normalisation: detectron2's default, --style caffe2, is assumed; import weights that were "
@@ -33,6 +46,10 @@ ASSUMED_STYLE = (
 ASSUMED_EPS = (
     "files do not have the epsilon of frozen norms: 0 is assumed, as in torchvision's published detectors and models "
     "fine-tuned from them; import models trained from an ImageNet backbone with --frozen-eps 1e-5"
+)
+ASSUMED_PIXELS = (
+    "the file has no pixel normalisation: none is assumed, as since YOLOX 0.1.1; older files, whose networks were "
+    "trained on normalised RGB, give wrong detections"
 )
 
 
@@ -70,6 +87,7 @@ PARTS = {
     "region_head.box_head.": "box head",
     "region_head.predictor.": "classes and boxes",
     "mask_head.": "mask head",
+    "head.": "head",
 }
 """Names of a detector's parts in the table, by prefix of their keys."""
 STAGE = re.compile(r"^region_head\.stages\.\d+\.")
@@ -106,10 +124,10 @@ def import_weights(
         UserError: an option is invalid, the file cannot be read or has another network, or `out` cannot be written.
     """
     refuse_existing(out)
-    if project == "torchvision" and style is not None:
+    if project != "detectron2" and style is not None:
         raise UserError(f"--style: {style}; only detectron2 has styles; leave it out")
-    if project == "detectron2" and frozen_eps is not None:
-        raise UserError(f"--frozen-eps: {frozen_eps}; detectron2's epsilon is fixed; leave it out")
+    if project != "torchvision" and frozen_eps is not None:
+        raise UserError(f"--frozen-eps: {frozen_eps}; {project}'s epsilon is fixed; leave it out")
     imported = convert(project, state_dict(read_content(file), file), file, names, style, frozen_eps)
     try:
         save_checkpoint(imported.checkpoint, out)
@@ -132,24 +150,31 @@ def convert(
         UserError: the file has another network, or the names do not fit.
     """
     try:
-        converted = _from_torchvision(state, frozen_eps) if project == "torchvision" else _from_detectron2(state, style)
+        match project:
+            case "torchvision":
+                converted = _from_torchvision(state, frozen_eps)
+            case "detectron2":
+                converted = _from_detectron2(state, style)
+            case "yolox":
+                converted = _from_yolox(state)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     classes, category_ids = class_names(project, converted.model.num_classes, names)
-    checkpoint = Checkpoint(
-        converted.model, Config(model=converted.options, data=DATA, training=TRAINING), classes, category_ids
-    )
+    config = Config(model=converted.options, data=converted.data, training=converted.training)
+    checkpoint = Checkpoint(converted.model, config, classes, category_ids)
     return Imported(checkpoint, converted.left_out, converted.note)
 
 
 class _Converted(NamedTuple):
     """A converted network."""
 
-    model: TwoStage
+    model: Detector
     options: DetectorOptions
     left_out: tuple[LeftOut, ...]
     note: str
     """Assumptions about values that the file does not have; empty without any."""
+    data: DataOptions = DATA
+    training: TrainingOptions = TRAINING
 
 
 def _from_torchvision(state: State, frozen_eps: float | None) -> _Converted:
@@ -166,6 +191,13 @@ def _from_detectron2(state: State, style: Style | None) -> _Converted:
     assumed = style is None and detectron2_weights.MEAN not in state
     options = detectron2_weights.detectron2_options(state, style)
     return _Converted(model, options, left_out, ASSUMED_STYLE if assumed else "")
+
+
+def _from_yolox(state: State) -> _Converted:
+    model, options = yolox_weights.detector_from_yolox(state), yolox_weights.yolox_options(state)
+    size = yolox_weights.image_size(options)
+    data = DataOptions(short_side=(size,), long_side=size, batch_size=8)
+    return _Converted(model, options, (), ASSUMED_PIXELS, data, YOLOX_TRAINING)
 
 
 def class_names(project: Project, count: int, names: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[int, ...]]:

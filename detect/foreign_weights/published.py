@@ -1,7 +1,7 @@
-"""Published weights that can be downloaded: torchvision's backbones and detectors, and detectron2's detectors.
+"""Published weights that can be downloaded: torchvision's backbones and detectors, detectron2's and YOLOX's detectors.
 
 The names of files contain the first digits of a checksum: sha256 in torchvision's, md5 in detectron2's
-(its MODEL_ZOO.md, "How to Read the Tables").
+(its MODEL_ZOO.md, "How to Read the Tables"). YOLOX gives no checksums.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ DETECTRON2 = {
     "Misc/cascade_mask_rcnn_R_50_FPN_3x": "144998488/model_final_480dd8.pkl",
 }
 """Model and file of detectron2's detectors by their config (`detectron2.model_zoo`)."""
+YOLOX = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0"
+YOLOX_SIZES = ("nano", "tiny", "s", "m", "l", "x")
 LIMIT = 10**9
 """Maximum size of a file in bytes; the largest has 548 MB."""
 
@@ -80,7 +82,8 @@ def published_weights() -> dict[str, Published]:
     ]
     detectors = [_of_torchvision(name, get_model_weights(name).DEFAULT) for name in DETECTORS]
     zoo = [_of_detectron2(config, file) for config, file in DETECTRON2.items()]
-    return {one.name: one for one in (*backbones, *detectors, *zoo)}
+    yolox = [_of_yolox(f"yolox_{size}") for size in YOLOX_SIZES]
+    return {one.name: one for one in (*backbones, *detectors, *zoo, *yolox)}
 
 
 def weights_folder() -> Path:
@@ -133,3 +136,7 @@ def _of_detectron2(config: str, file: str) -> Published:
     name, digits = config.rpartition("/")[2], file.removesuffix(".pkl").rpartition("_")[2]
     remote = RemoteFile(url=f"{MODEL_ZOO}/{config}/{file}", file=f"{name}_{digits}.pkl", checksum=f"md5:{digits}")
     return Published(name, "detectron2", remote)
+
+
+def _of_yolox(name: str) -> Published:
+    return Published(name, "yolox", RemoteFile(url=f"{YOLOX}/{name}.pth", file=f"{name}.pth"))

@@ -93,6 +93,12 @@ def detector_from_yolox(state: State) -> YOLOX:
     return model
 
 
+def image_size(options: YOLOXOptions) -> int:
+    """Return the longest side of YOLOX's images: 416 pixels for nano and tiny, 640 for the others."""
+    assert isinstance(options.backbone, CSPDarknetOptions)
+    return 416 if options.backbone.width < 0.5 else 640
+
+
 def rename(key: str) -> str:
     """Return our key for YOLOX's."""
     for pattern, ours in _RENAMED:

@@ -76,6 +76,18 @@ class Classifier(nn.Module):
         self.memory_format = memory_format
         return self.to(memory_format=memory_format)
 
+    def to_dense(self, size: int) -> Self:
+        """Make the classifier compute the mean of its class scores over whole images, in place, for evaluation.
+
+        Args:
+            size: pixels along each side of the crops on which it was trained.
+
+        Raises:
+            UserError: the network has no such form for crops of this size.
+        """
+        self.network = self.options.backbone.dense(self.network, size)
+        return self
+
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         """Compute the logits of each image."""
         return self._outputs(images)[0].float()

@@ -46,9 +46,16 @@ class LevelHead(nn.Module):
         """Compute the predictions at each cell, row by row, in float32."""
         x = self.stem(features)
         of_classes, of_boxes = self.class_branch(x), self.box_branch(x)
-        maps = self.classes(of_classes), self.boxes(of_boxes), self.objectness(of_boxes)
+        # In prediction with bf16 weights the predictors keep float32.
+        inputs = (x.to(self.classes.weight.dtype) for x in (of_classes, of_boxes, of_boxes))
+        maps = (predictor(x) for predictor, x in zip(self.predictors, inputs, strict=True))
         classes, boxes, objectness = (out.float().flatten(2).mT for out in maps)
         return RawPredictions(classes, boxes, objectness.squeeze(-1))
+
+    @property
+    def predictors(self) -> tuple[nn.Conv2d, ...]:
+        """The last layers, which compute classes, boxes and objectness."""
+        return self.classes, self.boxes, self.objectness
 
 
 class DecoupledHead(nn.Module):
@@ -65,7 +72,12 @@ class DecoupledHead(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(LevelHead(level.channels, channels, num_classes, depthwise) for level in levels)
 
+    @property
+    def heads(self) -> list[LevelHead]:
+        """The heads of the levels, finest first."""
+        return [head for head in self.levels if isinstance(head, LevelHead)]
+
     def forward(self, features: Sequence[Float[Tensor, "B _c _h _w"]]) -> RawPredictions:
         """Compute the predictions of all levels."""
-        outputs = [head(level) for head, level in zip(self.levels, features, strict=True)]
+        outputs = [head(level) for head, level in zip(self.heads, features, strict=True)]
         return RawPredictions(*(torch.cat(parts, dim=1) for parts in zip(*outputs, strict=True)))

@@ -61,9 +61,10 @@ def assign(
         labels: their classes, 0 … C-1.
         valid: False for padding.
     """
-    truth_centres = (truths[:, :2] + truths[:, 2:]) / 2
-    distances = (centres - truth_centres[:, None]).abs().amax(dim=-1)
-    near = (distances < RADIUS * strides) & valid[:, None]
+    # Each coordinate separately, so that the temporaries are G × A instead of G × A × 2.
+    (x, y), (truth_x, truth_y) = centres.unbind(-1), ((truths[:, :2] + truths[:, 2:]) / 2).unbind(-1)
+    reach = RADIUS * strides
+    near = ((x - truth_x[:, None]).abs() < reach) & ((y - truth_y[:, None]).abs() < reach) & valid[:, None]
     candidate = near.any(dim=0) & valid[:, None]
 
     ious = iou_matrix(truths, boxes)
@@ -74,10 +75,13 @@ def assign(
     numbers = ious.where(candidate, 0.0).topk(count, dim=1).values.sum(dim=1).int().clamp(min=1)
     cheapest = costs.topk(count, dim=1, largest=False)
     chosen = (torch.arange(count, device=boxes.device) < numbers[:, None]) & cheapest.values.isfinite()
-    wanted = torch.zeros_like(candidate).scatter(1, cheapest.indices, chosen)
 
-    matched = torch.where(wanted.sum(dim=0) > 1, costs.argmin(dim=0), wanted.byte().argmax(dim=0))
-    return Assignment(wanted.any(dim=0), matched, ious.gather(0, matched[None]).squeeze(0))
+    cells, none = cheapest.indices.flatten(), torch.zeros_like(strides, dtype=torch.int64)
+    rows = chosen * torch.arange(len(truths), device=boxes.device)[:, None]
+    claims = none.scatter_add(0, cells, chosen.flatten().long())
+    only = none.scatter_add(0, cells, rows.flatten())  # the ground truth, if there is one claim
+    matched = torch.where(claims > 1, costs.argmin(dim=0), only)
+    return Assignment(claims > 0, matched, ious.gather(0, matched[None]).squeeze(0))
 
 
 def _class_costs(
@@ -88,5 +92,5 @@ def _class_costs(
     It is the sum for a cell without object, with one class exchanged.
     """
     scores = (class_logits.float().sigmoid() * objectness.float().sigmoid()[:, None]).sqrt()
-    present, absent = scores.log().clamp(min=-100), (1 - scores).log().clamp(min=-100)  # limits of torch's loss
-    return -absent.sum(dim=1) + F.embedding(labels, absent.T) - F.embedding(labels, present.T)
+    present, absent = scores.log().clamp(min=-100), torch.log1p(-scores).clamp(min=-100)  # limits of torch's loss
+    return F.embedding(labels, (absent - present).T) - absent.sum(dim=1)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detect.backbones import AnyBackbone, CSPDarknetOptions, PAFPNOptions
@@ -25,13 +25,15 @@ from detect.models.postprocess import PostprocessOptions, suppress
 from detect.models.simota import Assignment, assign
 from detect.ops.boxes import clip, gather_boxes, large_enough, paired_iou
 from detect.ops.topk import topk
-from detect.options import options
+from detect.options import options, over
 from detect.structures import Batch, Detections, Images, Proposals, Targets
 
 BOX_WEIGHT = 5.0
 """Weight of the boxes' loss."""
 MAX_LOG_SIZE = 10.0
 """Largest predicted logarithm of a width or height in cells: 22,000 cells."""
+
+POSTPROCESS = PostprocessOptions(score_threshold=0.01, nms_threshold=0.65)
 
 
 @options
@@ -53,9 +55,7 @@ class YOLOXOptions(DetectorOptions):
     neck: PAFPNOptions = field(default_factory=PAFPNOptions)
     head_channels: PositiveInt | None = None
     depthwise: bool = False
-    postprocess: PostprocessOptions = field(
-        default_factory=lambda: PostprocessOptions(score_threshold=0.01, nms_threshold=0.65)
-    )
+    postprocess: Annotated[PostprocessOptions, over(POSTPROCESS)] = POSTPROCESS
 
 
 class Cells(NamedTuple):
@@ -98,6 +98,10 @@ class YOLOX(Detector):
         """Return losses and detections with one pass of the network."""
         outputs = self._predict(batch.images)
         return self._loss(*outputs, batch), self._detect(*outputs, batch.images)
+
+    def fp32_modules(self) -> tuple[nn.Module, ...]:
+        """Return the predictors, which compute scores and boxes."""
+        return tuple(predictor for level in self.head.heads for predictor in level.predictors)
 
     def _predict(self, images: Images) -> tuple[RawPredictions, Cells]:
         features = self.features(images)

@@ -15,7 +15,12 @@ from detect.terminal import track
 
 @torch.no_grad()
 def classify(
-    model: Classifier, data: ClassificationData, split: str, device: torch.device, checkpoint: Path
+    model: Classifier,
+    data: ClassificationData,
+    split: str,
+    device: torch.device,
+    checkpoint: Path,
+    dense: bool = False,
 ) -> tuple[dict[str, Any], ClassificationEvaluator]:
     """Evaluate a classifier on a split, with a progress bar.
 
@@ -27,16 +32,19 @@ def classify(
         split: name of the split.
         device: device of the images.
         checkpoint: file of the model, recorded in the metrics.
+        dense: evaluate whole images, by the mean of the class scores; the model's network is changed.
 
     Returns:
-        The metrics, with data, checkpoint and device under `evaluation`, and the evaluator.
+        The metrics, with data, checkpoint, device and `dense` under `evaluation`, and the evaluator.
     """
     dataset = data.split(split)
     evaluator = ClassificationEvaluator(dataset)
-    for batch in track(data.eval_loader(dataset), f"evaluating {dataset.split}"):
+    if dense:
+        model.to_dense(data.options.size)
+    for batch in track(data.eval_loader(dataset, whole=dense), f"evaluating {dataset.split}"):
         evaluator.update(batch, model(batch.images.to(device)))
     evaluator.gather()
     metrics = evaluator.compute()
     subject = {"root": str(dataset.root), "split": dataset.split, "images": len(dataset.labels)}
-    metrics["evaluation"] = subject | {"checkpoint": str(checkpoint), "device": str(device)}
+    metrics["evaluation"] = subject | {"checkpoint": str(checkpoint), "device": str(device), "dense": dense}
     return metrics, evaluator

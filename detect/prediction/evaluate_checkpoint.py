@@ -74,6 +74,7 @@ def evaluate_file(
     classes: Sequence[str] | None = None,
     precision: Precision = "fp32",
     engine: Engine = "pycocotools",
+    dense: bool = False,
     data: Sequence[Path] = (),
     command: str | None = None,
     log: Callable[[str], object] = print,
@@ -88,6 +89,7 @@ def evaluate_file(
         classes: classes to evaluate; by default all.
         precision: precision of the weights.
         engine: implementation of the COCO metrics; both give equal numbers.
+        dense: evaluate a classifier on whole images, see `Classifier.to_dense`.
         data: data folders or annotation files; by default those of the config.
         command: command line, for the report.
         log: called with a summary of the data.
@@ -98,22 +100,13 @@ def evaluate_file(
     refuse_training_options(overrides)
     overrides = [*overrides, *([] if classes is None else [f"--data.classes={json.dumps(list(classes))}"])]
     if file.suffix == ".onnx":
+        _refuse_dense(file, dense)
         return _evaluate_onnx(file, overrides, split, out, precision, engine, data, command, log)
     checkpoint = _load(file, overrides, data)
     if isinstance(checkpoint, ClassifierCheckpoint):
-        return _evaluate_classifier(checkpoint, file, split, out, precision, engine)
-    config = checkpoint.config
-    check_proposals(config)
-    split, out = _split_and_folder(file, config, split, out)
-    keep_pages()
-    images = DetectionData(config.data, checkpoint.classes, config.training.seed, None, config.model.predicts_masks)
-    log(summary(images.split(split)))
-    if is_first_process():
-        refuse_used(out)
-        create_folder(out)
-    return evaluate_checkpoint(
-        checkpoint, file, images, split, out, precision=precision, engine=engine, command=command
-    )
+        return _evaluate_classifier(checkpoint, file, split, out, precision, engine, dense)
+    _refuse_dense(file, dense)
+    return _evaluate_detector(checkpoint, file, split, out, precision, engine, command, log)
 
 
 def evaluate_checkpoint(
@@ -160,17 +153,25 @@ def evaluate_classifier_checkpoint(
     split: str,
     out: Path,
     accelerator: Accelerator = "auto",
+    *,
+    dense: bool = False,
 ) -> Evaluation:
     """Evaluate a classifier on a split and write metrics, predictions and confusion matrix into the folder `out`.
 
+    With `dense` whole images are evaluated, see `Classifier.to_dense`.
     Under torchrun the processes share the images, all of them return the same metrics, and the first one writes.
     """
     device = choose_device(accelerator)
     _join_process_group(device)
-    metrics, evaluator = classify(checkpoint.model.to(device), data, split, device, file)
+    metrics, evaluator = classify(checkpoint.model.to(device), data, split, device, file, dense)
     if is_first_process():
         write_classification(out, metrics, evaluator)
     return Evaluation(metrics, str(evaluator.dataset.root), split, out, CLASSIFIER_FILES)
+
+
+def _refuse_dense(file: Path, dense: bool) -> None:
+    if dense:
+        raise UserError(f"--dense: {file} is a detector, which sees whole images anyway; leave it out")
 
 
 def _load(file: Path, overrides: Sequence[str], data: Sequence[Path]) -> Checkpoint | ClassifierCheckpoint:
@@ -181,15 +182,45 @@ def _load(file: Path, overrides: Sequence[str], data: Sequence[Path]) -> Checkpo
     return replace(checkpoint, config=_on_data(checkpoint.config, data, given))
 
 
+def _evaluate_detector(
+    checkpoint: Checkpoint,
+    file: Path,
+    split: str | None,
+    out: Path | None,
+    precision: Precision,
+    engine: Engine,
+    command: str | None,
+    log: Callable[[str], object],
+) -> Evaluation:
+    config = checkpoint.config
+    check_proposals(config)
+    split, out = _split_and_folder(file, config, split, out)
+    keep_pages()
+    images = DetectionData(config.data, checkpoint.classes, config.training.seed, None, config.model.predicts_masks)
+    log(summary(images.split(split)))
+    if is_first_process():
+        refuse_used(out)
+        create_folder(out)
+    return evaluate_checkpoint(
+        checkpoint, file, images, split, out, precision=precision, engine=engine, command=command
+    )
+
+
 def _evaluate_classifier(
-    checkpoint: ClassifierCheckpoint, file: Path, split: str | None, out: Path | None, precision: str, engine: str
+    checkpoint: ClassifierCheckpoint,
+    file: Path,
+    split: str | None,
+    out: Path | None,
+    precision: str,
+    engine: str,
+    dense: bool,
 ) -> Evaluation:
     if (precision, engine) != ("fp32", "pycocotools"):
         raise UserError("--precision, --engine: only for detectors; leave them out for a classifier")
     split, out = _split_and_folder(file, checkpoint.config, split, out)
     refuse_used(out)
     images = ClassificationData(checkpoint.config.data, checkpoint.classes)
-    return evaluate_classifier_checkpoint(checkpoint, file, images, split, out)
+    return evaluate_classifier_checkpoint(checkpoint, file, images, split, out, dense=dense)
 
 
 def _evaluate_onnx(

@@ -28,6 +28,7 @@ def evaluate(
     classes: Sequence[str] | None = None,
     precision: Precision = "fp32",
     engine: Engine = "pycocotools",
+    dense: bool = False,
     **options: Any,
 ) -> Evaluation:
     """Evaluate a trained model on a split, and write metrics and report into a new folder, like `detect eval`.
@@ -43,6 +44,7 @@ def evaluate(
         classes: names of the classes to evaluate; by default all.
         precision: precision of the weights.
         engine: implementation of the COCO metrics; both give equal numbers.
+        dense: evaluate a classifier on whole images instead of centre crops.
         options: options of data and model, as for `detect.train`.
 
     Raises:
@@ -51,9 +53,8 @@ def evaluate(
     path = model.path if isinstance(model, Predictor | OnnxDetector) else Path(model)
     if path is None:
         raise UserError("model: this Predictor was not loaded from a file; load it with detect.load(FILE)")
-    if data is None:
-        folders: tuple[Path, ...] = ()
-    else:
+    folders: tuple[Path, ...] = ()
+    if data is not None:
         folders = (Path(data),) if isinstance(data, str | PathLike) else tuple(map(Path, data))
     overrides = as_overrides(options)
     return evaluate_file(
@@ -64,6 +65,7 @@ def evaluate(
         classes=classes,
         precision=precision,
         engine=engine,
+        dense=dense,
         data=folders,
         log=print_once,
     )

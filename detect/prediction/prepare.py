@@ -14,6 +14,7 @@ from detect.backbones.norm import FrozenBatchNorm2d
 from detect.backbones.timm import TimmBackbone, TimmCropNetwork
 from detect.devices import warn_of_slow_bf16
 from detect.models import Detector
+from detect.ops.fused_convolution import FusedConvolution, is_fusible
 from detect.ops.winograd import WinogradConv2d, is_winograd
 
 Precision = Literal["fp32", "bf16"]
@@ -22,8 +23,8 @@ Precision = Literal["fp32", "bf16"]
 def prepare(model: Detector, precision: Precision = "fp32", compile: bool = False) -> Detector:
     """Return a copy for prediction: batch norms folded into convolutions, channels last, weights in `precision`.
 
-    Boxes and scores stay in float32. 3×3 convolutions in float32 on the CPU use Winograd's algorithm, unless the
-    backbone is compiled.
+    Boxes and scores stay in float32. In float32 on the CPU, 3×3 convolutions use Winograd's algorithm, and convolutions
+    before a SiLU are one operation with it, unless the backbone is compiled.
 
     Args:
         model: the trained detector; it is not changed.
@@ -44,6 +45,7 @@ def prepare(model: Detector, precision: Precision = "fp32", compile: bool = Fals
             if part is not None:
                 part.compile(dynamic=False)
     else:
+        fuse_silu(model)
         use_winograd(model)
     return model
 
@@ -83,6 +85,19 @@ def _computes_the_same(network: TimmBackbone | TimmCropNetwork, other: TimmBackb
     outputs = [copy.deepcopy(one).to("cpu", torch.float64).eval()(image) for one in (network, other)]
     pairs = zip(*(one.values() if isinstance(one, dict) else [one] for one in outputs), strict=True)
     return all(bool((one - two).abs().max() <= 1e-4 * one.abs().max()) for one, two in pairs)
+
+
+def fuse_silu(module: nn.Module) -> None:
+    """Replace each convolution that a SiLU follows, both by one operation, in place."""
+    if isinstance(module, TimmBackbone | TimmCropNetwork):
+        return  # their children may run in another order than they are listed
+    children = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Identity)]
+    for (name, first), (activation, second) in pairwise(children):
+        if isinstance(second, nn.SiLU) and is_fusible(first):
+            setattr(module, name, FusedConvolution(first))
+            setattr(module, activation, nn.Identity())
+    for _, child in module.named_children():
+        fuse_silu(child)
 
 
 def use_winograd(module: nn.Module) -> None:

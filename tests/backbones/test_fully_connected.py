@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from detect.backbones.fully_connected import FullyConnectedBoxHead, FullyConnectedCropNetwork
+from detect.backbones import AlexNetOptions, LeNetOptions, ResNetOptions, VGGMOptions, VGGOptions
+from detect.backbones.fully_connected import FullyConnectedBoxHead, FullyConnectedCropNetwork, dense_network
+from detect.errors import UserError
 
 
 def box_head(dropout_first=False) -> FullyConnectedBoxHead:
@@ -74,3 +76,97 @@ def test_crops_of_another_size_are_averaged_to_what_fc6_takes():
         torch.testing.assert_close(crop_network.forward_layers(crops)["pool5"], expected)
         assert crop_network.layers == {"pool5": 18, "fc6": 100, "fc7": 200}
         assert torch.equal(crop_network(crops), crop_network.forward_layers(crops)["fc7"])
+
+
+# ---- dense evaluation ------------------------------------------------------------------------------------------------
+
+
+def crops_of(image: torch.Tensor, side: int, stride: int) -> torch.Tensor:
+    """Return all crops in the order of the cells of a map of this stride."""
+    views = image.unfold(2, side, stride).unfold(3, side, stride)
+    return views[0].movedim(0, 2).flatten(0, 1)
+
+
+def test_dense_by_hand():
+    """Of the 3 × 2 pixels 1 … 6, the sums of the 2 × 2 regions are 10 and 18: the scores 10 and 2, then 18 and -6."""
+    fc6, fc7 = nn.Linear(4, 1), nn.Linear(1, 2)
+    fc6.weight.data.fill_(1)
+    fc6.bias.data.zero_()
+    fc7.weight.data.copy_(torch.tensor([[1.0], [-1.0]]))
+    fc7.bias.data.copy_(torch.tensor([0.0, 12.0]))
+    network = nn.Module()
+    network.features, network.classifier = nn.Identity(), nn.Sequential(fc6, nn.ReLU(), fc7)
+    dense = dense_network(network, pooled=2)
+    image = torch.arange(1.0, 7).view(1, 1, 3, 2)
+    assert dense[:2](image).tolist() == [[[[10], [18]], [[2], [-6]]]]
+    assert dense(image).tolist() == [[14, -2]]
+
+
+@torch.no_grad()
+def test_dense_lenet_has_the_logits_of_all_crops():
+    """LeNet-5 has no padding: a cell of the map is a crop of 32 pixels, and the next one is 4 pixels further."""
+    network = LeNetOptions().network(3)
+    dense = LeNetOptions().dense(network, 32)
+    image = torch.randn(1, 3, 40, 52)
+    crops = network(crops_of(image, 32, 4))
+    assert crops.shape == (3 * 6, 3) and crops.std(dim=0).min() > 1e-3
+    torch.testing.assert_close(dense[:2](image)[0].flatten(1).T, crops, atol=1e-5, rtol=0)
+    torch.testing.assert_close(dense(image)[0], crops.mean(dim=0), atol=1e-5, rtol=0)
+    one = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(dense(one), network(one), atol=1e-5, rtol=0)
+    assert dense(one[:0]).shape == (0, 3)
+
+
+@torch.no_grad()
+def test_dense_vgg_has_the_logits_of_all_crops():
+    """One convolution without padding takes the place of VGG's, which would take a few seconds."""
+    with torch.device("meta"):
+        network = VGGOptions(11).network(4)
+    network = network.to_empty(device="cpu").eval()
+    for layer in network.classifier[::3]:
+        # Rows of a few distinct numbers fill the large matrices sooner than random numbers would.
+        layer.bias.fill_(0.5)
+        columns = torch.randn(layer.in_features) / layer.in_features**0.5
+        layer.weight.copy_(columns * torch.linspace(-1, 1, layer.out_features)[:, None])
+    network.features = nn.Conv2d(3, 512, 32, stride=32)
+    dense = VGGOptions(11).dense(network, 224)
+    image = torch.randn(1, 3, 256, 288)
+    crops = network(crops_of(image, 224, 32))
+    assert crops.shape == (2 * 3, 4) and crops.std(dim=0).max() > 0.01
+    torch.testing.assert_close(dense[:2](image)[0].flatten(1).T, crops, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(dense(image)[0], crops.mean(dim=0), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [AlexNetOptions(), VGGMOptions(), VGGOptions("C"), VGGOptions("A-LRN")])
+def test_dense_score_maps_have_the_stride_of_the_last_pool(options):
+    with torch.device("meta"):
+        network = options.network(7)
+        dense = options.dense(network, 224)
+        assert dense[:2](torch.empty(2, 3, 224 + 64, 224 + 128)).shape == (2, 7, 3, 5)
+        assert dense[:2](torch.empty(1, 3, 224, 224)).shape == (1, 7, 1, 1)
+    assert sum(one.numel() for one in dense.parameters()) == sum(one.numel() for one in network.parameters())
+    assert dense.state_dict().keys() == network.state_dict().keys()
+
+
+@torch.no_grad()
+def test_dense_resnet_is_the_network():
+    """The mean of the scores of all cells is the score of the mean of all cells."""
+    network = ResNetOptions(18, norm="batch").network(3).eval()
+    image = torch.randn(1, 3, 64, 96)
+    body = nn.Sequential(*list(network.children())[:-2])
+    score_map = torch.einsum("kc,bchw->bkhw", network.fc.weight, body(image)) + network.fc.bias[:, None, None]
+    dense = ResNetOptions(18).dense(network, 32)
+    torch.testing.assert_close(dense(image), score_map.mean(dim=(2, 3)), atol=1e-5, rtol=1e-5)
+
+
+def test_no_dense_form_of_resized_features():
+    with torch.device("meta"):
+        network = VGGOptions(11).network(2)
+        for size in (224, 255):
+            VGGOptions(11).dense(network, size)
+        for size, cells in ((223, 6), (64, 2), (256, 8)):
+            message = rf"^data\.size: {size}: such crops have {cells}×{cells} cells, which are resized to the 7×7 of"
+            with pytest.raises(UserError, match=message):
+                VGGOptions(11).dense(network, size)
+        with pytest.raises(UserError, match=r"^size: 16: the network needs crops of at least 32 pixels"):
+            VGGOptions(11).dense(network, 16)

@@ -11,9 +11,9 @@ from detect.errors import UserError
 
 
 @torch.no_grad()
-def averaging() -> nn.Module:
+def averaging(**options) -> nn.Module:
     """Return a network whose layers all compute the mean of their input."""
-    network = LeNetOptions().network(2)
+    network = LeNetOptions(**options).network(2)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.weight.fill_(1 / layer.weight[0].numel())
@@ -53,13 +53,17 @@ def test_grey_by_hand():
     assert Grey()(torch.empty(0, 3, 4, 5)).shape == (0, 1, 4, 5)
 
 
-def test_a_red_image_by_hand():
-    """Four layers of tanh, each of the mean of its inputs; the last layer has no tanh."""
+ACTIVATIONS = {"tanh": math.tanh, "sigmoid": lambda x: 1 / (1 + math.exp(-x))}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_red_image_by_hand(activation):
+    """Four layers with an activation, each of the mean of its inputs; the last layer has none."""
     red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     value = 0.299 - 0.587 - 0.114
     for _ in range(4):
-        value = math.tanh(value)
-    torch.testing.assert_close(averaging()(red), torch.full((1, 2), value))
+        value = ACTIVATIONS[activation](value)
+    torch.testing.assert_close(averaging(activation=activation)(red), torch.full((1, 2), value))
 
 
 def test_each_layer_is_where_the_paper_has_it():
@@ -103,16 +107,20 @@ def test_features_off_the_border_are_the_networks(monkeypatch):
     assert theirs.std() > 0.01
 
 
-def test_the_crop_network_is_the_network_up_to_its_classifier(monkeypatch):
-    network = LeNetOptions().network(3)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_crop_network_is_the_network_up_to_its_classifier(monkeypatch, activation):
+    options = LeNetOptions(activation=activation)
+    network = options.network(3)
     monkeypatch.setattr(LeNetOptions, "make", lambda self, num_classes: network)
     crops = torch.randn(2, 3, 40, 40)
     pool5 = network.avgpool(network.features(crops)).flatten(1)
     fc6, fc7 = (network.classifier[:end](pool5) for end in (2, 4))
-    crop_network = LeNetOptions().build_crop_network(40).train()  # nothing is dropped
+    crop_network = options.build_crop_network(40).train()  # nothing is dropped
     torch.testing.assert_close(crop_network.forward_layers(crops), {"pool5": pool5, "fc6": fc6, "fc7": fc7})
 
 
 def test_names_of_published_weights_are_refused():
     with pytest.raises(UserError, match=r"weights: DEFAULT: torchvision has none for lenet; give a \.pth"):
         LeNetOptions(weights="DEFAULT").network(10)
+    with pytest.raises(UserError, match="torchvision has none for lenet_sigmoid; give"):
+        LeNetOptions(weights="DEFAULT", activation="sigmoid").network(10)

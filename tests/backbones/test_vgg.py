@@ -1,15 +1,18 @@
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import get_model
 
 from detect.backbones import FeatureInfo, VGGOptions, vgg
 from detect.backbones.norm import FrozenBatchNorm2d
+from detect.errors import UserError
+
+VARIANTS = [*((depth, norm) for depth in (11, 13, 16, 19, "C") for norm in ("none", "batch")), ("A-LRN", "none")]
 
 
-@pytest.mark.parametrize("depth", [11, 13, 16, 19])
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize(("depth", "norm"), VARIANTS)
 def test_channels_and_strides_are_true(depth, norm):
     with torch.device("meta"):
         backbone, box_head = VGGOptions(depth, norm).build(multi_scale=False)
@@ -82,3 +85,65 @@ def test_norms(norm, kind):
     norms = [layer for layer in backbone.modules() if isinstance(layer, nn.BatchNorm2d | FrozenBatchNorm2d)]
     assert len(norms) == 8
     assert all(isinstance(layer, kind) for layer in norms)
+
+
+# ---- A-LRN and C -----------------------------------------------------------------------------------------------------
+
+
+def convolutions(depth) -> list[nn.Conv2d]:
+    with torch.device("meta"):
+        return [layer for layer in VGGOptions(depth).network().features if isinstance(layer, nn.Conv2d)]
+
+
+def test_c_is_d_with_1x1_in_the_third_layers():
+    """D has 3×3 everywhere: C has 8 · (256² + 512² + 512²) weights less."""
+    ours, of_d = convolutions("C"), convolutions(16)
+    assert [layer.out_channels for layer in ours] == [layer.out_channels for layer in of_d]
+    assert [layer.kernel_size[0] for layer in ours] == [3] * 4 + [3, 3, 1] * 3
+    assert [layer.padding[0] for layer in ours] == [1] * 4 + [1, 1, 0] * 3
+    sizes = [sum(one.numel() for layer in layers for one in layer.parameters()) for layers in (ours, of_d)]
+    assert sizes == [9_996_096, 9_996_096 + 8 * (256**2 + 2 * 512**2)]
+
+
+def test_a_lrn_is_a_with_a_norm_after_its_first_layer():
+    assert [layer.weight.shape for layer in convolutions("A-LRN")] == [layer.weight.shape for layer in convolutions(11)]
+    with torch.device("meta"):
+        stages = VGGOptions("A-LRN").stages(VGGOptions("A-LRN").network())
+    assert [type(layer).__name__ for layer in stages["conv1"]] == ["Conv2d", "ReLU", "LocalResponseNorm"]
+    conv1 = stages["conv1"].to_empty(device="cpu")
+    with torch.no_grad():
+        conv1[0].weight.zero_()
+        conv1[0].bias.copy_(torch.tensor([100.0, 0, 0, 0, 200, -7] + 58 * [0.0]))
+        cell = conv1(torch.zeros(1, 3, 1, 1)).flatten()
+    # n = 5, k = 2, alpha = 1e-4, beta = 0.75: the squares are 1e4 and 4e4, four channels apart.
+    expected = torch.tensor([100 / 3**0.75, 0, 0, 0, 200 / 6**0.75, 0])
+    torch.testing.assert_close(cell[:6], expected)
+
+
+def test_a_lrn_has_no_other_norm():
+    with pytest.raises(ValidationError, match="norm is batch, but A-LRN has local response normalisation; set norm to"):
+        VGGOptions("A-LRN", norm="batch")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"), [(("A-LRN",), "vgg_a_lrn"), (("C",), "vgg_c"), (("C", "batch"), "vgg_c_bn")]
+)
+@pytest.mark.parametrize("weights", ["IMAGENET1K_V1", "DEFAULT"])
+def test_torchvision_has_no_weights_of_a_lrn_and_c(options, name, weights):
+    assert VGGOptions(*options).architecture() == name
+    message = rf"^weights: {weights}: torchvision has none for {name}; give a \.pth, .* file$"
+    with torch.device("meta"), pytest.raises(UserError, match=message):
+        VGGOptions(*options, weights=weights).build(multi_scale=False)
+
+
+@pytest.mark.parametrize(
+    ("depth", "message"),
+    [("A-LRN", "does not fit vgg_a_lrn: .*check depth"), ("C", r"features\.\d+\.weight is .*, 3, 3\], not .*, 1, 1\]")],
+)
+def test_files_of_a_and_d_do_not_fit(depth, message, tmp_path):
+    file = tmp_path / "vgg.pth"
+    with torch.device("meta"):
+        base = VGGOptions(11 if depth == "A-LRN" else 16).network(2)
+    torch.save({key: torch.zeros(1).expand(value.shape) for key, value in base.state_dict().items()}, file)
+    with torch.device("meta"), pytest.raises(UserError, match=message):
+        VGGOptions(depth, weights=str(file)).network(2)

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from detect.backbones import FeatureInfo, VGGMOptions
-from detect.backbones.vgg_m import LocalResponseNorm
+from detect.backbones.norm import LocalResponseNorm
 from detect.errors import UserError
 
 

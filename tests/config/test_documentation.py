@@ -55,7 +55,7 @@ def test_types_are_in_words():
     assert kinds["data.short_side"] == "list of integers > 0 and ≤ 8,192"
     assert kinds["data.proposals"] == "path or null" and kinds["data.augment"] == "list of mappings"
     assert kinds["training.recipe"] == "section with the name joint | alternating | rcnn_stages or null"
-    names = "faster_rcnn | rcnn | fast_rcnn | mask_rcnn | cascade_rcnn | classifier"
+    names = "faster_rcnn | rcnn | fast_rcnn | mask_rcnn | cascade_rcnn | yolox | classifier"
     assert kinds["model"] == f"section with the name {names}"
 
 
@@ -63,8 +63,9 @@ def test_models_and_choices_with_other_defaults_are_told_apart():
     (option,) = listed("model.region_head.batch_size_per_image")
     same = dict.fromkeys(("faster_rcnn", "mask_rcnn", "cascade_rcnn"), 512)
     assert option.defaults == same | {"rcnn": 128, "fast_rcnn": 64} and option.everywhere
-    resnet, vgg = listed("model.backbone.depth")
+    resnet, vgg, darknet = listed("model.backbone.depth")
     assert resnet.defaults == {"resnet": 50} and vgg.defaults == {"vgg": 16} and not resnet.everywhere
+    assert darknet.defaults == {"csp_darknet": 0.33} and darknet.kind != resnet.kind
     assert listed("model.backbone.model")[0].defaults == {"timm": REQUIRED}
     (section,) = listed("model.rpn")
     with_rpn = ("faster_rcnn", "mask_rcnn", "cascade_rcnn")

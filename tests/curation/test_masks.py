@@ -91,6 +91,13 @@ def test_one_polygon_stays_as_it_is_within_the_image():
     np.testing.assert_array_equal(beyond, rectangle(50, 10, 60, 20))
 
 
+def test_a_polygon_beyond_the_image_keeps_its_pixels():
+    beyond = Polygons((polygon((-30, 5), (40, 20), (5, 70)),))
+    outline = outline_of(beyond, HEIGHT, WIDTH)
+    assert (outline >= 0).all() and (outline <= (WIDTH, HEIGHT)).all()
+    np.testing.assert_array_equal(Polygons((outline,)).bitmap(HEIGHT, WIDTH), beyond.bitmap(HEIGHT, WIDTH))
+
+
 def test_pieces_are_joined_at_their_nearest_corners():
     joined = outline_of(Polygons((rectangle(0, 0, 10, 10), rectangle(30, 0, 20, 10))), HEIGHT, WIDTH)
     assert len(joined) == 4 + 5 + 1

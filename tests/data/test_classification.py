@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from detect.data.classification import ClassificationData, centre_crop, collate
+from detect.data.classification import ClassificationData, centre_crop, collate, whole_image
 from detect.data.classification_options import ClassificationDataOptions
 from detect.errors import UserError
 
@@ -99,6 +99,25 @@ def test_middle_by_hand():
     np.testing.assert_array_equal(centre_crop(image, 3, 5), image[1:4, 2:5])
     np.testing.assert_array_equal(centre_crop(image, 5, 5), image[:, 1:6])
     assert centre_crop(np.zeros((1, 9000, 3), np.uint8), 8, 16).shape == (8, 8, 3)
+
+
+def test_whole_images_come_one_by_one(noise):
+    source = data(noise)
+    batches = list(source.eval_loader(source.split("val"), whole=True))
+    assert [batch.ids.tolist() for batch in batches] == [[0], [1], [2], [3], [4]]
+    assert [batch.labels.tolist() for batch in batches] == [[0], [0], [0], [1], [1]]
+    pixels = cv2.imread(str(noise / "val" / "a" / "0.png"))[..., ::-1]
+    expected = cv2.resize(pixels, (27, 20), interpolation=cv2.INTER_AREA)  # 30 × 40 pixels
+    np.testing.assert_array_equal(batches[0].images[0].permute(1, 2, 0), expected)
+
+
+def test_whole_images_by_hand():
+    image = np.arange(2 * 20, dtype=np.uint8).reshape(2, 20, 1).repeat(3, axis=2)
+    np.testing.assert_array_equal(whole_image(image[:, :3], 2), image[:, :3])
+    np.testing.assert_array_equal(whole_image(image, 2), image[:, 2:18])  # 16 of 20 columns, eight times the rows
+    np.testing.assert_array_equal(whole_image(image.transpose(1, 0, 2), 2), image[:, 2:18].transpose(1, 0, 2))
+    assert whole_image(np.zeros((1, 9000, 3), np.uint8), 16).shape == (16, 128, 3)
+    assert whole_image(np.zeros((40, 30, 3), np.uint8), 60).shape == (80, 60, 3)
 
 
 def test_without_a_crop_training_sees_the_middle_too(noise):

@@ -27,6 +27,7 @@ from detect.data.masks import (
     segmentation,
 )
 from detect.data.options import DataOptions
+from detect.data.transforms import Augmentation
 from detect.errors import UserError
 
 DATA = Path(os.environ.get("DETECT_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -199,6 +200,26 @@ def test_a_box_shrinks_to_its_rotated_mask_only_if_it_fitted_before():
     assert fitted[0].tolist() == [8, 5, 22, 25]  # sides within a pixel stay
     assert fitted[1].tolist() == fitted[2].tolist() == [5, 5, 25, 25]
     assert remains.tolist() == [True, True, True, False]
+
+
+def test_a_box_fits_the_part_of_the_mask_within_it():
+    """A reflected border repeats an object: each of its boxes is a copy, and the mask has the pixels of all copies."""
+    boxes = np.float32([[0, 10, 10, 20]] * 3)
+    before = np.stack([filled(0, 10, 10, 20)] * 3)
+    after = np.stack([filled(2, 12, 8, 18) | filled(20, 12, 26, 18)] * 3)
+    fitted, remains = refit(boxes, before, np.float32([[0, 10, 10, 20], [18, 10, 28, 20], [11, 20, 15, 30]]), after)
+    assert fitted[:2].tolist() == [[2, 12, 8, 18], [20, 12, 26, 18]]
+    assert remains.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("step", [{"Affine": {"scale": [0.5, 0.5], "border_mode": 4, "p": 1.0}}])
+def test_each_copy_of_a_reflected_object_has_its_own_mask(step):
+    mask = filled(4, 8, 14, 18)
+    out = Augmentation([step])(np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.float32([[4, 8, 14, 18]]), 0, mask[None])
+    assert len(out.kept) > 1
+    before = np.repeat(mask[None], len(out.kept), axis=0)
+    fitted, remains = refit(np.float32([[4, 8, 14, 18]] * len(out.kept)), before, out.boxes, out.masks[out.kept])
+    assert remains.all() and np.abs(fitted - out.boxes).max() <= 1
 
 
 def coco_mini(**options) -> DataOptions:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -193,6 +194,53 @@ def test_damaged_masks_are_one_line(dataset_of, prediction_of, tmp_path, segment
     with pytest.raises(UserError, match=message) as error:
         evaluate_files(*write_files(tmp_path, coco_ground_truth(dataset), results))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "segmentation", "message"),
+    [
+        ({}, [[1, 2, 3]], "segmentation of annotation 1 is damaged"),
+        ({}, [[]], "segmentation of annotation 1 is damaged"),
+        ({}, {"size": [80, 60], "counts": [4800]}, "segmentation of annotation 1 is 60 × 80, the image 80 × 60"),
+        ({"height": None}, [[10, 10, 50, 10, 50, 50]], "image 1 has no height and width"),
+    ],
+)
+def test_unusable_masks_of_ground_truths_matter_only_to_results_with_masks(
+    dataset_of, prediction_of, tmp_path, image, segmentation, message
+):
+    dataset = one_object(dataset_of, square(10, 10, 50, 50))
+    ground_truth = coco_ground_truth(dataset)
+    results = coco_results([detected(prediction_of, bitmap_of(10, 10, 50, 50))], dataset)
+    ground_truth["annotations"][0]["segmentation"] = segmentation
+    ground_truth["images"][0] = {key: image.get(key, value) for key, value in ground_truth["images"][0].items()}
+    ground_truth["images"][0] = {key: value for key, value in ground_truth["images"][0].items() if value is not None}
+    with pytest.raises(UserError, match=message):
+        evaluate_files(*write_files(tmp_path, ground_truth, results))
+    boxes_only = [{key: value for key, value in results[0].items() if key != "segmentation"}]
+    evaluation = evaluate_files(*write_files(tmp_path, ground_truth, boxes_only))
+    assert evaluation.metrics["AP"] == pytest.approx(1) and evaluation.dataset.records[0].masks is None
+
+
+def test_the_box_of_a_result_without_pixels_is_empty(dataset_of, tmp_path):
+    dataset = one_object(dataset_of, square(10, 10, 50, 50))
+    mask = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH, 0]}
+    results = [{"image_id": 1, "category_id": dataset.category_ids[0], "score": 0.9, "segmentation": mask}]
+    evaluation = evaluate_files(*write_files(tmp_path, coco_ground_truth(dataset), results))
+    assert not evaluation.predictions[0].boxes.any()
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_empty_runs_do_not_end_the_comparison_of_masks(dataset_of, tmp_path, compressed):
+    dataset = one_object(dataset_of, square(10, 10, 50, 50))
+    ground_truth = coco_ground_truth(dataset)
+    runs = [HEIGHT * 10 + 10, 0, 0, *[40, HEIGHT - 40] * 39, 40, 0, 0, HEIGHT * (WIDTH - 50) + HEIGHT - 50]
+    mask = {"size": [HEIGHT, WIDTH], "counts": runs}
+    if compressed:
+        mask["counts"] = coco_mask.frPyObjects(mask, HEIGHT, WIDTH)["counts"].decode()
+    ground_truth["annotations"][0]["segmentation"] = mask
+    results = [{"image_id": 1, "category_id": dataset.category_ids[0], "score": 0.9, "segmentation": mask}]
+    evaluation = evaluate_files(*write_files(tmp_path, ground_truth, results))
+    assert evaluation.metrics["mask_AP"] == pytest.approx(1) == evaluation.metrics["AP"]
 
 
 def test_masks_for_some_results_only_are_refused(dataset_of, prediction_of, tmp_path):

@@ -71,7 +71,7 @@ def test_other_networks_are_named_with_a_remedy(network, tmp_path):
         read_weights(path)
     assert str(caught.value) == (
         f"{path}: this is {network.strip()}; give a checkpoint of detect, a Faster or Mask R-CNN of torchvision or "
-        "detectron2, or a Cascade R-CNN of detectron2; detect weights list names published ones"
+        "detectron2, a Cascade R-CNN of detectron2, or a YOLOX; detect weights list names published ones"
     )
 
 

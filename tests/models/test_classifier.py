@@ -58,6 +58,8 @@ def count(model: nn.Module, without: str = " ") -> int:
         (VGGOptions(13), 133_047_848),
         (VGGOptions(16), 138_357_544),
         (VGGOptions(19), 143_667_240),
+        (VGGOptions("A-LRN"), 132_863_336),
+        (VGGOptions("C"), 133_638_952),
         (ResNetOptions(18, norm="batch"), 11_689_512),
         (ResNetOptions(34, norm="batch"), 21_797_672),
         (ResNetOptions(50, norm="batch"), 25_557_032),
@@ -214,6 +216,15 @@ def test_pixels_are_normalised_by_the_network_s_own_numbers():
         torch.testing.assert_close(red, torch.tensor([black, white])[:, None, None].expand_as(red))
 
 
+def test_a_dense_classifier_has_the_logits_of_the_crops():
+    """The map of 40 × 36 pixels has 3 × 2 cells."""
+    model, batch = classifier(LeNetOptions()).eval(), make_batch(2, size=40)
+    images = batch.images[..., :36]
+    with torch.no_grad():
+        crops = [model(images[..., y : y + 32, x : x + 32]) for y in (0, 4, 8) for x in (0, 4)]
+        torch.testing.assert_close(model.to_dense(32)(images), torch.stack(crops).mean(dim=0), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("images", [0, 1, 3])
 def test_every_image_has_its_logits(images):
     model = classifier(LeNetOptions()).eval()
@@ -275,6 +286,8 @@ NETWORKS = {
     "alexnet": AlexNetOptions(),
     "vgg_m": VGGMOptions(),
     "vgg11": VGGOptions(11),
+    "vgg_a_lrn": VGGOptions("A-LRN"),
+    "vgg_c": VGGOptions("C"),
     "googlenet": GoogLeNetOptions(initialization="he"),  # torchvision's own draws again until it likes a number
     "resnet18": ResNetOptions(18),
 }
@@ -306,6 +319,15 @@ def test_each_norm_takes_a_step(network, norm):
     }
     assert kinds == expected[norm]
     assert all(one.grad is not None for one in model.parameters())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_dense_logits_compile_as_one_graph():
+    model, batch = classifier(LeNetOptions()).eval(), make_batch(2, size=40)
+    assert model.to_dense(32) is model
+    with torch.no_grad():
+        expected, compiled = model(batch.images), torch.compile(model, fullgraph=True, backend="eager")(batch.images)
+    torch.testing.assert_close(compiled, expected)
 
 
 @pytest.mark.usefixtures("unchecked")

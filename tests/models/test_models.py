@@ -9,6 +9,7 @@ from detect.backbones import AnyBackbone, LeNetOptions, Pixels, ResNetOptions
 from detect.models import (
     MODELS,
     RCNN,
+    YOLOX,
     CascadeRCNN,
     CascadeRCNNOptions,
     Detector,
@@ -20,6 +21,7 @@ from detect.models import (
     MaskRCNN,
     MaskRCNNOptions,
     RCNNOptions,
+    YOLOXOptions,
     build_detector,
     model_names,
     options_class,
@@ -62,9 +64,14 @@ def registered(monkeypatch):
 
 
 def test_names_of_all_detectors():
-    assert model_names() == ("rcnn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "cascade_rcnn")
+    assert model_names() == ("rcnn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "yolox")
     three = [RCNNOptions, FastRCNNOptions, FasterRCNNOptions]
-    assert [options_class(name) for name in model_names()] == [*three, MaskRCNNOptions, CascadeRCNNOptions]
+    assert [options_class(name) for name in model_names()] == [
+        *three,
+        MaskRCNNOptions,
+        CascadeRCNNOptions,
+        YOLOXOptions,
+    ]
     with pytest.raises(KeyError):
         options_class("yolo")
 
@@ -92,8 +99,12 @@ def test_where_proposals_come_from(model, proposals):
 def test_the_predictor_keeps_float32(model):
     with torch.device("meta"):
         detector = model(3, model.Options(backbone=ResNetOptions(18)))
-    heads = detector.region_head.heads if model is CascadeRCNN else [detector.region_head]
-    assert detector.fp32_modules() == tuple(head.predictor for head in heads)
+    if model is YOLOX:
+        predictors = tuple(predictor for level in detector.head.heads for predictor in level.predictors)
+    else:
+        heads = detector.region_head.heads if model is CascadeRCNN else [detector.region_head]
+        predictors = tuple(head.predictor for head in heads)
+    assert detector.fp32_modules() == predictors
     assert detector.dtype == torch.float32 and detector.to(torch.bfloat16).dtype == torch.bfloat16
 
 

@@ -406,10 +406,27 @@ def test_the_command_on_a_classifier(tmp_path, capsys):
     assert "--size: 32 × 32: too small for the network" in error and error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("wide")
+def test_the_command_on_a_dense_classifier(capsys):
+    """At 40 × 48 pixels LeNet's map has 3 × 5 cells, each of which sees 32 pixels."""
+    words = ["--classes", "10", "--dense"]
+    assert main(["model", "classify/lenet_digits", *words, "--size", "40", "48"]) == 0
+    text = capsys.readouterr().out
+    lines = [line.removeprefix("network").removeprefix(".").split() for line in text.splitlines()]
+    found = {words[0].strip("."): words[1:] for words in lines if len(words) > 3}
+    flops = 2 * 3 * 5 * 16 * 25 * 120 / 1e3
+    assert found["classifier.0"] == ["Conv2d", "5×5", "120×3×5", "4", "32", "48,120", f"{flops:,.1f}"]
+    assert found["average"] == ["MeanOverMap", "10", "all", "all"] and "61,706 parameters" in text
+    assert main(["model", "classify/vgg16", *words]) == 0  # the short side of evaluation, at 4:3
+    text = capsys.readouterr().out
+    assert "an image of 256 × 341, 10 classes" in text and "10×2×4" in text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ((), "config.yaml: model.backbone.name: choose"),
+        (("--model.backbone.name", "resnet", "--dense"), "is a detector, which sees whole images anyway; leave it out"),
         (("--model.backbone.name", "resnet", "--size", "0", "9"), "--size: [0, 9]; give 1 or more"),
         (("--model.backbone.name", "resnet", "--classes", "0"), "--classes: 0; give 1 or more"),
         (("--model.backbone.name", "resnet", "--depth", "-1"), "--depth: -1; give 1 or more"),

@@ -237,6 +237,39 @@ def test_eval_has_the_figures_of_the_run(whole, tmp_path):
     assert ours == theirs
 
 
+def test_dense_eval_of_images_of_the_networks_size_is_that_of_crops(whole, tmp_path):
+    best, out = str(whole / "checkpoints" / "best.ckpt"), tmp_path / "eval"
+    assert main(["eval", "--ckpt", best, "--split", "val", "--out", str(out), "--dense"]) == 0
+    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (out, whole / "eval"))
+    assert ours.pop("evaluation") == theirs.pop("evaluation") | {"dense": True} and ours == theirs
+
+
+def test_dense_eval_shows_the_network_whole_images(whole, images, tmp_path):
+    best, shape = whole / "checkpoints" / "best.ckpt", (3, 48, 60)
+    for name in ("dark", "light"):
+        (tmp_path / "wide" / name).mkdir(parents=True)
+        pixels = cv2.imread(str(images / "val" / name / "0.png"))
+        cv2.imwrite(str(tmp_path / "wide" / name / "0.png"), cv2.resize(pixels, (40, 32)))
+    words = ["eval", "--ckpt", str(best), "--split", "wide", "--data.root", str(tmp_path), "--data.resize", "48"]
+    assert main([*words, "--dense", "--out", str(tmp_path / "eval")]) == 0
+    with (tmp_path / "eval" / "predictions.csv").open(newline="") as file:
+        probabilities = [float(row["probability"]) for row in csv.DictReader(file)]
+    model = load_any(best).model.to_dense(32)
+    data = ClassificationData(replace(load_any(best).config.data, root=tmp_path, resize=48), ("dark", "light"))
+    batches = list(data.eval_loader(data.split("wide"), whole=True))
+    assert [tuple(batch.images.shape) for batch in batches] == [(1, *shape)] * 2
+    with torch.no_grad():
+        expected = [model(batch.images).softmax(dim=1).max().item() for batch in batches]
+    assert probabilities == pytest.approx(expected, abs=1e-4)
+
+
+def test_dense_eval_of_resized_features_is_refused_in_a_line(whole, tmp_path, capsys):
+    best, out = str(whole / "checkpoints" / "best.ckpt"), tmp_path / "eval"
+    assert main(["eval", "--ckpt", best, "--out", str(out), "--dense", "--data.size", "24", "--data.resize", "24"]) == 2
+    error = capsys.readouterr().err
+    assert "data.size: 24: such crops have 3×3 cells" in error and error.count("\n") == 1 and not out.exists()
+
+
 def test_eval_on_other_images_follows_the_classes_of_the_model(whole, images, tmp_path):
     (tmp_path / "test").mkdir()
     shutil.copytree(images / "val" / "light", tmp_path / "test" / "light")

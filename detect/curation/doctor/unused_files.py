@@ -11,6 +11,7 @@ from pathlib import Path
 from detect.curation.doctor.diagnosis import Finding
 from detect.data.decode import SUFFIXES
 from detect.data.formats import USUAL_FILES
+from detect.data.formats.voc import MASK_FOLDERS
 from detect.files.fence import MAX_BYTES
 
 
@@ -93,10 +94,10 @@ def _is_annotation(path: Path) -> bool:
 
 
 def unlisted_images(folder: Folder, listed: Collection[Path]) -> Iterator[Finding]:
-    """Yield a finding for each image that no split lists."""
+    """Yield a finding for each image that no split lists, except VOC's images of masks."""
     known = {path.absolute() for path in listed}
     for path in folder.images:
-        if path.absolute() not in known:
+        if path.absolute() not in known and path.parent.name not in MASK_FOLDERS:
             yield Finding("unlisted-image", path, "no annotation and no list names it", images=(path,))
 
 

@@ -95,15 +95,30 @@ def _outline(polygon: object) -> Float64[np.ndarray, "k 2"] | None:
 
 
 def _rle(mask: Entry) -> RLE | None:
-    """Return a run-length encoded mask, or None if it is invalid or larger than any image."""
+    """Return a run-length encoded mask without empty runs, or None if it is invalid or larger than any image."""
     runs = _valid_runs(mask)
     if runs is None or sum(runs) > MAX_PIXELS:
         return None
     height, width = mask["size"]
     counts = mask["counts"]
-    if type(counts) is not str:
+    if type(counts) is not str or 0 in runs[1:]:
+        runs = _without_empty_runs(runs)
         counts = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"].decode()
     return RLE(height, width, counts.encode())
+
+
+def _without_empty_runs(runs: Sequence[int]) -> list[int]:
+    """Return the same pixels with no empty run but the first.
+
+    pycocotools stops comparing two masks where both have an empty run, and returns too small an IoU.
+    """
+    joined = [0]
+    for index, run in enumerate(runs):
+        if index % 2 != len(joined) % 2:
+            joined[-1] += run
+        elif run:
+            joined.append(run)
+    return joined
 
 
 def _objects(document: dict[str, Any], kind: str) -> list[Entry]:

@@ -157,6 +157,9 @@ class _File:
                 log.add("shape-without-area", self._path, f"{where}: {name[:60]}")
             if shape.tag not in _SHAPES:
                 continue
+            if shape.tag == "polygon" and name and (shape.get("points") or "").count(";") < 2:
+                log.add("short-polygon", self._path, f"{where}: {name[:60]}")
+                continue
             box = _bounds(shape)
             if box is None or not name:
                 log.add("broken-file", self._path, f"{where} has no label or no numbers of a {shape.tag}: {name[:60]}")

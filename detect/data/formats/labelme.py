@@ -81,6 +81,8 @@ def _read(tree: Tree, path: Path, log: DefectLog) -> Iterator[LabelledImage]:
         kind = shape.get("shape_type") or "polygon"  # the first versions had only polygons
         if kind in _WITHOUT_AREA:
             log.add("shape-without-area", path, f"{place}: {kind}")
+        elif kind == "polygon" and (corners := points(shape.get("points"))) is not None and len(corners) < 3:
+            log.add("short-polygon", path, f"{place}: {len(corners)} corners")
         elif (box := _box(kind, points(shape.get("points")))) is None:
             log.add("broken-file", path, f"{place}: {as_json(kind)} with the points {as_json(shape.get('points'))}")
         else:

@@ -36,6 +36,8 @@ from detect.files.fence import OutsideError, inside, is_file
 LOOKED_FOR = "ImageSets/Main/*.txt or XML files with <annotation> (VOC)"
 _FLAG = re.compile(r"\S+\s+(-1|0|1)")
 _ROOT_ELEMENT = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<annotation\b(?!s)", re.DOTALL)
+MASK_FOLDERS = ("SegmentationObject", "SegmentationClass")
+"""Folders of images of masks, by object and by class."""
 _BORDER = 255
 """Value of the pixels between an object and the background, which belong to neither."""
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -178,7 +180,7 @@ def _read(path: Path, log: DefectLog) -> LabelledImage:
 
 def _pixels(path: Path, log: DefectLog) -> Path | None:
     """Return the image in which the pixels of the k-th object of an XML file have the value k, if there is one."""
-    pixels = path.parent.parent / "SegmentationObject" / f"{path.stem}.png"
+    pixels = path.parent.parent / MASK_FOLDERS[0] / f"{path.stem}.png"
     if not is_file(pixels) or not pixels.is_relative_to(log.fence.root):
         return None
     if not log.fence.admits(pixels):

@@ -231,3 +231,36 @@ def test_an_area_that_no_number_holds_is_that_of_the_box(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"version": "5.0", "shapes": [shape], "imagePath": "a.png"}))
     (record,) = read(tmp_path, "train").records
     assert record.masks[0].bitmap(HEIGHT, WIDTH).all() and record.areas.tolist() == [WIDTH * HEIGHT]
+
+
+@pytest.mark.parametrize("corners", [1, 2])
+def test_a_polygon_of_labelme_or_cvat_with_few_corners_is_left_out(corners, tmp_path):
+    for name in ("a", "b"):
+        image(tmp_path / f"{name}.png")
+    points, whole = [[5 * k, 7] for k in range(1, corners + 1)], [[0, 0], [20, 0], [20, 20]]
+    shapes = [{"label": "cat", "shape_type": "polygon", "points": given} for given in (points, whole)]
+    (tmp_path / "a.json").write_text(json.dumps({"version": "5.0", "shapes": shapes, "imagePath": "a.png"}))
+    texts = [";".join(f"{x},{y}" for x, y in given) for given in (points, whole)]
+    polygons = "".join(f'<polygon label="cat" points="{text}"/>' for text in texts)
+    cvat = tmp_path / "cvat"
+    cvat.mkdir()
+    image(cvat / "b.png")
+    header = f'<image id="0" name="b.png" width="{WIDTH}" height="{HEIGHT}">'
+    (cvat / "annotations.xml").write_text(
+        f"<annotations><version>1.1</version>{header}{polygons}</image></annotations>"
+    )
+    (tmp_path / "b.png").unlink()
+    for folder, format in ((tmp_path, "labelme"), (cvat, "cvat")):
+        dataset = read(folder, "all", format=format)
+        assert dataset.records[0].boxes.tolist() == [[0, 0, 20, 20]]
+        assert [defect.rule for defect in dataset.repaired] == ["short-polygon"]
+
+
+def test_the_box_of_a_polygon_across_the_edge_bounds_what_is_visible(tmp_path):
+    image(tmp_path / "a.png")
+    points = [[50, 20], [90, -20], [90, 60]]  # at x = 60 it is 20 pixels high, in the corner it would be 80
+    shape = {"label": "cat", "shape_type": "polygon", "points": points}
+    (tmp_path / "a.json").write_text(json.dumps({"version": "5.0", "shapes": [shape], "imagePath": "a.png"}))
+    (record,) = read(tmp_path, "all").records
+    assert record.boxes.tolist() == pytest.approx(np.array([[50, 10, 60, 30]]), abs=1)
+    assert record.areas.tolist() == [record.masks[0].bitmap(HEIGHT, WIDTH).sum()] and 90 < record.areas[0] < 110
