@@ -199,6 +199,6 @@ def test_options_of_a_classifier_can_be_changed_as_far_as_its_weights_fit(classi
         "network.classifier.4.bias",
     ]
     with pytest.raises(UserError, match=r"the weights do not fit the options --.*: Missing key.*; leave these out$"):
-        load_any(classifier, ["--model.backbone.name=alexnet"])
+        load_any(classifier, ["--model.backbone={name: alexnet}"])
     with pytest.raises(UserError, match=r"^--data\.short_side: there is no such option"):
         load_any(classifier, ["--data.short_side=[600]"])

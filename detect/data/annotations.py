@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from detect.data.defects import DefectLog
-from detect.data.masks import Mask, Polygons, bounds
+from detect.data.masks import Mask, Polygons
 from detect.data.usable_masks import usable_masks
 
 MIN_SIDE = 1e-3
@@ -146,9 +146,9 @@ def _fit_to_visible(
         mask = annotations.masks[row] if annotations.masks is not None else None
         if isinstance(mask, Polygons) and np.isnan(areas[row]):
             width, height = sizes[annotations.image[row]].tolist()
-            bitmap = mask.bitmap(height, width)
-            if (visible := bounds(bitmap)) is not None:
-                boxes[row], areas[row] = visible, bitmap.sum()
+            visible = mask.rle(height, width)
+            if visible.area():
+                boxes[row], areas[row] = visible.bounds(), visible.area()
     return replace(annotations, boxes=boxes, areas=areas)
 
 

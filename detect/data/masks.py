@@ -97,6 +97,11 @@ class RLE:
         """Return the number of pixels."""
         return float(coco_mask.area(self.coco()))
 
+    def bounds(self) -> Box:
+        """Return the smallest box around the pixels, xyxy."""
+        x, y, width, height = coco_mask.toBbox(self.coco()).tolist()
+        return x, y, x + width, y + height
+
     def coco(self) -> dict[str, Any]:
         """Return the encoding as pycocotools takes it."""
         return {"size": [self.height, self.width], "counts": self.counts}

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from pycocotools import mask as coco_mask
 
 from detect.data.image_headers import check_images
 from detect.data.masks import RLE, LabelledPixels, Mask, Polygons, Window, encode, labels_of_pixels
@@ -76,8 +75,7 @@ def usable_masks(
             problems.append(Problem(problem[0], row, problem[1]))
             usable[row] = None
         elif isinstance(mask, RLE):
-            x, y, w, h = coco_mask.toBbox(mask.coco()).tolist()
-            bounds[row] = x, y, x + w, y + h
+            bounds[row] = mask.bounds()
     if (mistake := _common_mistake(bounds, boxes, sizes)) is not None:
         return [None] * len(usable), [*problems, mistake]
     return usable, problems

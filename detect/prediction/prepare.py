@@ -77,16 +77,6 @@ def fold_norms(module: nn.Module) -> None:
         fold_norms(child)
 
 
-@torch.no_grad()
-def _computes_the_same(network: TimmBackbone | TimmCropNetwork, other: TimmBackbone | TimmCropNetwork) -> bool:
-    """Return whether two networks differ by at most 1e-4 of the largest value of each output, in double precision."""
-    side = network.pooled if isinstance(network, TimmCropNetwork) else 64
-    image = torch.randn(1, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    outputs = [copy.deepcopy(one).to("cpu", torch.float64).eval()(image) for one in (network, other)]
-    pairs = zip(*(one.values() if isinstance(one, dict) else [one] for one in outputs), strict=True)
-    return all(bool((one - two).abs().max() <= 1e-4 * one.abs().max()) for one, two in pairs)
-
-
 def fuse_silu(module: nn.Module) -> None:
     """Replace each convolution that a SiLU follows, both by one operation, in place."""
     if isinstance(module, TimmBackbone | TimmCropNetwork):
@@ -98,6 +88,16 @@ def fuse_silu(module: nn.Module) -> None:
             setattr(module, activation, nn.Identity())
     for _, child in module.named_children():
         fuse_silu(child)
+
+
+@torch.no_grad()
+def _computes_the_same(network: TimmBackbone | TimmCropNetwork, other: TimmBackbone | TimmCropNetwork) -> bool:
+    """Return whether two networks differ by at most 1e-4 of the largest value of each output, in double precision."""
+    side = network.pooled if isinstance(network, TimmCropNetwork) else 64
+    image = torch.randn(1, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    outputs = [copy.deepcopy(one).to("cpu", torch.float64).eval()(image) for one in (network, other)]
+    pairs = zip(*(one.values() if isinstance(one, dict) else [one] for one in outputs), strict=True)
+    return all(bool((one - two).abs().max() <= 1e-4 * one.abs().max()) for one, two in pairs)
 
 
 def use_winograd(module: nn.Module) -> None:

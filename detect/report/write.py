@@ -89,7 +89,7 @@ def write_comparison_report(file: Path, runs: Sequence[Evaluation], command: str
         "title": title,
         "score": score,
         "runs": [
-            {"name": run.name, "subject": subject, "metrics": run_metrics}
+            {"name": run.name, "subject": subject, "metrics": run_metrics, "masks": have_masks(run.predictions)}
             for run, subject, run_metrics in zip(runs, subjects, metrics, strict=True)
         ],
         "pairs": pairs,

@@ -728,8 +728,7 @@ def test_masks_have_metrics_columns_curves_and_slices(show):
     assert page.locator("#leading .value").all_inner_texts() == ["60.0 %", "90.0 %", "70.0 %"]
     assert page.locator("#others dt").last.inner_text() == "mask APs"
     assert page.locator("#findings p").nth(1).inner_text() == (
-        "AP of masks is 55.0 %, 5.0 points below that of boxes; half of the matched masks have a Boundary IoU below "
-        "75.0 %."
+        "AP of masks is 55.0 %, 5.0 points below that of boxes; the median Boundary IoU of the matched masks is 75.0 %."
     )
     assert column(page, "Mask AP") == ["60.0"] * 3 and column(page, "Boundary") == ["–"] * 3
     assert page.locator("#curve-iou option").last.inner_text() == "masks 0.50"

@@ -76,7 +76,12 @@ function drawFindings() {
     return `“${runs[better].name}” is better than “${runs[worse].name}” by ${amount}.`;
   };
   const sentences = pairs.map(sentence).filter(Boolean);
-  byId("findings").replaceChildren(...sentences.map((text) => element("p", { class: "first" }, text)));
+  const without = runs.filter(({ masks }) => !masks).map(({ name }) => `“${name}”`);
+  const onlyBoxes = `Only boxes are compared, because ${without.join(" and ")} has no masks.`;
+  byId("findings").replaceChildren(
+    ...sentences.map((text) => element("p", { class: "first" }, text)),
+    ...(without.length && without.length < runs.length ? [element("p", {}, onlyBoxes)] : []),
+  );
 }
 
 /** Returns the largest absolute value of the differences and their intervals. */

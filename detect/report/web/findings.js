@@ -48,7 +48,7 @@ function maskLoss(metrics = [], masks = null) {
   if (!masks || !isKnown(ap) || !isKnown(maskAp)) return null;
   const difference = `${percent(Math.abs(maskAp - ap))} points ${maskAp < ap ? "below" : "above"} that of boxes`;
   const median = masks.boundary?.median;
-  const boundaries = isKnown(median) ? `; half of the matched masks have a Boundary IoU below ${percentSign(median)}` : "";
+  const boundaries = isKnown(median) ? `; the median Boundary IoU of the matched masks is ${percentSign(median)}` : "";
   return `AP of masks is ${percentSign(maskAp)}, ${difference}${boundaries}.`;
 }
 
