@@ -80,7 +80,7 @@ def fold_norms(module: nn.Module) -> None:
 def fuse_silu(module: nn.Module) -> None:
     """Replace each convolution that a SiLU follows, both by one operation, in place."""
     if isinstance(module, TimmBackbone | TimmCropNetwork):
-        return  # as in `fold_norms`
+        return  # their children may run in another order than they are listed
     children = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Identity)]
     for (name, first), (activation, second) in pairwise(children):
         if isinstance(second, nn.SiLU) and is_fusible(first):
