@@ -31,7 +31,6 @@ _ANSWERS = {
     "optim opt": "it is training.optimizer: sgd, adagrad, rmsprop, adam or adamw",
     "wd l2": "it is training.weight_decay",
     "warmup warmup_iters": "it is training.warmup_steps",
-    "warmup_epochs": "warm-up is measured in steps: training.warmup_steps",
     "warmup_factor warmup_ratio": "it is training.warmup_start",
     "epoch num_epochs max_epochs n_epochs": "it is training.epochs",
     "max_steps max_iter max_iters iterations steps": _STEPS,

@@ -101,6 +101,7 @@ class TrainingOptions:
         weight_decay: weight decay of convolutions and linear layers; norms and biases have none.
         bias_lr_factor: factor of the learning rate for biases; 2 in the papers' code.
         warmup_steps: steps in which the learning rate rises from `warmup_start` times its value.
+        warmup_epochs: the same in epochs, which may be fractional; null takes `warmup_steps`.
         warmup_start: factor of the learning rate at the first step.
         warmup_curve: `linear`, or `quadratic`, which rises slowly at first.
         schedule: `steps` divides the learning rate by ten at each milestone, `cosine` decays it to `final_lr_factor`
@@ -133,6 +134,7 @@ class TrainingOptions:
     weight_decay: NonNegativeFloat = 1e-4
     bias_lr_factor: NonNegativeFloat = 1.0
     warmup_steps: NonNegativeInt = 500
+    warmup_epochs: NonNegativeFloat | None = None
     warmup_start: Fraction = 0.001
     warmup_curve: Literal["linear", "quadratic"] = "linear"
     schedule: Literal["steps", "cosine", "constant"] = "steps"

@@ -31,6 +31,7 @@ YOLOX_TRAINING = TrainingOptions(
     learning_rate=0.00125,
     nesterov=True,
     weight_decay=5e-4,
+    warmup_epochs=1.0,
     warmup_curve="quadratic",
     schedule="cosine",
     final_lr_factor=0.05,

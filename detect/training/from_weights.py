@@ -16,7 +16,7 @@ KEPT = {
     "data": ("short_side", "eval_short_side", "long_side", "size", "batch_size", "augment", "mosaic", "mixup"),
     "training": (
         *("epochs", "optimizer", "learning_rate", "momentum", "nesterov", "weight_decay", "bias_lr_factor"),
-        *("warmup_steps", "warmup_start", "warmup_curve", "schedule", "milestones", "final_lr_factor"),
+        *("warmup_steps", "warmup_epochs", "warmup_start", "warmup_curve", "schedule", "milestones", "final_lr_factor"),
         *("closing_epochs", "clip_norm", "ema", "ema_ramp"),
     ),
 }

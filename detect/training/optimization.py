@@ -47,9 +47,10 @@ def schedule(optimizer: optim.Optimizer, training: TrainingOptions, steps_per_ep
     """Return the learning rate schedule by step: warm-up times the chosen schedule."""
     total = max(1, training.closing_from * steps_per_epoch)
     drops = [milestone * steps_per_epoch for milestone in training.milestones]
+    rise = training.warmup_steps if training.warmup_epochs is None else training.warmup_epochs * steps_per_epoch
 
     def factor(step: int) -> float:
-        progress = min(1.0, (step + 1) / max(1, training.warmup_steps))
+        progress = min(1.0, (step + 1) / max(1, rise))
         if training.warmup_curve == "quadratic":
             progress **= 2
         warmup = training.warmup_start + (1 - training.warmup_start) * progress

@@ -34,7 +34,6 @@ KEYS = set(_all_keys())
         ("amp", "it is training.precision: fp32, bf16, fp16 or auto"),
         ("wd", "it is training.weight_decay"),
         ("SOLVER.BASE_LR", "it is training.learning_rate"),  # in a section that does not exist here
-        ("training.warmup_epochs", "warm-up is measured in steps: training.warmup_steps"),
         ("conf", "it is model.postprocess.score_threshold; for detect predict --score"),
         ("iou", "it is model.postprocess.nms_threshold; the RPN has its own, model.rpn.nms_threshold"),
         ("max_det", "it is model.postprocess.max_detections"),

@@ -112,6 +112,10 @@ def test_warm_up_rises_by_equal_steps():
     assert seen == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0])
 
 
+def test_warm_up_can_be_given_in_epochs():
+    assert rates(7, warmup_epochs=0.4, warmup_start=0.2) == rates(7, warmup_steps=4, warmup_start=0.2)
+
+
 def test_quadratic_warm_up_by_hand():
     seen = rates(5, warmup_steps=4, warmup_start=0.0, warmup_curve="quadratic")
     assert seen == pytest.approx([1 / 16, 4 / 16, 9 / 16, 1.0, 1.0])
