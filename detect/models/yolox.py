@@ -63,12 +63,9 @@ class Cells(NamedTuple):
 
     corners: Float[Tensor, "A 2"]
     """x and y of the upper left corner in pixels."""
+    centres: Float[Tensor, "A 2"]
+    """x and y of the centre in pixels."""
     strides: Float[Tensor, " A"]
-
-    @property
-    def centres(self) -> Float[Tensor, "A 2"]:
-        """Centre, x and y in pixels."""
-        return self.corners + self.strides[:, None] / 2
 
 
 class YOLOX(Detector):
@@ -151,13 +148,14 @@ class YOLOX(Detector):
 
 def cells_of(features: Sequence[Float[Tensor, "B _c _h _w"]], strides: Sequence[int]) -> Cells:
     """Return the cells of feature maps."""
-    corners, of_cells = [], []
+    corners, of_cells = [], []  # of each level
     for level, stride in zip(features, strides, strict=True):
         height, width = level.shape[2:]
         y, x = (stride * torch.arange(n, device=level.device, dtype=torch.float32) for n in (height, width))
         corners.append(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1))
         of_cells.append(torch.full_like(corners[-1][:, 0], stride))
-    return Cells(torch.cat(corners), torch.cat(of_cells))
+    all_corners, all_strides = torch.cat(corners), torch.cat(of_cells)
+    return Cells(all_corners, all_corners + all_strides[:, None] / 2, all_strides)
 
 
 def decode(raw: Float[Tensor, "B A 4"], cells: Cells) -> Float[Tensor, "B A 4"]:
