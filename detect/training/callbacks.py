@@ -159,10 +159,11 @@ class ProgressBar(Callback):
         self.bar.stop()
 
     def _metrics(self, trainer: Trainer, module: LightningModule, is_validated: bool = True) -> str:
-        """Return the sum of the losses and AP, which fit into 80 columns, or in wider terminals each loss as well."""
-        parts = module.loss_names if isinstance(module, TrainingModule) else ()
+        """Return the epoch's mean loss and AP, which fit into 80 columns, or in wider terminals each loss as well."""
         wide = not self.console.is_terminal or self.console.width >= 150
+        losses = module.losses_of_epoch() if isinstance(module, TrainingModule) else {}
         of_validation = ("val_loss", "AP", "AP50") if wide else ("AP",)
-        shown = ("loss", *(parts if wide else ()), *(of_validation if is_validated else ()))
-        metrics = trainer.callback_metrics
-        return "  ".join(f"{name} {float(metrics[name]):.3f}" for name in shown if name in metrics)
+        known = trainer.callback_metrics
+        metrics = {name: float(known[name]) for name in of_validation if name in known}
+        shown = {"loss": sum(losses.values())} | (losses if wide else {}) | (metrics if is_validated else {})
+        return "  ".join(f"{name} {value:.3f}" for name, value in shown.items())

@@ -56,12 +56,19 @@ class TrainingModule(LightningModule):
         self.loss = torch.compile(loss, fullgraph=True) if training.compile else loss
         self.gradient_norm = torch.zeros(())
         self.loss_names: tuple[str, ...] = ()
+        self.mean_losses: Tensor | None = None
+        """Mean of each loss over the batches of the epoch so far, in the order of `loss_names`."""
+        self.batches_of_epoch = 0
         self.hyperparameters: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
         """Seed each process differently for sampling and dropout; Lightning has seeded all of them equally."""
         if is_distributed():
             torch.manual_seed(self.training_options.seed + distributed.get_rank())
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the means of the losses again."""
+        self.mean_losses, self.batches_of_epoch = None, 0
 
     def losses(self, batch: Any, loss: Callable[..., Losses]) -> Losses:
         """Return the losses of a batch, computed by `loss`: the model's method or its compiled form."""
@@ -94,10 +101,17 @@ class TrainingModule(LightningModule):
     def total(self, losses: Losses, batch: Batch | ClassificationBatch) -> dict[str, Tensor]:
         """Return the sum of the losses, to be minimised, and log the sum and each loss."""
         self.loss_names = tuple(losses)
-        total = torch.stack(list(losses.values())).sum()
+        values = torch.stack(list(losses.values()))
+        total, mean = values.sum(), self.mean_losses
+        self.batches_of_epoch += 1
+        self.mean_losses = values.detach() if mean is None else mean.lerp(values.detach(), 1 / self.batches_of_epoch)
         logged = {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
         self.log_dict(logged, batch_size=len(batch))
         return {"loss": total}
+
+    def losses_of_epoch(self) -> dict[str, float]:
+        """Return the mean of each loss over the batches of the epoch so far; waits for the device."""
+        return {} if self.mean_losses is None else dict(zip(self.loss_names, self.mean_losses.tolist(), strict=True))
 
     def share_buffers(self) -> None:
         """Copy the running statistics of the first process to all others, for validation."""

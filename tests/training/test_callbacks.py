@@ -86,3 +86,22 @@ def test_gradients_that_overflow_in_fp16_are_left_to_the_scaler():
     module, trainer = Mock(spec=DetectorModule), Mock(spec=Trainer, is_last_batch=False, global_step=0)
     module.training_options, module.gradient_norm = TrainingOptions(precision="fp16"), torch.tensor(torch.inf)
     StopOnNaN().on_train_batch_end(trainer, module, {"loss": torch.tensor(1.0)}, Mock(spec=Batch), 0)
+
+
+def test_the_line_of_an_epoch_has_the_mean_of_its_losses(changed, tmp_path, monkeypatch, capsys):
+    config, seen = changed(), []
+    config = replace(config, model=replace(config.model, backbone=LeNetOptions(), neck=None, box_head=BoxHeadOptions()))
+
+    def recorded(self, batch, index):
+        result = step(self, batch, index)
+        seen.append(float(result["loss"].detach()))
+        return result
+
+    step = DetectorModule.training_step
+    monkeypatch.setattr(DetectorModule, "training_step", recorded)
+    fit(config, DetectionData(config.data), tmp_path)
+    lines = [line.split() for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    shown = [float(line[line.index("loss") + 1]) for line in lines]
+    assert len(seen) > len(shown) > 1
+    means = torch.tensor(seen).reshape(len(shown), -1).mean(dim=1)
+    torch.testing.assert_close(torch.tensor(shown), means, atol=6e-4, rtol=0)
