@@ -38,7 +38,7 @@ MASK_OUTPUTS = (*OUTPUTS, "masks")
 
 
 class OnnxDetector:
-    """Detector that `detect export --format onnx` wrote, running on one thread per physical core or on `OMP_NUM_THREADS`.
+    """Detector that `detect export --format onnx` wrote, on one thread per physical core or `OMP_NUM_THREADS` threads.
 
     Args:
         path: the ONNX file. Only ONNX operators in it are executed.
