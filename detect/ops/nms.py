@@ -7,11 +7,14 @@ compared with all later ones; each block waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numba
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from detect.ops.boxes import iou_matrix
 from detect.ops.triton_kernels import has_triton
@@ -42,6 +45,32 @@ def nms(
     if boxes.device.type == "cpu":
         return _nms_cpu(boxes, valid, groups, iou_threshold)
     return _nms_in_blocks(boxes, valid, groups, iou_threshold)
+
+
+def nms_of_parts(
+    boxes: Float[Tensor, "B n 4"], valid: Bool[Tensor, "B n"], iou_threshold: float, lengths: Sequence[int]
+) -> Bool[Tensor, "B n"]:
+    """Return a mask of the boxes that survive NMS within parts of each row, for example the levels of a pyramid.
+
+    Args:
+        boxes: xyxy, sorted by descending score within each part.
+        valid: as for `nms`.
+        iou_threshold: as for `nms`.
+        lengths: number of boxes of each part, in order; their sum is n.
+    """
+    parts = list(zip(boxes.split(lengths, dim=1), valid.split(lengths, dim=1), strict=True))
+    if boxes.device.type == "cpu" or len(parts) == 1:
+        return torch.cat([nms(*part, iou_threshold) for part in parts], dim=1)
+    return _nms_in_one_call(parts, iou_threshold)
+
+
+def _nms_in_one_call(parts: Sequence[tuple[Tensor, Tensor]], iou_threshold: float) -> Tensor:
+    """Return the same for all parts padded to one length, by a few operations on a GPU."""
+    lengths = [valid.shape[1] for _, valid in parts]
+    padded = [F.pad(boxes, (0, 0, 0, max(lengths) - boxes.shape[1])) for boxes, _ in parts]
+    padding = [F.pad(valid, (0, max(lengths) - valid.shape[1])) for _, valid in parts]
+    keep = nms(torch.stack(padded, dim=1), torch.stack(padding, dim=1), iou_threshold)
+    return torch.cat([part[:, :length] for part, length in zip(keep.unbind(1), lengths, strict=True)], dim=1)
 
 
 @torch.library.custom_op(

@@ -26,14 +26,10 @@ TILE = 16384
 def _compare(
     boxes, groups, bits, n, words, threshold, grouped: tl.constexpr, tile_rows: tl.constexpr, tile_words: tl.constexpr
 ):
-    row, word = (
-        tl.program_id(0) * tile_rows + tl.arange(0, tile_rows),
-        tl.program_id(1) * tile_words + tl.arange(0, tile_words),
-    )
+    first_row, first_word = tl.program_id(0) * tile_rows, tl.program_id(1) * tile_words
+    row, word = first_row + tl.arange(0, tile_rows), first_word + tl.arange(0, tile_words)
     first = tl.program_id(2).to(tl.int64) * n
-    if (tl.program_id(1) + 1) * tile_words * 32 > tl.program_id(
-        0
-    ) * tile_rows:  # otherwise all columns are before all rows
+    if (first_word + tile_words) * 32 > first_row:  # otherwise all columns are before all rows
         bit = tl.arange(0, 32)
         column = word[:, None] * 32 + bit[None, :]
         a, b = boxes + (first + row) * 4, boxes + (first + column) * 4

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision.ops
 
-from detect.ops.nms import _nms_cpu, _nms_in_blocks, nms
+from detect.ops.nms import _nms_cpu, _nms_in_blocks, _nms_in_one_call, nms, nms_of_parts
 
 
 def clusters(n: int, centres: int = 12, spread: float = 12.0) -> torch.Tensor:
@@ -136,6 +136,15 @@ def test_no_gradient_and_half_precision():
     assert not nms(boxes, valid, 0.5).requires_grad
     half = boxes.detach().bfloat16()
     assert torch.equal(nms(half, valid, 0.5), nms(half.float(), valid, 0.5))
+
+
+@pytest.mark.parametrize("lengths", [(100,), (60, 30, 10), (0, 1, 99), (50, 50)])
+def test_parts_in_one_call_equal_parts_by_themselves(lengths):
+    boxes, valid = clusters(200).view(2, 100, 4), torch.rand(2, 100) < 0.8
+    expected = nms_of_parts(boxes, valid, 0.5, lengths)
+    parts = list(zip(boxes.split(lengths, 1), valid.split(lengths, 1), strict=True))
+    assert torch.equal(expected, torch.cat([nms(*part, 0.5) for part in parts], dim=1))
+    assert torch.equal(_nms_in_one_call(parts, 0.5), expected)
 
 
 @pytest.mark.parametrize("operator", [_nms_cpu, _nms_in_blocks])

@@ -1,4 +1,4 @@
-"""Checks the Triton kernels of NMS without a GPU, in a process of its own, since the tests' type checks rewrite kernels.
+"""Checks the Triton kernels of NMS without a GPU, in an own process, as the tests' type checks rewrite kernels.
 
 `interpret` (with TRITON_INTERPRET=1) compares them with the loop on the CPU; `compile` compiles them for an H100.
 """
