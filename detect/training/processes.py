@@ -45,7 +45,7 @@ def trainer_devices(training: TrainingOptions, unused_parameters: bool) -> dict[
         training: options of training.
         unused_parameters: true if some trainable parameters have no gradient, as in alternating training.
     """
-    # Buffers are broadcast before a validation only (`TrainingModule.share_buffers`): nothing else reads those that differ.
+    # Buffers are broadcast before validations only (`TrainingModule.share_buffers`): nothing else reads them.
     parallel = DDP(
         find_unused_parameters=unused_parameters,
         static_graph=not unused_parameters,
