@@ -114,7 +114,10 @@ class TrainingOptions:
         precision: `fp32`, or mixed: `bf16` or `fp16`; `auto` is bf16 if the hardware supports it, else fp32.
         ema: decay of the exponential moving average of the weights, which is then evaluated and saved; null for none.
         ema_ramp: steps t over which the decay rises, as decay · (1 − exp(−step / t)); 0 for a constant decay.
-        compile: compile the computation of the losses with torch.compile.
+        compile: compile the computation of the losses with torch.compile: once for each canvas and number of ground
+            truths, up to 8, 32, 128 …; on a GPU this takes a minute each.
+        cuda_graphs: with `compile` on a GPU, run each compiled graph as a CUDA graph, which a small batch needs: its
+            thousand kernels then take no time to start.
         validate_every: epochs between validations.
         save_minutes: minutes between checkpoints within an epoch, the maximum that a killed run loses; `last.ckpt` is
             also written after each epoch. Null writes it after each epoch only.
@@ -146,6 +149,7 @@ class TrainingOptions:
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     ema_ramp: NonNegativeInt = 0
     compile: bool = False
+    cuda_graphs: bool = False
     validate_every: PositiveInt = 1
     save_minutes: PositiveFloat | None = 15.0
     patience: PositiveInt | None = None

@@ -37,7 +37,7 @@ class Sample:
 def collate(samples: Sequence[Sample], max_objects: int, max_proposals: int = 0) -> Batch:
     """Return a padded batch.
 
-    Ground truths are padded to the next power of two, so that only a few lengths occur. The best `max_proposals`
+    Ground truths are padded to a length of `padded_lengths`, so that only a few shapes occur. The best `max_proposals`
     proposals are used, padded to that length.
 
     Raises:
@@ -100,7 +100,12 @@ def _padded_length(samples: Sequence[Sample], max_objects: int) -> int:
         raise UserError(
             f"image {fullest.id}: {len(fullest.boxes)} objects, but data.max_objects is {max_objects}; raise it"
         )
-    length = 1
-    while length < len(fullest.boxes):
-        length *= 2
-    return length
+    return next(length for length in padded_lengths(max_objects) if length >= len(fullest.boxes))
+
+
+def padded_lengths(max_objects: int) -> list[int]:
+    """Return the lengths to which ground truths are padded: 8, 32, 128 … up to the first that holds `max_objects`."""
+    lengths = [8]
+    while lengths[-1] < max_objects:
+        lengths.append(4 * lengths[-1])
+    return lengths

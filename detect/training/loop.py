@@ -22,7 +22,7 @@ from detect.data.datamodule import DetectionData
 from detect.training.callbacks import ProgressBar, StopOnNaN
 from detect.training.checkpoints import AtomicCheckpointIO
 from detect.training.metrics import MetricsFile
-from detect.training.module import DetectorModule, TrainingModule
+from detect.training.module import DetectorModule, TrainingModule, allow_graphs
 from detect.training.processes import LIGHTNING_PRECISION, cluster_plugins, trainer_devices
 from detect.training.saving import Patience, SaveLast
 
@@ -48,6 +48,8 @@ def run_loop(
     training, validates = module.training_options, module.evaluator is not None
     if isinstance(data, DetectionData):
         data.closing_from = training.closing_from
+        if training.compile:
+            allow_graphs(data.options)
     resume = resume and last_checkpoint(out).exists()
     saved = torch.load(last_checkpoint(out), weights_only=True, mmap=True) if resume else {}
     metrics = MetricsFile(out / "metrics.csv", saved.get("metrics_rows", 0), saved.get("global_step", 0))

@@ -14,8 +14,10 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from detect.config import TrainingOptions
+from detect.data.collate import padded_lengths
 from detect.data.dataset import Dataset
 from detect.data.formats.imagefolder import ImageClasses
+from detect.data.options import DataOptions
 from detect.devices import choose_device, is_distributed
 from detect.evaluation.classification import ClassificationEvaluator
 from detect.evaluation.evaluator import Evaluator
@@ -53,7 +55,7 @@ class TrainingModule(LightningModule):
             train_with_winograd(self.model)
         self.training_options, self.card = training, card or {}
         loss: Callable[..., Losses] = model.loss
-        self.loss = torch.compile(loss, fullgraph=True) if training.compile else loss
+        self.loss = compiled(loss, training) if training.compile else loss
         self.gradient_norm = torch.zeros(())
         self.loss_names: tuple[str, ...] = ()
         self.mean_losses: Tensor | None = None
@@ -105,7 +107,8 @@ class TrainingModule(LightningModule):
         total, mean = values.sum(), self.mean_losses
         self.batches_of_epoch += 1
         self.mean_losses = values.detach() if mean is None else mean.lerp(values.detach(), 1 / self.batches_of_epoch)
-        logged = {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
+        # Views of `values`: a CUDA graph overwrites its own outputs at the next step.
+        logged = {"loss": total.detach(), **dict(zip(losses, values.detach(), strict=True))}
         self.log_dict(logged, batch_size=len(batch))
         return {"loss": total}
 
@@ -263,6 +266,23 @@ class ClassifierModule(TrainingModule):
         self.evaluator.gather()
         metrics = self.evaluator.compute()
         self.log_dict({name: metrics[name] for name in ("top1", "top5")}, rank_zero_only=False)
+
+
+def compiled(loss: Callable[..., Losses], training: TrainingOptions) -> Callable[..., Losses]:
+    """Return a loss compiled for each shape of a batch by itself, perhaps run as a CUDA graph."""
+    on_cuda = choose_device(training.accelerator).type == "cuda"
+    mode = "reduce-overhead" if training.cuda_graphs and on_cuda else None
+    return torch.compile(loss, fullgraph=True, dynamic=False, mode=mode)
+
+
+def allow_graphs(data: DataOptions) -> None:
+    """Let torch.compile make a graph for each canvas and length of ground truths; its own limit is eight."""
+    graphs = len(data.short_side) * data.canvases * len(padded_lengths(data.max_objects))
+    from torch._dynamo import config  # takes seconds
+
+    limits: Any = config
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(limits, name, max(getattr(limits, name), graphs))
 
 
 def fastest_memory_format(on_cpu: bool) -> torch.memory_format:

@@ -18,7 +18,8 @@ FIXED = ("training.optimizer", "training.recipe.name", "training.ema")
 OF_STORED_FEATURES = ("data.train", "data.short_side", "data.eval_short_side", "data.long_side", "data.max_proposals")
 """Options of the features that R-CNN's stages store by the number of the image; a folder may have been moved."""
 IGNORED = (
-    *("training.weights", "training.compile", "training.accelerator", "training.devices", "training.save_minutes"),
+    *("training.weights", "training.compile", "training.cuda_graphs", "training.accelerator", "training.devices"),
+    "training.save_minutes",
     *("data.workers", "data.eval_batch_size", "data.skip_unreadable", "data.follow_links"),
 )
 """Options that do not change what is learned, or that only the start of a run reads."""

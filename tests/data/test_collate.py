@@ -34,9 +34,9 @@ def test_pixels_are_channels_last():
     assert pixels.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("objects", "length"), [(0, 1), (1, 1), (2, 2), (3, 4), (4, 4), (5, 8)])
-def test_truths_are_padded_to_a_power_of_two(objects, length):
-    targets = collate([sample(1, 8, 8, objects), sample(2, 8, 8, 0)], max_objects=5).targets
+@pytest.mark.parametrize(("objects", "length"), [(0, 8), (1, 8), (8, 8), (9, 32), (32, 32), (33, 128)])
+def test_truths_are_padded_to_few_lengths(objects, length):
+    targets = collate([sample(1, 8, 8, objects), sample(2, 8, 8, 0)], max_objects=33).targets
     assert targets.boxes.shape == (2, length, 4) and targets.boxes.dtype == torch.float32
     assert targets.valid.sum(dim=1).tolist() == [objects, 0]
     assert targets.boxes[0, :objects].flatten().tolist() == list(range(4 * objects))
@@ -54,10 +54,10 @@ def test_masks_are_padded_like_their_boxes():
     one, other, empty = (replace(sample(id, 8, 8, n), masks=np.full((n, 56, 56), 10 * id, np.uint8))
                          for id, n in ((1, 3), (2, 1), (3, 0)))  # fmt: skip
     masks = collate([one, other, empty], max_objects=4).targets.masks
-    assert masks.shape == (3, 4, 56, 56) and masks.dtype == torch.uint8
-    assert masks.amax(dim=(2, 3)).tolist() == [[10, 10, 10, 0], [20, 0, 0, 0], [0, 0, 0, 0]]
+    assert masks.shape == (3, 8, 56, 56) and masks.dtype == torch.uint8
+    assert masks.amax(dim=(2, 3)).tolist() == [[10, 10, 10, *[0] * 5], [20, *[0] * 7], [0] * 8]
     assert torch.equal(masks.amax(dim=(2, 3)), masks.amin(dim=(2, 3)))
-    assert collate([empty], max_objects=4).targets.masks.shape == (1, 1, 56, 56)
+    assert collate([empty], max_objects=4).targets.masks.shape == (1, 8, 56, 56)
 
 
 def test_without_masks_a_batch_has_none():

@@ -1,9 +1,14 @@
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from detect.data.datamodule import DetectionData
 from detect.models import Detector, build_detector
-from detect.training.module import DetectorModule
+from detect.structures import Batch, Images, Targets
+from detect.training.module import DetectorModule, allow_graphs
 
 
 def made(config) -> tuple[DetectorModule, DetectionData]:
@@ -88,3 +93,37 @@ def test_the_layout_in_memory_changes_no_loss(config, monkeypatch, capability):
     )
     torch.manual_seed(0)
     torch.testing.assert_close(module.loss(batch), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_each_shape_of_a_batch_is_one_static_graph(config, unchecked, monkeypatch):
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 2)
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    module, data = made(replace(config, training=replace(config.training, compile=True)))
+    allow_graphs(replace(data.options, canvases=3))
+    batch = next(iter(data.train_dataloader()))
+    module.model.eval()
+    for _ in range(2):
+        for height, width in ((64, 96), (96, 64), (96, 96)):
+            for count in (8, 32):
+                module.loss(resized(batch, height, width, count))
+    assert counter.frame_count == 6
+    assert not any(isinstance(size, torch.SymInt) for graph in counter.graphs for size in sizes_in(graph))
+
+
+def resized(batch: Batch, height: int, width: int, objects: int) -> Batch:
+    """Return a batch of the same number of images, with pixels of another canvas and padding for more objects."""
+    pixels = torch.zeros(len(batch), 3, height, width, dtype=torch.uint8)
+    targets = Targets(
+        *(
+            torch.zeros(len(batch), objects, *value.shape[2:], dtype=value.dtype)
+            for value in (batch.targets.boxes, batch.targets.labels, batch.targets.valid, batch.targets.crowd)
+        )
+    )
+    return replace(batch, images=Images(pixels, torch.tensor([[height, width]] * len(batch))), targets=targets)
+
+
+def sizes_in(graph: torch.fx.GraphModule) -> list[int | torch.SymInt]:
+    """Return all sizes of the graph's values."""
+    values = [node.meta.get("example_value") for node in graph.graph.nodes]
+    return [size for value in values if isinstance(value, torch.Tensor) for size in value.shape]
