@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import distributed
 
 Accelerator = Literal["auto", "cpu", "gpu"]
+Movable = TypeVar("Movable")
+"""A tensor, or one of the structures of tensors."""
 log = logging.getLogger(__name__)
 
 
@@ -38,6 +41,26 @@ def warn_of_slow_bf16(device: torch.device) -> None:
     """Log a warning if the device has no instructions for bf16."""
     if not multiplies_bf16(device):
         log.warning("precision: this %s has no instructions for bf16: many times slower than fp32", device.type)
+
+
+def to_device(value: Movable, device: torch.device) -> Movable:
+    """Return a tensor or structure of the CPU on a device; the copy to a GPU does not wait for the work before it."""
+    source: Any = value
+    return source.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else source.to(device)
+
+
+def start_copy(device: torch.device, *values: Any) -> tuple[list[Any], Callable[[], None]]:
+    """Start copying tensors or structures, or None, from a device to the CPU.
+
+    Returns:
+        The copies, and a function that waits until they are complete.
+    """
+    copies = [value if value is None else value.to("cpu", non_blocking=True) for value in values]
+    if device.type != "cuda":
+        return copies, lambda: None
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(device))  # by default the current device's
+    return copies, copied.synchronize
 
 
 def is_distributed() -> bool:

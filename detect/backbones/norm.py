@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container
-from typing import Literal
+from collections.abc import Callable, Container, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Norm = Literal["frozen", "batch", "sync", "group", "layer", "instance", "none"]
+
+
+class Affine(NamedTuple):
+    """Scale and shift of a frozen norm, and what they were computed from."""
+
+    buffers: tuple[Tensor, ...]
+    versions: list[int]
+    eps: float
+    scale: Tensor
+    shift: Tensor
+
+    def is_of(self, buffers: Sequence[Tensor], dtype: torch.dtype, eps: float) -> bool:
+        """Return whether they belong to these buffers, which have not been written to since."""
+        same = all(one is other for one, other in zip(self.buffers, buffers, strict=True))
+        written = [buffer._version for buffer in buffers] != self.versions
+        return same and not written and (self.scale.dtype, self.eps) == (dtype, eps)
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -30,6 +46,7 @@ class FrozenBatchNorm2d(nn.Module):
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
+        self._affine: Affine | None = None
         self.register_buffer("weight", torch.ones(channels))
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -48,9 +65,21 @@ class FrozenBatchNorm2d(nn.Module):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         # Under autograd, batch_norm would keep x in memory for the gradients of weight and bias. addcmul keeps nothing,
         # and also takes one pass over x.
+        scale, shift = self.affine(x.dtype)
+        return torch.addcmul(shift, x, scale)
+
+    def affine(self, dtype: torch.dtype) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
+        """Return scale and shift in a dtype. They are kept until a buffer changes: on a GPU they take six kernels."""
+        buffers = self.weight, self.bias, self.running_mean, self.running_var
+        keeps = may_keep(buffers[0])
+        if keeps and self._affine is not None and self._affine.is_of(buffers, dtype, self.eps):
+            return self._affine.scale, self._affine.shift
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+        scale, shift = scale.to(dtype)[:, None, None], shift.to(dtype)[:, None, None]
+        if keeps:
+            self._affine = Affine(buffers, [buffer._version for buffer in buffers], self.eps, scale, shift)
+        return scale, shift
 
     def extra_repr(self) -> str:
         """Return the arguments, for `print`."""
@@ -96,6 +125,11 @@ class LocalResponseNorm(nn.Module):
         for shift in range(1, 5):
             total = total + squares[:, shift : shift + channels]
         return (x * (2 + 1e-4 * total).pow(-0.75)).to(x.dtype)
+
+
+def may_keep(tensor: Tensor) -> bool:
+    """Return whether what is computed from a tensor now is of use later: not while a compiler traces, for example."""
+    return not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled() and type(tensor) is Tensor
 
 
 def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:

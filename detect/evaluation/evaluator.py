@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, distributed
 
 from detect.data.dataset import Dataset
 from detect.data.merge import keep_classes
-from detect.devices import is_distributed
+from detect.devices import is_distributed, start_copy
 from detect.evaluation.coco import Engine, Prediction, evaluate_coco, from_detections, select_classes
 from detect.evaluation.voc import evaluate_voc
 from detect.proposals.recall import ProposalRecall
@@ -26,18 +27,31 @@ class Evaluator:
         self.predictions: list[Prediction] = []
         self.recall: ProposalRecall | None = None
         self.losses: dict[str, float] = defaultdict(float)
+        self._waiting: deque[tuple[list[str], list[Any], Callable[[], None]]] = deque()
 
     def update(self, batch: Batch, detections: Detections, losses: Mapping[str, Tensor] | None = None) -> None:
-        """Add a batch."""
-        self.predictions += from_detections(detections, batch.ids, batch.scales, self.sizes)
+        """Add a batch. Those of a GPU are evaluated while the GPU computes the next one."""
+        device, names = detections.boxes.device, list(losses or {})
+        values = torch.stack([losses[name] for name in names]) if losses else None
+        targets = None if detections.proposals is None else batch.targets
+        self._waiting.append((names, *start_copy(device, batch.ids, batch.scales, targets, detections, values)))
+        if device.type != "cuda" or len(self._waiting) > 1:
+            self._add(*self._waiting.popleft())
+
+    def _add(self, names: Sequence[str], copies: Sequence[Any], wait: Callable[[], None]) -> None:
+        wait()
+        ids, scales, targets, detections, losses = copies
+        self.predictions += from_detections(detections, ids, scales, self.sizes)
         if detections.proposals is not None:
             self.recall = self.recall or ProposalRecall()
-            self.recall.update(detections.proposals, batch.targets)
-        for name, loss in (losses or {}).items():
-            self.losses[name] += float(loss) * len(batch)
+            self.recall.update(detections.proposals, targets)
+        for name, loss in zip(names, [] if losses is None else losses.tolist(), strict=True):
+            self.losses[name] += loss * len(ids)
 
     def gather(self) -> None:
         """Gather the batches of all processes, so that each process computes the same metrics."""
+        while self._waiting:
+            self._add(*self._waiting.popleft())
         shards: list[Any] = [(self.predictions, self.recall, dict(self.losses))]
         if is_distributed():
             shards *= distributed.get_world_size()

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from detect.backbones.norm import may_keep
+
+KEPT = 32
+"""Sizes of canvases whose anchors are kept; a pyramid at 800 × 1333 pixels has 4 MB of them."""
 
 
 class AnchorGenerator(nn.Module):
@@ -40,6 +46,7 @@ class AnchorGenerator(nn.Module):
             raise ValueError("every level needs the same number of anchor sizes")
         self.strides = tuple(strides)
         self.offset, self.fitted = offset, fitted
+        self._kept: dict[Any, Tensor] = {}
         self.per_cell = len(sizes[0]) * len(ratios)
         shapes = torch.stack([_shapes(level, ratios) for level in sizes])
         self.register_buffer("shapes", shapes.round() if rounded else shapes, persistent=False)
@@ -48,11 +55,25 @@ class AnchorGenerator(nn.Module):
     """Anchors of each level, centred on the origin."""
 
     def forward(self, features: Sequence[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "A 4"]:
-        """Return the anchors of these feature maps, xyxy in pixels of the canvas; some reach beyond it."""
-        canvas_height, canvas_width = (cells * self.strides[0] for cells in features[0].shape[-2:])
+        """Return the anchors of these feature maps, xyxy in pixels of the canvas; some reach beyond it.
+
+        On a GPU the anchors of the last sizes of canvases are kept, since each would take forty kernels.
+        """
+        sizes = tuple((level.shape[-2], level.shape[-1]) for level in features)
+        if not self.shapes.is_cuda or not may_keep(self.shapes):
+            return self._place(sizes)
+        key = sizes, self.shapes.device
+        if key not in self._kept:
+            if len(self._kept) == KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = self._place(sizes)
+        return self._kept[key]
+
+    def _place(self, sizes: Sequence[tuple[int, int]]) -> Float[Tensor, "A 4"]:
+        """Return the anchors of maps with these heights and widths."""
+        canvas_height, canvas_width = (cells * self.strides[0] for cells in sizes[0])
         levels = []
-        for level, stride, shapes in zip(features, self.strides, self.shapes, strict=True):
-            height, width = level.shape[-2:]
+        for (height, width), stride, shapes in zip(sizes, self.strides, self.shapes, strict=True):
             step_y, step_x = (canvas_height // height, canvas_width // width) if self.fitted else (stride, stride)
             y = (torch.arange(height, device=shapes.device) + self.offset) * step_y
             x = (torch.arange(width, device=shapes.device) + self.offset) * step_x

@@ -21,11 +21,13 @@ class BoxCoder:
 
     def encode(self, boxes: Float[Tensor, "*b 4"], references: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
         """Return the deltas from `references` to `boxes`; sides are at least a thousandth of a pixel."""
-        cx, cy, w, h = _centre_form(boxes)
-        rx, ry, rw, rh = _centre_form(references)
+        centres, sides = _centre_form(boxes)
+        reference_centres, reference_sides = _centre_form(references)
         wx, wy, ww, wh = self.weights
-        deltas = [wx * (cx - rx) / rw, wy * (cy - ry) / rh, ww * (w / rw).log(), wh * (h / rh).log()]
-        return torch.stack(deltas, dim=-1)
+        x, y = (centres - reference_centres).unbind(-1)
+        w, h = (sides / reference_sides).log().unbind(-1)
+        rw, rh = reference_sides.unbind(-1)
+        return torch.stack([wx * x / rw, wy * y / rh, ww * w, wh * h], dim=-1)
 
     def decode(self, deltas: Float[Tensor, "*b 4"], references: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
         """Return the boxes that `deltas` describe relative to `references`, in float32."""
@@ -38,8 +40,8 @@ class BoxCoder:
         return torch.stack([cx - half_w, cy - half_h, cx + half_w, cy + half_h], dim=-1)
 
 
-def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return centre, width and height. The minimum side keeps the unused deltas of padding boxes finite."""
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    w, h = (x2 - x1).clamp(min=1e-3), (y2 - y1).clamp(min=1e-3)
-    return x1 + 0.5 * w, y1 + 0.5 * h, w, h
+def _centre_form(boxes: Float[Tensor, "*b 4"]) -> tuple[Float[Tensor, "*b 2"], Float[Tensor, "*b 2"]]:
+    """Return centres and sides, x before y. The minimum side keeps the unused deltas of padding boxes finite."""
+    first, last = boxes[..., :2], boxes[..., 2:]
+    sides = (last - first).clamp(min=1e-3)
+    return first + 0.5 * sides, sides

@@ -53,7 +53,7 @@ class LevelHead(nn.Module):
         return RawPredictions(classes, boxes, objectness.squeeze(-1))
 
     @property
-    def predictors(self) -> tuple[nn.Conv2d, ...]:
+    def predictors(self) -> tuple[nn.Module, ...]:
         """The last layers, which compute classes, boxes and objectness."""
         return self.classes, self.boxes, self.objectness
 

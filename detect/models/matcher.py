@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,8 @@ from detect.structures import Targets
 
 # A box with at least this fraction of its area in crowd regions is neither object nor background.
 CROWD_SHARE = 0.7
+BLOCK_PAIRS = 2**25
+"""Maximum number of pairs of a box and a ground truth that are compared at once: 134 MB for each temporary tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +38,44 @@ class Matcher:
         self, iou: Float[Tensor, "*b n G"], valid: Bool[Tensor, "*b G"]
     ) -> tuple[Int[Tensor, "*b n"], Int[Tensor, "*b n"]]:
         """Return the index of each box's best ground truth, and the box's label; only `valid` ground truths match."""
+        overlap = self.best(iou, valid)
+        return overlap.indices, self.label(overlap)
+
+    def best(self, iou: Float[Tensor, "*b n G"], valid: Bool[Tensor, "*b G"]) -> Overlap:
+        """Return the best ground truth of each box; only `valid` ground truths match."""
         iou = iou.masked_fill(~valid.unsqueeze(-2), -1.0)
         best, indices = iou.max(dim=-1)
+        if not self.best_is_positive:
+            return Overlap(best, indices, None)
+        best_of_ground_truth = iou.amax(dim=-2, keepdim=True)
+        return Overlap(best, indices, ((iou == best_of_ground_truth) & (best_of_ground_truth > 0)).any(dim=-1))
+
+    def label(self, overlap: Overlap) -> Int[Tensor, "*b n"]:
+        """Return the labels of the boxes."""
+        best = overlap.iou
         positive = best >= self.positive_iou
-        if self.best_is_positive:
-            best_of_ground_truth = iou.amax(dim=-2, keepdim=True)
-            positive = positive | ((iou == best_of_ground_truth) & (best_of_ground_truth > 0)).any(dim=-1)
+        if overlap.is_best is not None:
+            positive = positive | overlap.is_best
         negative = (best < self.negative_iou) & (best.clamp(min=0) >= self.negative_iou_min)
-        return indices, torch.where(positive, 1, torch.where(negative, 0, -1))
+        return torch.where(positive, 1, torch.where(negative, 0, -1))
+
+
+class Overlap(NamedTuple):
+    """How much boxes overlap with ground truths."""
+
+    iou: Float[Tensor, "*b n"]
+    """IoU of each box with its best ground truth; -1 without any."""
+    indices: Int[Tensor, "*b n"]
+    """Index of that ground truth."""
+    is_best: Bool[Tensor, "*b n"] | None
+    """True for the boxes with the highest IoU with any ground truth, if the matcher needs it."""
+
+    def merge(self, later: Overlap, start: int) -> Overlap:
+        """Return the overlap with the ground truths of both; the indices of the later ones begin at `start`."""
+        better = later.iou > self.iou
+        is_best = None if self.is_best is None or later.is_best is None else self.is_best | later.is_best
+        indices = torch.where(better, later.indices + start, self.indices)
+        return Overlap(torch.maximum(self.iou, later.iou), indices, is_best)
 
 
 def match(
@@ -50,25 +83,37 @@ def match(
 ) -> tuple[Int[Tensor, "B n"], Int[Tensor, "B n"]]:
     """Match boxes with the ground truths of their image; background in a crowd region is ignored.
 
-    Boxes outside of `candidates` are also ignored, and are never the best box of a ground truth.
+    Boxes outside of `candidates` are also ignored, and are never the best box of a ground truth. The ground truths are
+    taken in blocks, so that the memory does not grow with their number.
     """
-    # Ground truths are rows: reductions over them then run along contiguous boxes, several times faster.
-    shared = intersection_matrix(targets.boxes, boxes)
-    crowd = (targets.valid & targets.crowd).unsqueeze(-1)
-    ignored = _mostly(shared * crowd, boxes)
-    union = area(targets.boxes).unsqueeze(-1) + area(boxes).unsqueeze(-2) - shared
-    iou = shared.div_(union.clamp_(min=1e-6))
+    step = max(1, BLOCK_PAIRS // max(1, boxes[..., 0].numel()))
+    objects, crowds = targets.valid & ~targets.crowd, targets.valid & targets.crowd
+    overlap = in_crowds = None
+    for start in range(0, targets.boxes.shape[1], step):
+        block, valid, crowd = (field[:, start : start + step] for field in (targets.boxes, objects, crowds))
+        # Ground truths are rows: reductions over them then run along contiguous boxes, several times faster.
+        shared = intersection_matrix(block, boxes)
+        # A sum, not a matrix product, which autocast would compute in half precision, where large areas overflow.
+        of_crowds = (shared * crowd.unsqueeze(-1)).sum(dim=-2)
+        union = area(block).unsqueeze(-1) + area(boxes).unsqueeze(-2) - shared
+        iou = shared.div_(union.clamp_(min=1e-6))
+        if candidates is not None:
+            iou = iou.where(candidates.unsqueeze(-2), 0.0)
+        found = matcher.best(iou.mT, valid)
+        overlap = found if overlap is None else overlap.merge(found, start)
+        in_crowds = of_crowds if in_crowds is None else in_crowds + of_crowds
+    assert overlap is not None and in_crowds is not None
+    labels, ignored = matcher.label(overlap), _mostly(in_crowds, boxes)
     if candidates is not None:
-        iou, ignored = iou.where(candidates.unsqueeze(-2), 0.0), ignored | ~candidates
-    indices, labels = matcher(iou.mT, targets.valid & ~targets.crowd)
-    return indices, torch.where(ignored & (labels == 0), -1, labels)
+        ignored = ignored | ~candidates
+    return overlap.indices, torch.where(ignored & (labels == 0), -1, labels)
 
 
 def in_crowd(crowds: Float[Tensor, "G 4"], boxes: Float[Tensor, "n 4"]) -> Bool[Tensor, " n"]:
     """Return which boxes lie mostly in crowd regions."""
-    return _mostly(intersection_matrix(crowds, boxes), boxes)
+    return _mostly(intersection_matrix(crowds, boxes).sum(dim=-2), boxes)
 
 
-def _mostly(shared: Float[Tensor, "*b G n"], boxes: Float[Tensor, "*b n 4"]) -> Bool[Tensor, "*b n"]:
-    # A sum, not a matrix product, which autocast would compute in half precision, where large areas overflow.
-    return shared.sum(dim=-2) >= CROWD_SHARE * area(boxes).clamp(min=1e-6)
+def _mostly(shared: Float[Tensor, "*b n"], boxes: Float[Tensor, "*b n 4"]) -> Bool[Tensor, "*b n"]:
+    """Return which boxes share at least `CROWD_SHARE` of their area."""
+    return shared >= CROWD_SHARE * area(boxes).clamp(min=1e-6)

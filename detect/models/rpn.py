@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated
 
 import torch
@@ -25,7 +26,7 @@ from detect.models.losses import box_regression_loss, objectness_loss
 from detect.models.matcher import Matcher, match
 from detect.models.sampler import Sampler
 from detect.ops.boxes import clip, gather_boxes, large_enough
-from detect.ops.nms import nms
+from detect.ops.nms import nms_of_parts
 from detect.ops.topk import topk
 from detect.options import Fraction, Layers, options, over
 from detect.structures import Proposals, Targets
@@ -165,26 +166,20 @@ class RPN(nn.Module):
     @torch.no_grad()
     def propose(self, output: RPNOutput, sizes: Int[Tensor, "B 2"], counts: ProposalCounts) -> Proposals:
         """Return the best boxes of each image after NMS within each level, in order of descending score."""
-        boxes, scores, valid = [], [], []
-        levels = zip(
-            output.logits.split(output.level_sizes, dim=1),
-            output.deltas.split(output.level_sizes, dim=1),
-            output.anchors.split(output.level_sizes),
-            strict=True,
-        )
-        for logits, deltas, anchors in levels:
-            top, indices = topk(logits, counts.pre_nms_top_k)
-            decoded = clip(self.box_coder.decode(gather_boxes(deltas, indices), anchors[indices]), sizes)
-            large = large_enough(decoded, self.options.min_size)
-            # Small and NaN boxes become padding.
-            decoded = decoded.where(large.unsqueeze(-1), 0.0)
-            boxes.append(decoded)
-            scores.append(top)
-            valid.append(large & nms(decoded, large, self.options.nms_threshold))
-        score = torch.cat(scores, dim=1).masked_fill(~torch.cat(valid, dim=1), -torch.inf)
-        best, indices = topk(score, counts.post_nms_top_k)
+        levels = output.logits.split(output.level_sizes, dim=1)
+        scores, places = zip(*(topk(level, counts.pre_nms_top_k) for level in levels), strict=True)
+        starts = accumulate(output.level_sizes[:-1], initial=0)
+        indices = torch.cat([place + start for place, start in zip(places, starts, strict=True)], dim=1)
+        boxes = self.box_coder.decode(gather_boxes(output.deltas, indices), output.anchors[indices])
+        boxes = clip(boxes, sizes)
+        large = large_enough(boxes, self.options.min_size)
+        # Small and NaN boxes become padding.
+        boxes = boxes.where(large.unsqueeze(-1), 0.0)
+        lengths = [level.shape[1] for level in scores]
+        kept = large & nms_of_parts(boxes, large, self.options.nms_threshold, lengths)
+        best, indices = topk(torch.cat(scores, dim=1).masked_fill(~kept, -torch.inf), counts.post_nms_top_k)
         kept = best > -torch.inf
-        return Proposals(gather_boxes(torch.cat(boxes, dim=1), indices), best.where(kept, 0.0).sigmoid() * kept, kept)
+        return Proposals(gather_boxes(boxes, indices), best.where(kept, 0.0).sigmoid() * kept, kept)
 
 
 def _within(boxes: Float[Tensor, "A 4"], sizes: Int[Tensor, "B 2"], tolerance: float) -> Tensor:

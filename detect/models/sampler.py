@@ -22,8 +22,9 @@ class Sampler:
         max_positives = min(int(self.size * self.positive_fraction), size)
         # Random keys in [0, 1) shuffle the boxes of one kind; all others have -1 and come last.
         keys = torch.rand(labels.shape, device=labels.device)
-        positive_keys, positives = torch.where(labels == 1, keys, -1.0).topk(max_positives)
-        negative_keys, negatives = torch.where(labels == 0, keys, -1.0).topk(size)
+        keys_of_kinds = torch.stack([torch.where(labels == kind, keys, -1.0) for kind in (1, 0)])
+        (positive_keys, negative_keys), (positives, negatives) = keys_of_kinds.topk(size)
+        positive_keys, positives = positive_keys[:, :max_positives], positives[:, :max_positives]
         count = (positive_keys >= 0).sum(dim=-1, keepdim=True)
         slots = torch.arange(size, device=labels.device).expand(len(labels), -1)
         is_positive = slots < count

@@ -2,7 +2,8 @@
 
 images ─ backbone, neck ─→ features  maps of strides 8, 16, 32
        ─ decoupled head ─→ classes, box and objectness of each cell
-       ├→ loss:   SimOTA gives cells their ground truths; IoU of boxes, cross entropies of classes and objectness
+       ├→ loss:   SimOTA gives cells their ground truths; IoU of boxes, cross entropies of classes and objectness.
+       │          An image without objects counts like one with an object of ten cells; YOLOX counts it as none
        └→ detect: score = objectness · best class, NMS
 """
 
@@ -22,7 +23,7 @@ from detect.backbones import AnyBackbone, CSPDarknetOptions, PAFPNOptions
 from detect.models.decoupled_head import DecoupledHead, RawPredictions
 from detect.models.detector import Detector, DetectorOptions, Losses, known_targets
 from detect.models.postprocess import PostprocessOptions, suppress
-from detect.models.simota import Assignment, assign
+from detect.models.simota import CANDIDATES, Assignment, assign
 from detect.ops.boxes import clip, gather_boxes, large_enough, paired_iou
 from detect.ops.topk import topk
 from detect.options import options, over
@@ -108,7 +109,9 @@ class YOLOX(Detector):
         targets = known_targets(batch.targets, self.num_classes)
         boxes = decode(raw.boxes, cells)
         positive, matched, ious = self._assign(raw, boxes, cells, targets)
-        count = positive.sum().clamp(min=1)
+        # Divided by the cells with an object alone, batches of nearly empty images would outweigh all others.
+        empty = ~(targets.valid & ~targets.crowd).any(dim=1)
+        count = (positive.sum() + CANDIDATES * empty.sum()).clamp(min=1)
 
         truths = gather_boxes(targets.boxes, matched)
         of_boxes = 1 - paired_iou(boxes, truths) ** 2

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from detect.config import Config, config_to_yaml
 from detect.data.dataset import Dataset
+from detect.devices import to_device
 from detect.evaluation.coco import Engine, coco_results
 from detect.evaluation.evaluator import Evaluator
 from detect.evaluation.thresholds import best_score_threshold
@@ -46,9 +47,8 @@ def evaluate(
     """
     evaluator = Evaluator(dataset)
     for batch in track(loader, f"evaluating {dataset.split}"):
-        given = None if batch.proposals is None else batch.proposals.to(device)
-        detections = model.detect(batch.images.to(device), given)
-        evaluator.update(batch, detections.to("cpu"))
+        given = None if batch.proposals is None else to_device(batch.proposals, device)
+        evaluator.update(batch, model.detect(to_device(batch.images, device), given))
     evaluator.gather()
     if classes is not None:
         evaluator.keep_classes(classes)

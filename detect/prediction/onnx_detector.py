@@ -38,7 +38,7 @@ MASK_OUTPUTS = (*OUTPUTS, "masks")
 
 
 class OnnxDetector:
-    """Detector that `detect export --format onnx` wrote, running on one thread per physical core.
+    """Detector that `detect export --format onnx` wrote, on one thread per physical core or `OMP_NUM_THREADS` threads.
 
     Args:
         path: the ONNX file. Only ONNX operators in it are executed.
@@ -183,7 +183,7 @@ def _open_session(path: Path) -> Any:
     if _EXTERNAL_DATA.search(content):
         raise UserError(f"{path}: stores weights in other files, which detect export never does; export it again")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = physical_cores()
+    options.intra_op_num_threads = thread_count()
     options.log_severity_level = 3  # errors only; they are raised as well
     available = onnxruntime.get_available_providers()
     providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
@@ -192,6 +192,12 @@ def _open_session(path: Path) -> Any:
     except Exception as error:  # onnxruntime has an exception class per error code, without a common base
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not an ONNX model, or damaged ({reason}); export it again") from None
+
+
+def thread_count() -> int:
+    """Return `OMP_NUM_THREADS`, which also sets torch's threads, or else the number of physical cores."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return int(threads) if threads.isdecimal() and int(threads) > 0 else physical_cores()
 
 
 def physical_cores() -> int:

@@ -21,7 +21,7 @@ from detect.allocator import keep_pages
 from detect.checkpoint import Checkpoint
 from detect.data.canvases import Size, enclosing_canvas
 from detect.data.transforms import Resize, resize
-from detect.devices import choose_device, multiplies_bf16
+from detect.devices import choose_device, multiplies_bf16, start_copy, to_device
 from detect.errors import UserError, class_names
 from detect.models import Detector
 from detect.prediction.prepare import Precision, prepare
@@ -159,12 +159,15 @@ class Predictor:
     def _results(
         self, model: Detector, stream: Iterator[Frame], batch_size: int, augmented: Sequence[Augmentation]
     ) -> Iterator[Result]:
-        on_cuda = next(model.buffers()).is_cuda
+        device = next(model.buffers()).device
+        in_flight = 2 if device.type == "cuda" else 0
         running: deque[tuple[list[Frame], Detections, Callable[[], None]]] = deque()
         for batch in self._batches(stream, batch_size):
-            running.append((batch, *_copy_to_cpu(self._detect(model, batch, augmented))))
-            # While a GPU processes a batch, the previous one is converted to results and the next one is decoded.
-            if len(running) > on_cuda:
+            detections = self._detect(model, batch, augmented)
+            (copied,), wait = start_copy(device, detections)
+            running.append((batch, copied, wait))
+            # While a GPU processes two batches, the one before is converted to results and the next one is decoded.
+            if len(running) > in_flight:
                 yield from self._batch_results(*running.popleft())
         for entry in running:
             yield from self._batch_results(*entry)
@@ -201,10 +204,10 @@ class Predictor:
         device = next(model.buffers()).device
         sizes = [self._input_size(frame, augmentation.scale) for frame in batch]
         pixels = [resize(frame.pixels, size) for frame, size in zip(batch, sizes, strict=True)]
-        images = _on_canvas([image[:, ::-1] for image in pixels] if augmentation.flip else pixels).to(device)
-        in_file = torch.tensor([frame.pixels.shape[:2] for frame in batch], device=device)
+        images = to_device(_on_canvas([image[:, ::-1] for image in pixels] if augmentation.flip else pixels), device)
+        in_file = to_device(torch.tensor([frame.pixels.shape[:2] for frame in batch]), device)
         scales = (images.sizes / in_file).flip(-1)
-        given = None if searched is None else _pad(searched).to(device)
+        given = None if searched is None else to_device(_pad(searched), device)
         if given is not None:
             boxes = flip_boxes(given.boxes, in_file[:, 1]) if augmentation.flip else given.boxes
             given = replace(given, boxes=boxes * scales.repeat(1, 2)[:, None])
@@ -286,12 +289,3 @@ def _pad(lists: Sequence[Float[Tensor, "_r 4"]]) -> Proposals:
     boxes = torch.nn.utils.rnn.pad_sequence([*lists], batch_first=True)
     valid = torch.arange(boxes.shape[1]) < torch.tensor([[len(boxes_of_image)] for boxes_of_image in lists])
     return Proposals(boxes, valid.float(), valid)
-
-
-def _copy_to_cpu(detections: Detections) -> tuple[Detections, Callable[[], None]]:
-    """Start copying detections to the CPU; return them and a function that waits until the copy is complete."""
-    if not detections.boxes.is_cuda:
-        return detections, lambda: None
-    copied, arrived = detections.to("cpu", non_blocking=True), torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(detections.boxes.device))  # by default the current device's
-    return copied, arrived.synchronize

@@ -14,7 +14,7 @@ from detect.backbones.norm import FrozenBatchNorm2d
 from detect.backbones.timm import TimmBackbone, TimmCropNetwork
 from detect.devices import warn_of_slow_bf16
 from detect.models import Detector
-from detect.ops.fused_convolution import FusedConvolution, is_fusible
+from detect.ops.packed_convolution import PackedConvolution, is_packable
 from detect.ops.winograd import WinogradConv2d, is_winograd
 
 Precision = Literal["fp32", "bf16"]
@@ -23,8 +23,8 @@ Precision = Literal["fp32", "bf16"]
 def prepare(model: Detector, precision: Precision = "fp32", compile: bool = False) -> Detector:
     """Return a copy for prediction: batch norms folded into convolutions, channels last, weights in `precision`.
 
-    Boxes and scores stay in float32. In float32 on the CPU, 3×3 convolutions use Winograd's algorithm, and convolutions
-    before a SiLU are one operation with it, unless the backbone is compiled.
+    Boxes and scores stay in float32. In float32 on the CPU, unless the backbone is compiled, 3×3 convolutions use
+    Winograd's algorithm, and the others have packed weights and are one operation with the SiLU that follows them.
 
     Args:
         model: the trained detector; it is not changed.
@@ -45,8 +45,7 @@ def prepare(model: Detector, precision: Precision = "fp32", compile: bool = Fals
             if part is not None:
                 part.compile(dynamic=False)
     else:
-        fuse_silu(model)
-        use_winograd(model)
+        replace_convolutions(model)
     return model
 
 
@@ -77,17 +76,26 @@ def fold_norms(module: nn.Module) -> None:
         fold_norms(child)
 
 
-def fuse_silu(module: nn.Module) -> None:
-    """Replace each convolution that a SiLU follows, both by one operation, in place."""
-    if isinstance(module, TimmBackbone | TimmCropNetwork):
-        return  # their children may run in another order than they are listed
+def replace_convolutions(module: nn.Module) -> None:
+    """Replace each convolution by a faster one, together with the SiLU that follows it, in place."""
+    in_order = not isinstance(module, TimmBackbone | TimmCropNetwork)  # timm's children may run in another order
     children = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Identity)]
-    for (name, first), (activation, second) in pairwise(children):
-        if isinstance(second, nn.SiLU) and is_fusible(first):
-            setattr(module, name, FusedConvolution(first))
-            setattr(module, activation, nn.Identity())
-    for _, child in module.named_children():
-        fuse_silu(child)
+    for (name, child), (next_name, following) in zip(children, [*children[1:], ("", None)], strict=False):
+        if in_order and isinstance(following, nn.SiLU) and is_packable(child):
+            setattr(module, name, PackedConvolution(child, "swish"))
+            setattr(module, next_name, nn.Identity())
+        elif isinstance(child, nn.Conv2d) and is_winograd(child):
+            setattr(module, name, WinogradConv2d.of(child))
+        elif is_packable(child):
+            setattr(module, name, PackedConvolution(child))
+        else:
+            replace_convolutions(child)
+            if type(child) is nn.Sequential and len(layers := _layers(child)) == 1:
+                setattr(module, name, layers[0])  # each call of a module takes microseconds
+
+
+def _layers(sequence: nn.Sequential) -> list[nn.Module]:
+    return [layer for layer in sequence if not isinstance(layer, nn.Identity)]
 
 
 @torch.no_grad()
@@ -98,12 +106,3 @@ def _computes_the_same(network: TimmBackbone | TimmCropNetwork, other: TimmBackb
     outputs = [copy.deepcopy(one).to("cpu", torch.float64).eval()(image) for one in (network, other)]
     pairs = zip(*(one.values() if isinstance(one, dict) else [one] for one in outputs), strict=True)
     return all(bool((one - two).abs().max() <= 1e-4 * one.abs().max()) for one, two in pairs)
-
-
-def use_winograd(module: nn.Module) -> None:
-    """Replace each convolution that Winograd's algorithm computes faster, in place."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d) and is_winograd(child):
-            setattr(module, name, WinogradConv2d.of(child))
-        else:
-            use_winograd(child)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
-from torch.optim.swa_utils import PARAM_LIST, get_ema_multi_avg_fn
 
 from detect.checkpoint import load_checkpoint
 from detect.config import TrainingOptions
@@ -122,10 +121,10 @@ def _callbacks(training: TrainingOptions, out: Path, monitor: str | None, metric
 
 
 class MovingAverage(WeightAveraging):
-    """Exponential moving average of the weights and buffers.
+    """Exponential moving average of the weights and buffers, which never waits for the GPU.
 
-    Not Lightning's EMAWeightAveraging, whose formula changes constants, such as anchors, by a rounding error in each
-    step.
+    Not Lightning's EMAWeightAveraging: its formula changes constants, such as anchors, by a rounding error in each
+    step, and it reads the number of its updates from the device.
 
     Args:
         decay: decay of the average.
@@ -133,20 +132,35 @@ class MovingAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float, ramp: int = 0) -> None:
-        super().__init__(use_buffers=True, multi_avg_fn=self._average)
-        self.decay, self.ramp, self._step = decay, ramp, 0
+        super().__init__(use_buffers=True)
+        self.decay, self.ramp = decay, ramp
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """Return whether a step has ended, and keep its number: to read the average's own would wait for the GPU."""
-        self._step = self._step if step_idx is None else step_idx + 1
-        return step_idx is not None
+        """Return False: `on_train_batch_end` updates the average instead."""
+        return False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the average after an optimizer step; the first one copies the weights."""
+        if trainer.global_step == self._latest_update_step:  # gradients are accumulated
+            return
+        is_first, self._latest_update_step = self._latest_update_step == 0, trainer.global_step
+        assert self._average_model is not None
+        networks = self._average_model.module, pl_module
+        pairs = list(zip(*([*network.parameters(), *network.buffers()] for network in networks), strict=True))
+        floats = [] if is_first else [pair for pair in pairs if pair[0].is_floating_point()]
+        with torch.no_grad():
+            for average, current in pairs:
+                if is_first or not average.is_floating_point():
+                    average.copy_(current)
+            if floats:
+                averages, weights = map(list, zip(*floats, strict=True))
+                torch._foreach_lerp_(averages, weights, 1 - self.decay_at(trainer.global_step))
 
     def decay_at(self, step: int) -> float:
         """Return the decay at a step, counted from 1."""
         return self.decay * (1 - math.exp(-step / self.ramp)) if self.ramp else self.decay
-
-    def _average(self, averages: PARAM_LIST, weights: PARAM_LIST, _: Tensor | int) -> None:
-        get_ema_multi_avg_fn(self.decay_at(self._step))(averages, weights, _)
 
 
 class SaveBest(ModelCheckpoint):

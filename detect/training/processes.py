@@ -45,7 +45,14 @@ def trainer_devices(training: TrainingOptions, unused_parameters: bool) -> dict[
         training: options of training.
         unused_parameters: true if some trainable parameters have no gradient, as in alternating training.
     """
-    parallel = DDP(find_unused_parameters=unused_parameters, timeout=TIMEOUT)
+    # Buffers are broadcast before validations only (`TrainingModule.share_buffers`): nothing else reads them.
+    parallel = DDP(
+        find_unused_parameters=unused_parameters,
+        static_graph=not unused_parameters,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        timeout=TIMEOUT,
+    )
     if torch.distributed.is_torchelastic_launched():
         local, machines = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
         return {"accelerator": training.accelerator, "devices": local, "num_nodes": machines, "strategy": parallel}

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +49,43 @@ def test_frozen_norm_keeps_nothing_for_the_backward_pass_but_its_scale():
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()), lambda _: None):
         FrozenBatchNorm2d(8)(torch.randn(2, 8, 5, 4, requires_grad=True))
     assert saved == [8]
+
+
+def rescale(norm):
+    norm.weight.mul_(3)
+    return norm
+
+
+def change_eps(norm):
+    norm.eps = 0.5
+    return norm
+
+
+def replace_a_buffer(norm):
+    norm.running_mean = norm.running_mean + 1
+    return norm
+
+
+def load_another(norm):
+    norm.load_state_dict(FrozenBatchNorm2d(3).state_dict())
+    return norm
+
+
+@pytest.mark.parametrize(
+    "change",
+    [rescale, change_eps, replace_a_buffer, load_another, lambda norm: norm.double(), lambda norm: norm.half()],
+)
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_scale_that_frozen_norm_keeps_follows_its_buffers(change, copied):
+    norm = FrozenBatchNorm2d(3)
+    for name, buffer in norm.named_buffers():
+        buffer.copy_(torch.tensor([0.5, 1.0, 1.5]) + len(name))
+    x = torch.randn(1, 3, 2, 2, requires_grad=True)
+    assert norm.affine(x.dtype)[0] is norm.affine(x.dtype)[0]
+    changed = change(copy.deepcopy(norm) if copied else norm)
+    fresh = FrozenBatchNorm2d(3, changed.eps).to(changed.weight.dtype)
+    fresh.load_state_dict(changed.state_dict())
+    assert torch.equal(changed(x), fresh(x))
 
 
 def test_frozen_norm_and_batch_norm_load_each_other():

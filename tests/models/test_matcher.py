@@ -131,3 +131,15 @@ def test_large_crowds_under_autocast(dtype):
     with torch.autocast("cpu", dtype):
         _, labels = match(boxes, targets, Matcher(0.9, 0.9))
     assert labels.tolist() == [[0, -1]]
+
+
+@pytest.mark.parametrize("best_is_positive", [False, True])
+@pytest.mark.parametrize("pairs", [1, 400, 1300])
+def test_blocks_of_ground_truths_give_the_same_result(monkeypatch, best_is_positive, pairs):
+    boxes, matcher = random_boxes(2, 200), Matcher(0.5, 0.4, best_is_positive)
+    valid, crowd, candidates = torch.rand(2, 9) < 0.8, torch.rand(2, 9) < 0.3, torch.rand(2, 200) < 0.7
+    targets = targets_of(random_boxes(2, 9).round(), valid, crowd)
+    expected = match(boxes, targets, matcher, candidates)
+    monkeypatch.setattr("detect.models.matcher.BLOCK_PAIRS", pairs)
+    for one, other in zip(match(boxes, targets, matcher, candidates), expected, strict=True):
+        assert torch.equal(one, other)

@@ -123,6 +123,21 @@ def test_an_image_without_objects_has_only_a_loss_of_objectness():
     assert losses["boxes"] == losses["classes"] == losses["raw_boxes"] == 0
 
 
+def test_an_image_without_objects_counts_as_ten_cells():
+    model = YOLOX(C, NANO).eval()
+    one, none = targets_of([(10, 10, 40, 44)]), targets_of([], padding=3)
+    both = Targets(
+        *(torch.cat([getattr(one, name), getattr(none, name)]) for name in ("boxes", "labels", "valid", "crowd"))
+    )
+    raw, cells = model._predict(batch_of(one).images)
+    boxes = decode(raw.boxes, cells)
+    count = int(model._assign(raw, boxes, cells, one).positive.sum())
+    alone = model._loss(raw, cells, batch_of(one))["boxes"]
+    twice = RawPredictions(*(torch.cat([part, part]) for part in raw))
+    together = model._loss(twice, cells, batch_of(both, count=2))["boxes"]
+    torch.testing.assert_close(together, alone * count / (count + 10))
+
+
 def test_detections_of_perfect_outputs():
     boxes, labels = [(10.0, 10, 40, 44), (50.0, 20, 90, 60)], [1, 2]
     cells = cells_of(maps(64, 96), (8, 16, 32))

@@ -1,11 +1,14 @@
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision.ops
 
-from detect.ops.boxes import iou_matrix
-from detect.ops.nms import SWEEPS, _nms_cpu, _nms_fixpoint, nms
+from detect.ops.nms import _nms_cpu, _nms_in_blocks, _nms_in_one_call, nms, nms_of_parts
 
 
 def clusters(n: int, centres: int = 12, spread: float = 12.0) -> torch.Tensor:
@@ -30,8 +33,8 @@ def without_groups(function, boxes, valid, threshold):
 
 IMPLEMENTATIONS = pytest.mark.parametrize(
     "keep_of",
-    [nms, partial(without_groups, _nms_cpu), partial(without_groups, _nms_fixpoint)],
-    ids=["nms", "loop", "fixpoint"],
+    [nms, partial(without_groups, _nms_cpu), partial(without_groups, _nms_in_blocks)],
+    ids=["nms", "loop", "blocks"],
 )
 
 
@@ -89,7 +92,7 @@ def test_empty_boxes_suppress_nothing(keep_of):
     assert keep_of(boxes, torch.ones(4, dtype=torch.bool), 0.5).all()
 
 
-@pytest.mark.parametrize("keep_of", [nms, _nms_cpu, _nms_fixpoint], ids=["nms", "loop", "fixpoint"])
+@pytest.mark.parametrize("keep_of", [nms, _nms_cpu, _nms_in_blocks], ids=["nms", "loop", "blocks"])
 def test_groups_equal_torchvision(keep_of):
     boxes, groups = clusters(300), torch.randint(0, 4, (300,))
     arguments = (0.5, groups) if keep_of is nms else (groups, 0.5)
@@ -107,14 +110,24 @@ def test_lists_are_independent(keep_of):
             assert torch.equal(keep[i, j], keep_of(boxes[i, j], valid[i, j], 0.5))
 
 
-def test_fixpoint_settles_the_longest_documented_chain():
-    # Each box overlaps only its neighbours, so that every second one survives: the longest possible chain.
-    left = torch.arange(SWEEPS + 1.0) * 4
-    boxes = torch.stack([left, torch.zeros_like(left), left + 10, torch.ones_like(left)], dim=1)
-    assert torch.equal(iou_matrix(boxes, boxes) > 0.4, (left[:, None] - left).abs() <= 4)
-    valid = torch.ones(len(boxes), dtype=torch.bool)
-    keep = without_groups(_nms_fixpoint, boxes, valid, 0.4)
-    assert kept_indices(keep) == torchvision_keeps(boxes, 0.4) == list(range(0, SWEEPS + 1, 2))
+def chain(n: int) -> torch.Tensor:
+    """Return boxes that overlap only their neighbours by more than 0.4, so that every second one survives."""
+    left = torch.arange(float(n)) * 4
+    return torch.stack([left, torch.zeros_like(left), left + 10, torch.ones_like(left)], dim=1)
+
+
+@IMPLEMENTATIONS
+def test_chains_of_any_length(keep_of):
+    boxes = chain(301)
+    keep = keep_of(boxes, torch.ones(301, dtype=torch.bool), 0.4)
+    assert kept_indices(keep) == torchvision_keeps(boxes, 0.4) == list(range(0, 301, 2))
+
+
+@pytest.mark.parametrize("pairs", [1, 2000, 40000])
+def test_small_blocks_give_the_same_result(monkeypatch, pairs):
+    monkeypatch.setattr("detect.ops.nms.BLOCK_PAIRS", pairs)
+    boxes, valid, groups = clusters(200).view(2, 100, 4), torch.rand(2, 100) < 0.8, torch.randint(0, 3, (2, 100))
+    assert torch.equal(_nms_in_blocks(boxes, valid, groups, 0.4), _nms_cpu(boxes, valid, groups, 0.4))
 
 
 def test_no_gradient_and_half_precision():
@@ -125,7 +138,25 @@ def test_no_gradient_and_half_precision():
     assert torch.equal(nms(half, valid, 0.5), nms(half.float(), valid, 0.5))
 
 
-def test_operator_passes_opcheck():
-    torch.library.opcheck(
-        _nms_cpu, (clusters(9), torch.ones(9, dtype=torch.bool), torch.zeros(9, dtype=torch.int64), 0.5)
-    )
+@pytest.mark.parametrize("lengths", [(100,), (60, 30, 10), (0, 1, 99), (50, 50)])
+def test_parts_in_one_call_equal_parts_by_themselves(lengths):
+    boxes, valid = clusters(200).view(2, 100, 4), torch.rand(2, 100) < 0.8
+    expected = nms_of_parts(boxes, valid, 0.5, lengths)
+    parts = list(zip(boxes.split(lengths, 1), valid.split(lengths, 1), strict=True))
+    assert torch.equal(expected, torch.cat([nms(*part, 0.5) for part in parts], dim=1))
+    assert torch.equal(_nms_in_one_call(parts, 0.5), expected)
+
+
+@pytest.mark.parametrize("operator", [_nms_cpu, _nms_in_blocks])
+def test_operators_pass_opcheck(operator):
+    arguments = clusters(9), torch.ones(9, dtype=torch.bool), torch.zeros(9, dtype=torch.int64), 0.5
+    torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("task", ["interpret", "compile"])
+def test_the_triton_kernels(task, tmp_path):
+    pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["TRITON_INTERPRET"] = str(int(task == "interpret"))
+    script = Path(__file__).with_name("triton_nms.py")
+    subprocess.run([sys.executable, script, task], check=True, env=environment)

@@ -7,7 +7,7 @@ import pytest
 
 from detect.data.dataset import Dataset, Record
 from detect.errors import UserError
-from detect.prediction.onnx_detector import OnnxDetector, physical_cores, predict_dataset
+from detect.prediction.onnx_detector import OnnxDetector, physical_cores, predict_dataset, thread_count
 from detect.prediction.sources import Frame
 
 pytest.importorskip("onnxruntime")
@@ -232,3 +232,9 @@ def test_physical_cores_count_hyper_threads_once(monkeypatch, tmp_path):
     assert 1 <= physical_cores() <= os.cpu_count()
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
     assert physical_cores() == 1
+
+
+@pytest.mark.parametrize(("variable", "threads"), [("3", 3), ("0", None), ("two", None), ("", None)])
+def test_the_environment_sets_the_threads(monkeypatch, variable, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert thread_count() == (threads or physical_cores())

@@ -25,6 +25,7 @@ def _serve(connection: Connection, name: str, threads: int, make: Callable[..., 
     """Build a side in its process, then call the requested methods until the request is None."""
     keep_pages()
     torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # ONNX Runtime's threads
     try:
         side = make(*arguments)
         connection.send(None)

@@ -1,4 +1,4 @@
-"""Convolution and SiLU as one operation."""
+"""Convolutions with packed weights."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from detect.backbones import CSPDarknetOptions, PAFPNOptions
 from detect.models import YOLOX, YOLOXOptions
-from detect.ops.fused_convolution import FusedConvolution, is_fusible
+from detect.ops.packed_convolution import PackedConvolution, is_packable
 from detect.prediction.prepare import prepare
 from detect.structures import Images
 
@@ -17,13 +17,14 @@ from detect.structures import Images
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("size", [1, 3, 6])
 @pytest.mark.parametrize(("stride", "groups", "bias"), [(1, 1, True), (2, 1, False), (1, 8, True), (2, 8, True)])
-def test_it_equals_the_two_layers(memory_format, size, stride, groups, bias):
+def test_it_equals_the_layers(memory_format, size, stride, groups, bias):
     torch.manual_seed(0)
     layer = nn.Conv2d(8, 16, size, stride, size // 2, groups=groups, bias=bias).requires_grad_(False)
-    assert is_fusible(layer)
-    fused = FusedConvolution(layer)
+    assert is_packable(layer)
+    plain, fused = PackedConvolution(layer), PackedConvolution(layer, "swish")
     for height, width, batch in ((9, 13, 1), (32, 20, 3)):  # the weights are packed for the first size only
         x = torch.randn(batch, 8, height, width).to(memory_format=memory_format)
+        assert torch.allclose(plain(x), layer(x), atol=1e-5)
         assert torch.allclose(fused(x), F.silu(layer(x)), atol=1e-5)
 
 
@@ -31,7 +32,7 @@ def test_it_equals_the_two_layers(memory_format, size, stride, groups, bias):
     "layer", [nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3).double(), nn.Conv2d(4, 4, 3).bfloat16(), nn.ReLU()]
 )
 def test_other_layers_are_left_alone(layer):
-    assert not is_fusible(layer)
+    assert not is_packable(layer)
 
 
 def test_a_prepared_yolox_gives_the_same_outputs():
@@ -42,7 +43,7 @@ def test_a_prepared_yolox_gives_the_same_outputs():
     for _ in range(3):
         model.train()._predict(images)  # statistics of the batch norms
     prepared = prepare(model.eval())
-    assert any(isinstance(layer, FusedConvolution) for layer in prepared.modules())
+    assert any(isinstance(layer, PackedConvolution) for layer in prepared.modules())
     assert not any(isinstance(layer, nn.SiLU | nn.BatchNorm2d) for layer in prepared.modules())
     for given, computed in zip(model._predict(images)[0], prepared._predict(images)[0], strict=True):
         assert torch.allclose(given, computed, atol=1e-4)
