@@ -220,6 +220,41 @@ def test_a_mistake_is_one_line_with_the_key(given, message):
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["--training.devices=1", "--training.epochs=2"],
+            r"^--training\.epochs: of 2 epochs, 15 are closing ones; give fewer closing_epochs, or more epochs$",
+        ),
+        (["--data.root=a", "--data.proposals=b"], r"^--data\.proposals: mosaic and mixup are for detectors without"),
+        (
+            ["--training.devices=1", "--training.optimizer=adam"],
+            r"^--training\.optimizer: nesterov is for sgd with mom",
+        ),
+        (["--training.devices=1", "--training={nesterov: 1, optimizer: adam}"], r"^--training: nesterov is for sgd"),
+        (
+            ["--model.rpn.post_nms_top_k=9"],
+            r"^--model\.rpn\.post_nms_top_k: .*did you mean model\.postprocess\.pre_nms",
+        ),
+        (["--model.rpn.nms_threshold=0.5"], r"^--model\.rpn\.nms_threshold: there is no such option$"),
+        (
+            ["--model.backbone.name=resnet"],
+            r"^--model\.backbone\.name: resnet has no option model\.backbone\.width, which small/yolox_nano gives; "
+            r"replace the section with --model\.backbone '\{name: resnet\}'$",
+        ),
+        (
+            ["--model.name=fast_rcnn"],
+            r"^--model\.name: fast_rcnn does not take model\.\w+\.\w+ of small/yolox_nano; "
+            r"begin with a config of fast_rcnn; `detect configs` lists them$",
+        ),
+    ],
+)
+def test_a_mistake_against_a_config_names_its_cause(given, message):
+    with pytest.raises(UserError, match=message):
+        load_config(Path("small/yolox_nano"), given)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("model: [", "invalid YAML: .*line 2"),

@@ -96,8 +96,13 @@ class FPN(Neck):
         return pyramid
 
 
-def octaves(levels: Mapping[str, FeatureInfo], finest: int) -> list[str]:
+def octaves(levels: Mapping[str, FeatureInfo], finest: int, optional: bool = True) -> list[str]:
     """Return the deepest level of each of the strides `finest`, 2 · `finest` and so on.
+
+    Args:
+        levels: the backbone's maps by name.
+        finest: stride of the first level.
+        optional: whether the detector also works without a neck.
 
     Raises:
         UserError: there are fewer than two such levels.
@@ -108,12 +113,12 @@ def octaves(levels: Mapping[str, FeatureInfo], finest: int) -> list[str]:
         names.append(by_stride[finest])
         finest *= 2
     if len(names) < 2:
-        strides = ", ".join(map(str, by_stride))
+        strides, remedy = ", ".join(map(str, by_stride)), "set neck to null" if optional else "choose another backbone"
         raise UserError(
             f"neck: a pyramid needs maps at strides {finest}, {2 * finest} and so on, the backbone has {strides}; "
-            "set neck to null"
+            f"{remedy}"
             if not names
-            else f"neck: a pyramid needs two maps or more, the backbone has strides {strides}; set neck to null"
+            else f"neck: a pyramid needs two maps or more, the backbone has strides {strides}; {remedy}"
         )
     return names
 

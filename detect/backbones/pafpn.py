@@ -54,7 +54,7 @@ class PAFPN(Neck):
     """
 
     def __init__(self, levels: Mapping[str, FeatureInfo], options: PAFPNOptions) -> None:
-        self.names = octaves(levels, STRIDES[0])[: len(STRIDES)]
+        self.names = octaves(levels, STRIDES[0], optional=False)[: len(STRIDES)]
         given = [levels[name].channels for name in self.names]
         widths = scaled(_WIDTHS, options.width)[: len(given)]
         super().__init__(tuple(map(FeatureInfo, widths, STRIDES)))

@@ -85,7 +85,7 @@ class ResNetOptions(BackboneOptions):
     def build(self, multi_scale: bool) -> tuple[ResNet, BoxHead | None]:
         """Return all levels; or stage 4 (C4) with stage 5 as box head (appendix A), or the dilated stage 5 (DC5)."""
         if self.dilated and multi_scale:
-            raise UserError("backbone.dilated: a neck needs stage 5 at stride 32; set neck to null")
+            raise UserError("backbone.dilated: a neck needs stage 5 at stride 32; leave it out, or set neck to null")
         backbone, box_head = ResNet(self), None
         if multi_scale:
             if self.last_stage == 4:

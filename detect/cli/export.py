@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detect.cli.shared import add_command
+
+if TYPE_CHECKING:
+    from detect.export.equality import Equality
 
 
 def add(commands: Any) -> None:
@@ -48,11 +51,19 @@ def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(f"{roots}: no data set; the check uses synthetic images; give --data.root DIR for a better check")
     equality = export_checkpoint(checkpoint, out, options.format, images)
     if equality is not None:
-        pairs = f"{equality.batches} batch{'es' * (equality.batches != 1)} of two"
-        masks = f", cells of masks by at most {equality.mask_difference:.1g}" if equality.mask_difference else ""
-        print(
-            f"same detections as the checkpoint: {equality.detections} in {equality.images} images and "
-            f"{pairs}; scores differ by at most {equality.score_difference:.1g}{masks}, "
-            f"IoU is at least {equality.iou:.5f}"
-        )
+        print(_outcome(equality))
     print(out)
+
+
+def _outcome(equality: Equality) -> str:
+    """Return one line about the comparison."""
+    pairs = f"{equality.batches} batch{'es' * (equality.batches != 1)} of two"
+    images = f"{equality.images} images and {pairs}"
+    if not equality.detections:
+        remedy = "train it longer, or give images of its objects with --data.root DIR"
+        return f"neither the checkpoint nor the file detects anything in {images}, so no box was compared; {remedy}"
+    masks = f", cells of masks by at most {equality.mask_difference:.1g}" if equality.mask_difference else ""
+    return (
+        f"same detections as the checkpoint: {equality.detections} in {images}; scores differ by at most "
+        f"{equality.score_difference:.1g}{masks}, IoU is at least {equality.iou:.5f}"
+    )

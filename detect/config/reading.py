@@ -86,7 +86,7 @@ def config_from_dict(values: dict[str, Any], source: str, overrides: Sequence[st
         mistake = f"choose {', '.join(map(repr, (*model_names(), CLASSIFIER)))}, not {error.args[0]!r}"
         raise _mistake("model.name", mistake, source, given) from None
     except ValidationError as error:
-        raise _mistake(*_first_mistake(error), source, given) from None
+        raise _mistake(*_first_mistake(error, model), source, given, model) from None
     parts = (sections.model, sections.data, sections.training, sections.deviations)
     if model is ClassifierOptions:
         return ClassificationConfig(*parts)
@@ -145,14 +145,29 @@ def experiment_adapter(model: Any) -> TypeAdapter:
     return TypeAdapter(schema)
 
 
-def _mistake(option: str, mistake: str, source: str, overrides: Sequence[tuple[str, str]]) -> UserError:
+def _mistake(
+    option: str, mistake: str, source: str, overrides: Sequence[tuple[str, str]], model: Any = None
+) -> UserError:
     """Return the error, which names the override that caused it, or else the source."""
+    is_unknown = mistake.startswith(_UNKNOWN)
     for key, _ in overrides:
         if f"{option}.".startswith(f"{key}."):
             return UserError(f"--{option}: {mistake}")
         if f"{key}.".startswith(f"{option}."):
             # In an unknown section, such as solver.base_lr, the option's own name may be one of another package.
-            return UserError(f"--{key}: {_UNKNOWN + suggest(key) if mistake.startswith(_UNKNOWN) else mistake}")
+            if is_unknown:
+                return UserError(f"--{key}: {_UNKNOWN}{suggest(key, model)}")
+            # Several options of a section contradict each other: the mistake names them.
+            if set(key.removeprefix(option).split(".")) & set(re.findall(r"\w+", mistake)):
+                return UserError(f"--{key}: {mistake}")
+    # An override has exchanged the network, whose other options the source still gives.
+    section, names = option.rpartition(".")[0], dict(overrides)
+    if is_unknown and section != "model" and (name := names.get(f"{section}.name")):
+        remedy = f"replace the section with --{section} '{{name: {name}}}'"
+        return UserError(f"--{section}.name: {name} has no option {option}, which {source} gives; {remedy}")
+    if option.startswith("model.") and (name := names.get("model.name")):
+        remedy = f"begin with a config of {name}; `detect configs` lists them"
+        return UserError(f"--model.name: {name} does not take {option} of {source}; {remedy}")
     return UserError(f"{source}: {option}: {mistake}")
 
 
@@ -212,14 +227,14 @@ def _assign(values: dict[str, Any], key: str, text: str) -> None:
         values[last] = text
 
 
-def _first_mistake(error: ValidationError) -> tuple[str, str]:
+def _first_mistake(error: ValidationError, model: Any) -> tuple[str, str]:
     """Return the option of the first error, and one line with the mistake and the expected value."""
     mistake = error.errors(include_url=False)[0]
     # pydantic's path contains the names of unions' members, the file does not.
     option = ".".join(str(part) for part in mistake["loc"] if part not in (*BACKBONE_NAMES, *RECIPES))
     match mistake["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            return option, _UNKNOWN + suggest(option)
+            return option, _UNKNOWN + suggest(option, model)
         case "dataclass_type":
             listed = re.sub(r"(\.\d+)+$", "", option)  # the options of an item of a list are listed with the list
             return option, f"this is a section, not an option; `detect options {listed}` lists its options"
@@ -239,19 +254,30 @@ def _first_mistake(error: ValidationError) -> tuple[str, str]:
     return option, f"{wanted}, not {reprlib.repr(mistake['input'])}{more}"
 
 
-def suggest(option: str) -> str:
-    """Return the end of a message about an unknown option: the name here of another package's, or similar names."""
+def suggest(option: str, model: Any = None) -> str:
+    """Return the end of a message about an unknown option: the name here of another package's, or similar names.
+
+    Args:
+        option: the unknown option.
+        model: class of the model's options, whose names are suggested; None for those of all models.
+    """
     if answer := answer_other_name(option):
         return f"; {answer}"
-    name, keys = option.rpartition(".")[2], _all_keys()
-    if option in keys:  # another model has it
+    name, keys = option.rpartition(".")[2], _keys(model) if model else _all_keys()
+    if option in _all_keys():  # another model has it
         return ""
     near = [key for key in keys if key.rpartition(".")[2] == name] or get_close_matches(option, keys, n=1)
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 
 def _all_keys() -> list[str]:
-    """Return the names of all options of all models, such as `training.epochs`."""
+    """Return the names of all options of all models."""
+    models = [options_class(name) for name in (*model_names(), CLASSIFIER)]
+    return list(dict.fromkeys(key for model in models for key in _keys(model)))
+
+
+def _keys(model: Any) -> list[str]:
+    """Return the names of all options of an experiment with this class of model options, such as `training.epochs`."""
 
     def sections(schema: dict[str, Any], value: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for option in value.get("oneOf", []) + value.get("anyOf", []):
@@ -265,6 +291,5 @@ def _all_keys() -> list[str]:
             for section in sections(schema, value):
                 yield from keys(schema, section, f"{prefix}{name}.")
 
-    models: list[Any] = [options_class(name) for name in (*model_names(), CLASSIFIER)]
-    schemas = [experiment_adapter(model).json_schema() for model in models]
-    return list(dict.fromkeys(key for schema in schemas for key in keys(schema, schema, "")))
+    schema = experiment_adapter(model).json_schema()
+    return list(dict.fromkeys(keys(schema, schema, "")))

@@ -160,7 +160,9 @@ class TrainingOptions:
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> TrainingOptions:
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
-            raise ValueError("nesterov is for sgd with momentum; leave it out, or choose these")
+            raise ValueError(
+                "nesterov is for sgd with momentum; leave it out, or choose these for optimizer and momentum"
+            )
         return self
 
     @model_validator(mode="after")

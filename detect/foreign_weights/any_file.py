@@ -14,7 +14,7 @@ from detect.foreign_weights.coco_names import COCO_NAMES
 from detect.foreign_weights.import_weights import Project, convert
 from detect.foreign_weights.state_dicts import State, read_content, state_dict
 
-DETECTRON2 = ("proposal_generator.", "backbone.bottom_up.", "backbone.res2.", "backbone.stem.")
+DETECTRON2 = ("proposal_generator.", "backbone.bottom_up.", "backbone.res2.", "backbone.stem.conv1.")
 TORCHVISION = ("roi_heads.", "rpn.head.")
 YOLOX = ("backbone.backbone.stem.", "head.obj_preds.")
 """Prefixes by which the detectors of a project are recognised."""
@@ -28,6 +28,7 @@ UNSUPPORTED = {
     "head.classification_head.": "a RetinaNet, FCOS or SSD of torchvision",
     "roi_head.": "a detector of MMDetection",
     "bbox_head.": "a detector of MMDetection",
+    "0.conv.": "a YOLO of Ultralytics, which is no YOLOX",
     "transformer.encoder.": "a DETR",
     "res2.": "an ImageNet backbone of detectron2",
     "conv1_w": "an ImageNet backbone of Caffe2",

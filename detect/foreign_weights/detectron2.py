@@ -86,6 +86,7 @@ LEFT_OUT = {r"roi_heads\.keypoint_head\.": ("keypoint head", "only boxes and mas
 """Tensors of Keypoint R-CNN, for `leave_out`."""
 REFUSED = {
     "sem_seg_head.": "a panoptic network",
+    "backbone.backbone.": "a YOLOX, which detect import yolox reads",
     "head.": "a RetinaNet or FCOS",
     "roi_heads.box_predictor.3.": "a cascade of more than three stages",
     "roi_heads.mask_head.mask_fcn1.norm.": "a mask head with norms",

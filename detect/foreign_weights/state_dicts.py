@@ -51,6 +51,8 @@ def read_content(path: Path) -> Any:
         if head.startswith((b"<!doctype", b"<html", b"version https://git-lfs")):
             kind = "a web page" if head.startswith(b"<") else "a pointer of Git LFS"
             raise UserError(f"{path}: {kind}, not the weights themselves; download the file again") from None
+        if called and called[1].startswith(("ultralytics.", "models.")):  # those of newer and older versions
+            raise UserError(f"{path}: a YOLO of Ultralytics, which is no YOLOX; give a file of YOLOX itself") from None
         reason = f"would call {called[1]}" if called else f"unreadable weights ({type(error).__name__})"
         raise UserError(f"{path}: {reason}; give a file with only a state dict") from None
 

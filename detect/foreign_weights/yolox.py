@@ -63,9 +63,14 @@ def yolox_options(state: State) -> YOLOXOptions:
     for key in (STEM, CLASSES):
         if key not in state or not state[key].ndim:
             raise UserError(f"{key}: no such tensor; {REMEDY}")
+    stem, classes = state[STEM], state[CLASSES]
+    if stem.shape[1:] != (12, 3, 3):  # of a 6×6 convolution nobody knows the order of the colours
+        raise UserError(f"{STEM}: has shape {list(stem.shape)}, not that of Focus, [n, 12, 3, 3]; {REMEDY}")
+    if not len(classes):
+        raise UserError(f"{CLASSES}: has no classes; {REMEDY}")
     counted = {int(found[1]) for key in state if (found := re.match(r"backbone\.C3_p3\.m\.(\d+)\.", key))}
     count, depthwise = len(counted), any(".dconv." in key for key in state)
-    depth, width = _DEPTHS.get(count, count / 3), state[STEM].shape[0] / 64
+    depth, width = _DEPTHS.get(count, count / 3), len(stem) / 64
     if not 0 < depth < 20 or not 0 < width < 20:
         raise UserError(f"{STEM}: depth {depth:g} and width {width:g}, which no network has; {REMEDY}")
     return YOLOXOptions(
@@ -111,7 +116,7 @@ def _stem(key: str, value: Tensor) -> Tensor:
 
     Focus puts the pixels (row, column) = (0, 0), (1, 0), (0, 1), (1, 1) of each 2×2 into the channels 0 … 2, 3 … 5, …
     """
-    if key != "backbone.body.stem.0.convolution.weight" or value.shape[1:] != (12, 3, 3):
+    if key != "backbone.body.stem.0.convolution.weight":
         return value
     column, row, colour, y, x = 1, 2, 3, 4, 5
     parts = value.unflatten(1, (2, 2, 3)).permute(0, colour, y, row, x, column)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def _subject(dataset: Dataset, predictions: Sequence[Prediction], origin: Origin
 
 
 def training_curves(file: Path) -> dict[str, Any] | None:
-    """Return the columns of a run's `metrics.csv` over the steps; None if there is no such file."""
+    """Return the finite values of each column of a run's `metrics.csv` by step; None if there is no such file."""
     try:
         with file.open(newline="", encoding="utf-8") as lines:
             rows = list(csv.DictReader(lines))
@@ -126,7 +127,7 @@ def training_curves(file: Path) -> dict[str, Any] | None:
     points: dict[str, list[list[float]]] = defaultdict(list)
     for row in rows:
         for name, value in row.items():
-            if name not in ("step", "epoch") and value:
+            if name not in ("step", "epoch") and value and math.isfinite(float(value)):
                 points[name].append([int(row["step"]), float(value)])
     series = [{"name": name, "group": _group(name), "points": values} for name, values in points.items()]
     return {"x": "step", "series": series} if series else None

@@ -66,9 +66,8 @@ def test_it_runs_over_other_backbones(network):
 def test_a_backbone_without_the_strides_is_refused():
     with torch.device("meta"):
         backbone, _ = LeNetOptions().build(multi_scale=True)
-    with pytest.raises(
-        UserError, match=r"^neck: a pyramid needs maps at strides 8, 16 and so on, the backbone has 1, 2"
-    ):
+    message = r"^neck: a pyramid needs maps at strides 8, 16 and so on, the backbone has 1, 2; choose another backbone$"
+    with pytest.raises(UserError, match=message):
         PAFPNOptions().build(backbone.levels, "none")
 
 

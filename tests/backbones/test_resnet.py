@@ -323,7 +323,7 @@ def test_every_second_cell_of_a_dilated_stage_is_that_of_the_stage():
         (lambda: ResNetOptions(18, stride_in_1x1=True).build(multi_scale=True), "ResNet-18 has no bottlenecks"),
         (
             lambda: ResNetOptions(50, dilated=True).build(multi_scale=True),
-            r"^backbone\.dilated: a neck needs stage 5 at stride 32; set neck to null$",
+            r"^backbone\.dilated: a neck needs stage 5 at stride 32; leave it out, or set neck to null$",
         ),
     ],
 )

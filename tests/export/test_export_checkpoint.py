@@ -11,6 +11,7 @@ from torch import nn
 import detect
 from detect.backbones import FeatureInfo, ResNetOptions, TimmOptions
 from detect.checkpoint import Checkpoint, load_checkpoint
+from detect.cli.export import _outcome
 from detect.config import Config, config_from_dict
 from detect.curation.shapes import make_shapes
 from detect.data.options import DataOptions
@@ -454,3 +455,14 @@ def test_a_file_that_cannot_be_written_fails_before_the_export(tmp_path, monkeyp
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"a\.onnx: cannot be written: .*; choose another file with --out"):
         export_checkpoint(checkpoint(), tmp_path / "file" / "a.onnx", "onnx", [])
+
+
+def test_a_check_of_no_boxes_says_so():
+    """A detector that detects nothing yet equals any other that detects nothing."""
+    none = Equality(images=6, batches=1, detections=0, score_difference=0.0, iou=1.0)
+    assert _outcome(none).startswith("neither the checkpoint nor the file detects anything in 6 images and 1 batch of")
+    some = Equality(images=6, batches=2, detections=9, score_difference=2e-7, iou=1.0)
+    assert _outcome(some) == (
+        "same detections as the checkpoint: 9 in 6 images and 2 batches of two; scores differ by at most 2e-07, "
+        "IoU is at least 1.00000"
+    )

@@ -1,5 +1,8 @@
 """The program that wrote a file of weights is recognised by the file's content."""
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -56,6 +59,11 @@ OTHERS = {
     "a RetinaNet, FCOS or SSD of torchvision ": lambda: made(fcos_resnet50_fpn),
     "a RetinaNet, FCOS or SSD of torchvision  ": lambda: made(ssd300_vgg16),
     "a detector of MMDetection": lambda: {"backbone.conv1.weight": torch.zeros(1), "roi_head.x": torch.zeros(1)},
+    "a detector of MMDetection ": lambda: {  # its YOLOX
+        "backbone.stem.conv.conv.weight": torch.zeros(1),
+        "bbox_head.multi_level_conv_cls.0.bias": torch.zeros(1),
+    },
+    "a YOLO of Ultralytics, which is no YOLOX": lambda: {"model.0.conv.weight": torch.zeros(1)},
     "a DETR": lambda: {"transformer.encoder.layers.0.norm1.bias": torch.zeros(1)},
     "an ImageNet backbone of detectron2": lambda: {"stem.conv1.weight": torch.zeros(1), "res2.0.x": torch.zeros(1)},
     "an ImageNet backbone of Caffe2": lambda: {"conv1_w": torch.zeros(1)},
@@ -107,3 +115,14 @@ def test_a_download_that_is_not_the_file(tmp_path, text, kind):
     file.write_text(text)
     with pytest.raises(UserError, match=rf"model\.pth: {kind}, not the weights themselves; download the file again$"):
         read_weights(file)
+
+
+def test_a_model_of_ultralytics_is_named(tmp_path, monkeypatch):
+    """Its files hold the network as code, not as a state dict."""
+    module = ModuleType("ultralytics.nn")
+    module.Model = type("Model", (), {"__module__": "ultralytics.nn"})
+    monkeypatch.setitem(sys.modules, "ultralytics", ModuleType("ultralytics"))
+    monkeypatch.setitem(sys.modules, "ultralytics.nn", module)
+    torch.save({"model": module.Model()}, tmp_path / "yolo.pt")
+    with pytest.raises(UserError, match=r"yolo\.pt: a YOLO of Ultralytics, which is no YOLOX; give a file of YOLOX"):
+        read_weights(tmp_path / "yolo.pt")

@@ -175,6 +175,7 @@ def test_architecture_depth_and_widths_follow_from_the_state():
 
 RES3 = "backbone.bottom_up.res3.0.conv2"
 OTHERS = {
+    "of a YOLOX, which detect import yolox reads": {"backbone.backbone.stem.x": (3,), "head.x": (3,)},
     "of a RetinaNet or FCOS": {"head.cls_score.weight": (3,)},
     "of a cascade of more than three stages": {"roi_heads.box_predictor.3.cls_score.weight": (3,)},
     "of a mask head with norms": {"roi_heads.mask_head.mask_fcn1.norm.weight": (3,)},

@@ -90,6 +90,18 @@ def test_other_networks_are_refused(nano):
         detector_from_yolox({**nano, "extra.weight": torch.zeros(1)})
 
 
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("backbone.backbone.stem.conv.conv.weight", (16, 3, 6, 6), r"has shape \[16, 3, 6, 6\], not that of Focus"),
+        ("head.cls_preds.0.bias", (0,), "has no classes; give a file of YOLOX"),
+    ],
+)
+def test_shapes_that_yolox_never_has_are_refused(nano, key, shape, message):
+    with pytest.raises(UserError, match=f"^{key}: {message}"):
+        detector_from_yolox({**nano, key: torch.zeros(shape)})
+
+
 def test_values_that_are_not_finite_are_refused(nano):
     state = {**nano, "head.obj_preds.0.bias": torch.tensor([torch.nan])}
     with pytest.raises(UserError, match=r"^head\.obj_preds\.0\.bias: has values that are not finite"):

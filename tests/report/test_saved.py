@@ -191,6 +191,18 @@ def test_the_data_of_a_report(root, tmp_path):
     assert training_curves(tmp_path / "none.csv") is None
 
 
+def test_values_that_are_not_finite_are_not_in_the_curves(tmp_path):
+    """A model that has diverged has such losses in validation; JSON has no such numbers."""
+    (tmp_path / "metrics.csv").write_text("step,val_loss,AP\n9,2.5,0.0\n19,nan,0.0\n29,inf,\n", encoding="utf-8")
+    assert training_curves(tmp_path / "metrics.csv") == {
+        "x": "step",
+        "series": [
+            {"name": "val_loss", "group": "losses", "points": [[9, 2.5]]},
+            {"name": "AP", "group": "metrics", "points": [[9, 0.0], [19, 0.0]]},
+        ],
+    }
+
+
 def test_chosen_classes_of_results(root, tmp_path, capsys):
     folder = evaluate(root, tmp_path / "run" / "eval", 3.0)
     truth, results = root / "annotations" / "instances_test.json", folder / "predictions.json"
