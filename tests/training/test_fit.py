@@ -172,7 +172,8 @@ def test_the_loss_is_compiled_when_asked(changed, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile)
     run(changed(epochs=1, compile=True), tmp_path)
-    assert asked == [("TwoStage.loss", {"fullgraph": True})] and len(called) == 2
+    options = {"fullgraph": True, "dynamic": False, "mode": None}
+    assert asked == [("TwoStage.loss", options)] and len(called) == 2
 
 
 def test_alternating_training_ends_in_one_backbone(changed, tmp_path):
