@@ -112,6 +112,11 @@ class TrainingOptions:
             YOLOX has one more loss.
         clip_norm: maximum norm of all gradients together; null for no limit.
         precision: `fp32`, or mixed: `bf16` or `fp16`; `auto` is bf16 if the hardware supports it, else fp32.
+        matmul_precision: precision of float32 matrix products on a GPU, as in `torch.set_float32_matmul_precision`:
+            `highest` computes all 24 bits, `high` with TF32, 11 bits, is several times as fast. Convolutions use TF32
+            with either.
+        deterministic: compute the same bits in each run on a GPU, where sums in parallel otherwise change their order;
+            slower. On the CPU this is so without it.
         ema: decay of the exponential moving average of the weights, which is then evaluated and saved; null for none.
         ema_ramp: steps t over which the decay rises, as decay · (1 − exp(−step / t)); 0 for a constant decay.
         compile: compile the computation of the losses with torch.compile: once for each canvas and number of ground
@@ -146,6 +151,8 @@ class TrainingOptions:
     closing_epochs: NonNegativeInt = 0
     clip_norm: PositiveFloat | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    deterministic: bool = False
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     ema_ramp: NonNegativeInt = 0
     compile: bool = False

@@ -50,7 +50,8 @@ class ClassificationDataOptions:
         resize: short side in evaluation, in pixels, before the centre crop of `size`; at least `size`.
         batch_size: training batch size per device.
         eval_batch_size: evaluation batch size per device.
-        workers: data loading processes per device; 0 loads in the main process.
+        workers: data loading processes per device; 0 loads in the main process; null for two, or on a machine with GPUs
+            as many as each of them has cores, up to eight.
         crop: random crop in training; null for the centre crop, as in evaluation.
         augment: albumentations by name, applied in training after the crop; they must keep the size.
         skip_unreadable: leave out damaged images (they are counted and reported) instead of stopping.
@@ -66,7 +67,7 @@ class ClassificationDataOptions:
     resize: Side = 256
     batch_size: PositiveInt = 32
     eval_batch_size: PositiveInt = 64
-    workers: NonNegativeInt = 2
+    workers: NonNegativeInt | None = None
     crop: RandomCropOptions | None = field(default_factory=RandomCropOptions)
     augment: tuple[dict[str, Any], ...] = field(default_factory=lambda: ({"HorizontalFlip": {"p": 0.5}},))
     skip_unreadable: bool = False

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Int64, UInt8
 from lightning import LightningDataModule
 from torch.utils import data
@@ -117,7 +118,8 @@ class DetectionData(LightningDataModule):
 
     def eval_loader(self, dataset: Dataset) -> data.DataLoader:
         """Return batches without augmentation; each image of the split occurs once, on one of the processes."""
-        return self._loader(dataset, self.options.eval_batch_size, [Resize.for_evaluation(self.options)], None)
+        batch_size = self.options.eval_batch_size or (8 if torch.cuda.is_available() else 1)
+        return self._loader(dataset, batch_size, [Resize.for_evaluation(self.options)], None)
 
     def proposals_of(self, dataset: Dataset) -> Iterator[Float32[np.ndarray, "n 4"]]:
         """Yield the best `max_proposals` proposals of each image, xyxy in pixels of the file, best first."""

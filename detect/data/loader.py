@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 from torch.utils import data
 
+from detect.cores import available_cores
 from detect.data.canvases import CanvasBatchSampler, Size
 from detect.data.transforms import Resize
 from detect.devices import is_distributed
@@ -29,7 +30,7 @@ def make_loader(
     resizes: Sequence[Resize],
     canvases: int,
     collate: Callable[[Any], Any],
-    workers: int,
+    workers: int | None,
     seed: int,
     trainer: Any = None,
     training: bool,
@@ -44,7 +45,7 @@ def make_loader(
         resizes: scales to draw from.
         canvases: maximum number of canvases per scale.
         collate: collate function, which makes a batch from samples.
-        workers: data loading processes; 0 loads in this process.
+        workers: data loading processes; 0 loads in this process, None takes `default_workers`.
         seed: determines shuffles, scales and augmentations.
         trainer: Lightning's trainer, which has the epoch and batch at which training starts.
         training: shuffle, draw scales and fill the batches.
@@ -56,6 +57,7 @@ def make_loader(
         # Workers start before Lightning sets the epoch: a resumed run would repeat the batches of the first epoch.
         loop = trainer.fit_loop
         sampler.resume_at(loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.completed)
+    workers = default_workers() if workers is None else workers
     return data.DataLoader(
         images,
         batch_sampler=sampler,
@@ -67,6 +69,12 @@ def make_loader(
         generator=torch.Generator().manual_seed(seed),
         worker_init_fn=partial(_init_worker, exiting=_exiting()),
     )
+
+
+def default_workers() -> int:
+    """Return two, or on a machine with GPUs as many as each of them has cores, up to eight; at most the cores."""
+    gpus = torch.cuda.device_count()
+    return min(8, max(1, available_cores() // gpus)) if gpus else min(2, available_cores())
 
 
 @cache

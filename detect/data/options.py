@@ -107,8 +107,9 @@ class DataOptions:
         eval_short_side: pixels of the short side in evaluation and prediction; null for the largest `short_side`.
         long_side: maximum number of pixels of the long side; null for the short side, so that images fit into a square.
         batch_size: training batch size per device.
-        eval_batch_size: evaluation batch size per device.
-        workers: data loading processes per device; 0 loads in the main process.
+        eval_batch_size: evaluation batch size per device; null for 1 on the CPU and for 8 on a GPU.
+        workers: data loading processes per device; 0 loads in the main process; null for two, or on a machine with GPUs
+            as many as each of them has cores, up to eight.
         augment: albumentations by name, applied in training before resizing, and after mosaic and mixup.
         mosaic: combine each training image with three others; null for none.
         mixup: add another image to each training image; null for none.
@@ -131,8 +132,8 @@ class DataOptions:
     eval_short_side: Side | None = None
     long_side: Side | None = 1333
     batch_size: PositiveInt = 2
-    eval_batch_size: PositiveInt = 1
-    workers: NonNegativeInt = 2
+    eval_batch_size: PositiveInt | None = None
+    workers: NonNegativeInt | None = None
     augment: tuple[dict[str, Any], ...] = field(default_factory=lambda: ({"HorizontalFlip": {"p": 0.5}},))
     mosaic: MosaicOptions | None = None
     mixup: MixupOptions | None = None

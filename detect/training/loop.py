@@ -50,6 +50,8 @@ def run_loop(
         data.closing_from = training.closing_from
         if training.compile:
             allow_graphs(data.options)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision(training.matmul_precision)
     resume = resume and last_checkpoint(out).exists()
     saved = torch.load(last_checkpoint(out), weights_only=True, mmap=True) if resume else {}
     metrics = MetricsFile(out / "metrics.csv", saved.get("metrics_rows", 0), saved.get("global_step", 0))
@@ -61,6 +63,8 @@ def run_loop(
         trainer = Trainer(
             **trainer_devices(training, unused_parameters=module.trains_in_part),
             precision=LIGHTNING_PRECISION[training.precision],
+            benchmark=not training.deterministic,  # cuDNN's fastest algorithm for each of the few canvases
+            deterministic=training.deterministic,
             max_epochs=training.epochs,
             gradient_clip_val=training.clip_norm,
             check_val_every_n_epoch=training.validate_every,

@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from detect.backbones import ResNetOptions, TimmOptions
 from detect.backbones.packaged_weights import has_packaged_weights
 from detect.config import Config, load_config
-from detect.cores import available_cores
 from detect.data.dataset import Record
 from detect.data.options import DataOptions
 from detect.data.splits import Splits, usual_splits
@@ -201,7 +200,7 @@ def _sizes(facts: Facts, data: DataOptions, given: Collection[str]) -> dict[str,
 
 def _loading(config: Config) -> dict[str, Any]:
     on_gpu = choose_device(config.training.accelerator).type == "cuda"
-    return {"batch_size": 8 if on_gpu else 4, "workers": min(config.data.workers, available_cores())}
+    return {"batch_size": 8 if on_gpu else 4}
 
 
 def _schedule(images: int, config: Config, given: Collection[str]) -> dict[str, Any]:
