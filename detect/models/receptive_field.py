@@ -33,7 +33,7 @@ class ReceptiveField:
     """True after region pooling: size and stride then count cells of the pooled region, or pixels of R-CNN's crop."""
 
 
-_REGION_POOLING = {"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "roi_align_cpu"}
+_REGION_POOLING = {"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "roi_align_cpu", "roi_align_triton"}
 _TAPS = {"nearest": 1, "linear": 2, "bilinear": 2, "trilinear": 2, "bicubic": 4}
 """Number of cells along a side that an interpolated value depends on."""
 

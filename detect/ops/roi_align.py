@@ -1,8 +1,9 @@
 """RoIAlign over several feature levels at once (He et al. 2017, Mask R-CNN, §3), without data-dependent shapes.
 
 Equal to `torchvision.ops.roi_align` in float32 on the level of each region. On the CPU a compiled kernel reads
-channels-last features, where the channels of a cell are contiguous, and uses every core. On other devices all levels
-are placed side by side on one canvas, so that a single call of torchvision's kernel pools from all of them.
+channels-last features, where the channels of a cell are contiguous, and uses every core. On CUDA a Triton kernel reads
+such features in their own type. On other devices, and where Triton is missing, all levels are placed side by side on
+one canvas, so that a single call of torchvision's kernel pools from all of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from detect.ops.threads import in_threads
+from detect.ops.triton_kernels import has_triton
 
 
 def multilevel_roi_align(
@@ -40,6 +42,8 @@ def multilevel_roi_align(
         sampling_ratio: samples per bin along each side; 0 uses as many as the bin has cells.
         aligned: shift the samples by half a cell to their exact position (detectron2's "RoIAlign v2").
     """
+    if boxes.is_cuda and has_triton():
+        return _pool_triton(features, boxes, levels, strides, size, sampling_ratio, aligned)
     scales = _select_by_level(levels, [1 / stride for stride in strides])
     regions = boxes.float() * scales.unsqueeze(-1) - (0.5 if aligned else 0.0)
     if boxes.device.type == "cpu":
@@ -58,7 +62,65 @@ def _select_by_level(levels: Int[Tensor, "B S"], values: Sequence[float]) -> Flo
     return out
 
 
-# ---- GPU: all levels on one canvas -----------------------------------------------------------------------------------
+# ---- CUDA: a Triton kernel -------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("detect::roi_align_triton", mutates_args=(), device_types="cuda")
+def _pool_triton(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    levels: Tensor,
+    strides: Sequence[float],
+    size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    from detect.ops.roi_align_triton import pool
+
+    return pool(features, boxes, levels, strides, size, sampling_ratio, aligned)
+
+
+@_pool_triton.register_fake
+def _(features, boxes, levels, strides, size, sampling_ratio, aligned):
+    return features[0].new_empty(levels.numel(), size, size, features[0].shape[1]).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("detect::roi_align_triton_backward", mutates_args=(), device_types="cuda")
+def _pool_triton_backward(
+    gradient: Tensor,
+    boxes: Tensor,
+    levels: Tensor,
+    strides: Sequence[float],
+    heights: Sequence[int],
+    widths: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> list[Tensor]:
+    from detect.ops.roi_align_triton import pool_backward
+
+    return pool_backward(gradient, boxes, levels, strides, heights, widths, sampling_ratio, aligned)
+
+
+@_pool_triton_backward.register_fake
+def _(gradient, boxes, levels, strides, heights, widths, sampling_ratio, aligned):
+    return _empty_gradients(gradient, len(boxes), heights, widths)
+
+
+def _save_for_triton(ctx, inputs, output) -> None:
+    features, boxes, levels, ctx.strides, _, ctx.sampling_ratio, ctx.aligned = inputs
+    ctx.save_for_backward(boxes, levels)
+    ctx.sizes = _sizes(features)
+
+
+def _backward_by_triton(ctx, gradient):
+    options = ctx.strides, *ctx.sizes, ctx.sampling_ratio, ctx.aligned
+    return _pool_triton_backward(gradient, *ctx.saved_tensors, *options), None, None, None, None, None, None
+
+
+_pool_triton.register_autograd(_backward_by_triton, setup_context=_save_for_triton)
+
+
+# ---- Other devices: all levels on one canvas -------------------------------------------------------------------------
 
 
 def _pool_on_canvas(
@@ -145,16 +207,13 @@ def _pool_cpu_backward(
 
 @_pool_cpu_backward.register_fake
 def _(gradient, regions, levels, heights, widths, sampling_ratio, aligned):
-    return [
-        gradient.new_empty(len(regions), height, width, gradient.shape[1]).permute(0, 3, 1, 2)
-        for height, width in zip(heights, widths, strict=True)
-    ]
+    return _empty_gradients(gradient, len(regions), heights, widths)
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
     features, regions, levels, _, ctx.sampling_ratio, ctx.aligned = inputs
     ctx.save_for_backward(regions, levels)
-    ctx.sizes = [level.shape[-2] for level in features], [level.shape[-1] for level in features]
+    ctx.sizes = _sizes(features)
 
 
 def _backward(ctx, gradient):
@@ -164,6 +223,18 @@ def _backward(ctx, gradient):
 
 
 _pool_cpu.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _sizes(features: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+    """Return the heights and the widths of the feature maps."""
+    return [level.shape[-2] for level in features], [level.shape[-1] for level in features]
+
+
+def _empty_gradients(gradient: Tensor, images: int, heights: Sequence[int], widths: Sequence[int]) -> list[Tensor]:
+    return [
+        gradient.new_empty(images, height, width, gradient.shape[1]).permute(0, 3, 1, 2)
+        for height, width in zip(heights, widths, strict=True)
+    ]
 
 
 def _channels_last(tensor: Tensor) -> np.ndarray:
