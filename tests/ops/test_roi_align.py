@@ -1,4 +1,8 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,3 +170,12 @@ def test_operators_pass_opcheck():
     torch.library.opcheck(_pool_cpu, (features, boxes, levels, 2, 2, False), test_utils=checks)
     gradient = torch.randn(6, CHANNELS, 2, 2)
     torch.library.opcheck(_pool_cpu_backward, (gradient, boxes, levels, [8, 4], [12, 6], 2, False), test_utils=checks)
+
+
+@pytest.mark.parametrize("task", ["interpret", "compile"])
+def test_the_triton_kernels(task, tmp_path):
+    pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["TRITON_INTERPRET"] = str(int(task == "interpret"))
+    script = Path(__file__).with_name("triton_roi_align.py")
+    subprocess.run([sys.executable, script, task], check=True, env=environment)
