@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision.ops
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from detect.ops.roi_align import _pool_cpu, _pool_cpu_backward, _pool_on_canvas, multilevel_roi_align
 
@@ -170,6 +171,15 @@ def test_operators_pass_opcheck():
     torch.library.opcheck(_pool_cpu, (features, boxes, levels, 2, 2, False), test_utils=checks)
     gradient = torch.randn(6, CHANNELS, 2, 2)
     torch.library.opcheck(_pool_cpu_backward, (gradient, boxes, levels, [8, 4], [12, 6], 2, False), test_utils=checks)
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_static_shapes_on_cuda(monkeypatch, triton):
+    monkeypatch.setattr("detect.ops.roi_align.has_triton", lambda: triton)
+    with FakeTensorMode(), torch.device("cuda"):
+        features = [torch.empty(2, CHANNELS, 64 // stride, 96 // stride, dtype=torch.bfloat16) for stride in STRIDES]
+        pooled = multilevel_roi_align(features, STRIDES, torch.empty(2, 3, 4), torch.empty(2, 3, dtype=torch.int64), 7)
+    assert (pooled.shape, pooled.dtype, pooled.device.type) == ((6, CHANNELS, 7, 7), torch.bfloat16, "cuda")
 
 
 @pytest.mark.parametrize("task", ["interpret", "compile"])
