@@ -217,7 +217,7 @@ class Ours(Side):
         super().__init__(case, folder)
         theirs = torchvision_model(case.size, case.masks)
         model = detector_from_torchvision(theirs.state_dict(), frozen_eps=1e-5).to(self.device)
-        self.batch = self._batch().to(self.device)
+        self.batch = self.batch_of(case, self.pixels, self.boxes, self.labels).to(self.device)
         self.model: Detector = model
         if case.what == "train":
             on_cpu = self.device.type == "cpu"
@@ -254,15 +254,16 @@ class Ours(Side):
             for i, valid in enumerate(padded.valid)
         ]
 
-    def _batch(self) -> Batch:
+    @staticmethod
+    def batch_of(case: Case, pixels: Tensor, boxes: Tensor, labels: Tensor) -> Batch:
         """Pad the images to multiples of 32 like torchvision, and return them with their targets."""
-        count, _, height, width = self.pixels.shape
-        canvas = F.pad(self.pixels, (0, -width % 32, 0, -height % 32)).to(memory_format=torch.channels_last)
+        count, _, height, width = pixels.shape
+        canvas = F.pad(pixels, (0, -width % 32, 0, -height % 32)).to(memory_format=torch.channels_last)
         full = torch.ones(count, OBJECTS, dtype=torch.bool)
-        masks = ellipses().expand(count, OBJECTS, -1, -1).contiguous() if self.case.masks else None
+        masks = ellipses().expand(count, OBJECTS, -1, -1).contiguous() if case.masks else None
         return Batch(
             images=Images(canvas, torch.tensor([[height, width]] * count)),
-            targets=Targets(self.boxes, self.labels, valid=full, crowd=~full, masks=masks),
+            targets=Targets(boxes, labels, valid=full, crowd=~full, masks=masks),
             ids=torch.arange(count),
             scales=torch.ones(count, 2),
         )
