@@ -57,7 +57,8 @@ class Matcher:
         if overlap.is_best is not None:
             positive = positive | overlap.is_best
         negative = (best < self.negative_iou) & (best.clamp(min=0) >= self.negative_iou_min)
-        return torch.where(positive, 1, torch.where(negative, 0, -1))
+        labels = torch.full_like(best, -1, dtype=torch.int64)
+        return labels.masked_fill_(negative, 0).masked_fill_(positive, 1)
 
 
 class Overlap(NamedTuple):
@@ -106,7 +107,7 @@ def match(
     labels, ignored = matcher.label(overlap), _mostly(in_crowds, boxes)
     if candidates is not None:
         ignored = ignored | ~candidates
-    return overlap.indices, torch.where(ignored & (labels == 0), -1, labels)
+    return overlap.indices, labels.masked_fill_(ignored & (labels == 0), -1)
 
 
 def in_crowd(crowds: Float[Tensor, "G 4"], boxes: Float[Tensor, "n 4"]) -> Bool[Tensor, " n"]:

@@ -22,7 +22,8 @@ class Sampler:
         max_positives = min(int(self.size * self.positive_fraction), size)
         # Random keys in [0, 1) shuffle the boxes of one kind; all others have -1 and come last.
         keys = torch.rand(labels.shape, device=labels.device)
-        keys_of_kinds = torch.stack([torch.where(labels == kind, keys, -1.0) for kind in (1, 0)])
+        others = torch.stack([labels != 1, labels != 0])
+        keys_of_kinds = keys.repeat(2, 1, 1).masked_fill_(others, -1.0)
         (positive_keys, negative_keys), (positives, negatives) = keys_of_kinds.topk(size)
         positive_keys, positives = positive_keys[:, :max_positives], positives[:, :max_positives]
         count = (positive_keys >= 0).sum(dim=-1, keepdim=True)
