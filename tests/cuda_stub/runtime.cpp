@@ -5,7 +5,7 @@
 // of the host that is mapped on demand, so that 140 GB can be allocated. What kernels should have written is garbage:
 // the library tells which kernels start, how much memory they need and when the host waits, never what they compute.
 //
-// Functions of CUDA's libraries that are not defined here return 0 (success); `build.py` writes these, and lets
+// Functions of CUDA's libraries that are not defined here return 0 (success); `stub_library.py` writes these, and lets
 // those that start kernels call `cuda_stub_launch`.
 
 #include <cuda_runtime_api.h>
@@ -359,7 +359,13 @@ struct Algorithm {  // cudnnConvolutionFwdAlgoPerf_t and its likes
 ALGORITHM(cudnnGetConvolutionForwardAlgorithm_v7)
 ALGORITHM(cudnnGetConvolutionBackwardDataAlgorithm_v7)
 ALGORITHM(cudnnGetConvolutionBackwardFilterAlgorithm_v7)
-ALGORITHM(cudnnFindConvolutionForwardAlgorithm)
+#define SEARCH(name)                                                                                    \
+  int name(void*, void*, void*, void*, void*, void*, void*, void*, int, int* count, Algorithm* found) { \
+    return *found = {1, 0, 0, 0, 1, 1, {}}, *count = 1, 0;                                              \
+  }
+SEARCH(cudnnFindConvolutionForwardAlgorithmEx)
+SEARCH(cudnnFindConvolutionBackwardDataAlgorithmEx)
+SEARCH(cudnnFindConvolutionBackwardFilterAlgorithmEx)
 #define WORKSPACE(name) \
   int name(void*, void*, void*, void*, void*, int, size_t* bytes) { return *bytes = 0, 0; }
 WORKSPACE(cudnnGetConvolutionForwardWorkspaceSize)

@@ -186,7 +186,11 @@ def test_timms_networks_have_necks(model, neck, generation):
             r"^neck: a pyramid needs maps at strides 8, 16 and so on, the backbone has 1, 2; set neck",
         ),
         (VGGMOptions(), FPN, r"^neck: a pyramid needs maps at strides 4, 8 and so on, the backbone has 2, 8, 16; set"),
-        (ResNetOptions(18, dilated=True), FPN, r"^backbone\.dilated: a neck needs stage 5 at stride 32; set neck to"),
+        (
+            ResNetOptions(18, dilated=True),
+            FPN,
+            r"^backbone\.dilated: a neck needs stage 5 at stride 32; leave it out, or",
+        ),
     ],
     ids=["lenet", "lenet_p3", "vgg_m", "dilated"],
 )

@@ -121,9 +121,9 @@ def main() -> None:
         print(json.dumps(count(options.case, options.by_source)))
         return
     sys.path.insert(0, str(STUB))
-    import build  # type: ignore[import-not-found]
+    import stub_library  # type: ignore[import-not-found]
 
-    if reason := build.why_not():
+    if reason := stub_library.why_not():
         sys.exit(f"cannot count: {reason}")
     lines = [
         f"## {date.today()}, launches on CUDA, counted without a GPU",
@@ -133,7 +133,9 @@ def main() -> None:
     lines[-1] += f" {torch.__version__}, Faster R-CNN, ResNet-50-FPN, 800 × 1088"
     table = ["| | launches | peak memory |", "| --- | --- | --- |"]
     with tempfile.TemporaryDirectory() as folder:
-        environment = build.build(Path(folder)) | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, *sys.path[1:])))}
+        environment = stub_library.build(Path(folder)) | {
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *sys.path[1:])))
+        }
         for name in CASES:
             command = [sys.executable, __file__, "--case", name, *(["--by-source"] if options.by_source else [])]
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
