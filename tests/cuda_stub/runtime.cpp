@@ -354,14 +354,14 @@ struct Algorithm {  // cudnnConvolutionFwdAlgoPerf_t and its likes
 };
 #define ALGORITHM(name)                                                                    \
   int name(void*, void*, void*, void*, void*, int, int* count, Algorithm* found) {         \
-    return *found = {1, 0, 0, 0, 1, 1, {}}, *count = 1, 0;                                 \
+    return *found = {1, 0, 0, 0, 1, 3, {}}, *count = 1, 0;                                 \
   }
 ALGORITHM(cudnnGetConvolutionForwardAlgorithm_v7)
 ALGORITHM(cudnnGetConvolutionBackwardDataAlgorithm_v7)
 ALGORITHM(cudnnGetConvolutionBackwardFilterAlgorithm_v7)
 #define SEARCH(name)                                                                                    \
   int name(void*, void*, void*, void*, void*, void*, void*, void*, int, int* count, Algorithm* found) { \
-    return *found = {1, 0, 0, 0, 1, 1, {}}, *count = 1, 0;                                              \
+    return *found = {1, 0, 0, 0, 1, 3, {}}, *count = 1, 0;                                              \
   }
 SEARCH(cudnnFindConvolutionForwardAlgorithmEx)
 SEARCH(cudnnFindConvolutionBackwardDataAlgorithmEx)
