@@ -149,7 +149,9 @@ def _step_difference(options: Any, setting: Setting) -> dict[str, float]:
         with same_draws():
             losses = model.loss(batch.to(device))
         sum(losses.values(), start=torch.zeros((), device=device)).backward()
-        gradients = {name: value.grad.cpu() for name, value in model.named_parameters() if value.grad is not None}
+        gradients = {
+            name: value.grad.cpu().clone() for name, value in model.named_parameters() if value.grad is not None
+        }
         results.append(({name: float(loss.detach()) for name, loss in losses.items()}, gradients))
     (ours, ours_of), (theirs, theirs_of) = results
     loss = max(abs(ours[name] - theirs[name]) / max(abs(ours[name]), 1e-6) for name in ours)
