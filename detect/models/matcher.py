@@ -89,6 +89,7 @@ def match(
     """
     step = max(1, BLOCK_PAIRS // max(1, boxes[..., 0].numel()))
     objects, crowds = targets.valid & ~targets.crowd, targets.valid & targets.crowd
+    areas = area(boxes)
     overlap = in_crowds = None
     for start in range(0, targets.boxes.shape[1], step):
         block, valid, crowd = (field[:, start : start + step] for field in (targets.boxes, objects, crowds))
@@ -96,7 +97,7 @@ def match(
         shared = intersection_matrix(block, boxes)
         # A sum, not a matrix product, which autocast would compute in half precision, where large areas overflow.
         of_crowds = (shared * crowd.unsqueeze(-1)).sum(dim=-2)
-        union = area(block).unsqueeze(-1) + area(boxes).unsqueeze(-2) - shared
+        union = area(block).unsqueeze(-1) + areas.unsqueeze(-2) - shared
         iou = shared.div_(union.clamp_(min=1e-6))
         if candidates is not None:
             iou = iou.where(candidates.unsqueeze(-2), 0.0)
@@ -104,7 +105,7 @@ def match(
         overlap = found if overlap is None else overlap.merge(found, start)
         in_crowds = of_crowds if in_crowds is None else in_crowds + of_crowds
     assert overlap is not None and in_crowds is not None
-    labels, ignored = matcher.label(overlap), _mostly(in_crowds, boxes)
+    labels, ignored = matcher.label(overlap), _mostly(in_crowds, areas)
     if candidates is not None:
         ignored = ignored | ~candidates
     return overlap.indices, labels.masked_fill_(ignored & (labels == 0), -1)
@@ -112,9 +113,9 @@ def match(
 
 def in_crowd(crowds: Float[Tensor, "G 4"], boxes: Float[Tensor, "n 4"]) -> Bool[Tensor, " n"]:
     """Return which boxes lie mostly in crowd regions."""
-    return _mostly(intersection_matrix(crowds, boxes).sum(dim=-2), boxes)
+    return _mostly(intersection_matrix(crowds, boxes).sum(dim=-2), area(boxes))
 
 
-def _mostly(shared: Float[Tensor, "*b n"], boxes: Float[Tensor, "*b n 4"]) -> Bool[Tensor, "*b n"]:
+def _mostly(shared: Float[Tensor, "*b n"], areas: Float[Tensor, "*b n"]) -> Bool[Tensor, "*b n"]:
     """Return which boxes share at least `CROWD_SHARE` of their area."""
-    return shared >= CROWD_SHARE * area(boxes).clamp(min=1e-6)
+    return shared >= CROWD_SHARE * areas.clamp(min=1e-6)
