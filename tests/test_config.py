@@ -191,6 +191,7 @@ def test_options_change_a_config():
         ),
         (["--model.box_head.channels=0"], r"model\.box_head\.channels: .*greater than 0, not 0$"),
         (["--model.neck={name: fpn, channels: -1}"], r"model\.neck\.channels: .*not -1$"),
+        (["--training.cuda_graphs=true"], r"^--training\.cuda_graphs: cuda_graphs needs compile; set compile to true"),
         (["--training.nesterov=true", "--training.momentum=0"], r"^--training\.nesterov: nesterov is for sgd with mom"),
         (["--model.rpn.anchor_sizes=[8, a]"], r"model\.rpn\.anchor_sizes\.1: .*number.*not 'a'$"),
         (["--model.backbone.depth=18"], r"model\.backbone\.name: the name is missing; give one$"),

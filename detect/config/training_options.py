@@ -173,6 +173,12 @@ class TrainingOptions:
         return self
 
     @model_validator(mode="after")
+    def _cuda_graphs_are_compiled(self) -> TrainingOptions:
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs needs compile; set compile to true as well, or leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _does_not_only_close(self) -> TrainingOptions:
         if self.closing_epochs >= self.epochs:
             raise ValueError(

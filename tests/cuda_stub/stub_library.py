@@ -71,6 +71,7 @@ def build(folder: Path) -> dict[str, str]:
         "TRITON_LIBCUDA_PATH": str(folder),
         "TRITON_CACHE_DIR": str(folder / "triton"),
         "TORCH_CUDNN_V8_API_DISABLED": "1",  # its plans are made by cuDNN's engines, which ask the device
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # for deterministic products
         "OMP_NUM_THREADS": "1",
     }
 
