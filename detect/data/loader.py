@@ -72,7 +72,7 @@ def make_loader(
 
 
 def default_workers() -> int:
-    """Return two, or on a machine with GPUs as many as each of them has cores, up to eight; at most the cores."""
+    """Return two, or with GPUs the number of cores per GPU, up to eight; never more than there are cores."""
     gpus = torch.cuda.device_count()
     return min(8, max(1, available_cores() // gpus)) if gpus else min(2, available_cores())
 

@@ -30,7 +30,7 @@ class Evaluator:
         self._waiting: deque[tuple[list[str], list[Any], Callable[[], None]]] = deque()
 
     def update(self, batch: Batch, detections: Detections, losses: Mapping[str, Tensor] | None = None) -> None:
-        """Add a batch. Those of a GPU are evaluated while the GPU computes the next one."""
+        """Add a batch. A batch on a GPU is evaluated while the GPU computes the next one."""
         device, names = detections.boxes.device, list(losses or {})
         values = torch.stack([losses[name] for name in names]) if losses else None
         targets = None if detections.proposals is None else batch.targets

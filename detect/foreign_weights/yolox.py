@@ -64,7 +64,7 @@ def yolox_options(state: State) -> YOLOXOptions:
         if key not in state or not state[key].ndim:
             raise UserError(f"{key}: no such tensor; {REMEDY}")
     stem, classes = state[STEM], state[CLASSES]
-    if stem.shape[1:] != (12, 3, 3):  # of a 6×6 convolution nobody knows the order of the colours
+    if stem.shape[1:] != (12, 3, 3):  # the order of the colours of a 6×6 stem is unknown
         raise UserError(f"{STEM}: has shape {list(stem.shape)}, not that of Focus, [n, 12, 3, 3]; {REMEDY}")
     if not len(classes):
         raise UserError(f"{CLASSES}: has no classes; {REMEDY}")

@@ -57,7 +57,7 @@ class AnchorGenerator(nn.Module):
     def forward(self, features: Sequence[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "A 4"]:
         """Return the anchors of these feature maps, xyxy in pixels of the canvas; some reach beyond it.
 
-        On a GPU the anchors of the last sizes of canvases are kept, since each would take forty kernels.
+        On a GPU the anchors of the last `KEPT` sizes are kept, since computing them takes forty kernels.
         """
         sizes = tuple((level.shape[-2], level.shape[-1]) for level in features)
         if not self.shapes.is_cuda or not may_keep(self.shapes):

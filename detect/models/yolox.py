@@ -109,7 +109,7 @@ class YOLOX(Detector):
         targets = known_targets(batch.targets, self.num_classes)
         boxes = decode(raw.boxes, cells)
         positive, matched, ious = self._assign(raw, boxes, cells, targets)
-        # Divided by the cells with an object alone, batches of nearly empty images would outweigh all others.
+        # With the positive cells alone as the divisor, a batch of nearly empty images would outweigh all others.
         empty = ~(targets.valid & ~targets.crowd).any(dim=1)
         count = (positive.sum() + CANDIDATES * empty.sum()).clamp(min=1)
 
