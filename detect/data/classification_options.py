@@ -50,8 +50,8 @@ class ClassificationDataOptions:
         resize: short side in evaluation, in pixels, before the centre crop of `size`; at least `size`.
         batch_size: training batch size per device.
         eval_batch_size: evaluation batch size per device.
-        workers: data loading processes per device; 0 loads in the main process; null for two, or with GPUs for the number
-            of cores per GPU, up to eight.
+        workers: data loading processes per device; 0 loads in the main process; null for two, or with GPUs for the
+            number of cores per GPU, up to eight.
         crop: random crop in training; null for the centre crop, as in evaluation.
         augment: albumentations by name, applied in training after the crop; they must keep the size.
         skip_unreadable: leave out damaged images (they are counted and reported) instead of stopping.

@@ -108,8 +108,8 @@ class DataOptions:
         long_side: maximum number of pixels of the long side; null for the short side, so that images fit into a square.
         batch_size: training batch size per device.
         eval_batch_size: evaluation batch size per device; null for 1 on the CPU and for 8 on a GPU.
-        workers: data loading processes per device; 0 loads in the main process; null for two, or with GPUs for the number
-            of cores per GPU, up to eight.
+        workers: data loading processes per device; 0 loads in the main process; null for two, or with GPUs for the
+            number of cores per GPU, up to eight.
         augment: albumentations by name, applied in training before resizing, and after mosaic and mixup.
         mosaic: combine each training image with three others; null for none.
         mixup: add another image to each training image; null for none.
