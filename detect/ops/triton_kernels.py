@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.util import find_spec
 
+_INSTALLED = find_spec("triton") is not None  # looked up here, since Dynamo of torch 2.11 cannot trace `find_spec`
 
-@cache
+
 def has_triton() -> bool:
     """Return whether Triton is installed."""
-    return find_spec("triton") is not None
+    return _INSTALLED

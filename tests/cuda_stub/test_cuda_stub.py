@@ -57,3 +57,10 @@ def test_nms_and_matching_need_little_memory(environment):
     nms, matching = map(float, lines_of(environment, ROOT / "tests/cuda_stub/memory.py"))
     assert nms <= 50 * 2**20  # 12,000 boxes of one image
     assert matching <= 2**30  # 217,413 anchors with 1,024 ground truths, 16 images
+
+
+@pytest.mark.parametrize("section", ["C", "E", "G"])
+def test_sections_of_the_benchmark_run_to_their_end(environment, section):
+    arguments = "--device", "cuda", "--tiny", "--run", section
+    found = json.loads(lines_of(environment, ROOT / "tools/benchmarks/gpu.py", *arguments)[-1])
+    assert found and not any(isinstance(value, str) for value in found.values())  # the text of an error
