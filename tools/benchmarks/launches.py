@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,8 +38,12 @@ CASES = {
 }
 
 
+FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+"""A line of a traceback."""
+
+
 class BySource(TorchDispatchMode):
-    """Counts the launches of each line of the package."""
+    """Counts the launches of each line of the package; those of the backward pass by the line of its forward."""
 
     def __init__(self, launches: Callable[[], int]) -> None:
         super().__init__()
@@ -48,14 +53,23 @@ class BySource(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = self.launches()
         result = function(*args, **(kwargs or {}))
-        lines = [
-            line for line in traceback.extract_stack() if {"detect", "torchvision"} & set(Path(line.filename).parts)
-        ]
-        source = (
-            f"{Path(lines[-1].filename).name}:{lines[-1].lineno} {lines[-1].name}" if lines else "backward, optimizer"
-        )
-        self.counts[source] += self.launches() - before
+        if launched := self.launches() - before:
+            self.counts[source()] += launched
         return result
+
+
+def source() -> str:
+    """Return the innermost line of the package or of torchvision that runs, or whose gradient is computed."""
+    node: Any = torch._C._current_autograd_node()
+    if node is None:
+        places = [(line.filename, line.lineno, line.name) for line in traceback.extract_stack()]
+    else:
+        places = FRAME.findall("".join(node.metadata.get("traceback_", ())))
+    places = [place for place in places if {"detect", "torchvision"} & set(Path(place[0]).parts)]
+    if not places:
+        return "optimizer" if node is None else node.name()
+    path, line, name = places[-1]
+    return f"{'' if node is None else 'backward of '}{Path(path).name}:{line} {name}"
 
 
 def step(what: str, count: int, precision: str) -> Callable[[], None]:
@@ -104,7 +118,7 @@ def count(name: str, by_source: bool) -> dict[str, Any]:
     run()
     found = {"launches": launches() - before, "GiB": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
     if by_source:
-        with BySource(launches) as mode:
+        with torch.autograd.set_detect_anomaly(True, check_nan=False), BySource(launches) as mode:
             run()
         found["sources"] = mode.counts.most_common(60)
     return found
