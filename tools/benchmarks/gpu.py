@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -484,7 +485,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.run:
         run_section(options.run, Setting(torch.device(options.device), options.tiny, options.bccd))
-        return
+        sys.stdout.flush()
+        os._exit(0)  # torch's thread of the backward pass can abort an interpreter that shuts down
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "time": time.strftime("%F %T")}
     if options.device == "cuda":
         versions["device"] = torch.cuda.get_device_name()
