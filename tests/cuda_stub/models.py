@@ -23,6 +23,7 @@ from detect.models import (
     ClassifierOptions,
     FasterRCNNOptions,
     FastRCNNOptions,
+    MaskHeadOptions,
     MaskRCNNOptions,
     PoolingOptions,
     ProposalCounts,
@@ -39,6 +40,7 @@ BODY, BATCH_NORM = ResNetOptions(18), ResNetOptions(18, norm="batch")
 COUNTS = ProposalCounts(200, 50)
 RPN = {"rpn": RPNOptions(training=COUNTS, testing=COUNTS)}
 NANO = {"width": 0.25, "depthwise": True}
+C4_MASKS = MaskHeadOptions(convolutions=0)
 POOL = PoolingOptions(kind="pool")
 DETECTORS = {
     "Faster R-CNN": FasterRCNNOptions(backbone=BODY, **RPN),
@@ -47,7 +49,9 @@ DETECTORS = {
     "Faster R-CNN DC5": FasterRCNNOptions(backbone=ResNetOptions(50, dilated=True), neck=None, **RPN),
     "Faster R-CNN VGG": FasterRCNNOptions(backbone=VGGOptions(depth=11), neck=None, pooling=POOL, **RPN),
     "Cascade R-CNN": CascadeRCNNOptions(backbone=BODY, **RPN),
+    "Cascade R-CNN with masks": CascadeRCNNOptions(backbone=BODY, masks=MaskHeadOptions(), **RPN),
     "Mask R-CNN": MaskRCNNOptions(backbone=BODY, **RPN),
+    "Mask R-CNN C4": MaskRCNNOptions(backbone=ResNetOptions(50), neck=None, masks=C4_MASKS, **RPN),
     "Fast R-CNN": FastRCNNOptions(backbone=BODY),
     "Fast R-CNN AlexNet": FastRCNNOptions(backbone=AlexNetOptions(), neck=None),
     "R-CNN": RCNNOptions(backbone=BODY),
