@@ -26,6 +26,7 @@ from detect.cli import (
     predict,
     propose,
     report,
+    serve,
     train,
     weights,
 )
@@ -38,6 +39,7 @@ COMMANDS = (
     evaluate,
     predict,
     export,
+    serve,
     import_weights,
     compress,
     report,

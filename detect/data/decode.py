@@ -64,14 +64,14 @@ def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.nd
     return np.ascontiguousarray(_upright(pixels, _orientation(image)))
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Return the width and height of the image that `decode` returns, from the header alone.
 
     Raises:
-        UserError: the file is missing, not an image, or larger than `MAX_PIXELS`.
+        UserError: the file is missing, not an image, or larger than `max_pixels`.
     """
-    with _open(path) as file:
-        return _upright_size(_header(file, str(path), MAX_PIXELS))
+    with _open(source) as file:
+        return _upright_size(_header(file, _name(source), max_pixels))
 
 
 def orientation(path: Path) -> int:

@@ -67,6 +67,15 @@ class OnnxDetector:
     def __repr__(self) -> str:
         return f"OnnxDetector({str(self.path)!r}, score ≥ {self.score:g}, {class_names(self.classes)})"
 
+    @property
+    def min_score(self) -> float:
+        """Lowest score threshold that `predict` takes: the graph drops detections with lower scores."""
+        return self.score
+
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size of the network's input for an image of this size, which is the same: the graph resizes."""
+        return height, width
+
     def predict(
         self,
         source: object,

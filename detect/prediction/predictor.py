@@ -65,6 +65,20 @@ class Predictor:
         """True if the results have masks."""
         return self.checkpoint.config.model.predicts_masks
 
+    @property
+    def score(self) -> float:
+        """Score threshold of the checkpoint's config."""
+        return self.checkpoint.model.postprocessing.score_threshold
+
+    @property
+    def min_score(self) -> float:
+        """Lowest score threshold that `predict` takes."""
+        return 0.0
+
+    def canvas(self, height: int, width: int) -> Size:
+        """Return height and width of the network's input, with its padding, for an image of this size."""
+        return enclosing_canvas([self._resize.size(height, width)])
+
     def predict(
         self,
         source: object,
@@ -135,7 +149,7 @@ class Predictor:
             raise UserError(f"batch_size: {batch_size}; give a whole number of 1 or more")
         if precision not in ("fp32", "bf16", "auto"):
             raise UserError(f"precision: {precision}; give fp32, bf16 or auto")
-        _resolve_device(device)
+        resolve_device(device)
         augmentations(flip, scales)
 
     def prepared_model(
@@ -145,7 +159,7 @@ class Predictor:
         compile: bool = False,
     ) -> Detector:
         """Return the network that `predict` runs on a device. It is prepared once and cached."""
-        resolved = _resolve_device(device)
+        resolved = resolve_device(device)
         if precision == "auto":
             precision = "bf16" if multiplies_bf16(resolved) else "fp32"
         with self._lock:
@@ -244,7 +258,7 @@ class Predictor:
             )
 
 
-def _resolve_device(name: str | torch.device) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """Return the device with this name. Raise `UserError` if it does not exist."""
     if name == "auto":
         return choose_device()

@@ -1,0 +1,1 @@
+"""HTTP service for a trained detector: `detect serve`."""
