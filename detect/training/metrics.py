@@ -24,7 +24,7 @@ class MetricsFile(Logger):
     Args:
         file: path; an existing file is overwritten, except for `rows`.
         rows: number of rows when the checkpoint was written; later rows will be logged again.
-        step: next step of that checkpoint; so will rows of this step.
+        step: next step of that checkpoint; its rows will be logged again, too.
     """
 
     def __init__(self, file: Path, rows: int = 0, step: int = 0) -> None:
