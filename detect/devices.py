@@ -31,7 +31,7 @@ def choose_device(accelerator: Accelerator = "auto") -> torch.device:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Return whether the device has instructions for bf16. Other devices emulate it, many times slower than fp32."""
+    """Return whether the device has instructions for bf16; others emulate it, many times slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -40,11 +40,11 @@ def multiplies_bf16(device: torch.device) -> bool:
 def warn_of_slow_bf16(device: torch.device) -> None:
     """Log a warning if the device has no instructions for bf16."""
     if not multiplies_bf16(device):
-        log.warning("precision: this %s has no instructions for bf16: many times slower than fp32", device.type)
+        log.warning("precision: this %s emulates bf16, many times slower than fp32", device.type)
 
 
 def to_device(value: Movable, device: torch.device) -> Movable:
-    """Return a tensor or structure of the CPU on a device; the copy to a GPU does not wait for the work before it."""
+    """Return a copy on a device of a tensor or structure; a copy to a GPU does not wait for the GPU's earlier work."""
     source: Any = value
     return source.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else source.to(device)
 
@@ -59,7 +59,7 @@ def start_copy(device: torch.device, *values: Any) -> tuple[list[Any], Callable[
     if device.type != "cuda":
         return copies, lambda: None
     copied = torch.cuda.Event()
-    copied.record(torch.cuda.current_stream(device))  # by default the current device's
+    copied.record(torch.cuda.current_stream(device))  # the default is the current device's stream
     return copies, copied.synchronize
 
 

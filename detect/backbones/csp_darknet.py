@@ -53,11 +53,11 @@ class CSPDarknetOptions(BackboneOptions):
 
     name: Literal["csp_darknet"] = field(default="csp_darknet", kw_only=True)
     depth: Multiple = 0.33
-    """Multiple of the number of bottlenecks: 0.33 in YOLOX nano, tiny and s, 0.67 in m, 1 in l, 1.33 in x."""
+    """Multiple of the number of bottlenecks: 0.33 in YOLOX-nano, tiny and s, 0.67 in m, 1 in l, 1.33 in x."""
     width: Multiple = 0.5
-    """Multiple of the channels: 0.25 in YOLOX nano, 0.375 in tiny, 0.5 in s, 0.75 in m, 1 in l, 1.25 in x."""
+    """Multiple of the channels: 0.25 in YOLOX-nano, 0.375 in tiny, 0.5 in s, 0.75 in m, 1 in l, 1.25 in x."""
     depthwise: bool = False
-    """Depthwise separable instead of 3×3 convolutions, as in YOLOX nano."""
+    """Depthwise separable instead of 3×3 convolutions, as in YOLOX-nano."""
     train_stages: TrainStages | None = None
     """Number of the five stages stem, dark2 … dark5 that are trained, counted from dark5; null trains all."""
 

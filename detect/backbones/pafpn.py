@@ -33,7 +33,7 @@ class PAFPNOptions:
     Args:
         depth: multiple of the number of bottlenecks, in YOLOX that of the body.
         width: multiple of the channels, 256, 512 and 1024; in YOLOX that of the body.
-        depthwise: depthwise separable instead of 3×3 convolutions, as in YOLOX nano.
+        depthwise: depthwise separable instead of 3×3 convolutions, as in YOLOX-nano.
     """
 
     name: Literal["pafpn"] = field(default="pafpn", kw_only=True)

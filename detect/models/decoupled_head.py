@@ -65,7 +65,7 @@ class DecoupledHead(nn.Module):
         levels: maps that the head runs on.
         num_classes: C.
         channels: width of the convolutions.
-        depthwise: depthwise separable instead of 3×3 convolutions, as in YOLOX nano.
+        depthwise: depthwise separable instead of 3×3 convolutions, as in YOLOX-nano.
     """
 
     def __init__(self, levels: Sequence[FeatureInfo], num_classes: int, channels: int, depthwise: bool) -> None:

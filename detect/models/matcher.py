@@ -1,4 +1,4 @@
-"""Matching of anchors and proposals with ground truths (Ren et al. 2015, §3.1.2; Girshick 2015, §2.3)."""
+"""Matching of anchors and proposals to ground truths (Ren et al. 2015, §3.1.2; Girshick 2015, §2.3)."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ class Matcher:
 
 
 class Overlap(NamedTuple):
-    """How much boxes overlap with ground truths."""
+    """Overlap of boxes with their best ground truths."""
 
     iou: Float[Tensor, "*b n"]
     """IoU of each box with its best ground truth; -1 without any."""
     indices: Int[Tensor, "*b n"]
     """Index of that ground truth."""
     is_best: Bool[Tensor, "*b n"] | None
-    """True for the boxes with the highest IoU with any ground truth, if the matcher needs it."""
+    """Whether the box has the highest IoU with some ground truth; None if the matcher does not use it."""
 
     def merge(self, later: Overlap, start: int) -> Overlap:
         """Return the overlap with the ground truths of both; the indices of the later ones begin at `start`."""
@@ -82,10 +82,10 @@ class Overlap(NamedTuple):
 def match(
     boxes: Float[Tensor, "B n 4"], targets: Targets, matcher: Matcher, candidates: Bool[Tensor, "B n"] | None = None
 ) -> tuple[Int[Tensor, "B n"], Int[Tensor, "B n"]]:
-    """Match boxes with the ground truths of their image; background in a crowd region is ignored.
+    """Match boxes to the ground truths of their image; background in a crowd region is ignored.
 
     Boxes outside of `candidates` are also ignored, and are never the best box of a ground truth. The ground truths are
-    taken in blocks, so that the memory does not grow with their number.
+    compared in blocks, so that the memory does not grow with their number.
     """
     step = max(1, BLOCK_PAIRS // max(1, boxes[..., 0].numel()))
     objects, crowds = targets.valid & ~targets.crowd, targets.valid & targets.crowd

@@ -1,8 +1,8 @@
-"""SimOTA: which cells of the pyramid learn which ground truth (Ge et al. 2021, "YOLOX", §2.1).
+"""SimOTA: the assignment of ground truths to cells of the pyramid (Ge et al. 2021, "YOLOX", §2.1).
 
-A cell may learn an object if its centre is within 1.5 cells of the object's centre. It costs what the loss of the pair
-would be. Each object gets as many of the cheapest cells as its ten best IoUs with predicted boxes sum up to; a cell
-that several objects want goes to the one for which it is cheapest.
+A cell may be assigned to an object if its centre is within 1.5 cells of the object's centre. The cost of a pair is its
+loss. Each object gets its cheapest cells, as many as the sum of its ten best IoUs with predicted boxes; a cell
+chosen by several objects is assigned to the one for which it is cheapest.
 
 Shapes: A cells, G ground truths, C classes. No tensor has A × G × C entries.
 """
@@ -21,17 +21,17 @@ from detect.ops.boxes import iou_matrix
 RADIUS = 1.5
 """Largest distance of the centres along each axis, in cells."""
 CANDIDATES = 10
-"""Number of IoUs that decide how many cells an object gets, and the maximum of cells."""
+"""Number of IoUs that determine how many cells an object gets, and the maximum number of these cells."""
 BOX_WEIGHT = 3.0
 FAR = 1e6
-"""Cost of a cell that may learn another object, but is far from this one."""
+"""Cost of a cell that may be assigned to another object, but is far from this one."""
 
 
 class Assignment(NamedTuple):
     """Ground truth of each cell."""
 
     positive: Bool[Tensor, " A"]
-    """Whether the cell learns an object."""
+    """Whether the cell is assigned to an object."""
     matched: Int[Tensor, " A"]
     """Index of that ground truth; meaningless for others."""
     iou: Float[Tensor, " A"]

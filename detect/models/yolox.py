@@ -1,9 +1,9 @@
-"""YOLOX (Ge et al. 2021, "YOLOX: Exceeding YOLO Series in 2021"), a one-stage detector without anchors.
+"""YOLOX (Ge et al. 2021, "YOLOX: Exceeding YOLO Series in 2021"), an anchor-free one-stage detector.
 
 images ─ backbone, neck ─→ features  maps of strides 8, 16, 32
        ─ decoupled head ─→ classes, box and objectness of each cell
-       ├→ loss:   SimOTA gives cells their ground truths; IoU of boxes, cross entropies of classes and objectness.
-       │          An image without objects counts like one with an object of ten cells; YOLOX counts it as none
+       ├→ loss:   SimOTA assigns ground truths to cells; IoU of boxes, cross entropies of classes and objectness, per
+       │          positive cell. An image without objects counts as ten such cells, in the paper's code as none
        └→ detect: score = objectness · best class, NMS
 """
 
@@ -30,7 +30,7 @@ from detect.options import options, over
 from detect.structures import Batch, Detections, Images, Proposals, Targets
 
 BOX_WEIGHT = 5.0
-"""Weight of the boxes' loss."""
+"""Weight of the box loss."""
 MAX_LOG_SIZE = 10.0
 """Largest predicted logarithm of a width or height in cells: 22,000 cells."""
 
@@ -45,7 +45,7 @@ class YOLOXOptions(DetectorOptions):
         backbone: body of the network, with maps of strides 8, 16 and 32.
         neck: pyramid over these maps.
         head_channels: width of the head; by default that of the finest level.
-        depthwise: depthwise separable instead of 3×3 convolutions in the head, as in YOLOX nano.
+        depthwise: depthwise separable instead of 3×3 convolutions in the head, as in YOLOX-nano.
         postprocess: selection of detections from the predictions.
     """
 
@@ -83,7 +83,7 @@ class YOLOX(Detector):
         self.head = DecoupledHead(neck.levels, num_classes, channels, options.depthwise)
 
     def loss(self, batch: Batch) -> Losses:
-        """Return the losses of boxes, objectness and classes, and in the last epochs one of the raw boxes."""
+        """Return the losses of boxes, objectness and classes, and in the closing epochs one of the raw boxes."""
         return self._loss(*self._predict(batch.images), batch)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@
 `_scatter`: likewise adds the gradient of the bins to the cells of their samples, by atomics → gradients [B, H, W, C]
 `_gather`:  a program owns some cells of one map, and adds the gradients of all regions in order → the same gradients
 
-Features are read in their own type and added in float32. Positions are rounded as by the CPU's kernel.
+Features are read in their own dtype and summed in float32. Positions are rounded as in the CPU's kernel.
 
 For features of M bytes in bfloat16, `_pool` reads M from memory; the L2 cache serves regions that overlap. The canvas
 of `detect.ops.roi_align` moves at least 17 M: the cast to float32 3, the borders 4, the concatenation 4, the copy to
@@ -28,7 +28,7 @@ CELLS = 16
 CHANNELS = 256
 """Maximum number of channels of a program: with bfloat16, 16 bytes for each thread of a warp."""
 MAX_BIN = tl.constexpr(32768.0)
-"""Longer bins, in cells, have no samples where their number follows the length: they would occupy the GPU for hours."""
+"""Maximum length of a bin in cells, if it determines the number of samples; longer ones get none, to bound the time."""
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def _samples(side, sampling_ratio: tl.constexpr):
 
 @triton.jit
 def _region(boxes, n, scale, size: tl.constexpr, sampling_ratio: tl.constexpr, aligned: tl.constexpr):
-    """Return the rows and the columns of region n, each as its start, the length of a bin, and samples of a bin."""
+    """Return the rows and the columns of region n, each as its start, a bin's length, and samples per bin."""
     shift: tl.constexpr = 0.5 if aligned else 0.0
     left, top = tl.load(boxes + n * 4) * scale - shift, tl.load(boxes + n * 4 + 1) * scale - shift
     right, bottom = tl.load(boxes + n * 4 + 2) * scale - shift, tl.load(boxes + n * 4 + 3) * scale - shift
@@ -261,7 +261,7 @@ def pool(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Return the pooled regions [N, C, p, p], in the features' type; see `detect.ops.roi_align`."""
+    """Return the pooled regions [N, C, p, p], in the features' dtype; see `detect.ops.roi_align`."""
     maps = [_channels_last(level) for level in features]
     channels = maps[0].shape[-1]
     pooled = maps[0].new_empty(levels.numel(), size, size, channels)
@@ -282,7 +282,7 @@ def pool_backward(
     sampling_ratio: int,
     aligned: bool,
 ) -> list[Tensor]:
-    """Return the gradients of the features, in the type of `gradient`."""
+    """Return the gradients of the features, in the dtype of `gradient`."""
     upstream = _channels_last(gradient)
     channels = upstream.shape[-1]
     shapes = [(len(boxes), height, width, channels) for height, width in zip(heights, widths, strict=True)]
@@ -302,7 +302,7 @@ def pool_backward(
 def _launch(kernel, grid, maps, pooled, boxes, levels, strides, sampling_ratio, aligned, **tile) -> None:
     """Run a kernel.
 
-    Heights and widths are floats, and so are the scales: Triton compiles a further kernel for each kind of int.
+    Heights and widths are passed as floats: for ints Triton would compile a kernel for each kind of value.
     """
     if 0 in grid:
         return

@@ -22,7 +22,7 @@ from detect.training.randomness import get_random_state, set_random_state
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Values of a step, to check when the device has computed them."""
+    """Values of a step, checked once the device has computed them."""
 
     number: int
     values: Tensor
@@ -34,7 +34,7 @@ class _Step:
 class StopOnNaN(Callback):
     """Ends training at a non-finite loss or gradient, at most one step later, and reports the images and the layer.
 
-    On CUDA the values of a step are checked after the next one has been queued, so that nothing waits for the GPU. No
+    On CUDA the values of a step are checked after the next one has been queued, so that the host never waits. No
     checkpoint is written before the check. With fp16, gradients may overflow; the scaler skips such steps.
     """
 
@@ -80,7 +80,7 @@ class StopOnNaN(Callback):
             step.copied.synchronize()  # the copy is complete only after this
         nonfinite = [
             f"{name} is {value.item()}"
-            for name, value in zip(("loss", "gradient's norm"), step.values, strict=True)
+            for name, value in zip(("loss", "gradient norm"), step.values, strict=True)
             if not value.isfinite()
         ]
         if nonfinite:

@@ -3,7 +3,7 @@
     read     the file of any program as one of our models                      detect.foreign_weights.any_file
     match    each tensor of the new model with one of the file, by name
     copy     tensors of equal shape; rows of classes by the name of the class, and background's row
-             each stage of a cascade takes the tensors of a file's only region head, and the reverse the first stage's
+             a file's single region head is copied to each stage of a cascade; of a file's cascade, the first stage
     report   what was copied, what is new, and what was left out
 
 A tensor has rows of classes if its first dimension grows with the number of classes: first the rows of each class, in
@@ -106,7 +106,7 @@ class Copied:
     new: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     across: list[str] = field(default_factory=list)
-    """Those of `taken` and `by_class` that were copied between the stages of a cascade and an only region head."""
+    """Those of `taken` and `by_class` that were copied between the stages of a cascade and a single region head."""
 
 
 @torch.no_grad()
@@ -153,7 +153,7 @@ def copy_weights(
 
 
 def _across_cascade(name: str) -> str:
-    """Return the name of a stage's tensor in an only region head, or of a region head's tensor in the first stage."""
+    """Return the name of a stage's tensor in a single region head, or of a region head's tensor in the first stage."""
     if STAGE.match(name):
         return STAGE.sub("region_head.", name)
     return name.replace("region_head.", "region_head.stages.0.", 1)

@@ -23,8 +23,8 @@ class MetricsFile(Logger):
 
     Args:
         file: path; an existing file is overwritten, except for `rows`.
-        rows: number of rows when the checkpoint was written; later ones will be logged again.
-        step: next step of that checkpoint; rows of this step will be logged again, too.
+        rows: number of rows when the checkpoint was written; later rows will be logged again.
+        step: next step of that checkpoint; its rows will be logged again, too.
     """
 
     def __init__(self, file: Path, rows: int = 0, step: int = 0) -> None:

@@ -69,7 +69,7 @@ class TrainingModule(LightningModule):
             torch.manual_seed(self.training_options.seed + distributed.get_rank())
 
     def on_train_epoch_start(self) -> None:
-        """Begin the means of the losses again."""
+        """Reset the mean losses."""
         self.mean_losses, self.batches_of_epoch = None, 0
 
     def losses(self, batch: Any, loss: Callable[..., Losses]) -> Losses:
@@ -206,7 +206,7 @@ class DetectorModule(TrainingModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         """Evaluate losses and detections of a batch."""
         assert self.evaluator is not None
-        # Same samples in every validation, without changing the random numbers of training.
+        # Draw the same samples in every validation, without changing the random numbers of training.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.training_options.seed)
             losses, detections = self.model.validate(batch)
@@ -276,7 +276,7 @@ def compiled(loss: Callable[..., Losses], training: TrainingOptions) -> Callable
 
 
 def allow_graphs(data: DataOptions) -> None:
-    """Let torch.compile make a graph for each canvas and length of ground truths; its own limit is eight."""
+    """Let torch.compile make a graph for each canvas and number of ground truths; its default limit is eight."""
     graphs = len(data.short_side) * data.canvases * len(padded_lengths(data.max_objects))
     from torch._dynamo import config  # takes seconds
 

@@ -38,7 +38,7 @@ def first_nonfinite(model: nn.Module, losses: Callable[[], Losses]) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    return nonfinite[0] if nonfinite else "another process, or nowhere when the step is repeated"
+    return nonfinite[0] if nonfinite else "another process, or not reproduced by repeating the step"
 
 
 def _hook(name: str, nonfinite: list[str]) -> Callable[..., None]:

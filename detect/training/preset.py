@@ -31,11 +31,11 @@ PRESET = Path("small/faster_rcnn")
 SHORT_SIDES = (352, 480, 640, 800)
 """Short sides of images, in pixels of the network's input."""
 OBJECT_SIDE = 16.0
-"""The root of an object's area, in pixels of the network's input, that nine of ten objects should reach."""
+"""Square root of the area, in pixels of the network's input, that nine of ten objects should reach."""
 SMALLEST = 0.1
 """Fraction of the objects that may be smaller."""
 IMAGES = 10_000
-"""Images to train on, counted once per epoch, with which epochs are chosen: 2,500 steps of 4."""
+"""Number of images, each counted once per epoch, from which the epochs are chosen: 2,500 steps of 4."""
 EPOCHS = (16, 60)
 VALIDATIONS = 20
 """Maximum number of validations, if the number of epochs was chosen."""
@@ -47,7 +47,7 @@ _SCRATCH = 2
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the choice depends on, of the training split before it is divided."""
+    """Properties of the undivided training split on which the choice depends."""
 
     images: int
     sides: Float64[np.ndarray, "i 2"]
@@ -59,7 +59,7 @@ class Facts:
 
 
 def with_splits(config: Config, given: Collection[str]) -> tuple[Config, list[str]]:
-    """Return the experiment with the splits of its data, and the lines that tell them.
+    """Return the experiment with the splits of its data, and the lines that describe them.
 
     Args:
         config: the experiment.
@@ -70,13 +70,13 @@ def with_splits(config: Config, given: Collection[str]) -> tuple[Config, list[st
     if is_given("data.val", given):
         return config, []
     if isinstance(data.val, float):
-        return config, [f"validation: {data.val:.0%} of the training images, as the data has no such split (data.val)"]
+        return config, [f"validation: {data.val:.0%} of the training images, as the data has no val split (data.val)"]
     test = f"; test: its split {data.test}" if data.test else ""
     return config, [f"validation: the data's split {data.val}{test}"]
 
 
 def fit_to_data(config: Config, given: Collection[str]) -> tuple[Config, list[str]]:
-    """Return the experiment of `PRESET` with all that it leaves open chosen from the data, and the lines that tell it.
+    """Return the experiment of `PRESET` with its open options chosen from the data, and lines that describe them.
 
     Args:
         config: the experiment, with the user's options.
@@ -140,7 +140,7 @@ def _areas(record: Record) -> Float64[np.ndarray, " n"]:
 
 
 def small_side(facts: Facts, resize: Resize) -> float:
-    """Return the root of the area, in pixels of the network's input, that nine of ten objects reach; NaN without any.
+    """Return the square root of the area that nine of ten objects reach in the network's input; NaN without objects.
 
     Args:
         facts: the data.
@@ -155,7 +155,7 @@ def small_side(facts: Facts, resize: Resize) -> float:
 def choose_short_side(facts: Facts, ratio: float) -> int:
     """Return the smallest of `SHORT_SIDES` at which nine of ten objects reach `OBJECT_SIDE`, or the largest.
 
-    No side is larger than that of most images: it would cost time and show nothing more.
+    No side is larger than that of most images: it would cost time and add no detail.
 
     Args:
         facts: the data.
@@ -222,6 +222,6 @@ def _tell(config: Config, facts: Facts, images: int) -> list[str]:
     epochs = f"{training.epochs} epoch{'s' * (training.epochs != 1)}"
     schedule = f"training: {epochs}, about {steps:,} steps of {data.batch_size} images"
     every = training.validate_every
-    schedule += f", a validation every {every} epochs" if every > 1 and data.val is not None else ""
+    schedule += f", validated every {every} epochs" if every > 1 and data.val is not None else ""
     options = "data.short_side, data.batch_size, training.epochs"
     return [size, schedule, f"other choices: {options}, or another config (detect configs)"]

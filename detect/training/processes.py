@@ -87,6 +87,6 @@ def check_machine(training: TrainingOptions) -> None:
     if training.accelerator == "gpu" and not gpus:
         raise UserError("training.accelerator: torch sees no GPU; choose cpu or auto")
     if gpus and training.accelerator != "cpu" and processes > gpus * int(os.environ.get("GROUP_WORLD_SIZE", 1)):
-        raise UserError(f"training.devices: there are {gpus} GPUs here for {processes} processes; choose fewer")
+        raise UserError(f"training.devices: {processes} processes, but this machine has {gpus} GPUs; choose fewer")
     if training.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("training.precision: fp16 needs a CUDA device; choose auto, bf16 or fp32")

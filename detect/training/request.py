@@ -72,7 +72,7 @@ class Request:
 
     @property
     def is_open(self) -> bool:
-        """True if there is nothing but data, and at most the options of a detector."""
+        """True if only data, and at most the options of a detector, are given."""
         return self.config is None and self.weights is None and set(self.sections) <= {"model"}
 
 
@@ -87,7 +87,7 @@ def sections_of(model: Any) -> dict[str, Any]:
 
 
 def resolve(request: Request) -> tuple[Experiment, Path, list[str]]:
-    """Return the experiment, the folder of its run, and lines that tell what was chosen from the data.
+    """Return the experiment, the folder of its run, and lines that describe what was chosen from the data.
 
     Raises:
         UserError: the config, the options, the data or the folder cannot be used.

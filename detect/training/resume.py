@@ -56,7 +56,7 @@ def check_resumable(config: Experiment, classes: Sequence[str], checkpoint: Path
 
 
 def check_division_kept(division: Division | None, checkpoint: Path, out: Path) -> None:
-    """Raise `UserError` if a run would be validated on images that it has trained with.
+    """Raise `UserError` if a run would be validated on images that it was trained on.
 
     Args:
         division: division of the training split from now on, if any.
@@ -68,10 +68,10 @@ def check_division_kept(division: Division | None, checkpoint: Path, out: Path) 
     before, file = load_any(checkpoint).config.data, out / DIVISION
     if isinstance(before, DataOptions) and not before.fractions:
         kept = f"keep --data.val {before.val or 'null'} and --data.test {before.test or 'null'}"
-        what = "has trained with the whole training split, parts of which would now validate it"
+        what = "was trained with the whole training split, part of which is now the validation split"
     elif file.exists() and read_division(file) != division:
         kept = "leave out --data.division"
-        what = f"has trained with another division, {file}"
+        what = f"was trained with another division, {file}"
     else:
         return
     raise UserError(one_line(f"--resume: {checkpoint} {what}; {kept}, or begin a new run with another --out"))

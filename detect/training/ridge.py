@@ -1,6 +1,6 @@
 """Box regression by ridge regression on pool5 features, one regressor per class (Girshick et al. 2014, §3.5, App. C).
 
-Each region whose IoU with its best ground truth is above `min_iou` is a sample of that class. The rows of X are the
+Each region whose IoU with its best ground truth is above `min_iou` is a sample of its class. The rows of X are the
 scaled features of a class's samples with a 1 appended for the bias, the rows of Y their centred deltas. The regressor
 minimises |XW - Y|² + λ|W|², with the bias regularised too: W = (XᵀX + λ)⁻¹XᵀY = Xᵀ(XXᵀ + λ)⁻¹Y.
 
@@ -39,7 +39,7 @@ class RidgeRegressors:
 def regression_samples(
     iou: Float[np.ndarray, "n G"], min_iou: float
 ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
-    """Return the indices of the regions that are samples, and of each sample's best ground truth, which has any class.
+    """Return the indices of the regions that are samples, and of each sample's best ground truth of any class.
 
     As in the paper's code, ground truths are regions too, and thus samples with deltas of 0.
     """

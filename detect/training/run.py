@@ -89,7 +89,7 @@ def train(
 ) -> Run:
     """Train a detector or a classifier, then evaluate its best checkpoint, like `detect train`.
 
-    With nothing but data the config is `small/faster_rcnn`; the rest is chosen from the data and printed.
+    If only data is given, the config is `small/faster_rcnn`; the rest is chosen from the data and printed.
 
     Args:
         data: data folder or annotation file, or a list of these, which are joined; by default the config's.
@@ -128,7 +128,7 @@ def train(
 
 
 def run(request: Request, command: str | None = None, extras: Extras = NO_EXTRAS) -> Run:
-    """Train what is asked for, and evaluate it, like `train`; `command` is the command line, for the report."""
+    """Train and evaluate the experiment of a request, like `train`; `command` is the command line, for the report."""
     experiment, out, told = resolve(request)
     for line in told:
         print_once(line)

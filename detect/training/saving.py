@@ -1,8 +1,8 @@
 """Writing `last.ckpt`, and exact resume from it.
 
 It is written after each epoch, within an epoch and before its validation if `minutes` have passed, and on SIGTERM,
-SIGUSR1 (which clusters send before they reclaim a machine) and Ctrl-C. A run that was killed and resumed ends with the
-same bits as an uninterrupted one: the checkpoint holds the weights and their average, optimiser, schedule, scaler, the
+SIGUSR1 (which clusters send before they reclaim a machine) and Ctrl-C. A killed and resumed run is bitwise
+equal to an uninterrupted one: the checkpoint holds the weights and their average, optimiser, schedule, scaler, the
 random state of every process, and the position in the epoch. The batches of an epoch depend only on the seed and the
 epoch's number; those already trained on are skipped (`CanvasBatchSampler.begin`).
 """
@@ -24,9 +24,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from detect.training.metrics import MetricsFile
 
 ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-"""Signals that ask a run to end."""
+"""Signals that end a run."""
 SYNCHRONIZE_EVERY = 50
-"""Several processes agree on whether to save every this many batches, because this waits for the device."""
+"""Number of batches after which several processes agree on whether to save, which waits for the device."""
 
 
 class SaveLast(Checkpoint):
@@ -107,7 +107,7 @@ class Patience(EarlyStopping):
 
 
 def set_position(loop: dict[str, Any], step: int) -> None:
-    """Convert the saved state of Lightning's loops, in place, to one from which they resume exactly.
+    """Change the saved state of Lightning's loops, in place, so that they resume exactly.
 
     There are three positions: at the start of an epoch, before one of its batches, and before its validation.
     """

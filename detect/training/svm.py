@@ -107,7 +107,7 @@ class SVMTrainer:
         untrained = np.flatnonzero(self._has_positives & ~self._trained)
         if len(untrained):
             raise UserError(
-                f"class {untrained[0]}: none of the {self.images} images has a negative of it; "
+                f"class {untrained[0]}: none of the {self.images} images has a negative for it; "
                 f"give more images or proposals, or raise negative_iou = {self.options.negative_iou:g}"
             )
         return LinearSVMs(self._svms.weights.copy(), self._svms.biases.copy())
@@ -169,7 +169,7 @@ class SVMTrainer:
             svm.fit(samples, np.repeat([1, 0], [len(positives), len(samples) - len(positives)]))
         if svm.n_iter_ >= PASSES:
             warnings.warn(
-                f"class {label}: its SVM was still changing after {PASSES} passes over its {len(samples)} samples, and "
+                f"class {label}: its SVM had not converged after {PASSES} passes over its {len(samples)} samples, and "
                 f"is used as is; lower c = {self.options.c:g} or feature_norm = {self.options.feature_norm:g}",
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""Prints the peak bytes of NMS of 12,000 boxes, and of matching 16 images with 1,024 ground truths each."""
+"""Print the peak bytes of NMS of 12,000 boxes, and of matching in 16 images with 1,024 ground truths each."""
 
 from collections.abc import Callable
 

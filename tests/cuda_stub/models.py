@@ -1,4 +1,4 @@
-"""Runs every kind of model on the device `cuda`, where each wait for the GPU raises; prints the name of each.
+"""Run every kind of model on the device `cuda`, where each wait for the GPU is an error; print the name of each.
 
 One of three steps is deterministic: torch then raises on operations whose sums have no fixed order.
 """
@@ -87,7 +87,7 @@ def train(model: torch.nn.Module, batch: Batch | ClassificationBatch, half: bool
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = (torch.optim.AdamW if half else torch.optim.SGD)(parameters, 1e-8, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    for strict in (False, True):  # the first step makes constants, and compiles Triton's kernels
+    for strict in (False, True):  # the first step creates constants, and compiles Triton's kernels
         torch.cuda.set_sync_debug_mode("error" if strict else "default")
         there = batch.to("cuda", non_blocking=True)
         with torch.autocast("cuda", torch.float16, enabled=half):
@@ -119,7 +119,7 @@ if __name__ == "__main__":
         batch = batch_of(options.predicts_masks, options.proposals == "given")
         for half, deterministic in ((False, False), (True, False), (False, True)):
             if deterministic and name in ("Faster R-CNN VGG", "R-CNN"):
-                continue  # torchvision's RoIPool has no fixed order; its RoIAlign, for crops, Inductor compiles
+                continue  # torchvision's RoIPool has no fixed order of sums; Inductor compiles its RoIAlign of crops
             torch.use_deterministic_algorithms(deterministic)
             model = build_detector(options, CLASSES).to("cuda").train()
             train(model, batch, half)

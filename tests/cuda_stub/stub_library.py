@@ -1,4 +1,4 @@
-"""Builds the CUDA runtime whose kernels do nothing (`runtime.cpp`), against the headers in torch's own wheels."""
+"""Build the CUDA runtime whose kernels do nothing (`runtime.cpp`), against the headers in torch's own wheels."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def build(folder: Path) -> dict[str, str]:
         "LD_LIBRARY_PATH": str(folder),
         "TRITON_LIBCUDA_PATH": str(folder),
         "TRITON_CACHE_DIR": str(folder / "triton"),
-        "TORCH_CUDNN_V8_API_DISABLED": "1",  # its plans are made by cuDNN's engines, which ask the device
+        "TORCH_CUDNN_V8_API_DISABLED": "1",  # it plans with cuDNN's engines, which query the device
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # for deterministic products
         "OMP_NUM_THREADS": "1",
     }

@@ -72,4 +72,4 @@ def test_nms_and_matching_need_little_memory(environment):
 def test_sections_of_the_benchmark_run_to_their_end(environment, section):
     arguments = "--device", "cuda", "--tiny", "--run", section
     found = json.loads(lines_of(environment, ROOT / "tools/benchmarks/gpu.py", *arguments)[-1])
-    assert found and not any(isinstance(value, str) for value in found.values())  # the text of an error
+    assert found and not any(isinstance(value, str) for value in found.values())  # an error's text

@@ -1,6 +1,6 @@
-"""Trains on drawn shapes on the device `cuda` with an EMA, clipping and validation; prints the waits by line.
+"""Train on drawn shapes on the device `cuda` with an EMA, clipping and validation; print the waits by line.
 
-Usage: training.py FOLDER PRECISION. Steps from the fifth on are watched, those before make constants.
+Usage: training.py FOLDER PRECISION. Steps are watched from the fifth on; earlier ones create constants.
 """
 
 import sys
@@ -28,7 +28,7 @@ steps = 0
 
 
 def note(message, *args, **options) -> None:
-    """Count a warning of torch's that the host waits."""
+    """Count torch's warnings that the host waits."""
     if "synchroniz" in str(message) and "prototype" not in str(message):
         lines = [
             line
@@ -39,13 +39,13 @@ def note(message, *args, **options) -> None:
 
 
 def keep_losses(evaluator: Evaluator, names, copies, wait) -> None:
-    """Take the place of `Evaluator._add`: the detections are garbage."""
+    """Replace `Evaluator._add`, as the detections are garbage."""
     wait()
     evaluator.losses.update(dict.fromkeys(names, 0.0))
 
 
 class Watch(StopOnNaN):
-    """Counts the waits of steps, validation apart."""
+    """Counts the waits of training steps, not those of validation."""
 
     def on_train_batch_start(self, trainer, module, *args) -> None:
         """Begin to count."""
@@ -82,5 +82,5 @@ if __name__ == "__main__":
     torch.cuda.set_sync_debug_mode("warn")
     torch.zeros((), device="cuda").item()
     torch.cuda.set_sync_debug_mode("default")
-    assert sum(waits.values()) == sum(found.values()) + 1  # a wait is noticed
+    assert sum(waits.values()) == sum(found.values()) + 1  # this wait was counted
     print(f"{steps} steps; waits: {found}")

@@ -143,7 +143,7 @@ def test_a_cpu_without_bf16_is_a_warning(monkeypatch, caplog, has):
     prepare(made(NETWORKS["batch"]))
     assert not caplog.messages
     prepare(made(NETWORKS["batch"]), "bf16")
-    message = "precision: this cpu has no instructions for bf16: many times slower than fp32"
+    message = "precision: this cpu emulates bf16, many times slower than fp32"
     assert caplog.messages == ([] if has else [message])
 
 

@@ -33,12 +33,12 @@ def infinite(self, losses):
         (
             root_of_nothing,
             {},
-            "the gradient's norm is nan on .* first in the gradient of region_head.predictor.scores.weight; ",
+            "the gradient norm is nan on .* first in the gradient of region_head.predictor.scores.weight; ",
         ),
         (
             root_of_nothing,
             {"clip_norm": 1.0, "ema": 0.9},
-            "the gradient's norm is nan .* of region_head.predictor.scores.weight; ",
+            "the gradient norm is nan .* of region_head.predictor.scores.weight; ",
         ),
         (infinite, {"optimizer": "rmsprop"}, "the loss is inf on .* first in the loss rpn_objectness; "),
     ],

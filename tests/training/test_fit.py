@@ -223,7 +223,7 @@ def test_training_in_bf16_on_a_processor_without_is_told(changed, tmp_path, monk
     assert not caplog.messages
     run(changed({"train": "val"}, precision="bf16"), tmp_path / "bf16")
     assert [message for message in caplog.messages if "bf16" in message] == [
-        "precision: this cpu has no instructions for bf16: many times slower than fp32"
+        "precision: this cpu emulates bf16, many times slower than fp32"
     ]
 
 
@@ -292,7 +292,7 @@ def test_a_run_is_not_validated_on_images_that_it_has_trained_with(changed, tmp_
     last = run(changed(epochs=1), tmp_path)
     halves = Division("train", 0, {"val": 0.5}, ({"train": ("a.png",), "val": ("b.png",)},))
     check_division_kept(None, last, tmp_path)
-    with pytest.raises(UserError, match=r"^--resume: .*last\.ckpt has trained with the whole training split.*--out$"):
+    with pytest.raises(UserError, match=r"^--resume: .*last\.ckpt was trained with the whole training split.*--out$"):
         check_division_kept(halves, last, tmp_path)
     (tmp_path / "division.json").write_text(division_json(replace(halves, roots=("x",))))
     divided = replace(changed(epochs=1).data, val=0.5)
@@ -300,7 +300,7 @@ def test_a_run_is_not_validated_on_images_that_it_has_trained_with(changed, tmp_
     with mock.patch("detect.training.resume.load_any", return_value=Mock(config=card)):
         check_division_kept(halves, last, tmp_path)
         others = replace(halves, parts=({"train": ("b.png",), "val": ("a.png",)},))
-        with pytest.raises(UserError, match=r"has trained with another division, .*; leave out --data\.division"):
+        with pytest.raises(UserError, match=r"was trained with another division, .*; leave out --data\.division"):
             check_division_kept(others, last, tmp_path)
 
 

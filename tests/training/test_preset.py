@@ -103,10 +103,10 @@ def test_everything_is_chosen_and_told(photos, monkeypatch):
     assert config.training.epochs == 60 and config.training.validate_every == 3
     assert config.model == load_config(PRESET).model
     text = "\n".join(told)
-    assert told[0] == "validation: 20% of the training images, as the data has no such split (data.val)"
+    assert told[0] == "validation: 20% of the training images, as the data has no val split (data.val)"
     assert "backbone tf_efficientnet_lite0, with ImageNet weights (small/faster_rcnn)" in text
     assert f"image size: short side {own}, long side at most {config.data.long_side}; nine of ten objects" in text
-    assert "training: 60 epochs, about 120 steps of 4 images, a validation every 3 epochs" in text  # 6 images, 2 steps
+    assert "training: 60 epochs, about 120 steps of 4 images, validated every 3 epochs" in text  # 6 images, 2 steps
 
 
 def test_options_of_the_user_are_kept(photos):

@@ -149,7 +149,7 @@ def test_a_folder_of_labelled_photographs_becomes_a_detector(photos, tmp_path, t
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--training.accelerator", "cpu", str(photos), "--data.workers", "0"]) == 0
     told = capsys.readouterr().out
-    assert "validation: 20% of the training images, as the data has no such split" in told
+    assert "validation: 20% of the training images, as the data has no val split" in told
     assert "split all divided with seed 0: train 6, val 2 images" in told and "AP50" in told
     run = tmp_path / "runs" / "photos"
     assert (run / "eval" / "report.html").exists() and (run / "division.json").exists()

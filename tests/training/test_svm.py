@@ -257,7 +257,7 @@ def test_images_without_regions_and_without_negatives_change_nothing(positives, 
 
 
 def test_a_class_without_negatives_is_named(positives, images):
-    with pytest.raises(UserError, match=r"^class 0: none of the 0 images has a negative of it; give more images"):
+    with pytest.raises(UserError, match=r"^class 0: none of the 0 images has a negative for it; give more images"):
         SVMTrainer(positives, 1.0, SVMOptions()).finish()
     only_first = [(features, negative & [True, False]) for features, negative in images]
     with pytest.raises(UserError, match=r"^class 1: .* 6 images .* negative_iou = 0\.3$"):

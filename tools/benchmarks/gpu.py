@@ -1,15 +1,15 @@
-"""What a GPU must show: equality with the CPU, no waits, speed and memory, in sections of a minute or two each.
+"""Measure on a GPU equality with the CPU, waits, speed and memory, in sections of a minute or two each.
 
     python tools/benchmarks/gpu.py --out gpu.jsonl [--bccd FOLDER] [--sections ABC]
     python tools/benchmarks/gpu.py --out tiny.jsonl --device cpu --tiny      tries the script itself
 
-Each section runs in a process of its own, which its time limit ends, and appends a line of JSON to the file; a section
-that fails costs only itself. Times are of CUDA events, without a gate for other work: the GPU is not shared.
+Each section runs in a process of its own, with a time limit, and appends a line of JSON to the file; if one fails, the
+others still run. Times are of CUDA events and assume that no other work uses the GPU.
 
 A  a step of each model equal to the CPU's in float32 with the same draws; NMS and RoIAlign equal to torchvision's
 B  no wait for the GPU in a step, in detection and in validation; waits of Lightning's loop with an EMA, by line
 C  training of Faster R-CNN R50-FPN: images a second and memory, ours and torchvision's
-D  profile of a training step: the longest kernels, and the share of time that the GPU works
+D  profile of a training step: the longest kernels, and the share of time in which the GPU is busy
 E  inference from tensors and from files, ours and torchvision's
 F  images a second of the whole training loop with 2, 8 and 14 workers
 G  torch.compile and CUDA graphs: seconds to compile, and of a step
@@ -142,7 +142,7 @@ def _step_difference(options: Any, setting: Setting) -> dict[str, float]:
     model = build_detector(options, CLASSES).train()
     for layer in model.modules():
         if isinstance(layer, nn.Dropout):
-            layer.p = 0.0  # its draws are the device's own
+            layer.p = 0.0  # each device would draw its own mask
     batch = batch_of(replace(setting, device=torch.device("cpu")), 2, min(setting.side, 256), options.predicts_masks)
     results = []
     for device in (torch.device("cpu"), setting.device):
@@ -164,7 +164,7 @@ def _step_difference(options: Any, setting: Setting) -> dict[str, float]:
 
 @contextmanager
 def same_draws() -> Iterator[None]:
-    """Let `torch.rand` draw the same numbers on every device."""
+    """Make `torch.rand` draw the same numbers on every device."""
     generator, rand = torch.Generator().manual_seed(0), torch.rand
 
     def draw(*shape: Any, device: Any = None, **options: Any) -> Tensor:
@@ -175,7 +175,7 @@ def same_draws() -> Iterator[None]:
 
 
 def _nms_differences(device: torch.device, lists: int) -> int:
-    """Return the number of random lists on which NMS differs from torchvision's; a chain is one of them."""
+    """Return the number of random lists on which NMS differs from torchvision's; the first is a chain."""
     torch.manual_seed(0)
     left = torch.arange(100.0) * 4
     chain = torch.stack([left, torch.zeros(100), left + 10, torch.ones(100)], dim=1)
@@ -227,7 +227,7 @@ def batch_of(setting: Setting, count: int, side: int, masks: bool = False) -> Ba
 
 
 def waits(setting: Setting) -> dict[str, Any]:
-    """Run steps in which PyTorch raises on every wait, and Lightning's loop, in which it counts them."""
+    """Run steps in which PyTorch raises on every wait, and Lightning's loop, whose waits are counted."""
     clean = []
     for name, options in MODELS.items():
         model = build_detector(options, CLASSES).to(setting.device).train()
@@ -328,7 +328,7 @@ def measured(make: type[Side], case: Case, setting: Setting) -> dict[str, float]
 
 
 def median_seconds(step: Callable[[], Any], setting: Setting) -> float:
-    """Return the median time between the ends of steps, which are started without waiting for one another."""
+    """Return the median time between the ends of steps, which are started without waits between them."""
     if setting.device.type != "cuda":
         times = []
         for _ in range(setting.steps):
@@ -346,7 +346,7 @@ def median_seconds(step: Callable[[], Any], setting: Setting) -> float:
 
 
 def ratios(found: dict[str, Any], cases: list[str]) -> dict[str, float]:
-    """Return how many times as fast as torchvision ours is in each case that both ran."""
+    """Return our speedup over torchvision in each case that both ran."""
     pairs = {case: (found[f"ours {case}"], found[f"torchvision {case}"]) for case in cases}
     return {
         f"times as fast {case}": theirs["seconds"] / ours["seconds"]
@@ -356,7 +356,7 @@ def ratios(found: dict[str, Any], cases: list[str]) -> dict[str, float]:
 
 
 def profile(setting: Setting) -> dict[str, Any]:
-    """Return the longest kernels of a training step, and the share of the time in which any runs."""
+    """Return the longest kernels of a training step, and the share of the time in which a kernel runs."""
     side = Ours(setting.case("train", setting.batches[-1], "bf16"), None)
     for _ in range(3):
         side.run()

@@ -1,10 +1,10 @@
-"""Kernels that a step launches on CUDA, and its peak memory, counted without a GPU: Faster R-CNN, ResNet-50-FPN.
+"""Count the kernel launches and peak memory of a step on CUDA, without a GPU: Faster R-CNN, ResNet-50-FPN.
 
     python tools/benchmarks/launches.py [--by-source] [--write]
 
 The script builds the CUDA runtime of `tests/cuda_stub`, whose kernels do nothing, and runs itself with it. Launches of
-convolutions are those of cuDNN's older interface, one each. torchvision is not counted: its steps read results of
-kernels, and do less on garbage.
+convolutions are those of cuDNN's older interface, one each. torchvision is not counted: its steps read results
+of kernels, and launch fewer if these are garbage.
 """
 
 from __future__ import annotations
