@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detect.cli.shared import add_command
 from detect.errors import UserError, install_command
+
+if TYPE_CHECKING:
+    from detect.serve.service import Service
 
 
 def add(commands: Any) -> None:
@@ -26,7 +29,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all (default: %(default)s)"
     )
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    parser.add_argument("--port", type=_port, default=8000, help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     precisions = "precision of the weights; auto: the fastest on the device (default: fp32)"
     parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help=precisions)
@@ -48,33 +51,44 @@ def add(commands: Any) -> None:
 
 def _serve(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     try:
-        from detect.serve.server import read_keys, serve
-        from detect.serve.service import Limits, Service
+        from detect.serve.server import bind, read_keys, serve
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("detect"):
             raise
         raise UserError(f"{error.name} is not installed: {install_command('serve')}") from None
-    from detect import load
 
+    if options.ckpt.suffix == ".onnx" and (options.device, options.precision) != ("auto", "fp32"):
+        raise UserError("--device, --precision: fixed in an exported model; leave them out, or give the checkpoint")
     keys = () if options.api_key_file is None else read_keys(options.api_key_file)
-    detector = load(options.ckpt)
-    model_options, on_gpu = {}, False
+    with bind(options.host, options.port) as listener:  # first: loading takes seconds
+        serve(_service(options), listener, keys)
+
+
+def _service(options: argparse.Namespace) -> Service:
+    """Return the service of the detector with the limits in the options."""
+    from detect import load
+    from detect.serve.service import Limits, Service
+
+    detector, model_options, max_batch = load(options.ckpt), {}, options.max_batch or 1
     if options.ckpt.suffix != ".onnx":
         from detect.prediction.predictor import resolve_device
 
         device = resolve_device(options.device)
-        model_options, on_gpu = {"device": device, "precision": options.precision}, device.type != "cpu"
-    elif options.device != "auto" or options.precision != "fp32":
-        raise UserError("--device, --precision: fixed in an exported model; leave them out, or give the checkpoint")
+        model_options = {"device": device, "precision": options.precision}
+        max_batch = options.max_batch or (1 if device.type == "cpu" else 8)
     limits = Limits(
         bytes=int(options.max_mb * 2**20),
         pixels=int(options.max_megapixels * 1e6),
         requests=options.max_requests,
         seconds=options.timeout,
     )
-    max_batch = options.max_batch or (8 if on_gpu else 1)
-    service = Service(detector, model_options, limits, max_batch, options.max_wait_ms / 1000)
-    serve(service, options.host, options.port, keys)
+    return Service(detector, model_options, limits, max_batch, options.max_wait_ms / 1000)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}; give a number up to 65535")
+    return int(text)
 
 
 def _at_least_one(text: str) -> int:

@@ -21,7 +21,7 @@ from detect.serve.answers import CONTENT_TYPES, CocoResult, Detections, Form, Mo
 from detect.serve.bodies import OPENAPI, read_image
 from detect.serve.metrics import CONTENT_TYPE
 from detect.serve.request_log import RequestLog
-from detect.serve.service import TooManyRequestsError, Service
+from detect.serve.service import Service, TooManyRequestsError
 from detect.versions import __version__
 
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src blob:; "
@@ -73,6 +73,7 @@ def build_application(service: Service, keys: Sequence[str] = ()) -> FastAPI:
     application.add_middleware(RequestLog, metrics=service.metrics)
     application.add_exception_handler(AnyHTTPException, _refuse)
     application.add_exception_handler(RequestValidationError, _refuse_option)
+    application.add_exception_handler(Exception, _fail)
     guarded = [Depends(partial(_check_key, keys))] if keys else []
     _add_predictions(application, service, guarded)
     _add_state(application, service, guarded, bool(keys))
@@ -119,18 +120,23 @@ def _add_predictions(application: FastAPI, service: Service, guarded: Sequence[A
 def _add_state(application: FastAPI, service: Service, guarded: Sequence[Any], needs_key: bool) -> None:
     """Add `/health`, `/ready`, `/model` and `/metrics`."""
 
-    @application.get("/health", summary="Tell that the process runs")
+    @application.get("/health", summary="Tell that the process runs", response_description="it runs")
     async def health() -> State:
         return State(status="ok")
 
-    @application.get("/ready", responses={503: {"model": State}}, summary="Tell whether images are taken")
+    @application.get(
+        "/ready",
+        summary="Tell whether images are taken",
+        response_description="they are",
+        responses={503: {"model": State, "description": "the service stops"}},
+    )
     async def ready(response: Response) -> State:
         if service.ready:
             return State(status="ready")
         response.status_code = 503
         return State(status="stopping")
 
-    @application.get("/model", summary="Describe the detector and the limits")
+    @application.get("/model", summary="Describe the detector and the limits", response_description="both")
     async def model() -> Model:
         detector, limits = service.detector, service.limits
         return Model(
@@ -147,7 +153,7 @@ def _add_state(application: FastAPI, service: Service, guarded: Sequence[Any], n
         "/metrics",
         dependencies=guarded,
         response_class=Response,
-        responses={200: {"content": {"text/plain": {}}}},
+        responses={200: {"content": {"text/plain": {}}, "description": "the metrics"}},
         summary="Metrics in the format of Prometheus",
     )
     async def metrics() -> Response:
@@ -184,5 +190,10 @@ async def _refuse_option(_: Request, error: Exception) -> Response:
     return _problem(422, f"{first['loc'][-1]}: {first['msg']}")
 
 
+async def _fail(_: Request, error: Exception) -> Response:
+    return _problem(500, "internal error; the server's log has its cause")
+
+
 def _problem(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse({"error": text}, status, headers)
+    # The connection is closed, or the rest of a body that was not read would still be received.
+    return JSONResponse({"error": text}, status, {"Connection": "close", **(headers or {})})

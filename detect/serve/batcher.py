@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition, Thread
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from detect.prediction.predict import Model
 from detect.prediction.result import Result
 from detect.prediction.sources import Frame
 
 
-class Detector(Protocol):
-    """Trained detector, run by torch or by ONNX Runtime."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names."""
-
-    @property
-    def predicts_masks(self) -> bool:
-        """True if the results have masks."""
+@runtime_checkable
+class Detector(Model, Protocol):
+    """Trained detector, run by torch or by another runtime."""
 
     @property
     def score(self) -> float:
@@ -31,12 +25,6 @@ class Detector(Protocol):
     @property
     def min_score(self) -> float:
         """Lowest score threshold that may be given."""
-
-    def predict(self, source: Any, *args: Any, **options: Any) -> Iterator[Result]:
-        """Yield a result for each frame of a list, in order."""
-
-    def check_options(self, *args: Any, **options: Any) -> None:
-        """Raise `UserError` if an option of `predict` is invalid."""
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """Return the size of the network's input; images with the same one can share a batch without padding."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 FORM_TYPE = "multipart/form-data"
@@ -41,17 +42,22 @@ async def read_image(request: Request, limit: int) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
-    bounded = Request(request.scope, _bounded(request.receive, limit))
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == FORM_TYPE:
-        data = await _only_file(bounded, limit)
-    elif kind in ("", "application/octet-stream", CURL_TYPE) or kind.startswith("image/"):
-        data = await bounded.body()
-    else:
-        raise HTTPException(415, f"the body is {kind}; {_REMEDY}")
+    try:
+        data = await _read(Request(request.scope, _bounded(request.receive, limit)), limit)
+    except ClientDisconnect:
+        raise HTTPException(400, "the body ended early") from None
     if not data:
         raise HTTPException(400, f"the body is empty; {_REMEDY}")
     return data
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == FORM_TYPE:
+        return await _only_file(request, limit)
+    if kind in ("", "application/octet-stream", CURL_TYPE) or kind.startswith("image/"):
+        return await request.body()
+    raise HTTPException(415, f"the body is {kind}; {_REMEDY}")
 
 
 async def _only_file(request: Request, limit: int) -> bytes:

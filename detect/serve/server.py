@@ -19,19 +19,34 @@ from detect.serve.application import build_application
 from detect.serve.service import Service
 
 
-def serve(service: Service, host: str, port: int, keys: Sequence[str] = ()) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, then answer those that are being processed.
-
-    Args:
-        service: the service; it is closed at the end.
-        host: address or name of this machine to listen at.
-        port: port; 0 for any that is free.
-        keys: keys of which predictions need one; none if empty.
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address or name of this machine; port 0 is any that is free.
 
     Raises:
         UserError: the address is not available.
     """
-    listener = _listen(host, port)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+    except OSError as error:
+        raise UserError(f"{host}: {reason(error)}; choose another --host") from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise UserError(f"{host}:{port}: {reason(error)}; choose another --host or --port") from None
+    return listener
+
+
+def serve(service: Service, listener: socket.socket, keys: Sequence[str] = ()) -> None:
+    """Answer requests until SIGTERM or Ctrl-C, then answer those that are being processed.
+
+    Args:
+        service: the service; it is closed at the end.
+        listener: bound socket; see `bind`.
+        keys: keys of which predictions need one; none if empty.
+    """
     _log_lines()
     host, port = listener.getsockname()[:2]
     print(f"detect: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C stops)", file=sys.stderr, flush=True)
@@ -45,6 +60,7 @@ def serve(service: Service, host: str, port: int, keys: Sequence[str] = ()) -> N
         timeout_graceful_shutdown=math.ceil(service.limits.seconds),
         ws="none",
     )
+    listener.listen(2048)
     uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -62,18 +78,6 @@ def read_keys(path: Path) -> list[str]:
     if not keys:
         raise UserError(f"{path}: has no key; write one in a line, such as the output of `openssl rand -hex 32`")
     return keys
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"{host}:{port}: {reason(error)}; choose another --host or --port") from None
-    listener.listen(2048)
-    return listener
 
 
 class _Line(logging.Formatter):

@@ -5,6 +5,7 @@ import { paint } from "./masks.js";
 const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#0072b2"];
 const LOWEST_SCORE = 0.05;
 const MASK_OPACITY = 0.45;
+const DRAWN_SIDE = 1000; // pixels
 
 const byId = (id) => document.getElementById(id);
 const state = { model: null, image: null, answer: null, hidden: new Set(), name: "image" };
@@ -26,8 +27,8 @@ async function describeModel() {
   const response = await fetch("model");
   state.model = await response.json();
   const { classes, score, masks, needs_key: needsKey } = state.model;
-  const shown = classes.slice(0, 12).join(", ") + (classes.length > 12 ? ", …" : "");
-  byId("model").textContent = `${masks ? "Boxes and masks" : "Boxes"} of ${classes.length} classes: ${shown}`;
+  const names = classes.slice(0, 12).join(", ") + (classes.length > 12 ? ", …" : "");
+  byId("model").textContent = `${masks ? "Boxes and masks" : "Boxes"} of ${classes.length} classes: ${names}`;
   byId("key-row").hidden = !needsKey;
   setScore(Math.max(score, 0.5));
 }
@@ -94,7 +95,7 @@ function show() {
 }
 
 function listClasses() {
-  const labels = [...new Set(state.answer.detections.map(({ label }) => label))].sort((a, b) => a - b);
+  const labels = [...new Set(state.answer.detections.map(({ label }) => label))].toSorted((a, b) => a - b);
   byId("classes").replaceChildren(
     ...labels.map((label) => {
       const box = element("input", { type: "checkbox", checked: !state.hidden.has(label) });
@@ -114,38 +115,44 @@ function listClasses() {
 
 const colourOf = (label) => COLOURS[label % COLOURS.length];
 
+/** Draws at the resolution of the screen, where lines and text of a small image are legible. */
 function draw(canvas, detections) {
-  const { image } = state;
   const { width, height } = state.answer;
-  Object.assign(canvas, { width, height });
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(image, 0, 0, width, height);
-  drawMasks(context, detections);
-  const unit = Math.max(width, height) / 800;
-  context.lineWidth = Math.max(1, 2 * unit);
-  context.font = `600 ${Math.max(10, 14 * unit)}px system-ui, sans-serif`;
+  const scale = Math.max(1, DRAWN_SIDE / Math.max(width, height));
+  Object.assign(canvas, { width: Math.round(scale * width), height: Math.round(scale * height) });
+  const context = canvas.getContext("2d");
+  context.drawImage(pictureWithMasks(detections), 0, 0, canvas.width, canvas.height);
+  const unit = Math.max(canvas.width, canvas.height) / DRAWN_SIDE;
+  context.lineWidth = 2 * unit;
+  context.font = `600 ${14 * unit}px system-ui, sans-serif`;
   context.textBaseline = "top";
-  for (const { box: [left, top, right, bottom], label, name, score } of detections.toReversed()) {
+  for (const { box, label, name, score } of detections.toReversed()) {
+    const [left, top, right, bottom] = box.map((value) => scale * value);
     context.strokeStyle = context.fillStyle = colourOf(label);
     context.strokeRect(left, top, right - left, bottom - top);
     const text = `${name} ${score.toFixed(2)}`;
-    const textHeight = Math.max(10, 14 * unit) * 1.3;
-    const textTop = Math.max(0, top - textHeight);
-    context.fillRect(left, textTop, context.measureText(text).width + 8 * unit, textHeight);
+    const textTop = Math.max(0, top - 18 * unit);
+    context.fillRect(left, textTop, context.measureText(text).width + 8 * unit, 18 * unit);
     context.fillStyle = "#000000";
     context.fillText(text, left + 4 * unit, textTop + 2 * unit);
   }
 }
 
-function drawMasks(context, detections) {
+function pictureWithMasks(detections) {
+  const { width, height } = state.answer;
+  const picture = element("canvas", { width, height });
+  const context = picture.getContext("2d", { willReadFrequently: true });
+  context.drawImage(state.image, 0, 0, width, height);
   const masks = detections.filter(({ segmentation }) => segmentation);
-  if (!masks.length) return;
-  const pixels = context.getImageData(0, 0, state.answer.width, state.answer.height);
-  for (const { segmentation, label } of masks) {
-    const colour = [1, 3, 5].map((start) => parseInt(colourOf(label).slice(start, start + 2), 16));
-    paint(pixels.data, segmentation, colour, MASK_OPACITY);
+  if (masks.length) {
+    const pixels = context.getImageData(0, 0, width, height);
+    for (const { segmentation, label } of masks) {
+      const colour = [1, 3, 5].map((start) => parseInt(colourOf(label).slice(start, start + 2), 16));
+      paint(pixels.data, segmentation, colour, MASK_OPACITY);
+    }
+    context.putImageData(pixels, 0, 0);
   }
-  context.putImageData(pixels, 0, 0);
+  return picture;
 }
 
 function download(blob, suffix) {
@@ -189,8 +196,8 @@ byId("camera").hidden = !navigator.mediaDevices;
 byId("camera").addEventListener("click", async () => {
   try {
     byId("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-    byId("camera-view").hidden = false;
     await byId("video").play();
+    byId("camera-view").hidden = false;
     byId("take").focus();
   } catch (error) {
     say(`The camera cannot be used: ${error.message}`, true);
