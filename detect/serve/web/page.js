@@ -28,16 +28,19 @@ async function describeModel() {
   state.model = await response.json();
   const { classes, score, masks, needs_key: needsKey } = state.model;
   const names = classes.slice(0, 12).join(", ") + (classes.length > 12 ? ", …" : "");
-  byId("model").textContent = `${masks ? "Boxes and masks" : "Boxes"} of ${classes.length} classes: ${names}`;
+  byId("model").textContent = `${masks ? "Boxes and masks" : "Boxes"} of ${classes.length} class${classes.length === 1 ? "" : "es"}: ${names}`;
   byId("key-row").hidden = !needsKey;
   setScore(Math.max(score, 0.5));
 }
 
+const described = describeModel().catch(() => say("The service does not answer; reload the page.", true));
 let latest = 0;
 
 /** Detects in an image file. If several are given quickly, the last one is shown. */
 async function detect(file) {
   const request = ++latest;
+  await described;
+  if (!state.model) return;
   say("Detecting …");
   const headers = { "Content-Type": file.type || "application/octet-stream" };
   if (byId("key").value) headers.Authorization = `Bearer ${byId("key").value}`;
@@ -232,4 +235,3 @@ byId("json").addEventListener("click", () => {
 });
 byId("png").addEventListener("click", () => byId("picture").toBlob((blob) => download(blob, "-detections.png")));
 
-describeModel().catch(() => say("The service does not answer; reload the page.", true));
