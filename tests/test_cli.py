@@ -103,6 +103,14 @@ def test_help_imports_nothing_heavy():
     assert done.stderr == "\n" and "usage: detect train" in done.stdout
 
 
+def test_import_loads_no_extra():
+    code = (
+        "import sys, detect; detect.load; print(*{'fastapi', 'uvicorn', 'ray', 'pyarrow', 'lance'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "\n"
+
+
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,7 @@ def serve(service: Service, listener: socket.socket, keys: Sequence[str] = ()) -
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=math.ceil(service.limits.seconds),
+        timeout_keep_alive=75,  # longer than the 60 s of common proxies, which else use connections that were closed
         ws="none",
     )
     listener.listen(2048)
