@@ -20,8 +20,9 @@ FROM ${BASE}
 COPY --from=build /opt/detect /opt/detect
 RUN useradd --uid 10001 --no-create-home detect
 USER 10001
-# The file system may be read-only but for /tmp.
-ENV PATH=/opt/detect/bin:$PATH HOME=/tmp NUMBA_CACHE_DIR=/tmp/numba MPLCONFIGDIR=/tmp/matplotlib
+# The file system may be read-only but for /tmp, and the user any number (torch looks for its name without the last).
+ENV PATH=/opt/detect/bin:$PATH HOME=/tmp NUMBA_CACHE_DIR=/tmp/numba MPLCONFIGDIR=/tmp/matplotlib \
+    TORCHINDUCTOR_CACHE_DIR=/tmp/inductor
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]

@@ -41,6 +41,8 @@ async def read_image(request: Request, limit: int) -> bytes:
     """
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
+        if "expect" not in request.headers:  # such a client sends the body only if it is asked to
+            await _drain(request.receive, 2 * limit)
         raise _too_large(limit)
     try:
         data = await _read(Request(request.scope, _bounded(request.receive, limit)), limit)
@@ -77,10 +79,21 @@ def _bounded(receive: Receive, limit: int) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > limit:
+            if message.get("more_body"):
+                await _drain(receive, limit)
             raise _too_large(limit)
         return message
 
     return receive_within_limit
+
+
+async def _drain(receive: Receive, most: int) -> None:
+    """Receive the rest of a body up to a number of bytes: clients that still send do not see an answer."""
+    more = True
+    while more and most > 0:
+        message = await receive()
+        most -= len(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 def _too_large(limit: int) -> HTTPException:
