@@ -69,20 +69,26 @@ def _service(options: argparse.Namespace) -> Service:
     from detect import load
     from detect.serve.service import Limits, Service
 
-    detector, model_options, max_batch = load(options.ckpt), {}, options.max_batch or 1
+    detector, chosen, max_batch = load(options.ckpt), {}, 1
+    cores: dict[str, Any] = {}
     if options.ckpt.suffix != ".onnx":
+        import torch
+
         from detect.prediction.predictor import resolve_device
 
         device = resolve_device(options.device)
-        model_options = {"device": device, "precision": options.precision}
-        max_batch = options.max_batch or (1 if device.type == "cpu" else 8)
+        chosen = {"device": device, "precision": options.precision}
+        if device.type == "cpu":
+            cores = {"cores": torch.get_num_threads(), "set_threads": torch.set_num_threads}
+        else:
+            max_batch = 8
     limits = Limits(
         bytes=int(options.max_mb * 2**20),
         pixels=int(options.max_megapixels * 1e6),
         requests=options.max_requests,
         seconds=options.timeout,
     )
-    return Service(detector, model_options, limits, max_batch, options.max_wait_ms / 1000)
+    return Service(detector, chosen, limits, options.max_batch or max_batch, options.max_wait_ms / 1000, **cores)
 
 
 def _port(text: str) -> int:

@@ -43,16 +43,18 @@ class _Job:
 
 
 class Batcher:
-    """Runs a detector in a thread of its own.
+    """Runs a detector in threads of its own.
 
     Images share a batch if they have the same canvas and score threshold, so that a result does not depend on the other
     images of its batch, apart from rounding.
 
     Args:
-        detector: the detector.
+        detector: the detector; `predict` may be called from several threads.
         options: options of `detector.predict`, such as the device.
         max_batch: maximum number of images per batch.
         max_wait: time in seconds that an image waits for others at most.
+        cores: number of batches at a time. Each shares the work of a batch among the cores that the others leave.
+        set_threads: sets the number of cores that the calling thread uses.
         on_batch: called with the number of images of each batch.
     """
 
@@ -62,20 +64,25 @@ class Batcher:
         options: dict[str, Any],
         max_batch: int,
         max_wait: float,
+        cores: int = 1,
+        set_threads: Callable[[int], None] = lambda threads: None,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         self.detector, self.options = detector, options
         self.max_batch, self.max_wait, self.on_batch = max_batch, max_wait, on_batch
+        self.cores, self.set_threads = cores, set_threads
         self._jobs: list[_Job] = []
+        self._running = 0
         self._changed = Condition()
         self._closed = False
-        self._thread = Thread(target=self._run, name="detect-batcher", daemon=True)
-        self._thread.start()
+        self._threads = [Thread(target=self._run, name="detect-batcher", daemon=True) for _ in range(cores)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
-        """True if the thread runs and takes images."""
-        return self._thread.is_alive() and not self._closed
+        """True if the threads run and take images."""
+        return not self._closed and all(thread.is_alive() for thread in self._threads)
 
     def submit(self, frame: Frame, score: float) -> Future[Result]:
         """Return the future result of an image. If it is cancelled in time, the image is not processed."""
@@ -89,32 +96,38 @@ class Batcher:
         return job.future
 
     def close(self) -> None:
-        """Process the images that wait, and end the thread."""
+        """Process the images that wait, and end the threads."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         while batch := self._next_batch():
             running = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if running:
+                self.set_threads(max(1, self.cores // (self._running + len(self._jobs))))
                 self.on_batch(len(running))
                 self._answer(running)
+            with self._changed:
+                self._running -= 1
 
     def _next_batch(self) -> list[_Job]:
         """Wait for images and take the batch of the one that has waited longest; empty once closed and done."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed)
-            while self._jobs:
+            while True:
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+                if not self._jobs:
+                    return []
                 mates = [job for job in self._jobs if job.batch == self._jobs[0].batch][: self.max_batch]
                 left = self._jobs[0].arrived + self.max_wait - time.monotonic()
                 if len(mates) == self.max_batch or left <= 0 or self._closed:
                     taken = set(map(id, mates))
                     self._jobs = [job for job in self._jobs if id(job) not in taken]
+                    self._running += 1
                     return mates
                 self._changed.wait(left)
-            return []
 
     def _answer(self, jobs: list[_Job]) -> None:
         """Set the results of a batch. If it fails, each image is tried alone, so that none fails because of others."""

@@ -49,6 +49,8 @@ class Service:
         limits: bounds.
         max_batch: maximum number of images per batch.
         max_wait: time in seconds that an image waits for others at most.
+        cores: number of batches at a time; see `Batcher`.
+        set_threads: sets the number of cores that the calling thread uses.
         threads: number of threads that decode images and write answers.
     """
 
@@ -59,12 +61,16 @@ class Service:
         limits: Limits,
         max_batch: int = 1,
         max_wait: float = 0.005,
+        cores: int = 1,
+        set_threads: Callable[[int], None] = lambda threads: None,
         threads: int = 4,
     ) -> None:
         self.detector, self.limits, self.metrics = detector, limits, Metrics()
         detector.check_options(**options)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="detect-serve")
-        self._batcher = Batcher(detector, options, max_batch, max_wait, self.metrics.batch_size.observe)
+        self._batcher = Batcher(
+            detector, options, max_batch, max_wait, cores, set_threads, self.metrics.batch_size.observe
+        )
         self._pixels = _Budget(2 * limits.pixels)
         self._requests = 0
 

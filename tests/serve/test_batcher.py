@@ -1,8 +1,9 @@
 """Batches of the images that wait."""
 
 import sys
+import time
 from pathlib import Path
-from threading import Event
+from threading import Barrier, Event
 
 import numpy as np
 import pytest
@@ -109,3 +110,30 @@ def test_an_image_alone_waits_no_longer_than_allowed():
     batcher = Batcher(detector, {}, max_batch=8, max_wait=0.01)
     assert len(batcher.submit(frame(), 0.5).result(10)) == 1
     batcher.close()
+
+
+def test_batches_run_at_the_same_time_and_share_the_cores():
+    both = Barrier(2, timeout=20)
+    threads = []
+
+    class Meeting(FakeDetector):
+        def predict(self, source, **options):
+            both.wait()  # passes only if two batches run at the same time
+            yield from super().predict(source, **options)
+
+    batcher = Batcher(Meeting(), {}, max_batch=1, max_wait=0, cores=4, set_threads=threads.append)
+    for _ in range(3):
+        futures = [batcher.submit(frame(), 0.5) for _ in range(2)]
+        assert [len(future.result(20)) for future in futures] == [1, 1]
+    batcher.close()
+    assert len(threads) == 6 and set(threads) <= {2, 4}
+
+
+def test_an_image_alone_gets_all_cores():
+    threads = []
+    batcher = Batcher(FakeDetector(), {}, max_batch=1, max_wait=0, cores=4, set_threads=threads.append)
+    for _ in range(3):
+        batcher.submit(frame(), 0.5).result(10)
+        time.sleep(0.05)  # until its thread has counted it out
+    batcher.close()
+    assert threads == [4, 4, 4]
