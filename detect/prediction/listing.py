@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path, PurePath
+from typing import Literal
 
 from detect.errors import UserError
 from detect.prediction.sources import VIDEO_SUFFIXES, StreamItem, count_frames, expand_source
@@ -18,6 +19,17 @@ _MAX_PART_IMAGES, _MIN_PARTS = 256, 64
 
 _MAX_NAME_BYTES = 255
 """Maximum length of a file name in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Part of the work: consecutive images, or one video or camera."""
+
+    names: list[str]
+    """Sources for `frames`."""
+    kind: Literal["images", "video", "camera"]
+    drawings: list[str]
+    """Path of the picture of each image, or of the video, in the folder of all of them; empty if none are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,15 @@ class Listing:
                 parts.append([])
             parts[-1].append(name)
         return parts
+
+    def part(self, names: Sequence[str], draws: bool) -> Part:
+        """Return a part with these names, with the paths of its drawings if `draws`."""
+        if names[0] in self.streams:
+            drawings = [str(self.output_path(names[0], ".mp4"))] if draws else []
+            return Part(list(names), "camera" if names[0] in self.cameras else "video", drawings)
+        return Part(
+            list(names), "images", [str(self.output_path(name, ".jpg", ".jpeg")) for name in names] if draws else []
+        )
 
     def count_images(self, part: Sequence[str]) -> int | None:
         """Return the number of images of a part; for a video, the number in its header, or None without one."""

@@ -68,6 +68,11 @@ class OutputFolder:
         """Numbers of `images` and `detections`, and `left_out`, a line per unreadable image; None until merged."""
         return self._read_manifest().get("done")
 
+    @property
+    def draws(self) -> bool:
+        """True if pictures are written."""
+        return "pictures" in self.settings["save"]
+
     def missing_parts(self, count: int) -> list[int]:
         """Return the indices of the missing parts out of `count` parts."""
         self.parts.mkdir(exist_ok=True)

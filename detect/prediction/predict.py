@@ -19,7 +19,7 @@ from rich.text import Text
 
 from detect.errors import UserError
 from detect.files.atomic import atomic_write
-from detect.prediction.listing import Listing, list_sources
+from detect.prediction.listing import Listing, Part, list_sources
 from detect.prediction.output_folder import OutputFolder
 from detect.prediction.result import Result
 from detect.prediction.sources import Frame, frames, video_info
@@ -78,6 +78,10 @@ class Outcome:
     """A line per file that could not be read or drawn: of the whole run if `merged`, else of this call."""
 
 
+Engine = Callable[["Run", Mapping[int, Sequence[str]]], None]
+"""Function that predicts on parts of a run, given as names by index, and writes them into its folder."""
+
+
 def predict(
     model: Model,
     sources: Sequence[str | Path],
@@ -89,6 +93,7 @@ def predict(
     shard: tuple[int, int] = (1, 1),
     download: bool = False,
     workers: int = 2,
+    engine: Engine | None = None,
 ) -> Outcome:
     """Predict on the images of some sources and write the results into a folder.
 
@@ -106,6 +111,7 @@ def predict(
         shard: (i, n) for the i-th of n shards of the work, from 1.
         download: allow web addresses to be downloaded.
         workers: number of threads that decode images ahead.
+        engine: predicts on the missing parts, perhaps on other machines; by default this process does.
 
     Raises:
         UserError: an argument is invalid, `out` has another run or cannot be written.
@@ -120,7 +126,8 @@ def predict(
     model.check_options(**options)
     with _system_errors_as_user_errors(out):
         folder = OutputFolder(out, settings, listing.part_size(int(options.get("batch_size", 1))))
-        return _Run(model, options, listing, folder, download, workers).run(shard)
+        run = Run(model, checkpoint, options, listing, folder, download, workers)
+        return run.complete(engine or _predict_here, shard)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -188,10 +195,11 @@ def _system_errors_as_user_errors(out: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Work of one process on a run."""
+class Run:
+    """Work of one process on a run whose arguments have been checked and whose folder is open."""
 
     model: Model
+    checkpoint: Path
     options: Mapping[str, Any]
     listing: Listing
     folder: OutputFolder
@@ -200,14 +208,15 @@ class _Run:
     outcome: Outcome = field(default_factory=Outcome)
     bar: Progress = field(default_factory=lambda: progress_bar(_Speed()))
 
-    def run(self, shard: tuple[int, int]) -> Outcome:
+    def complete(self, engine: Engine, shard: tuple[int, int]) -> Outcome:
         """Predict on the missing parts of a shard, then merge all parts if none is missing."""
         folder, parts = self.folder, self.listing.parts(self.folder.part_size)
         number, count = shard
         work = {index: parts[index] for index in folder.missing_parts(len(parts)) if index % count == number - 1}
         try:
             with self.bar:
-                self._predict_parts(work)
+                self._show_total(work)
+                engine(self, work)
                 if not folder.missing_parts(len(parts)) and not folder.summary:
                     merging = self.bar.add_task("merging", total=len(parts), unit="parts")
                     folder.merge(len(parts), lambda: self.bar.advance(merging))
@@ -220,46 +229,60 @@ class _Run:
             return Outcome(self.outcome.predicted, merged=True, **summary)
         return self.outcome
 
-    @property
-    def _draws(self) -> bool:
-        """True if pictures are written."""
-        return "pictures" in self.folder.settings["save"]
+    def advance(self, images: int = 1) -> None:
+        """Advance the progress bar."""
+        self.bar.advance(self.bar.task_ids[0], images)
 
-    def _predict_parts(self, parts: Mapping[int, Sequence[str]]) -> None:
-        """Predict on parts, given as names by index."""
+    def _show_total(self, parts: Mapping[int, Sequence[str]]) -> None:
         counts = [self.listing.count_images(names) for names in parts.values()]
         total = None if None in counts else sum(filter(None, counts))
         self.bar.add_task("predicting", total=total, unit="images")
-        for part, names in parts.items():
-            with self.folder.write_part(part) as lines:
-                self._predict_part(names, lines)
 
-    def _predict_part(self, names: Sequence[str], lines: TextIO) -> None:
+
+def _predict_here(run: Run, parts: Mapping[int, Sequence[str]]) -> None:
+    """Predict on parts in this process."""
+    predictor = PartPredictor(run.model, run.options, run.folder, run.download, run.workers, run.outcome, run.advance)
+    for part, names in parts.items():
+        with run.folder.write_part(part) as lines:
+            predictor.predict(run.listing.part(names, run.folder.draws), lines)
+
+
+@dataclass(frozen=True)
+class PartPredictor:
+    """Prediction on single parts of a run."""
+
+    model: Model
+    options: Mapping[str, Any]
+    folder: OutputFolder
+    download: bool
+    workers: int
+    outcome: Outcome
+    """Counts of all calls."""
+    advance: Callable[[], None] = lambda: None
+    """Called after each image."""
+
+    def predict(self, part: Part, lines: TextIO) -> None:
         """Write the pictures of a part and its lines: all results, then the images that could not be read."""
         left_out: list[str] = []
 
         def leave_out(name: str, error: UserError) -> None:
             left_out.append(str(error))
-            self._advance()
+            self.advance()
 
-        is_camera = names[0] in self.listing.cameras
         with (
-            self._drawing(names[0], left_out) as draw,
-            stop_on_interrupt() if is_camera else nullcontext(Event()) as stopped,
+            self._drawing(part, left_out) as draw,
+            stop_on_interrupt() if part.kind == "camera" else nullcontext(Event()) as stopped,
         ):
-            for result in self._results(names, leave_out):
+            for result in self._results(part.names, leave_out):
                 draw(result)
                 lines.write(result.to_json() + "\n")
                 self.outcome.predicted += 1
-                self._advance()
+                self.advance()
                 if stopped.is_set():
                     break
         for line in left_out:
             lines.write(json.dumps({"error": line}) + "\n")
         self.outcome.left_out.extend(left_out)
-
-    def _advance(self) -> None:
-        self.bar.advance(self.bar.task_ids[0])
 
     def _results(self, names: Sequence[str], leave_out: Callable[[str, UserError], None]) -> Iterator[Result]:
         """Yield the results of a part, with their pixels if pictures are drawn."""
@@ -267,36 +290,36 @@ class _Run:
 
         def read() -> Iterator[Frame]:
             for frame in frames(list(names), download=self.download, workers=self.workers, on_error=leave_out):
-                if self._draws:
+                if self.folder.draws:
                     waiting.append(frame)
                 yield frame
 
         for result in self.model.predict(read(), **self.options):
-            yield replace(result, pixels=waiting.popleft().pixels) if self._draws else result
+            yield replace(result, pixels=waiting.popleft().pixels) if self.folder.draws else result
 
     @contextmanager
-    def _drawing(self, name: str, left_out: list[str]) -> Iterator[Callable[[Result], None]]:
-        """Yield a function that draws each result of the part that starts with `name`, to pictures or to one video.
+    def _drawing(self, part: Part, left_out: list[str]) -> Iterator[Callable[[Result], None]]:
+        """Yield a function that draws each result of a part, to pictures or to one video.
 
         Images that are too large for a picture add a line to `left_out`.
         """
-        if not self._draws:
+        if not self.folder.draws:
             yield lambda result: None
-        elif name in self.listing.streams:
-            path = self.folder.out / "videos" / self.listing.output_path(name, ".mp4")
-            fps = None if name in self.listing.cameras else _frame_rate(name)
+        elif part.kind == "images":
+            yield partial(self._draw_picture, dict(zip(part.names, part.drawings, strict=True)), left_out)
+        else:
+            path = self.folder.out / "videos" / part.drawings[0]
+            fps = None if part.kind == "camera" else _frame_rate(part.names[0])
             with atomic_write(path, self.folder.parts) as draft, video_writer(draft, fps) as write:
                 yield _draw_video(write, left_out)
-        else:
-            yield partial(self._draw_picture, left_out)
 
-    def _draw_picture(self, left_out: list[str], result: Result) -> None:
+    def _draw_picture(self, drawings: Mapping[str, str], left_out: list[str], result: Result) -> None:
         assert result.path is not None
         height, width = result.size
         if max(height, width) > _MAX_JPEG_SIDE:
             left_out.append(f"{result.path}: no picture of {width} × {height} pixels can be written")
             return
-        path = self.folder.out / "pictures" / self.listing.output_path(result.path, ".jpg", ".jpeg")
+        path = self.folder.out / "pictures" / drawings[result.path]
         with atomic_write(path, self.folder.parts) as draft:
             result.plot(draft)
 
