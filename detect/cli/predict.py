@@ -6,11 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detect.cli.shared import add_command
 from detect.errors import UserError
 from detect.files.folders import unused_folder
+
+if TYPE_CHECKING:
+    from detect.prediction.predict import Engine
 
 FLAGS = {"flip": "--tta-flip", "scales": "--tta-scales"}
 """Flags whose names differ from the options of `Predictor.predict`."""
@@ -45,7 +48,18 @@ def add(commands: Any) -> None:
     shard = "process shard I of N; give all shards the same --out, and the last one merges the results"
     parser.add_argument("--shard", metavar="I/N", help=shard)
     parser.add_argument("--download", action="store_true", help="allow http:// and https:// sources")
-    parser.add_argument("--workers", type=int, default=2, help="threads that decode images (default: %(default)s)")
+    decoders = "threads that decode images, in each process (default: %(default)s)"
+    parser.add_argument("--workers", type=int, default=2, help=decoders)
+    _add_engine(parser)
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of engines, which run the work in many processes."""
+    engine = "predict in several processes, which are started again if they die; on one machine or a cluster"
+    parser.add_argument("--engine", choices=("ray",), help=engine)
+    parser.add_argument("--address", metavar="HOST:PORT", help="with --engine: a Ray cluster (default: this machine)")
+    actors = "with --engine: number of processes (default: one per GPU, or else per CPU)"
+    parser.add_argument("--actors", type=int, metavar="N", help=actors)
 
 
 def _add_augmentation(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +96,7 @@ def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     shard = (1, 1) if options.shard is None else parse_shard(options.shard)
     if options.shard is not None and options.out is None:
         raise UserError("--shard: all shards write to the same folder; give it with --out")
+    engine = _engine(options)
     out = options.out or unused_folder(Path("runs/predict"))
     try:
         outcome = predict(
@@ -94,6 +109,7 @@ def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             shard=shard,
             download=options.download,
             workers=options.workers,
+            engine=engine,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; to continue, repeat the command with --out {out}") from None
@@ -104,6 +120,18 @@ def _predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     counts = f"{outcome.images} images, {outcome.detections} detections"
     print(f"{out}: {counts if outcome.merged else 'other shards are not finished yet'}")
     return 3 if outcome.left_out else 0
+
+
+def _engine(options: argparse.Namespace) -> Engine | None:
+    """Return the engine that the flags choose; None for this process."""
+    if options.engine is None:
+        for name in ("address", "actors"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name}: this is an option of an engine; add --engine ray")
+        return None
+    from detect.scale.ray_engine import RayEngine
+
+    return RayEngine(options.address, options.actors)
 
 
 def _refuse_fixed_options(chosen: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
     out/manifest.json                                settings of the run and, at the end, a summary
     out/parts/000042.jsonl                           one result per line, then one line per unreadable image
+    out/parts/000042.000064.piece                    lines of a part that is computed in pieces, here from image 64
+    out/listing.jsonl                                sources of one part per line, for the workers of an engine
     out/{predictions.json,images.json,predictions.csv}   all parts merged
 
 A process that continues the run computes only the missing parts. Any number of processes may work in one folder, on
@@ -14,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ import numpy as np
 from detect.data.masks import RLE
 from detect.errors import UserError
 from detect.files.atomic import atomic_write, remove_drafts
+from detect.prediction.listing import Part
 from detect.prediction.result import Result
 from detect.prediction.result_files import WriteResult, coco_writer, csv_writer
 
@@ -48,6 +51,7 @@ class OutputFolder:
 
     def __init__(self, out: Path, settings: Mapping[str, Any], part_size: int) -> None:
         self.out, self.parts, self._manifest = out, out / "parts", out / "manifest.json"
+        self._listing = out / "listing.jsonl"
         self.settings: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **settings}, default=str))
         if out.is_file():
             raise UserError(f"{out}: this is a file; give another --out")
@@ -81,12 +85,42 @@ class OutputFolder:
         # Checked last: a merging process writes the summary before it removes the parts.
         return [] if self.summary else missing
 
+    def write_listing(self, parts: Iterable[Part]) -> list[int]:
+        """Write the sources of all parts, and return the offset of each, for `read_listing`."""
+        offsets = []
+        with atomic_write(self._listing) as draft, draft.open("wb") as file:
+            for part in parts:
+                offsets.append(file.tell())
+                line = {"names": part.names, "kind": part.kind, "drawings": part.drawings}
+                file.write(json.dumps(line).encode("ascii") + b"\n")
+        return offsets
+
+    def read_listing(self, offset: int) -> Part:
+        """Return the sources of a part."""
+        with self._listing.open("rb") as file:
+            file.seek(offset)
+            return Part(**json.loads(file.readline()))
+
     @contextmanager
-    def write_part(self, part: int) -> Iterator[TextIO]:
-        """Yield a file for the lines of a part, which appears when the block ends without an error."""
-        path = self.parts / self._part_name(part)
+    def write_part(self, part: int, start: int | None = None) -> Iterator[TextIO]:
+        """Yield a file for the lines of a part, which appears when the block ends without an error.
+
+        Args:
+            part: index of the part.
+            start: index of the first image, if only a piece of the part is written, for `join_pieces`.
+        """
+        path = self.parts / (self._part_name(part) if start is None else self._piece_name(part, start))
         with atomic_write(path, drafts=self.parts) as draft, draft.open("w", encoding="ascii") as file:
             yield file
+
+    def join_pieces(self, part: int, starts: Sequence[int]) -> None:
+        """Write a part from its pieces, given by their starts: all results, then the images that could not be read."""
+        pieces = [self.parts / self._piece_name(part, start) for start in starts]
+        lines = [line for piece in pieces for line in piece.read_text(encoding="ascii").splitlines(keepends=True)]
+        with self.write_part(part) as file:
+            file.writelines(sorted(lines, key=lambda line: "error" in json.loads(line)))
+        for piece in pieces:
+            piece.unlink()
 
     def merge(self, count: int, advance: Callable[[], None] = lambda: None) -> None:
         """Write the result files from all parts, in constant memory, and remove the parts.
@@ -124,10 +158,14 @@ class OutputFolder:
     def remove_parts(self) -> None:
         """Remove the parts of a merged run, and the drafts that killed processes have left."""
         shutil.rmtree(self.parts, ignore_errors=True)
+        self._listing.unlink(missing_ok=True)
         remove_drafts(self.out, recursive=False)
 
     def _part_name(self, part: int) -> str:
         return f"{part:06}.jsonl"
+
+    def _piece_name(self, part: int, start: int) -> str:
+        return f"{part:06}.{start:06}.piece"
 
     def _read_parts(self, count: int, advance: Callable[[], None]) -> Iterator[dict[str, Any]]:
         for part in range(count):
