@@ -44,7 +44,7 @@ class RayEngine:
     """Engine that predicts on parts in actors of Ray, each with a model of its own.
 
     Raises:
-        UserError: Ray is not installed, or `actors` is not positive.
+        UserError: Ray is not installed, or `actors` is not a possible number on this machine.
     """
 
     address: str | None = None
@@ -57,6 +57,8 @@ class RayEngine:
             raise UserError(f"--engine ray: Ray is not installed: {install_command('ray')}")
         if self.actors is not None and self.actors < 1:
             raise UserError(f"--actors: {self.actors}; give 1 or more")
+        if self.address is None:
+            share([{"CPU": available_cores()}], "CPU", self.actors)
 
     def __call__(self, run: Run, parts: Mapping[int, Sequence[str]]) -> None:
         """Predict on parts of a run, given as names by index."""

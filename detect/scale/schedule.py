@@ -10,7 +10,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from detect.errors import UserError
 from detect.prediction.predict import Outcome, Run
@@ -38,6 +38,7 @@ class Piece:
         return Piece(self.part, self.start, middle, False), Piece(self.part, middle, self.stop, False)
 
 
+@runtime_checkable
 class Workers(Protocol):
     """Workers, each of which computes one piece at a time. Those that die are replaced."""
 
@@ -89,7 +90,7 @@ class _Schedule:
     queue: deque[Piece] = field(init=False)
     deaths: Counter[Piece] = field(default_factory=Counter)
     completed: bool = False
-    """True if any piece is complete."""
+    """True if a worker has completed any piece."""
     missing: Counter[int] = field(default_factory=Counter)
     """Number of images left to do of each part that was halved."""
     starts: dict[int, list[int]] = field(default_factory=dict)
@@ -99,8 +100,12 @@ class _Schedule:
         self.queue = deque(Piece(part, 0, len(names), True) for part, names in self.parts.items())
 
     def add(self, piece: Piece, outcome: Outcome) -> None:
-        """Note that a piece is complete; write its part if that was the last piece of a part that was halved."""
+        """Note that a worker has completed a piece."""
         self.completed = True
+        self._close(piece, outcome)
+
+    def _close(self, piece: Piece, outcome: Outcome) -> None:
+        """Count the images of a piece that is written; join its part if it was the last piece of a halved part."""
         images = piece.stop - piece.start
         self.run.outcome.predicted += outcome.predicted
         self.run.outcome.left_out.extend(outcome.left_out)
@@ -134,4 +139,4 @@ class _Schedule:
         line = f"{name}: {_MAX_DEATHS} workers died on it, perhaps for lack of memory"
         with self.run.folder.write_part(piece.part, None if piece.whole else piece.start) as lines:
             lines.write(json.dumps({"error": line}) + "\n")
-        self.add(piece, Outcome(left_out=[line]))
+        self._close(piece, Outcome(left_out=[line]))
