@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +52,7 @@ class Worker:
         try:
             os.chdir(self._job.directory)
         except OSError as error:
-            place = f"{os.uname().nodename}:{self._job.directory}"
+            place = f"{platform.node()}:{self._job.directory}"
             remedy = "start from a folder that all machines share, in which are the checkpoint, the sources and --out"
             raise UserError(f"{place}: {error.strerror}; {remedy}") from None
         self._model = load(self._job.checkpoint)
