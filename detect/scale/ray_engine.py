@@ -32,9 +32,6 @@ _ENVIRONMENT = {
 _LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes Ray listen on 127.0.0.1 only, on Linux too
 }
-_OBJECT_STORE = 80 << 20
-"""Bytes of shared memory of a local Ray, nearly its minimum: only counts are exchanged."""
-
 _MAX_FAILED_STARTS = 3
 """Number of actors, per actor of the run, that may die one after the other while they load the model."""
 
@@ -114,11 +111,14 @@ def _ray(address: str | None, on_gpus: bool) -> Iterator[Any]:
         os.environ.setdefault(name, value)
     import ray
 
-    local = {"num_cpus": available_cores(), "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-    if not on_gpus:
-        local["num_gpus"] = 0
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        # Only counts are exchanged, so that nearly the minimum of shared memory is enough.
+        options |= {"num_cpus": available_cores(), "include_dashboard": False, "object_store_memory": 80 << 20}
+        if not on_gpus:
+            options["num_gpus"] = 0
     try:
-        ray.init(address or "local", **({} if address else local), log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address or "local", **options)
     except (OSError, ValueError, RuntimeError) as error:
         place = "--engine ray: Ray does not start" if address is None else f"--address: {address}: no cluster answers"
         raise UserError(f"{place} ({reason(error)}); check with `ray status`") from None

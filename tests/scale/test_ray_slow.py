@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -92,7 +92,7 @@ class Run:
             text=True,
             start_new_session=True,
         )
-        self.seen: set[int] = set()
+        self.seen = {process for process in processes() if process[0] == self.process.pid}
         self.deadline = time.monotonic() + SECONDS
 
     def __enter__(self):
@@ -104,15 +104,15 @@ class Run:
         finally:
             for number in self.alive():
                 os.kill(number, signal.SIGKILL)
+            self.process.communicate()
 
-    def alive(self) -> set[int]:
+    def alive(self) -> list[int]:
         """Return the process and its descendants, also those whose parent has ended since the last call."""
-        parents = {int(path.name): parent(path) for path in Path("/proc").iterdir() if path.name.isdecimal()}
-        self.seen |= {self.process.pid} if self.process.poll() is None else set()
-        while new := {number for number, above in parents.items() if above in self.seen} - self.seen:
+        running = processes()
+        self.seen &= running.keys()
+        while new := {key for key, above in running.items() if above in {pid for pid, _ in self.seen}} - self.seen:
             self.seen |= new
-        self.seen &= {number for number, above in parents.items() if above is not None}
-        return self.seen - ({self.process.pid} if self.process.poll() is not None else set())
+        return [pid for pid, _ in self.seen]
 
     def actors(self) -> list[int]:
         """Return the actors that are predicting."""
@@ -127,11 +127,9 @@ class Run:
             assert time.monotonic() < self.deadline, "this takes too long"
             time.sleep(0.01)
 
-    def kill_at(self, parts, number=signal.SIGKILL) -> None:
-        """Kill the command when a number of parts is complete."""
+    def reaches(self, parts) -> None:
+        """Wait until a number of parts is complete, and note all processes on the way."""
         self.until(lambda: self.alive() and len(self.parts()) >= parts)
-        self.process.send_signal(number)
-        self.process.wait(SECONDS)
 
     def wait(self) -> int:
         """Wait for the end, note all processes on the way, and return the exit code."""
@@ -141,13 +139,16 @@ class Run:
         return self.process.returncode
 
 
-def parent(path) -> int | None:
-    """Return the parent of a process in /proc, or None if it has ended."""
-    try:
-        state, above = (path / "stat").read_text().rpartition(")")[2].split()[:2]
-    except OSError:
-        return None
-    return None if state == "Z" else int(above)
+def processes() -> dict[tuple[int, int], int]:
+    """Return the parent of each process that has not ended, by its number, which may be used again, and its start."""
+    running = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal():
+            with suppress(OSError):
+                words = (path / "stat").read_text().rpartition(")")[2].split()
+                if words[0] != "Z":
+                    running[int(path.name), int(words[19])] = int(words[1])
+    return running
 
 
 def command_line(number) -> bytes:
@@ -181,8 +182,9 @@ def test_the_driver_is_killed(checkpoint, photos, tmp_path, plain):
     with ExitStack() as runs:
         for share in (0.3, 0.7):
             run = runs.enter_context(Run(checkpoint, photos, tmp_path / "out"))
-            run.kill_at(share * PARTS)
-            assert run.process.returncode == -signal.SIGKILL
+            run.reaches(share * PARTS)
+            run.process.kill()
+            assert run.process.wait() == -signal.SIGKILL
             run.until(lambda run=run: not any(map(is_working, run.alive())))
             after = run.parts()
             assert before.items() <= after.items() and len(after) < PARTS
@@ -198,7 +200,8 @@ def test_the_driver_is_killed(checkpoint, photos, tmp_path, plain):
 
 def test_the_command_is_interrupted(checkpoint, photos, tmp_path, plain):
     with Run(checkpoint, photos, tmp_path / "out") as run:
-        run.kill_at(10, signal.SIGINT)
+        run.reaches(10)
+        os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
         assert run.wait() == 130
     assert run.stderr == f"detect: interrupted; to continue, repeat the command with --out {tmp_path / 'out'}\n"
     with Run(checkpoint, photos, tmp_path / "out", engine=()) as run:
