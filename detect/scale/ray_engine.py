@@ -120,8 +120,10 @@ def _ray(address: str | None, on_gpus: bool) -> Iterator[Any]:
     try:
         ray.init(address or "local", **options)
     except (OSError, ValueError, RuntimeError) as error:
-        place = "--engine ray: Ray does not start" if address is None else f"--address: {address}: no cluster answers"
-        raise UserError(f"{place} ({reason(error)}); check with `ray status`") from None
+        if address is None:
+            raise UserError(f"--engine ray: Ray does not start ({reason(error)}); leave --engine out") from None
+        remedy = "check it with `ray status --address`, and whether the cluster needs RAY_AUTH_MODE=token"
+        raise UserError(f"--address: {address}: no cluster answers ({reason(error)}); {remedy}") from None
     try:
         yield ray
     finally:
