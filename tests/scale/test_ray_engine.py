@@ -1,11 +1,16 @@
 """Checks of the engine that need no Ray."""
 
+import subprocess
+import sys
+
 import pytest
 
 from detect.cli import main
 from detect.errors import UserError
+from detect.prediction.output_folder import OutputFolder
 from detect.scale import ray_engine
 from detect.scale.ray_engine import RayEngine, share
+from detect.scale.worker import Job, Worker
 
 MACHINE, GPUS = {"CPU": 8.0, "memory": 1e9}, {"CPU": 12.0, "GPU": 2.0}
 
@@ -68,3 +73,17 @@ def test_ray_is_not_installed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ray_engine, "find_spec", lambda name: None)
     error = predict(capsys, tmp_path, "--engine", "ray")
     assert error == "detect: error: --engine ray: Ray is not installed: pip install 'rcnn-family[ray]'"
+
+
+def test_a_worker_sets_its_threads_before_torch_reads_them():
+    code = "import sys, detect.scale.worker; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.split() == [b"False"]
+
+
+def test_a_worker_cannot_see_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    job = Job(tmp_path / "a.ckpt", {}, OutputFolder(tmp_path / "out", {}, 1), False, 1, 1, str(tmp_path / "gone"))
+    with pytest.raises(
+        UserError, match=r"gone: No such file or directory; start from a folder that all machines share"
+    ):
+        Worker(job).load()
