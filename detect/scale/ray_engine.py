@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,6 +110,8 @@ def _ray(address: str | None, on_gpus: bool) -> Iterator[Any]:
     """Yield Ray, connected to a cluster or started on this machine, which stops at the end."""
     for name, value in (_ENVIRONMENT | ({} if address else _LOCAL_ENVIRONMENT)).items():
         os.environ.setdefault(name, value)
+    if address is not None:
+        _check_answers(address)
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -125,9 +128,22 @@ def _ray(address: str | None, on_gpus: bool) -> Iterator[Any]:
         remedy = "check it with `ray status --address`, and whether the cluster needs RAY_AUTH_MODE=token"
         raise UserError(f"--address: {address}: no cluster answers ({reason(error)}); {remedy}") from None
     try:
-        yield ray
+        # Ray prints a paragraph to stdout for each actor that dies; the schedule logs a line.
+        with Path(os.devnull).open("w", encoding="utf-8") as null, redirect_stdout(null):
+            yield ray
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise `UserError` if nothing listens at HOST:PORT; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            remedy = "give HOST:PORT of `ray start --head`"
+            raise UserError(f"--address: {address}: no cluster answers ({reason(error)}); {remedy}") from None
 
 
 class _Actors:

@@ -7,6 +7,7 @@ down to the single image that kills three workers, which is left out.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Protocol, runtime_checkable
 from detect.errors import UserError
 from detect.prediction.predict import Outcome, Run
 
+log = logging.getLogger(__name__)
 _MAX_DEATHS = 3
 """Number of workers that a whole part or a single image may kill; anything between is halved after one."""
 
@@ -119,23 +121,24 @@ class _Schedule:
     def add_death(self, piece: Piece, workers: int) -> None:
         """Repeat, halve or leave out a piece whose worker has died."""
         self.deaths[piece] += 1
+        name, images = self.parts[piece.part][piece.start], piece.stop - piece.start
+        log.warning("a worker died while it predicted on %s%s", name, f" and the next {images - 1}" * (images > 1))
         if not self.completed and self.deaths.total() >= _MAX_FUTILE_DEATHS * workers:
             raise UserError(
                 f"{self.deaths.total()} workers died, and none completed a part, perhaps for lack of memory; try fewer "
                 "--actors, or one image without --engine"
             )
-        is_single = piece.stop - piece.start == 1
+        is_single = images == 1
         if self.deaths[piece] < _MAX_DEATHS and (piece.whole or is_single):
             self.queue.appendleft(piece)
         elif is_single:
-            self._leave_out(piece)
+            self._leave_out(piece, name)
         else:
             if piece.whole:
                 self.missing[piece.part], self.starts[piece.part] = piece.stop, []
             self.queue.extendleft(reversed(piece.halves()))
 
-    def _leave_out(self, piece: Piece) -> None:
-        name = self.parts[piece.part][piece.start]
+    def _leave_out(self, piece: Piece, name: str) -> None:
         line = f"{name}: {_MAX_DEATHS} workers died on it, perhaps for lack of memory"
         with self.run.folder.write_part(piece.part, None if piece.whole else piece.start) as lines:
             lines.write(json.dumps({"error": line}) + "\n")

@@ -1,5 +1,6 @@
 """Checks of the engine that need no Ray."""
 
+import socket
 import subprocess
 import sys
 
@@ -87,3 +88,11 @@ def test_a_worker_cannot_see_the_folder(tmp_path, monkeypatch):
         UserError, match=r"gone: No such file or directory; start from a folder that all machines share"
     ):
         Worker(job).load()
+
+
+def test_no_cluster_answers():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"--address: {address}: no cluster answers .*refused"):
+            ray_engine._check_answers(address)

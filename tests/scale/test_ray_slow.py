@@ -173,6 +173,8 @@ def test_actors_are_killed(checkpoint, photos, tmp_path, plain):
             run.until(lambda parts=parts: len(run.parts()) >= parts and run.actors())
             os.kill(run.actors()[0], signal.SIGKILL)
         assert run.wait() == 0
+    assert run.stdout == f"{tmp_path / 'out'}: {IMAGES} images, {5 * IMAGES} detections\n"
+    assert run.stderr.count("a worker died while it predicted on ") == 5 == len(run.stderr.splitlines())
     assert contents(tmp_path / "out") == plain
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*FILES, "manifest.json"])
 

@@ -141,13 +141,16 @@ def test_a_part_whose_worker_dies_is_repeated(tmp_path, photos):
     assert outcome == plain and contents(tmp_path / "out") == contents(tmp_path / "plain")
 
 
-def test_an_image_that_kills_is_found_by_halving_and_left_out(tmp_path, photos):
+def test_an_image_that_kills_is_found_by_halving_and_left_out(tmp_path, photos, caplog):
     outcome, started = run(photos, tmp_path / "out", lambda piece, names: "10.png" in names)
     pieces = Counter(piece for piece in started if piece[0] == 1)
     halves = [(1, 0, 4), (1, 0, 2), (1, 2, 4), (1, 2, 3), (1, 4, 8)]
     assert pieces == dict.fromkeys(halves, 1) | {(1, 0, 8): 3, (1, 3, 4): 3}
     line = f"{photos / '10.png'}: 3 workers died on it, perhaps for lack of memory"
     assert len(outcome.left_out) == 2 and outcome.left_out[1] == line
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged[0] == f"a worker died while it predicted on {photos / '07.png'} and the next 7"
+    assert logged[-1] == f"a worker died while it predicted on {photos / '10.png'}" and len(logged) == 8
     expected = without(photos, ["10.png"], tmp_path / "plain")
     assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == expected
     assert (tmp_path / "out" / "pictures" / "09.png.jpg").exists()
