@@ -26,6 +26,7 @@ from detect.data.loader import make_loader
 from detect.data.masks import MASK_SIZE, Bitmaps, crops, refit
 from detect.data.mosaic import Combination, Picture
 from detect.data.options import DataOptions
+from detect.data.records import columns
 from detect.data.splits import Divide, Splits
 from detect.data.transforms import Augmentation, Augmented, Resize, resize
 from detect.errors import UserError
@@ -158,7 +159,7 @@ class DetectionData(LightningDataModule):
                 self.masks,
                 None if augmentation is None else self._combination,
             ),
-            sizes=[(record.height, record.width) for record in dataset.records],
+            sizes=columns(dataset.records).sizes[:, ::-1],
             resizes=resizes,
             canvases=self.options.canvases,
             batch_size=batch_size,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from detect.data.dataset import SEPARATOR, Dataset, Defect, Record
+from detect.data.dataset import SEPARATOR, Dataset, Defect
+from detect.data.records import Record
 from detect.errors import UserError, listed, one_line
 from detect.proposals.store import digest
 
