@@ -3,8 +3,8 @@
     ~/.cache/detect/splits/DIGEST/dataset.json  classes, repaired defects
     ~/.cache/detect/splits/DIGEST/boxes.npy …   the columns of `Records`, which are mapped into memory
 
-The digest is of all files of the data folder, by path, size, inode and times, and of what was asked for. Among the times
-is that of the last change (ctime), which programs cannot set: new content with an old date is a change, too. All
+The digest is of all files of the data folder, by path, size, inode and times, and of what was asked for. The time of
+the last change (ctime) is among them, which programs cannot set: new content with an old date is a change, too. All
 processes of a machine share a split: one reads it, and the others wait for it.
 """
 

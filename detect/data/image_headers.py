@@ -47,14 +47,14 @@ def _checks(paths: Sequence[Path], fence: Fence | None) -> Iterator[HeaderCheck]
 
     Threads take turns for Python's lock, and are half as fast on files in memory as no threads.
     """
-    for index, path in enumerate(paths):
+    done, waited = 0, False
+    while done < len(paths) and not waited:
         start = time.perf_counter()
-        yield _check(fence, path)
-        if time.perf_counter() - start > _SLOW:
-            break
-    else:
-        return
-    rest = paths[index + 1 :]
+        check = _check(fence, paths[done])
+        waited = time.perf_counter() - start > _SLOW
+        done += 1
+        yield check
+    rest = paths[done:]
     parts = [rest[start : start + _AT_ONCE] for start in range(0, len(rest), _AT_ONCE)]
     # Closing the generator cancels pending jobs, so that an interrupt does not wait for all images.
     with ThreadPoolExecutor() as pool, closing(pool.map(partial(_check_all, fence), parts)) as results:  # type: ignore[type-var]

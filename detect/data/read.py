@@ -23,7 +23,7 @@ from detect.data.defects import DefectLog, as_json
 from detect.data.formats import FORMATS, USUAL_FILES, yolo
 from detect.data.image_headers import check_images
 from detect.data.mistakes import correct_mistakes
-from detect.data.records import Records
+from detect.data.records import Masks, Records
 from detect.data.tree import Tree, unwrapped, usual_split
 from detect.errors import UserError, listed, one_line
 from detect.files.fence import OutsideError
@@ -280,7 +280,11 @@ def _records(root: Path, annotations: Annotations, sizes: Int64[np.ndarray, "i 2
     columns = {name: getattr(annotations, name)[order] for name in ("labels", "crowd", "difficult", "areas")}
     columns["boxes"] = annotations.boxes[order].astype(np.float32)
     bounds = np.searchsorted(annotations.image[order], np.arange(len(sizes) + 1))
-    masks = None if annotations.masks is None else [annotations.masks[row] for row in order.tolist()]
+    masks = annotations.masks
+    if isinstance(masks, Masks):
+        masks = masks if (np.diff(order) == 1).all() else masks.take(order)
+    elif masks is not None:
+        masks = [masks[row] for row in order.tolist()]
     records = Records.in_columns(f"{root}{os.sep}", annotations.paths, ids, sizes, bounds, columns, masks)
     readable = sizes[:, 0] > 0
     return records if readable.all() else records.take(np.flatnonzero(readable))

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Float64, Int64, UInt8
 
 from detect.data.masks import RLE, Mask, Polygons
 
+_AT_ONCE = 2**16  # rows
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -114,10 +115,24 @@ class Masks(Sequence[Mask | None]):
 
     def take(self, rows: Int64[np.ndarray, " k"]) -> Masks:
         """Return some of the masks."""
-        outlines, pieces = _gather(self.outlines, rows)
-        corners_from, corners = _gather(self.corners_from, pieces)
-        counts, letters = _gather(self.counts, rows)
-        return Masks(outlines, corners_from, self.corners[corners], counts, self.text[letters], self.sides[rows])
+        outlines, pieces = _take(self.outlines, np.arange(self.outlines[-1]), rows)
+        corners_from, corners = _take(self.corners_from, self.corners, pieces)
+        counts, text = _take(self.counts, self.text, rows)
+        return Masks(outlines, corners_from, corners, counts, text, self.sides[rows])
+
+    def numbers_of_corners(self) -> Int64[np.ndarray, " m"]:
+        """Return the number of corners of each mask, 0 for one that is no polygon."""
+        return np.diff(self.corners_from[self.outlines])
+
+    def bounds(self) -> Float64[np.ndarray, "m 4"]:
+        """Return x1, y1, x2, y2 of the corners of each mask, not finite if one of them is not, and NaN without any."""
+        bounds = np.full((len(self), 4), np.nan)
+        rows = np.flatnonzero(self.numbers_of_corners())
+        if len(rows):
+            starts = self.corners_from[self.outlines[rows]]
+            bounds[rows, :2] = np.minimum.reduceat(self.corners, starts)
+            bounds[rows, 2:] = np.maximum.reduceat(self.corners, starts)
+        return bounds
 
     @property
     def given(self) -> Bool[np.ndarray, " m"]:
@@ -209,11 +224,11 @@ class Records(Sequence[Record]):
 
     def take(self, images: Int64[np.ndarray, " k"]) -> Records:
         """Return some of the images."""
-        names_from, letters = _gather(self.names_from, images)
-        boxes_from, rows = _gather(self.boxes_from, images)
+        names_from, names = _take(self.names_from, self.names, images)
+        boxes_from, rows = _take(self.boxes_from, np.arange(self.boxes_from[-1]), images)
         return Records(
             self.folder,
-            self.names[letters],
+            names,
             names_from,
             self.ids[images],
             self.sizes[images],
@@ -276,10 +291,22 @@ def columns(records: Sequence[Record]) -> Records:
     )
 
 
-def _gather(
-    bounds: Int64[np.ndarray, " n1"], rows: Int64[np.ndarray, " k"]
-) -> tuple[Int64[np.ndarray, " k1"], Int64[np.ndarray, " e"]]:
-    """Return the bounds of some rows once they are side by side, and the index of each of their elements."""
+def _take(
+    bounds: Int64[np.ndarray, " n1"], elements: np.ndarray, rows: Int64[np.ndarray, " k"]
+) -> tuple[Int64[np.ndarray, " k1"], np.ndarray]:
+    """Return the elements of some rows side by side, and their bounds.
+
+    Args:
+        bounds: first element of each row, and the number of elements.
+        elements: the elements of all rows.
+        rows: index of each row to take.
+    """
     starts, lengths = bounds[rows], bounds[rows + 1] - bounds[rows]
     new = np.concatenate([[0], np.cumsum(lengths)])
-    return new, np.repeat(starts - new[:-1], lengths) + np.arange(new[-1])
+    taken = np.empty((new[-1], *elements.shape[1:]), elements.dtype)
+    for first in range(0, len(rows), _AT_ONCE):  # the index of every element would take as much memory again
+        part = slice(first, first + _AT_ONCE)
+        begin, end = new[first], new[min(first + _AT_ONCE, len(rows))]
+        place = np.repeat(starts[part] - new[:-1][part], lengths[part]) + np.arange(begin, end)
+        taken[begin:end] = elements[place]
+    return new, taken
