@@ -95,10 +95,10 @@ class Masks(Sequence[Mask | None]):
         return len(self.outlines) - 1
 
     @overload
-    def __getitem__(self, key: int) -> Mask | None: ...
+    def __getitem__(self, key: int | np.integer) -> Mask | None: ...
     @overload
     def __getitem__(self, key: slice) -> tuple[Mask | None, ...]: ...
-    def __getitem__(self, key: int | slice) -> Mask | tuple[Mask | None, ...] | None:
+    def __getitem__(self, key: int | np.integer | slice) -> Mask | tuple[Mask | None, ...] | None:
         rows = range(len(self))[key]
         return self._mask(rows) if isinstance(rows, int) else tuple(map(self._mask, rows))
 

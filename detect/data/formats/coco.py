@@ -113,16 +113,13 @@ def _of_columns(
     names = _categories(document, path, log, used=set(np.unique(regular.category_ids).tolist()))
     chosen, category_ids, label_of = choose_classes(names, classes)
     image = _looked_up(regular.image_ids, {entry["id"]: index for index, (entry, _) in enumerate(images)})
-    order = np.argsort(image, kind="stable")  # here, because later steps need more memory beside the masks
-    places = Places(regular.ids[order], regular.image_ids[order])
-    categories = regular.category_ids[order]
-    labels = _looked_up(categories, label_of)
+    places = Places(regular.ids, regular.image_ids)
+    labels = _looked_up(regular.category_ids, label_of)
     for row in np.flatnonzero(labels < 0).tolist():  # a category that is not one of the chosen classes
-        category = int(categories[row])
+        category = int(regular.category_ids[row])
         rule = "unknown-class" if category in names else "unknown-category"
         log.add(rule, path, f"{places[row]}: category {category} {names.get(category, '')}".rstrip())
-    masks = None if regular.masks is None else regular.masks.take(order)
-    boxes = regular.boxes[order]
+    boxes = regular.boxes.copy()
     with np.errstate(over="ignore", invalid="ignore"):  # such boxes are reported by `repair`
         boxes[:, 2:] += boxes[:, :2]
     found = Annotations(
@@ -133,14 +130,14 @@ def _of_columns(
         declared=[_declared(entry) for entry, _ in images],
         ids=[entry["id"] for entry, _ in images],
         boxes=boxes,
-        image=image[order],
+        image=image,
         labels=labels,
-        crowd=regular.crowd[order],
+        crowd=regular.crowd,
         difficult=np.zeros(len(boxes), dtype=bool),
-        areas=regular.areas[order],
+        areas=regular.areas,
         places=places,
         layout="sizes",
-        masks=masks,
+        masks=regular.masks,
     )
     for row in np.flatnonzero(found.image < 0).tolist():  # of an image that was left out
         log.add("unknown-image", path, places[row])

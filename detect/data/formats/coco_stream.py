@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from detect.data.formats.coco_entries import mask_of
+from detect.data.formats.coco_entries import valid_mask
 from detect.data.masks import RLE
 from detect.data.records import Masks
 
@@ -211,7 +211,7 @@ class _Reader:
                 self.corners.extend(polygon)
                 self.corners_from.append(len(self.corners) // 2)
         elif segmentation and segmentation != [[]]:
-            mask = mask_of(segmentation, "", Path(), _NO_LOG)
+            mask = valid_mask(segmentation) if isinstance(segmentation, dict) else None
             if not isinstance(mask, RLE):
                 raise IrregularError
             self.runs += mask.counts
@@ -242,17 +242,6 @@ class _Reader:
             crowd=np.array(self.crowd, np.int8).astype(bool),
             masks=masks if len(masks.corners) or len(masks.text) else None,
         )
-
-
-class _NoLog:
-    """Log to which nothing may be added."""
-
-    def add(self, rule: str, path: Path, detail: str) -> None:
-        """Raise `IrregularError`."""
-        raise IrregularError
-
-
-_NO_LOG: Any = _NoLog()
 
 
 def _image(entry: Any) -> dict[str, Any]:
