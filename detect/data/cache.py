@@ -53,6 +53,7 @@ def remembered(tree: Tree, follow_links: bool, asked: tuple[Any, ...], read: Cal
     with _alone(folder.with_suffix(".lock")):
         dataset = _load(folder, tree.root)
         if dataset is None:
+            shutil.rmtree(folder, ignore_errors=True)  # it may be damaged
             dataset = read()
             if _state(tree, follow_links, asked)[0] == digest:  # no file has changed meanwhile
                 with suppress(OSError):  # for example of a full disk
@@ -82,7 +83,7 @@ def _state(tree: Tree, follow_links: bool, asked: tuple[Any, ...]) -> tuple[str,
     digest = blake2b(repr((VERSION, __version__, os.path.realpath(tree.root), asked)).encode(), digest_size=20)
     files, largest = 0, 0
     for path, status in _files(tree.root, follow_links):
-        digest.update(os.fsencode(path))
+        digest.update(os.fsencode(path.removeprefix(str(tree.root))))
         digest.update(
             b"%d %d %d %d" % (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino),
         )

@@ -131,8 +131,10 @@ class DetectionData(LightningDataModule):
 
     def _digest(self, dataset: Dataset) -> None:
         """Compute the digests that identify images in the proposal store. Raise `UserError` if the store lacks any."""
+        if self.options.proposals is None:
+            return
         paths = [record.path for record in dataset.records if record.path not in self._digests]
-        if self.options.proposals is None or not paths:
+        if not paths:
             return
         with ThreadPoolExecutor() as pool:
             digests = dict(zip(paths, pool.map(digest, paths), strict=True))

@@ -241,6 +241,11 @@ class Records(Sequence[Record]):
             None if self.masks is None else self.masks.take(rows),
         )
 
+    def paths(self) -> list[Path]:
+        """Return the path of each image."""
+        bounds, text = self.names_from.tolist(), self.names.tobytes()
+        return [Path(self.folder + os.fsdecode(text[start:end])) for start, end in pairwise(bounds)]
+
     def without_masks(self) -> Records:
         """Return the images with boxes only."""
         return replace(self, masks=None)
