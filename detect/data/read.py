@@ -64,7 +64,8 @@ def read(
     """
     source = open_data(Path(root), follow_links, format)
     split = _resolve(source, split)
-    asked = (source.tree.entry and source.tree.entry.name, split, classes, source.format, skip_unreadable)
+    labels = None if classes is None else tuple(classes)
+    asked = (source.tree.entry and source.tree.entry.name, split, labels, source.format, skip_unreadable)
     return remembered(
         source.tree, follow_links, asked, lambda: _read(source, split, classes, skip_unreadable, follow_links, progress)
     )
