@@ -22,7 +22,8 @@ from datetime import timedelta
 from pathlib import Path
 import numpy as np, torch
 from torch import distributed
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
+from detect.data.records import Record
 from detect.evaluation.evaluator import Evaluator
 from detect.structures import Batch, Detections, Images, Proposals, Targets
 

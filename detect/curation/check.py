@@ -20,7 +20,7 @@ from detect.curation.doctor.diagnosis import CHECKS, Finding, Report, sort
 from detect.curation.doctor.examine import Survey, examine
 from detect.curation.doctor.page import write_page
 from detect.curation.doctor.repair.copy import LOG, write_repaired_copy
-from detect.data.dataset import Record
+from detect.data.records import Record
 from detect.data.transforms import Resize
 from detect.errors import UserError
 from detect.models.box_head import BoxHeadOptions, build_features

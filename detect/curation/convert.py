@@ -27,11 +27,12 @@ from PIL import Image
 from detect.curation.crops import Crops, safe_name, to_imagefolder
 from detect.curation.mask_limits import BOX_AMONG_POLYGONS, fit_masks
 from detect.curation.writers import voc_boxes, write_coco, write_voc, write_yaml, write_yolo
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
 from detect.data.decode import SUFFIXES, orientation
 from detect.data.defects import RULES
 from detect.data.merge import unify_classes
 from detect.data.read import image_ids, read_all
+from detect.data.records import Record
 from detect.data.tree import ALL, usual_split
 from detect.errors import UserError, one_line
 from detect.files.atomic import new_folder, refuse_within

@@ -18,9 +18,10 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.data.read import read_all
+from detect.data.records import Record
 from detect.errors import UserError
 from detect.files.atomic import new_folder
 from detect.terminal import track

@@ -17,9 +17,10 @@ from jaxtyping import Int64
 
 from detect.curation.doctor import duplicates
 from detect.curation.doctor.image_checks import inspect_images
-from detect.data.dataset import SEPARATOR, Dataset, Record
+from detect.data.dataset import SEPARATOR, Dataset
 from detect.data.division import Division, image_names
 from detect.data.merge import unify_classes
+from detect.data.records import Record
 from detect.errors import UserError
 
 

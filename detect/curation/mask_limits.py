@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from detect.data.dataset import Record
 from detect.data.masks import Mask, Polygons, encode
 from detect.data.outlines import outline_of
+from detect.data.records import Record
 
 MAX_NUMBER = 254
 """Highest number of an object in VOC's images of masks; 0 is background and 255 is not labelled."""

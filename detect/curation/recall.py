@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float32
 from torch.utils.data import DataLoader
 
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
+from detect.data.records import Record
 from detect.errors import UserError
 from detect.models import TwoStage
 from detect.proposals.recall import ProposalRecall

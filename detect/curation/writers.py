@@ -19,9 +19,10 @@ from jaxtyping import Bool, Float32, Float64
 from PIL import Image
 
 from detect.data.annotations import MIN_SIDE
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
 from detect.data.masks import Mask, Polygons
 from detect.data.outlines import outline_of
+from detect.data.records import Record
 
 DIGITS = 17
 """Maximum number of decimals, enough for a float64 below 1."""

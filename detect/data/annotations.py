@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float64, Int64
 
 from detect.data.defects import DefectLog
 from detect.data.masks import Mask, Polygons
-from detect.data.usable_masks import usable_masks
+from detect.data.records import Masks
+from detect.data.usable_masks import are_usable, usable_masks
 
 MIN_SIDE = 1e-3
 """Pixels. A box with a shorter side has no area."""
@@ -51,7 +52,7 @@ class Annotations:
     difficult: Bool[np.ndarray, " m"]
     areas: Float64[np.ndarray, " m"]
     """NaN if the file has none."""
-    places: list[str]
+    places: Sequence[str]
     """Location of each box in its annotation file, such as `line 3`."""
     normalised: bool = False
     layout: Layout = "corners"
@@ -90,7 +91,7 @@ def repair(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: Defec
         sizes: actual width and height of each image; 0 if the image cannot be read: its boxes are left out.
         log: log to which the defects are added.
     """
-    annotations = _select(annotations, sizes[annotations.image].all(axis=1))
+    annotations = select(annotations, sizes[annotations.image].all(axis=1))
     limits = np.tile(sizes[annotations.image], 2).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # such boxes are reported below
         boxes = annotations.boxes * limits if annotations.normalised else annotations.boxes
@@ -108,7 +109,7 @@ def repair(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: Defec
     }
     names = np.array([*rules, ""])
     verdict = names[np.argmax([*rules.values(), np.ones(len(boxes), dtype=bool)], axis=0)]
-    for row in np.flatnonzero(verdict != ""):
+    for row in np.flatnonzero(verdict != "").tolist():
         image = annotations.image[row]
         width, height = sizes[image]
         numbers = ", ".join(f"{number:g}" for number in boxes[row])
@@ -116,15 +117,17 @@ def repair(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: Defec
         log.add(str(verdict[row]), annotations.sources[image], detail)
 
     kept = (verdict == "") | (verdict == "clipped")
-    repaired = _select(replace(annotations, boxes=inner.astype(np.float64)), kept)
+    repaired = select(replace(annotations, boxes=inner.astype(np.float64)), kept)
     repaired = _repair_masks(repaired, sizes, log)
     return _fill_areas(_fit_to_visible(repaired, np.flatnonzero(verdict[kept] == "clipped"), sizes))
 
 
 def _repair_masks(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"], log: DefectLog) -> Annotations:
     """Return the annotations with masks in pixels, without those that cannot be used, which are logged."""
-    masks = list(annotations.masks or ())
     sizes = sizes[annotations.image]
+    if isinstance(annotations.masks, Masks) and are_usable(annotations.masks, annotations.boxes, sizes):
+        return annotations
+    masks = list(annotations.masks or ())
     for row, mask in enumerate(masks):
         if isinstance(mask, Polygons) and annotations.normalised:
             masks[row] = mask.scaled(*sizes[row].tolist())
@@ -156,15 +159,24 @@ def _fill_areas(annotations: Annotations) -> Annotations:
     """Return the annotations with the area of the mask, or else of the box, in the place of each missing area."""
     boxes = annotations.boxes.astype(np.float32)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).astype(np.float64)
-    for row, mask in enumerate(annotations.masks or ()):
-        if mask is not None and np.isnan(annotations.areas[row]) and 0 < (area := mask.area()) < np.inf:
+    masks = annotations.masks or ()
+    for row in np.flatnonzero(np.isnan(annotations.areas)).tolist() if masks else ():
+        mask = masks[row]
+        if mask is not None and 0 < (area := mask.area()) < np.inf:
             areas[row] = area
     return replace(annotations, areas=np.where(np.isnan(annotations.areas), areas, annotations.areas))
 
 
-def _select(annotations: Annotations, kept: Bool[np.ndarray, " m"]) -> Annotations:
+def select(annotations: Annotations, kept: Bool[np.ndarray, " m"]) -> Annotations:
+    """Return the annotations with only some of their boxes."""
+    if kept.all():
+        return annotations
     columns = ("boxes", "image", "labels", "crowd", "difficult", "areas")
     chosen = {name: getattr(annotations, name)[kept] for name in columns}
     rows = np.flatnonzero(kept).tolist()
-    masks = None if annotations.masks is None else [annotations.masks[row] for row in rows]
+    masks = annotations.masks
+    if isinstance(masks, Masks):
+        masks = masks.take(np.flatnonzero(kept))
+    elif masks is not None:
+        masks = [masks[row] for row in rows]
     return replace(annotations, **chosen, places=[annotations.places[row] for row in rows], masks=masks)

@@ -87,7 +87,7 @@ class CanvasBatchSampler(Sampler[list[Item]]):
 
     def __init__(
         self,
-        sizes: Sequence[Size],
+        sizes: Int[np.ndarray, "n 2"] | Sequence[Size],
         batch_size: int,
         resizes: Sequence[Resize],
         max_canvases: int,
@@ -102,7 +102,8 @@ class CanvasBatchSampler(Sampler[list[Item]]):
         self._global_batch_size = batch_size * world_size if training else batch_size
         self.closing_from, self.epoch = closing_from, 0
         self._resume_epoch, self._resume_batch = 0, 0
-        resized = [np.array([resize.size(*size) for size in sizes]) for resize in self.resizes]
+        different, place = np.unique(np.asarray(sizes), axis=0, return_inverse=True)
+        resized = [np.array([resize.size(*size) for size in different.tolist()])[place] for resize in self.resizes]
         # Images are grouped by their canvas at the first scale. The groups are the same at the other scales, so that
         # no scale has more canvases than requested.
         planned = assign_canvases(resized[0], plan_canvases(resized[0], max_canvases))

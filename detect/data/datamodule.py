@@ -26,6 +26,7 @@ from detect.data.loader import make_loader
 from detect.data.masks import MASK_SIZE, Bitmaps, crops, refit
 from detect.data.mosaic import Combination, Picture
 from detect.data.options import DataOptions
+from detect.data.records import columns
 from detect.data.splits import Divide, Splits
 from detect.data.transforms import Augmentation, Augmented, Resize, resize
 from detect.errors import UserError
@@ -130,8 +131,10 @@ class DetectionData(LightningDataModule):
 
     def _digest(self, dataset: Dataset) -> None:
         """Compute the digests that identify images in the proposal store. Raise `UserError` if the store lacks any."""
+        if self.options.proposals is None:
+            return
         paths = [record.path for record in dataset.records if record.path not in self._digests]
-        if self.options.proposals is None or not paths:
+        if not paths:
             return
         with ThreadPoolExecutor() as pool:
             digests = dict(zip(paths, pool.map(digest, paths), strict=True))
@@ -158,7 +161,7 @@ class DetectionData(LightningDataModule):
                 self.masks,
                 None if augmentation is None else self._combination,
             ),
-            sizes=[(record.height, record.width) for record in dataset.records],
+            sizes=columns(dataset.records).sizes[:, ::-1],
             resizes=resizes,
             canvases=self.options.canvases,
             batch_size=batch_size,

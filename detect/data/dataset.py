@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64
-
-from detect.data.masks import Mask
+from detect.data.records import Record, Records
 from detect.errors import class_names
 
 VALIDATION = ("val", "valid", "validation")
 """Synonyms for the validation split; the name on disk may differ from the requested one."""
 SEPARATOR = " + "
 """Between the names of splits that are joined: `train + new` is also the name of the joined split."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One image and its boxes, in pixels of the image that `decode` returns (EXIF orientation applied)."""
-
-    id: int
-    path: Path
-    width: int
-    height: int
-    boxes: Float[np.ndarray, "n 4"]
-    """xyxy, inside the image, of positive area. float32, or float64 where metrics must match a file to the last bit."""
-    labels: Int64[np.ndarray, " n"]
-    """0 … C-1, the index of the class in `Dataset.classes`."""
-    crowd: Bool[np.ndarray, " n"]
-    """COCO's `iscrowd`: a region of many objects, neither ground truth nor background."""
-    difficult: Bool[np.ndarray, " n"]
-    """VOC's `difficult`: used in training, but left out of VOC's metrics."""
-    areas: Float64[np.ndarray, " n"]
-    """COCO's `area`, which divides ground truths into small, medium and large; without it, that of the mask or box."""
-    masks: tuple[Mask | None, ...] | None = None
-    """Mask of each box, None for a box without one; None for a data set without masks."""
-
-    def select(self, kept: Bool[np.ndarray, " n"]) -> Record:
-        """Return the record with only some of its boxes."""
-        columns = ("boxes", "labels", "crowd", "difficult", "areas")
-        masks = None if self.masks is None else tuple(self.masks[row] for row in np.flatnonzero(kept))
-        return replace(self, **{name: getattr(self, name)[kept] for name in columns}, masks=masks)
-
-    def has_boxes_of(self, other: Record) -> bool:
-        """Return whether another record has the same boxes with the same labels."""
-        columns = ("boxes", "labels", "difficult")
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +39,8 @@ class Dataset:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     """Id of each class in the file; `predictions.json` uses these."""
-    records: tuple[Record, ...]
+    records: Sequence[Record]
+    """The images, of a split that was read in columns; see `records.Records`."""
     repaired: tuple[Defect, ...] = field(default=())
     """Defects that were repaired while reading. A defect that cannot be repaired raises `UserError`."""
     roots: tuple[Path, ...] = ()
@@ -102,4 +68,6 @@ class Dataset:
 
 def without_masks(dataset: Dataset) -> Dataset:
     """Return the data set with boxes only; the masks of a large one take hundreds of megabytes."""
+    if isinstance(dataset.records, Records):
+        return replace(dataset, records=dataset.records.without_masks())
     return replace(dataset, records=tuple(replace(record, masks=None) for record in dataset.records))

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, NoReturn
 import numpy as np
 
 from detect.data.dataset import Dataset, Defect
+from detect.data.records import columns
 from detect.errors import UserError, listed, one_line
 from detect.files.fence import Fence, OutsideError
 
@@ -192,7 +193,7 @@ class DefectLog:
 
 def refuse_without_boxes(dataset: Dataset) -> None:
     """Raise `UserError` if a split has no box to train on; the message lists repaired defects, a likely cause."""
-    if not any((~record.crowd).any() for record in dataset.records):
+    if columns(dataset.records).crowd.all():
         cause = f": {summary_of_repairs(dataset)}" if dataset.repaired else ""
         problem = f"the split {dataset.split}, of {len(dataset)} images, has no box to train on"
         remedy = "add boxes or name another split with --data.train"
@@ -206,18 +207,13 @@ def summary_of_repairs(dataset: Dataset) -> str:
 
 def summary(dataset: Dataset) -> str:
     """Return a summary of a split: counts of images, boxes and classes, and count and first case per defect rule."""
-    records = dataset.records
-    boxes = sum(len(record.boxes) for record in records)
-    counts = np.bincount(
-        np.concatenate([[], *(record.labels for record in records)]).astype(np.int64), minlength=len(dataset.classes)
-    )
-    crowds = sum(int(record.crowd.sum()) for record in records)
-    difficult = sum(int(record.difficult.sum()) for record in records)
-    empty = sum(len(record.boxes) == 0 for record in records)
+    records = columns(dataset.records)
+    counts = np.bincount(records.labels, minlength=len(dataset.classes))
+    empty = int((records.counts == 0).sum())
     lines = [
         f"{dataset.source}, split {dataset.split} ({dataset.format})",
         f"  {len(records)} images, {empty} of them without a box",
-        f"  {boxes} boxes, {crowds} of them crowds, {difficult} difficult",
+        f"  {len(records.boxes)} boxes, {records.crowd.sum()} of them crowds, {records.difficult.sum()} difficult",
         f"  {_class_counts(dataset.classes, counts.tolist())}",
     ]
     for rule, defects in _by_rule(dataset.repaired).items():

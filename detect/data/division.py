@@ -18,7 +18,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
-from detect.data.dataset import Dataset, Defect, Record
+from detect.data.dataset import Dataset, Defect
+from detect.data.records import Record
 from detect.errors import UserError, one_line
 from detect.files.fence import MAX_BYTES, read_bounded
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.data.defects import summary_of_repairs
+from detect.data.records import Record, Records, columns
 from detect.data.transforms import Augmentation
 from detect.errors import UserError, listed, one_line
 
@@ -22,10 +23,10 @@ _LOSSES = ("zero-area", "negative-size", "outside-image", "unknown-image")
 
 def refuse_crowded(dataset: Dataset, max_objects: int, combined: int = 1) -> None:
     """Raise `UserError` if an image, or this many combined into one, has more boxes than a batch may hold."""
-    counts = [len(record.boxes) for record in dataset.records]
-    crowded = sum(count * combined > max_objects for count in counts)
+    counts = columns(dataset.records).counts
+    crowded = int((counts * combined > max_objects).sum())
     if crowded:
-        most = max(range(len(counts)), key=counts.__getitem__)
+        most = int(counts.argmax())
         together = f", {counts[most] * combined} with mosaic or mixup" if combined > 1 else ""
         problem = f"{counts[most]} boxes{together}, but data.max_objects is {max_objects}"
         others = f" ({crowded} images of the split {dataset.split} have too many)" if crowded > 1 else ""
@@ -36,7 +37,7 @@ def refuse_crowded(dataset: Dataset, max_objects: int, combined: int = 1) -> Non
 
 def refuse_without_masks(dataset: Dataset) -> None:
     """Raise `UserError` if no object of a split has a mask."""
-    if not any(mask is not None for record in dataset.records for mask in record.masks or ()):
+    if not _has_masks(dataset.records):
         problem = f"no object of the split {dataset.split} has a mask, and the model learns masks"
         if any(defect.rule in _LOST_MASKS for defect in dataset.repaired):
             problem = f"no object of the split {dataset.split} has a usable mask: {summary_of_repairs(dataset)}"
@@ -44,10 +45,16 @@ def refuse_without_masks(dataset: Dataset) -> None:
         raise UserError(one_line(f"{dataset.root}: {problem}; {remedy}"))
 
 
+def _has_masks(records: Sequence[Record]) -> bool:
+    if isinstance(records, Records):
+        return records.masks is not None and bool(records.masks.given.any())
+    return any(mask is not None for record in records for mask in record.masks or ())
+
+
 def refuse_losses(dataset: Dataset) -> None:
     """Raise `UserError` if the reader has left out more than half of the boxes of a split."""
     lost = sum(defect.rule in _LOSSES for defect in dataset.repaired)
-    kept = sum(len(record.boxes) for record in dataset.records)
+    kept = len(columns(dataset.records).boxes)
     if lost > kept and lost >= MIN_LOST and kept:
         problem = f"{lost} of {lost + kept} boxes of the split {dataset.split} cannot be used"
         remedy = "correct them; detect data check shows all"
@@ -68,18 +75,15 @@ def try_augmentation(dataset: Dataset, augmentation: Augmentation, seed: int = 0
 
 
 def _extremes(records: Sequence[Record]) -> list[Record]:
-    indices = range(len(records))
-    chosen = [
-        min(indices, key=lambda index: records[index].width * records[index].height),
-        min(indices, key=lambda index: records[index].width),
-        min(indices, key=lambda index: records[index].height),
-    ]
-    return [records[index] for index in dict.fromkeys([0, *chosen])]
+    sizes = columns(records).sizes
+    chosen = sizes.prod(axis=1).argmin(), *sizes.argmin(axis=0)
+    return [records[index] for index in dict.fromkeys([0, *map(int, chosen)])]
 
 
 def unused_classes(dataset: Dataset) -> str | None:
     """Return one line that names the classes without a box in a split, or None."""
-    labels = {label for record in dataset.records for label in record.labels[~record.crowd].tolist()}
+    boxes = columns(dataset.records)
+    labels = np.unique(boxes.labels[~boxes.crowd]).tolist()
     names = [name for label, name in enumerate(dataset.classes) if label not in labels]
     if not names:
         return None

@@ -12,7 +12,9 @@ from functools import cache, partial
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import distributed
 from torch.utils import data
 
@@ -24,7 +26,7 @@ from detect.devices import is_distributed
 
 def make_loader(
     images: data.Dataset,
-    sizes: Sequence[Size],
+    sizes: Int[np.ndarray, "n 2"] | Sequence[Size],
     *,
     batch_size: int,
     resizes: Sequence[Resize],

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
-from detect.data.dataset import SEPARATOR, Dataset, Defect, Record
+from detect.data.dataset import SEPARATOR, Dataset, Defect
+from detect.data.records import Record, columns
 from detect.errors import UserError, listed, one_line
 from detect.proposals.store import digest
 
@@ -131,8 +132,8 @@ def _relabel(dataset: Dataset, classes: tuple[str, ...], category_ids: tuple[int
 
 def with_leaks(dataset: Dataset, training: Iterable[Dataset]) -> Dataset:
     """Return a split with a defect for each image that the training split has too, byte by byte."""
-    trained = {record.path: _size(record) for one in training for record in one.records}
-    sizes = {record.path: _size(record) for record in dataset.records}
+    trained = {path: size for one in training for path, size in _sizes(one)}
+    sizes = dict(_sizes(dataset))
     common = set(trained.values()) & set(sizes.values())
     digests = {digest(path): path for path, size in trained.items() if size in common}
     same = ((path, digests.get(digest(path))) for path, size in sizes.items() if size in common)
@@ -142,7 +143,10 @@ def with_leaks(dataset: Dataset, training: Iterable[Dataset]) -> Dataset:
 
 def _without_repeated(datasets: Iterable[Dataset]) -> tuple[list[Record], list[Defect]]:
     """Return the records without images that an earlier data set has, and a defect for each of these."""
-    lists = [[(record, _size(record)) for record in dataset.records] for dataset in datasets]
+    lists = [
+        [(record, size) for record, (_, size) in zip(dataset.records, _sizes(dataset), strict=True)]
+        for dataset in datasets
+    ]
     counts = Counter(size for sizes in lists for _, size in sizes)
     kept, repeated = [], []
     earlier: dict[bytes, Record] = {}
@@ -164,6 +168,8 @@ def _without_repeated(datasets: Iterable[Dataset]) -> tuple[list[Record], list[D
     return kept, repeated
 
 
-def _size(record: Record) -> tuple[int, int, int]:
-    """Return the number of bytes, the width and the height of an image."""
-    return record.path.stat().st_size, record.width, record.height
+def _sizes(dataset: Dataset) -> Iterator[tuple[Path, tuple[int, int, int]]]:
+    """Yield path, and number of bytes, width and height, of each image."""
+    images = columns(dataset.records)
+    for path, (width, height) in zip(images.paths(), images.sizes.tolist(), strict=True):
+        yield path, (path.stat().st_size, width, height)

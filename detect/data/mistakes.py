@@ -101,7 +101,7 @@ def log_pixel_boxes(annotations: Annotations, log: DefectLog) -> None:
     if not annotations.normalised:
         return
     largest = _written(annotations).max(axis=1, initial=0)
-    for row in np.flatnonzero((largest > PIXELS) & np.isfinite(largest)):
+    for row in np.flatnonzero((largest > PIXELS) & np.isfinite(largest)).tolist():
         source = annotations.sources[annotations.image[row]]
         log.add("pixel-box", source, f"{annotations.places[row]}: it has the number {largest[row]:g}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,13 +15,15 @@ import numpy as np
 from jaxtyping import Int64
 
 from detect.data.annotations import Annotations, repair
-from detect.data.dataset import Dataset, Record
+from detect.data.cache import remembered
+from detect.data.dataset import Dataset
 from detect.data.decode import SUFFIXES, orientation
 from detect.data.deep_images import log_12_bit
 from detect.data.defects import DefectLog, as_json
 from detect.data.formats import FORMATS, USUAL_FILES, yolo
 from detect.data.image_headers import check_images
 from detect.data.mistakes import correct_mistakes
+from detect.data.records import Masks, Records
 from detect.data.tree import Tree, unwrapped, usual_split
 from detect.errors import UserError, listed, one_line
 from detect.files.fence import OutsideError
@@ -61,6 +64,22 @@ def read(
     """
     source = open_data(Path(root), follow_links, format)
     split = _resolve(source, split)
+    labels = None if classes is None else tuple(classes)
+    asked = (source.tree.entry and source.tree.entry.name, split, labels, source.format, skip_unreadable)
+    return remembered(
+        source.tree, follow_links, asked, lambda: _read(source, split, classes, skip_unreadable, follow_links, progress)
+    )
+
+
+def _read(
+    source: Source,
+    split: str,
+    classes: Sequence[str] | None,
+    skip_unreadable: bool,
+    follow_links: bool,
+    progress: bool,
+) -> Dataset:
+    """Read and check a split that exists; see `read`."""
     log = DefectLog(source.tree.root, split, skip_unreadable=skip_unreadable, follow_links=follow_links)
     with _garbage_collection_paused():
         annotations = FORMATS[source.format].parse(source.tree, split, classes, log)
@@ -75,7 +94,7 @@ def read(
         format=source.format,
         classes=annotations.classes,
         category_ids=annotations.category_ids,
-        records=_records(annotations, sizes),
+        records=_records(source.tree.root, annotations, sizes),
         repaired=log.repaired,
     )
 
@@ -255,23 +274,21 @@ def _compare_sizes(annotations: Annotations, index: int, size: tuple[int, int], 
     log.add("size-mismatch", annotations.sources[index], detail)
 
 
-def _records(annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> tuple[Record, ...]:
+def _records(root: Path, annotations: Annotations, sizes: Int64[np.ndarray, "i 2"]) -> Records:
+    """Return the images that can be read, with their boxes in the order of the images."""
     ids = image_ids(annotations.paths) if annotations.ids is None else annotations.ids
     order = np.argsort(annotations.image, kind="stable")
-    boxes = annotations.boxes[order].astype(np.float32)
-    labels, areas = annotations.labels[order], annotations.areas[order]
-    crowd, difficult = annotations.crowd[order], annotations.difficult[order]
+    columns = {name: getattr(annotations, name)[order] for name in ("labels", "crowd", "difficult", "areas")}
+    columns["boxes"] = annotations.boxes[order].astype(np.float32)
     bounds = np.searchsorted(annotations.image[order], np.arange(len(sizes) + 1))
-    records = []
-    for index, path in enumerate(annotations.paths):
-        width, height = map(int, sizes[index])
-        if not width:  # unreadable and skipped
-            continue
-        rows = slice(bounds[index], bounds[index + 1])
-        columns = (boxes[rows], labels[rows], crowd[rows], difficult[rows], areas[rows])
-        masks = None if annotations.masks is None else tuple(annotations.masks[row] for row in order[rows])
-        records.append(Record(ids[index], path, width, height, *columns, masks))
-    return tuple(records)
+    masks = annotations.masks
+    if isinstance(masks, Masks):
+        masks = masks if (np.diff(order) == 1).all() else masks.take(order)
+    elif masks is not None:
+        masks = [masks[row] for row in order.tolist()]
+    records = Records.in_columns(f"{root}{os.sep}", annotations.paths, ids, sizes, bounds, columns, masks)
+    readable = sizes[:, 0] > 0
+    return records if readable.all() else records.take(np.flatnonzero(readable))
 
 
 def image_ids(paths: Sequence[Path]) -> list[int]:

@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int64
 
 from detect.data.image_headers import check_images
 from detect.data.masks import RLE, LabelledPixels, Mask, Polygons, Window, encode, labels_of_pixels
+from detect.data.records import Masks
 from detect.files.fence import Fence
 
 MAX_CORNERS = 2**20
@@ -79,6 +80,30 @@ def usable_masks(
     if (mistake := _common_mistake(bounds, boxes, sizes)) is not None:
         return [None] * len(usable), [*problems, mistake]
     return usable, problems
+
+
+def are_usable(masks: Masks, boxes: Float64[np.ndarray, "m 4"], sizes: Int64[np.ndarray, "m 2"]) -> bool:
+    """Return whether `usable_masks` would return all these masks, of polygons in pixels, without a problem.
+
+    Args:
+        masks: mask of each box.
+        boxes: xyxy in pixels.
+        sizes: width and height of the image of each box.
+    """
+    bounds, corners = masks.bounds(), masks.numbers_of_corners()
+    is_polygon = corners > 0
+    # Only run-length encodings and polygons that may be too long are looked at one by one.
+    suspect = masks.given & (~is_polygon | (corners * 3 * sizes.sum(axis=1) > MAX_PATH))
+    if not np.isfinite(bounds[is_polygon]).all() or (corners > MAX_CORNERS).any():
+        return False
+    for row in np.flatnonzero(suspect).tolist():
+        mask = masks[row]
+        assert mask is not None
+        if _problem(mask, bounds[row], *sizes[row].tolist()) is not None:
+            return False
+        if isinstance(mask, RLE):
+            bounds[row] = mask.bounds()
+    return _common_mistake(bounds, boxes, sizes) is None
 
 
 def _problem(mask: Mask, bounds: Float64[np.ndarray, " 4"], width: int, height: int) -> tuple[str, str] | None:

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
 from detect.data.masks import RLE, Bitmap
+from detect.data.records import Record
 from detect.evaluation.coco import Prediction, by_image
 from detect.evaluation.flat import FlatDetections, FlatGroundTruths
 from detect.evaluation.matching import Matches

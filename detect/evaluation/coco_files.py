@@ -19,9 +19,10 @@ from pycocotools import mask as coco_mask
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
 from detect.data.formats.coco_entries import valid_mask
 from detect.data.masks import RLE, Mask
+from detect.data.records import Record
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction
 from detect.evaluation.names import match_names

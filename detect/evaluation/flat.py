@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
 from detect.data.masks import RLE, Polygons
+from detect.data.records import Record
 from detect.evaluation.coco import Kind, Prediction, by_image, corners, xywh
 from detect.evaluation.overlaps import Overlaps, overlaps_of_boxes, overlaps_of_masks
 

@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int8
 from PIL import Image
 
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.data.masks import Mask
 from detect.data.outlines import trace
+from detect.data.records import Record
 from detect.errors import UserError
 from detect.evaluation.coco import Prediction, by_image
 from detect.evaluation.thresholds import DEFAULT_SCORE

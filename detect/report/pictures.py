@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
 from detect.data.decode import decode
 from detect.data.masks import Mask, bounds
+from detect.data.records import Record
 from detect.evaluation.coco import Prediction, by_image
 from detect.report.drawing import BLACK, WHITE, Window, draw_boxes, font_for, text_size
 

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from detect.backbones import ResNetOptions, TimmOptions
 from detect.backbones.packaged_weights import has_packaged_weights
 from detect.config import Config, load_config
-from detect.data.dataset import Record
 from detect.data.options import DataOptions
+from detect.data.records import Record
 from detect.data.splits import Splits, usual_splits
 from detect.data.transforms import Resize
 from detect.devices import choose_device

@@ -15,10 +15,11 @@ from detect.curation.mask_limits import fit_masks
 from detect.curation.regroup import merge_copy, split_copy
 from detect.curation.shapes import make_shapes
 from detect.curation.writers import write_voc
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
 from detect.data.masks import Polygons, encode
 from detect.data.outlines import outline_of
 from detect.data.read import read, read_all
+from detect.data.records import Record
 
 DATA = Path(os.environ.get("DETECT_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 coco_mini = pytest.mark.skipif(not (DATA / "coco_mini").is_dir(), reason=f"coco_mini is not in DETECT_DATA ({DATA})")

@@ -13,8 +13,9 @@ from rich.console import Console
 from detect.curation.objects import cooccurrence, objects_of
 from detect.curation.stats import print_statistics, statistics, stats
 from detect.curation.stats_picture import coverage, draw_statistics
-from detect.data.dataset import Dataset, Defect, Record
+from detect.data.dataset import Dataset, Defect
 from detect.data.masks import Polygons, encode
+from detect.data.records import Record
 from detect.errors import UserError
 
 

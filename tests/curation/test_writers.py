@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from detect.curation.writers import coco_boxes, voc_boxes, yolo_boxes
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
+from detect.data.records import Record
 
 WIDTH, HEIGHT = 641, 483
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision.ops
@@ -184,7 +185,9 @@ def test_static_shapes_on_cuda(monkeypatch, triton):
 
 @pytest.mark.parametrize("task", ["interpret", "compile"])
 def test_the_triton_kernels(task, tmp_path):
-    pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
+    triton = pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
+    if task == "interpret" and triton.__version__.startswith("3.6") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        pytest.skip("the interpreter of Triton 3.6 fails with numpy 2.4")
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     environment["TRITON_INTERPRET"] = str(int(task == "interpret"))
     script = Path(__file__).with_name("triton_roi_align.py")

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
+from detect.data.records import Record
 from detect.errors import UserError
 from detect.prediction.onnx_detector import OnnxDetector, physical_cores, predict_dataset, thread_count
 from detect.prediction.sources import Frame

@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
+from detect.data.records import Record
 from detect.evaluation.coco import Prediction
 from detect.report.write import Origin, write_report
 

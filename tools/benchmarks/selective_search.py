@@ -33,9 +33,9 @@ from rich.table import Table
 
 import detect
 from detect.curation.recall import add_image
-from detect.data.dataset import Record
 from detect.data.decode import decode
 from detect.data.read import read
+from detect.data.records import Record
 from detect.proposals.recall import ProposalRecall
 from detect.proposals.selective_search import Mode
 

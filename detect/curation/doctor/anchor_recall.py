@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from detect.curation.objects import AREAS
 from detect.data.canvases import assign_canvases, plan_canvases
-from detect.data.dataset import Record
+from detect.data.records import Record
 from detect.data.transforms import Resize
 
 THRESHOLDS = (0.5, 0.7)

@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 
-from detect.data.annotations import Annotations, choose_classes
+from detect.data.annotations import Annotations, choose_classes, select
 from detect.data.defects import DefectLog, as_json
 from detect.data.formats.coco_entries import is_number, mask_of, normalise
+from detect.data.formats.coco_stream import MIN_BYTES, Places, Regular, read_regular
 from detect.data.formats.labelled import image_path
 from detect.data.tree import Tree, folder_of
-from detect.files.fence import OutsideError
+from detect.files.fence import MAX_BYTES, OutsideError
 
 LOOKED_FOR = "a JSON file with images, annotations and categories (COCO)"
 _ROBOFLOW = "_annotations.coco.json"
@@ -59,6 +61,10 @@ def splits(tree: Tree) -> tuple[str, ...]:
 def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog) -> Annotations:
     """Parse the annotation file of a split. `classes`: see `read`; by default the file's, sorted by category id."""
     path = locate(tree, split)
+    if log.fence.admits(path) and MIN_BYTES <= path.stat().st_size <= MAX_BYTES[".json"]:
+        regular = read_regular(path)
+        if regular is not None:
+            return _of_columns(regular, tree, split, path, classes, log)
     document = load(path, log)
     images = _images(document, tree, split, path, log)
     annotations = entries(document, "annotations", path, log, image_id=ID, category_id=ID, bbox=BOX)
@@ -96,6 +102,53 @@ def parse(tree: Tree, split: str, classes: Sequence[str] | None, log: DefectLog)
         layout="sizes",
         masks=masks if any(masks) else None,
     )
+
+
+def _of_columns(
+    regular: Regular, tree: Tree, split: str, path: Path, classes: Sequence[str] | None, log: DefectLog
+) -> Annotations:
+    """Return the annotations of a file whose entries have no defect."""
+    document = {"images": regular.images, "categories": regular.categories}
+    images = _images(document, tree, split, path, log)
+    names = _categories(document, path, log, used=set(np.unique(regular.category_ids).tolist()))
+    chosen, category_ids, label_of = choose_classes(names, classes)
+    image = _looked_up(regular.image_ids, {entry["id"]: index for index, (entry, _) in enumerate(images)})
+    places = Places(regular.ids, regular.image_ids)
+    labels = _looked_up(regular.category_ids, label_of)
+    for row in np.flatnonzero(labels < 0).tolist():  # a category that is not one of the chosen classes
+        category = int(regular.category_ids[row])
+        rule = "unknown-class" if category in names else "unknown-category"
+        log.add(rule, path, f"{places[row]}: category {category} {names.get(category, '')}".rstrip())
+    boxes = regular.boxes.copy()
+    with np.errstate(over="ignore", invalid="ignore"):  # such boxes are reported by `repair`
+        boxes[:, 2:] += boxes[:, :2]
+    found = Annotations(
+        classes=chosen,
+        category_ids=category_ids,
+        paths=[image_path for _, image_path in images],
+        sources=[path] * len(images),
+        declared=[_declared(entry) for entry, _ in images],
+        ids=[entry["id"] for entry, _ in images],
+        boxes=boxes,
+        image=image,
+        labels=labels,
+        crowd=regular.crowd,
+        difficult=np.zeros(len(boxes), dtype=bool),
+        areas=regular.areas,
+        places=places,
+        layout="sizes",
+        masks=regular.masks,
+    )
+    for row in np.flatnonzero(found.image < 0).tolist():  # of an image that was left out
+        log.add("unknown-image", path, places[row])
+    return select(found, found.image >= 0)
+
+
+def _looked_up(ids: Int64[np.ndarray, " m"], place_of: Mapping[int, int]) -> Int64[np.ndarray, " m"]:
+    """Return the place of each id, -1 for an unknown one."""
+    different, inverse = np.unique(ids, return_inverse=True)
+    places = [place_of.get(id, -1) for id in different.tolist()]
+    return np.array(places, np.int64)[inverse]
 
 
 def locate(tree: Tree, split: str) -> Path:

@@ -19,7 +19,7 @@ from detect.curation.doctor.anchor_recall import (
     propose,
     shape_iou,
 )
-from detect.data.dataset import Record
+from detect.data.records import Record
 from detect.data.transforms import Resize
 from detect.models.anchors import AnchorGenerator
 from detect.ops.boxes import iou_matrix

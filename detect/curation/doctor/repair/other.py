@@ -9,8 +9,9 @@ from jaxtyping import Float32, Float64
 
 from detect.curation.doctor.repair.plan import Plan
 from detect.curation.writers import write_coco
-from detect.data.dataset import Dataset, Record
+from detect.data.dataset import Dataset
 from detect.data.read import image_ids
+from detect.data.records import Record
 
 
 def write_as_coco(plan: Plan, draft: Path) -> None:
