@@ -163,6 +163,16 @@ def is_working(number) -> bool:
     return not command_line(number).startswith((b"ray::DashboardAgent", b"ray::RuntimeEnvAgent"))
 
 
+def listening(pids) -> set[str]:
+    """Return the addresses at which processes listen, as Linux writes them; 127.0.0.1 is 0100007F."""
+    open_files = set()
+    for pid in pids:
+        with suppress(OSError):
+            open_files |= {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in open_files}
+
+
 def contents(out) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in FILES}
 
@@ -172,6 +182,7 @@ def test_actors_are_killed(checkpoint, photos, tmp_path, plain):
         for parts in range(5, 50, 10):
             run.until(lambda parts=parts: len(run.parts()) >= parts and run.actors())
             os.kill(run.actors()[0], signal.SIGKILL)
+        assert listening(run.alive()) == {"0100007F", "0000000000000000FFFF00000100007F"}
         assert run.wait() == 0
     assert run.stdout == f"{tmp_path / 'out'}: {IMAGES} images, {5 * IMAGES} detections\n"
     assert run.stderr.count("a worker died while it predicted on ") == 5 == len(run.stderr.splitlines())
