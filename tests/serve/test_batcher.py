@@ -134,6 +134,7 @@ def test_an_image_alone_gets_all_cores():
     batcher = Batcher(FakeDetector(), {}, max_batch=1, max_wait=0, cores=4, set_threads=threads.append)
     for _ in range(3):
         batcher.submit(frame(), 0.5).result(10)
-        time.sleep(0.05)  # until its thread has counted it out
+        while batcher._running:  # until its thread has counted it out
+            time.sleep(0.001)
     batcher.close()
     assert threads == [4, 4, 4]
